@@ -1,0 +1,60 @@
+// Counter-based random numbers: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+// A value is a pure function of (seed, stream, index), so nothing depends on the order of calls, threads or ranks.
+#pragma once
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <numbers>
+#include <string_view>
+
+namespace llm {
+
+inline std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t a = uint64_t{0xD2511F53} * counter[0];
+    const uint64_t b = uint64_t{0xCD9E8D57} * counter[2];
+    counter = {static_cast<uint32_t>(b >> 32) ^ counter[1] ^ key[0], static_cast<uint32_t>(b),
+               static_cast<uint32_t>(a >> 32) ^ counter[3] ^ key[1], static_cast<uint32_t>(a)};
+    key[0] += 0x9E3779B9;
+    key[1] += 0xBB67AE85;
+  }
+  return counter;
+}
+
+// FNV-1a: names a stream by what it is for ("init/h.0.attn", "sample"), the same on every machine.
+constexpr uint64_t stream_of(std::string_view name) {
+  uint64_t hash = 0xcbf29ce484222325;
+  for (char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  return hash;
+}
+
+class Random {
+ public:
+  Random(uint64_t seed, uint64_t stream)
+      : key_{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)}, stream_(stream) {}
+
+  std::array<uint32_t, 4> block(uint64_t index) const {
+    return philox({static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32),
+                   static_cast<uint32_t>(stream_), static_cast<uint32_t>(stream_ >> 32)},
+                  key_);
+  }
+  uint64_t bits(uint64_t index) const {
+    const auto b = block(index);
+    return (uint64_t{b[1]} << 32) | b[0];
+  }
+  // In [0, 1), 53 random bits.
+  double uniform(uint64_t index) const { return static_cast<double>(bits(index) >> 11) * 0x1p-53; }
+  // Standard normal by Box-Muller; each index has its own two uniforms.
+  double normal(uint64_t index) const {
+    const auto b = block(index);
+    const double u = (static_cast<double>((uint64_t{b[1]} << 32 | b[0]) >> 11) + 1.0) * 0x1p-53;  // (0, 1]
+    const double v = static_cast<double>((uint64_t{b[3]} << 32 | b[2]) >> 11) * 0x1p-53;
+    return std::sqrt(-2.0 * std::log(u)) * std::cos(2.0 * std::numbers::pi * v);
+  }
+
+ private:
+  std::array<uint32_t, 2> key_;
+  uint64_t stream_;
+};
+
+}  // namespace llm

@@ -1,0 +1,61 @@
+// The type of a tensor's elements and the extent of its dimensions, row-major.
+#pragma once
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+
+#include "llm/base/error.h"
+
+namespace llm {
+
+enum class DType : uint8_t { fp32, bf16, int32 };
+
+inline size_t size_of(DType dtype) { return dtype == DType::bf16 ? 2 : 4; }
+
+inline const char* name_of(DType dtype) {
+  switch (dtype) {
+    case DType::fp32: return "fp32";
+    case DType::bf16: return "bf16";
+    case DType::int32: return "int32";
+  }
+  return "?";
+}
+
+// Up to four dimensions; the last one is contiguous. There are no strides and no views.
+class Shape {
+ public:
+  Shape() = default;
+  Shape(std::initializer_list<int64_t> dims) {
+    if (dims.size() > dims_.size()) fail("a shape has at most 4 dimensions, not ", dims.size());
+    for (int64_t d : dims) {
+      if (d < 0) fail("a dimension cannot be negative: ", d);
+      dims_[static_cast<size_t>(rank_++)] = d;
+    }
+  }
+
+  int rank() const { return rank_; }
+  int64_t operator[](int i) const { return dims_[static_cast<size_t>(i)]; }
+  int64_t last() const { return rank_ ? (*this)[rank_ - 1] : 1; }
+  int64_t elements() const {
+    int64_t n = 1;
+    for (int i = 0; i < rank_; ++i) n *= (*this)[i];
+    return n;
+  }
+  // The number of rows when all leading dimensions are seen as one: elements / last.
+  int64_t rows() const { return rank_ == 0 ? 1 : (last() == 0 ? 0 : elements() / last()); }
+  bool operator==(const Shape&) const = default;
+
+  std::string text() const {
+    std::string s = "(";
+    for (int i = 0; i < rank_; ++i) s += (i ? ", " : "") + std::to_string((*this)[i]);
+    return s + ")";
+  }
+
+ private:
+  std::array<int64_t, 4> dims_{};
+  int rank_ = 0;
+};
+
+}  // namespace llm

@@ -1,0 +1,143 @@
+// Vectors of floats in the widest registers of the instruction set the file is compiled for, by the compilers' vector
+// extensions: the same source is AVX-512, AVX2, SSE or NEON. The functions here are the only ones that kernels need.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace llm::simd {
+
+#if defined(__AVX512F__)
+inline constexpr int kLanes = 16;
+#elif defined(__AVX__)
+inline constexpr int kLanes = 8;
+#else
+inline constexpr int kLanes = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef int32_t IntVec __attribute__((vector_size(kLanes * 4)));
+
+inline Vec load(const float* p) {
+  Vec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+inline Vec broadcast(float x) { return x - Vec{}; }
+
+// The first `count` lanes; the others read as zero and are not touched in memory.
+#if defined(__AVX512F__)
+inline Vec load_part(const float* p, int64_t count) {
+  return (Vec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+}
+inline void store_part(float* p, Vec v, int64_t count) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+}
+#else
+inline Vec load_part(const float* p, int64_t count) {
+  float lanes[kLanes] = {};
+  for (int64_t i = 0; i < std::min<int64_t>(count, kLanes); ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+inline void store_part(float* p, Vec v, int64_t count) {
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int64_t i = 0; i < std::min<int64_t>(count, kLanes); ++i) p[i] = lanes[i];
+}
+#endif
+
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
+
+namespace detail {
+
+// Of each pair of blocks of `Step` lanes, takes the low one from `a` and `b` (or the high one) and puts them side by side.
+template <int Step, bool High, int... I>
+inline Vec merge_blocks(Vec a, Vec b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, ((I & Step) == 0 ? I + (High ? Step : 0) : kLanes + I - (High ? 0 : Step))...);
+}
+
+template <int Step>
+inline void transpose_step(Vec* rows) {
+  if constexpr (Step < kLanes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i)
+      if ((i & Step) == 0) {
+        const Vec a = rows[i], b = rows[i + Step];
+        rows[i] = merge_blocks<Step, false>(a, b, std::make_integer_sequence<int, kLanes>{});
+        rows[i + Step] = merge_blocks<Step, true>(a, b, std::make_integer_sequence<int, kLanes>{});
+      }
+    transpose_step<2 * Step>(rows);
+  }
+}
+
+}  // namespace detail
+
+// Transposes a kLanes x kLanes block in registers, by swapping ever larger off-diagonal blocks.
+inline void transpose(Vec (&rows)[kLanes]) { detail::transpose_step<1>(rows); }
+
+namespace detail {
+
+// Every lane i below `Half` meets lane i + Half; the other lanes hold nothing of use.
+template <int Half, int... I>
+inline Vec upper(Vec v, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(v, v, (I < Half ? I + Half : I)...);
+}
+template <int Half>
+inline float fold_add(Vec v) {
+  if constexpr (Half == 0)
+    return v[0];
+  else
+    return fold_add<Half / 2>(v + upper<Half>(v, std::make_integer_sequence<int, kLanes>{}));
+}
+template <int Half>
+inline float fold_max(Vec v) {
+  if constexpr (Half == 0)
+    return v[0];
+  else
+    return fold_max<Half / 2>(max(v, upper<Half>(v, std::make_integer_sequence<int, kLanes>{})));
+}
+
+}  // namespace detail
+
+// Sums and maxima over the lanes, by halves: the order is fixed by the vector's width.
+inline float reduce_add(Vec v) { return detail::fold_add<kLanes / 2>(v); }
+inline float reduce_max(Vec v) { return detail::fold_max<kLanes / 2>(v); }
+
+// e^x to about 2 units in the last place: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial of degree 6 for e^r (Cephes'
+// expf coefficients), and n added to the exponent. Below -87.3 the result is 0, above 88.37 it is the largest e^x.
+inline Vec exp(Vec x) {
+  const Vec clamped = min(max(x, broadcast(-87.3f)), broadcast(88.37f));
+  const Vec shifted = clamped * broadcast(1.44269504088896341f) + broadcast(12582912.0f);  // rounds to nearest: 1.5 * 2^23
+  const Vec n = shifted - broadcast(12582912.0f);
+  Vec r = clamped - n * broadcast(0.693359375f);
+  r = r + n * broadcast(2.12194440e-4f);
+  Vec p = broadcast(1.9875691500e-4f);
+  p = p * r + broadcast(1.3981999507e-3f);
+  p = p * r + broadcast(8.3334519073e-3f);
+  p = p * r + broadcast(4.1665795894e-2f);
+  p = p * r + broadcast(1.6666665459e-1f);
+  p = p * r + broadcast(5.0000001201e-1f);
+  p = p * (r * r) + r + broadcast(1.0f);
+  const IntVec scale = (__builtin_convertvector(n, IntVec) + 127) << 23;
+  Vec power;
+  std::memcpy(&power, &scale, sizeof power);
+  const Vec result = p * power;
+  return x < broadcast(-87.3f) ? Vec{} : result;
+}
+
+// tanh by e^(2x), stable at both ends; about 1e-7 absolute.
+inline Vec tanh(Vec x) {
+  const Vec e = exp(broadcast(2.0f) * min(max(x, broadcast(-10.0f)), broadcast(10.0f)));
+  return (e - broadcast(1.0f)) / (e + broadcast(1.0f));
+}
+
+inline Vec sigmoid(Vec x) { return broadcast(1.0f) / (broadcast(1.0f) + exp(-x)); }
+
+}  // namespace llm::simd

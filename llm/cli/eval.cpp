@@ -1,0 +1,210 @@
+// train_gpt eval: the loss of a trained model on data.
+#include <unistd.h>
+
+#include <cerrno>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <numbers>
+#include <optional>
+
+#include "llm/base/error.h"
+#include "llm/cli/commands.h"
+#include "llm/cli/options.h"
+#include "llm/infer/loaded_model.h"
+#include "llm/text/tokenize.h"
+#include "llm/train/evaluate.h"
+#include "llm/train/log.h"
+
+namespace llm {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct EvalFlags {
+  std::string model, data, split, format = "text";
+  int64_t batch = 0, context = 0, batches = 0;
+  DeviceOptions device;
+};
+
+class TemporaryDirectory {
+ public:
+  TemporaryDirectory() {
+    const char* parent = std::getenv("TMPDIR");
+    path_ = std::string(parent && *parent ? parent : "/tmp") + "/train_gpt-eval-XXXXXX";
+    if (!::mkdtemp(path_.data()))
+      fail("cannot create a directory for the text's tokens, ", path_, ": ", std::strerror(errno), "; TMPDIR says where");
+  }
+  ~TemporaryDirectory() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+  TemporaryDirectory(const TemporaryDirectory&) = delete;
+  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+// What is evaluated. The stream's files stay mapped when their directory is removed.
+struct EvalData {
+  std::unique_ptr<TokenStream> stream;
+  std::string split;           // "val split", for the person
+  double bytes_per_token = 0;  // 0: unknown
+};
+
+bool is_text_file(const std::string& data) {
+  std::error_code none;
+  return fs::exists(data, none) && !fs::is_directory(data, none) && !data.ends_with(".bin");
+}
+
+// How much of a text file the run held out.
+double val_fraction_of(const LoadedModel& model) {
+  constexpr double usual = 0.1;
+  if (!model.checkpoint().has_trainer_state) return usual;
+  const auto settings = nlohmann::json::parse(read_trainer_state(model.checkpoint().path).settings_json, nullptr, false);
+  const auto found = settings.find("val_fraction");
+  return settings.is_object() && found != settings.end() && found->is_number() ? found->get<double>() : usual;
+}
+
+Dataset open_text(const EvalFlags& flags, const LoadedModel& model, const std::string& directory, ThreadTeam& threads) {
+  if (!model.tokenizer())
+    fail("--data ", flags.data, " is text, but the model has no tokenizer to read it with (", model.no_tokenizer(),
+         "); give token shards");
+  tokenize_files({flags.data}, *model.tokenizer(), directory, val_fraction_of(model), threads);
+  return open_dataset(directory, directory, threads);
+}
+
+void check_tokenizer(const EvalFlags& flags, const LoadedModel& model, const Dataset& dataset) {
+  if (!dataset.tokenizer || !model.has_tokenizer_file()) return;
+  // A tokenizer of an unknown kind is another than the data's, which could be read.
+  if (!model.tokenizer() || model.tokenizer()->json() != dataset.tokenizer->json())
+    fail("--data ", flags.data, " was tokenized by another tokenizer than that of ", model.checkpoint().path,
+         "; give the text, or tokenize it with --tokenizer ", model.checkpoint().path, "/tokenizer.json");
+}
+
+EvalData choose_split(const EvalFlags& flags, const Dataset& dataset) {
+  std::string split = flags.split;
+  // Shards that were named, none of them "val": they are what is meant.
+  const bool named = flags.data.ends_with(".bin") || flags.data.find_first_of("*?[") != flags.data.npos;
+  if (split.empty()) split = dataset.val.empty() && named ? "all" : "val";
+  EvalData data;
+  data.split = split == "all" ? "all tokens" : split + " split";
+  std::vector<std::string> paths;
+  if (split != "val") paths = dataset.train;
+  if (split != "train") paths.insert(paths.end(), dataset.val.begin(), dataset.val.end());
+  data.stream = std::make_unique<TokenStream>(paths);
+  if (data.stream->size() < 2)
+    fail("--data ", flags.data, ": ", data.stream->size() == 1 ? "only one token" : "no tokens", " in the ", data.split,
+         split == "val" ? "; --split all takes everything" : "");
+
+  if (split != "all") {
+    data.bytes_per_token = split == "val" ? dataset.val_bytes_per_token : dataset.train_bytes_per_token;
+  } else {
+    const auto size = [](const std::vector<std::string>& shards) { return static_cast<double>(TokenStream(shards).size()); };
+    const double train = size(dataset.train), val = size(dataset.val);
+    const bool known = (train == 0 || dataset.train_bytes_per_token > 0) && (val == 0 || dataset.val_bytes_per_token > 0);
+    if (known)
+      data.bytes_per_token = (train * dataset.train_bytes_per_token + val * dataset.val_bytes_per_token) / (train + val);
+  }
+  return data;
+}
+
+EvalData open_data(const EvalFlags& flags, const LoadedModel& model, ThreadTeam& threads) {
+  std::optional<TemporaryDirectory> temporary;
+  const bool text = is_text_file(flags.data);
+  if (text) temporary.emplace();
+  const Dataset dataset = text ? open_text(flags, model, temporary->path(), threads) : open_dataset(flags.data, "", threads);
+  check_tokenizer(flags, model, dataset);
+  EvalData data = choose_split(flags, dataset);
+  // With --batches, too little is read for it to be worth a look at everything first: the evaluator looks as it goes.
+  if (flags.batches == 0)
+    if (const int32_t largest = data.stream->largest_token(); largest >= model.config().vocabulary)
+      fail("--data ", flags.data, " holds token ", largest, " but the model's vocabulary is ", model.config().vocabulary,
+           ": the data was tokenized for another model");
+  return data;
+}
+
+std::string result_text(const EvalFlags& flags, const Evaluator::Result& result, const EvalData& data) {
+  const double bits = data.bytes_per_token > 0 ? result.loss / std::numbers::ln2 / data.bytes_per_token : 0;
+  if (flags.format == "json") {
+    nlohmann::ordered_json j;
+    j["loss"] = result.loss;
+    if (bits > 0) j["bits_per_byte"] = bits;
+    j["perplexity"] = std::exp(result.loss);
+    j["tokens"] = result.tokens;
+    return j.dump() + "\n";
+  }
+  char line[200], bits_text[40] = "";
+  if (bits > 0) std::snprintf(bits_text, sizeof bits_text, ", %.4f bits/byte", bits);
+  std::snprintf(line, sizeof line, "loss %.4f nats/token%s, perplexity %.2f, over %lld tokens (%s)\n", result.loss, bits_text,
+                std::exp(result.loss), static_cast<long long>(result.tokens), data.split.c_str());
+  return line;
+}
+
+void evaluate(const EvalFlags& flags) {
+  flags.device.check();
+  ThreadTeam threads(flags.device.threads);
+  LoadedModel model(flags.model);
+  const int64_t context = flags.context ? flags.context : model.config().context;
+  if (context > model.config().context) fail_usage("--context ", context, " is longer than the model's of ", model.config().context);
+  const EvalData data = open_data(flags, model, threads);
+
+  // About 4096 tokens fill the threads; more would only take memory.
+  const int64_t batch = flags.batch ? flags.batch : std::clamp<int64_t>(4096 / context, 1, 64);
+  Evaluator evaluator(model.config(), batch, context, model.layout(), threads.size());
+  evaluator.bind(model.load(evaluator.arena_bytes()), threads);
+  const bool terminal = ::isatty(STDERR_FILENO) == 1;
+  ProgressLine progress;
+  const Evaluator::Result result = evaluator.run(*data.stream, flags.batches, [&](int64_t done, int64_t total) {
+    if (terminal) progress.show(concat("eval: batch ", done, " of ", total));
+  });
+  progress.clear();
+  if (!std::isfinite(result.loss))
+    fail(model.checkpoint().path, ": the loss is ", result.loss, ": its weights are damaged, or its training diverged");
+
+  std::fprintf(stderr, "model: %s\n", model.description().c_str());
+  const std::string text = result_text(flags, result, data);
+  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0)
+    fail("cannot write standard output: ", std::strerror(errno));
+}
+
+}  // namespace
+
+void add_eval(CLI::App& app) {
+  const auto flags = std::make_shared<EvalFlags>();
+  CLI::App* command = app.add_subcommand("eval", "Measure the loss of a trained model on data");
+  command->add_option("RUN|CHECKPOINT", flags->model,
+                      "a run (its checkpoint with the lowest validation loss; the newest where none was measured), one of its "
+                      "checkpoints, or a Hugging Face directory")
+      ->required();
+  command->add_option("--data", flags->data, "a text file, a directory of token shards, one shard, or a quoted glob of shards")
+      ->required();
+  command->add_option("--split", flags->split,
+                      "val: what was held out, of a text file the same last part as in training; train; or all (val, or all of "
+                      "named shards that have no val)")
+      ->check(CLI::IsMember({"val", "train", "all"}));
+  command->add_option("--batch", flags->batch, "windows at a time (about 4096 tokens)")->check(CLI::Range(1, 65536));
+  command->add_option("--context", flags->context, "tokens a window (the model's context)")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+  command->add_option("--batches", flags->batches, "only so many batches, evenly spaced; 0: all")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40))
+      ->capture_default_str();
+  command->add_option("--format", flags->format, "text or json")->check(CLI::IsMember({"text", "json"}))->capture_default_str();
+  flags->device.add_to(*command);
+  command->footer(
+      "Every token of the split but the first is predicted once, in windows without overlap. A text file is read with the\n"
+      "run's own tokenizer. The result goes to standard output; as json it is {\"loss\", \"bits_per_byte\", \"perplexity\",\n"
+      "\"tokens\"}, without bits_per_byte where the text's length is not known.\n\n"
+      "Examples:\n"
+      "  train_gpt eval runs/shakespeare --data shakespeare.txt\n"
+      "  train_gpt eval runs/shakespeare/checkpoints/500 --data other.txt --split all --format json");
+  command->callback([flags] { evaluate(*flags); });
+}
+
+}  // namespace llm

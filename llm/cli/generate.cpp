@@ -1,0 +1,186 @@
+// train_gpt generate: a trained model goes on with a prompt.
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "llm/base/error.h"
+#include "llm/cli/commands.h"
+#include "llm/cli/options.h"
+#include "llm/infer/generator.h"
+#include "llm/infer/loaded_model.h"
+
+namespace llm {
+namespace {
+
+struct GenerateFlags {
+  std::string model, prompt, prompt_ids;
+  int64_t max_tokens = 256;
+  SamplingOptions sampling{.temperature = 0.8};
+  bool ids = false, no_stop = false;
+  DeviceOptions device;
+};
+
+// Standard output, written at once. A reader that has gone away (as `head` does) is no error: there is nobody to write to.
+class Output {
+ public:
+  Output() { std::signal(SIGPIPE, SIG_IGN); }
+
+  bool write(std::string_view text) {
+    if (text.empty()) return open_;
+    if (open_ && (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0)) {
+      if (errno != EPIPE) fail("cannot write standard output: ", std::strerror(errno));
+      open_ = false;
+    }
+    return open_;
+  }
+
+ private:
+  bool open_ = true;
+};
+
+// How many bytes at the end of `text` begin a UTF-8 character that is not whole yet. Bytes that can be no part of one are
+// never held back.
+size_t incomplete_tail(std::string_view text) {
+  for (size_t length = 1; length <= std::min<size_t>(3, text.size()); ++length) {
+    const auto byte = static_cast<unsigned char>(text[text.size() - length]);
+    if ((byte & 0xC0) == 0x80) continue;
+    const size_t whole = byte >= 0xF5 ? 1 : byte >= 0xF0 ? 4 : byte >= 0xE0 ? 3 : byte >= 0xC2 ? 2 : 1;
+    return length < whole ? length : 0;
+  }
+  return 0;
+}
+
+// Ids between blanks or commas.
+std::vector<int32_t> parse_ids(const std::string& text) {
+  const auto is_blank = [](char c) { return c == ' ' || c == ',' || (c >= '\t' && c <= '\r'); };
+  std::vector<int32_t> ids;
+  const char *next = text.data(), *end = next + text.size();
+  for (;;) {
+    while (next != end && is_blank(*next)) ++next;
+    if (next == end) return ids;
+    const auto [after, error] = std::from_chars(next, end, ids.emplace_back());
+    if (error != std::errc() || (after != end && !is_blank(*after)))
+      fail_usage("--prompt-ids: \"", std::string(next, std::find_if(next, end, is_blank)), "\" is not a token id");
+    next = after;
+  }
+}
+
+// A vocabulary may be larger than its tokenizer (rounded up for speed): such ids stand for nothing.
+std::string_view text_of(const Tokenizer& tokenizer, int32_t id) {
+  return id < tokenizer.vocabulary() ? tokenizer.bytes_of(id) : std::string_view();
+}
+
+std::vector<int32_t> prompt_of(const GenerateFlags& flags, const LoadedModel& model) {
+  std::vector<int32_t> prompt = parse_ids(flags.prompt_ids);
+  const bool text = !flags.prompt.empty();
+  if (!model.tokenizer() && (text || !flags.ids))
+    fail("the model has no tokenizer for text (", model.no_tokenizer(), "); use --prompt-ids with --ids");
+  if (text) model.tokenizer()->encode(flags.prompt, true, prompt);
+  if (prompt.empty()) {
+    const int32_t end_of_text = model.tokenizer() ? model.tokenizer()->end_of_text() : -1;
+    if (end_of_text < 0) fail_usage("an empty prompt needs an end-of-text token to start from, which this model has not; give --prompt");
+    prompt = {end_of_text};
+  }
+  const int64_t vocabulary = model.config().vocabulary;
+  for (const int32_t id : prompt)
+    if (id < 0 || id >= vocabulary)
+      fail_usage(text ? "--prompt" : "--prompt-ids", ": token ", id, " is outside the model's vocabulary of ", vocabulary);
+  return prompt;
+}
+
+void generate(const GenerateFlags& flags) {
+  using Clock = std::chrono::steady_clock;
+  flags.device.check();
+  LoadedModel model(flags.model);
+  Sampler(flags.sampling, 1);  // checks the options before the weights are read
+  const std::vector<int32_t> prompt = prompt_of(flags, model);
+  const int32_t stop = model.tokenizer() && !flags.no_stop ? model.tokenizer()->end_of_text() : -1;
+  ThreadTeam threads(flags.device.threads);
+  Generator generator(model.config(), model.layout(), threads.size());
+  generator.bind(model.load(generator.arena_bytes()), threads);
+
+  Output output;
+  std::string pending;
+  if (!flags.ids) {
+    // Ids that were given are shown as the text they stand for; the end of text that an empty prompt starts from is not.
+    if (!flags.prompt.empty()) pending = flags.prompt;
+    if (!flags.prompt_ids.empty())
+      for (const int32_t id : prompt) pending += text_of(*model.tokenizer(), id);
+    const size_t held = incomplete_tail(pending);
+    output.write(std::string_view(pending).substr(0, pending.size() - held));
+    pending.erase(0, pending.size() - held);
+  }
+  const auto begin = Clock::now();
+  auto first = begin;
+  int64_t made = 0;
+  generator.generate(prompt, flags.max_tokens, flags.sampling, stop, [&](int32_t id) {
+    if (made++ == 0) first = Clock::now();
+    if (flags.ids) return output.write((made > 1 ? " " : "") + std::to_string(id));
+    pending += text_of(*model.tokenizer(), id);
+    const size_t whole = pending.size() - incomplete_tail(pending);
+    const bool go_on = output.write(std::string_view(pending).substr(0, whole));
+    pending.erase(0, whole);
+    return go_on;
+  });
+  const auto end = Clock::now();
+  // A newline would be no part of the text; on a terminal the shell's prompt needs it.
+  if (!output.write(pending) || !output.write(flags.ids || ::isatty(STDOUT_FILENO) == 1 ? "\n" : "")) return;
+
+  const auto seconds = [](auto from, auto to) { return std::chrono::duration<double>(to - from).count(); };
+  const double total = seconds(begin, end), on_prompt = made ? seconds(begin, first) : total;
+  std::string note;
+  if (static_cast<int64_t>(prompt.size()) > model.config().context)
+    note = concat(", of which the last ", model.config().context, " fit the context");
+  std::fprintf(stderr, "model: %s\n", model.description().c_str());
+  std::fprintf(stderr, "generate: prompt of %zu tokens%s in %.3f s (%.0f%% of the time), %lld new tokens", prompt.size(),
+               note.c_str(), on_prompt, total > 0 ? 100 * on_prompt / total : 0, static_cast<long long>(made));
+  if (made > 1)
+    std::fprintf(stderr, " at %.1f tokens/s (%.0f%%)", static_cast<double>(made - 1) / (total - on_prompt),
+                 100 * (1 - on_prompt / total));
+  std::fprintf(stderr, "\n");
+}
+
+}  // namespace
+
+void add_generate(CLI::App& app) {
+  const auto flags = std::make_shared<GenerateFlags>();
+  CLI::App* command = app.add_subcommand("generate", "Let a trained model go on with a prompt");
+  command->add_option("RUN|CHECKPOINT", flags->model,
+                      "a run (its checkpoint with the lowest validation loss; the newest where none was measured), one of its "
+                      "checkpoints, or a Hugging Face directory")
+      ->required();
+  CLI::Option* prompt = command->add_option("--prompt", flags->prompt,
+                                            "the text to go on with; names of special tokens in it are those tokens (the "
+                                            "start of a new text)");
+  command->add_option("--prompt-ids", flags->prompt_ids, "the same as token ids: \"1 2 3\"")->excludes(prompt);
+  command->add_option("--max-tokens", flags->max_tokens, "how many tokens at most")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40))
+      ->capture_default_str();
+  command->add_option("--temperature", flags->sampling.temperature, "0: always the likeliest token; 1: as the model says")
+      ->capture_default_str();
+  command->add_option("--top-k", flags->sampling.top_k, "only the k likeliest tokens; 0: all")->capture_default_str();
+  command->add_option("--top-p", flags->sampling.top_p, "only the likeliest tokens that make up this probability; 1: all")
+      ->capture_default_str();
+  command->add_option("--seed", flags->sampling.seed, "the same seed gives the same text")->capture_default_str();
+  command->add_flag("--ids", flags->ids, "print the new tokens' ids on one line instead of text");
+  command->add_flag("--no-stop", flags->no_stop, "go on after the end-of-text token, up to --max-tokens");
+  flags->device.add_to(*command);
+  command->footer(
+      "The text is streamed to standard output, the prompt first; how fast, and with which checkpoint, goes to standard\n"
+      "error. When the context is full, generation goes on with the last half of it.\n\n"
+      "Examples:\n"
+      "  train_gpt generate runs/shakespeare --prompt \"ROMEO:\" --max-tokens 500\n"
+      "  train_gpt generate runs/shakespeare --prompt-ids \"82 79 77\" --temperature 0 --ids");
+  command->callback([flags] { generate(*flags); });
+}
+
+}  // namespace llm

@@ -1,0 +1,161 @@
+// The subcommand graph: everything that is known of a run before it starts. It builds and compiles the graph of a model
+// but allocates none of its memory.
+#include <filesystem>
+#include <iostream>
+#include <memory>
+
+#include "llm/base/bytes.h"
+#include "llm/base/error.h"
+#include "llm/base/threads.h"
+#include "llm/cli/commands.h"
+#include "llm/cli/options.h"
+#include "llm/graph/dump.h"
+#include "llm/model/gpt.h"
+#include "llm/model/huggingface.h"
+#include "llm/train/checkpoint.h"
+#include "llm/train/log.h"
+
+namespace llm {
+namespace {
+
+struct GraphFlags {
+  ModelOptions model;
+  std::string format = "text", memory_budget;
+  int64_t batch = 0;  // 0: by rule
+  int threads = 0;
+  bool no_fusion = false, all = false, ops = false, parameters = false, evaluation = false, generation = false;
+};
+
+// A run or a checkpoint is a directory that exists; a preset is a name. A path that is not there is told as such.
+bool names_directory(const std::string& model) {
+  if (model.empty()) return false;
+  if (std::filesystem::is_directory(model)) return true;
+  if (model.find('/') != model.npos) fail_usage("there is no directory ", model);
+  return false;
+}
+
+ModelConfig config_for(const GraphFlags& flags) {
+  if (!names_directory(flags.model.preset)) return flags.model.resolve(0, "small");
+  const ModelOptions& m = flags.model;
+  const bool changed = m.layers || m.heads || m.kv_heads || m.channels || m.head_size || m.hidden ||
+                       !(m.architecture + m.norm + m.positions + m.activation + m.qk_norm + m.bias + m.tied_head).empty();
+  if (changed) fail_usage(m.preset, " says what the model is; of the model's flags only --context goes with it");
+  ModelConfig config = read_config(find_checkpoint(m.preset).path);
+  if (!m.context) return config;
+  if (m.context > config.context && config.positions == Positions::learned)
+    fail_usage("--context ", m.context, " is more than the ", config.context, " positions that this model learned");
+  config.context = m.context;
+  return config;
+}
+
+std::string padded(std::string text, size_t width) {
+  text.resize(std::max(text.size(), width), ' ');
+  return text;
+}
+
+void print_ops() {
+  size_t width = 0;
+  for (const Op& op : op_table()) width = std::max(width, std::string_view(op.name).size());
+  for (const Op& op : op_table()) std::cout << padded(op.name, width) << "  " << op.summary << "\n";
+}
+
+std::string init_text(const Parameter& p) {
+  if (p.init == Parameter::Init::zeros) return "0";
+  if (p.init == Parameter::Init::ones) return "1";
+  char text[32];
+  std::snprintf(text, sizeof text, "std %.4g", p.init_std);
+  return text;
+}
+
+void print_parameters(const ModelConfig& config) {
+  std::vector<std::vector<std::string>> rows = {
+      {"parameter", "shape", "count", "init", "decay", "lr group", "shard axis", "Hugging Face name (shape)"}};
+  for (const Parameter& p : parameter_table(config)) {
+    std::string files;
+    for (const FilePart& part : p.file_parts)
+      files += (files.empty() ? "" : ", ") + part.name + " " + part.shape.text() + (part.transposed ? " transposed" : "");
+    rows.push_back({p.name, p.shape.text(), std::to_string(p.shape.elements()), init_text(p), p.decay ? "yes" : "no",
+                    name_of(p.group), p.shard_axis < 0 ? "-" : std::to_string(p.shard_axis), files});
+  }
+  std::vector<size_t> widths(rows[0].size(), 0);
+  for (const auto& row : rows)
+    for (size_t i = 0; i + 1 < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+  for (const auto& row : rows) {
+    for (size_t i = 0; i + 1 < row.size(); ++i) std::cout << padded(row[i], widths[i]) << "  ";
+    std::cout << row.back() << "\n";
+  }
+  const int64_t count = parameter_count(config);
+  std::cout << count << " parameters (" << format_count(static_cast<double>(count)) << ") in " << rows.size() - 1 << " tensors\n";
+}
+
+Compiled compile_for(const GraphFlags& flags, const ModelConfig& config, std::string* title) {
+  const int threads = flags.threads ? flags.threads : available_threads();
+  CompileOptions options;
+  options.fuse = !flags.no_fusion;
+  if (!flags.memory_budget.empty()) {
+    options.memory_budget = parse_bytes(flags.memory_budget);
+    if (!options.memory_budget) fail_usage("--memory-budget cannot be 0");
+  }
+  const int64_t tokens = config.context, sequences = flags.batch ? flags.batch : std::max<int64_t>(1, 1024 / tokens);
+  const std::string batch = std::to_string(sequences), context = std::to_string(tokens);
+  if (flags.generation) {
+    *title = "generation of one token for " + batch + " sequences, with a cache of " + context + " positions";
+    GenerationGraph g = build_generation_graph(config, sequences, 1, tokens, threads);
+    return compile(std::move(g.graph), g.results(), options);
+  }
+  if (flags.evaluation) {
+    *title = "evaluation of " + batch + " x " + context + " tokens";
+    EvaluationGraph g = build_evaluation_graph(config, sequences, tokens, threads);
+    return compile(std::move(g.graph), g.results(), options);
+  }
+  *title = "a training step of " + batch + " x " + context + " tokens";
+  TrainingGraph g = build_training_graph(config, sequences, tokens, {}, threads);
+  return compile(std::move(g.graph), g.results(), options);
+}
+
+void print_graph(const GraphFlags& flags) {
+  if (flags.format != "text" && flags.format != "dot" && flags.format != "json")
+    fail_usage("unknown --format ", flags.format, "; known: text, dot, json");
+  if (flags.ops) return print_ops();
+  const ModelConfig config = config_for(flags);
+  if (flags.parameters) return print_parameters(config);
+  std::string title;
+  const Compiled compiled = compile_for(flags, config, &title);
+  if (flags.format == "json") return dump_json(std::cout, compiled);
+  if (flags.format == "dot") return dump_dot(std::cout, compiled, {.all = flags.all});
+  std::cout << "model       " << (flags.model.preset.empty() ? "small" : flags.model.preset) << ": "
+            << format_count(static_cast<double>(parameter_count(config))) << " parameters, " << config.layers << " layers, " << config.channels
+            << " channels, " << config.heads << " heads, vocabulary " << config.vocabulary << "\nrun         " << title << "\n";
+  dump_text(std::cout, compiled, {.all = flags.all});
+}
+
+}  // namespace
+
+void add_graph(CLI::App& app) {
+  const auto flags = std::make_shared<GraphFlags>();
+  CLI::App* command = app.add_subcommand("graph", "Print a model's graph: ops, shapes, FLOPs, bytes, lifetimes, memory");
+  flags->model.add_to(*command, "MODEL|RUN");
+  command->add_option("--batch", flags->batch, "sequences in a step (about 1024 tokens)")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
+  command->add_option("--memory-budget", flags->memory_budget, "recompute as much as needed to fit, e.g. 20GiB");
+  command->add_option("--threads", flags->threads, "of the machine it is for: some workspaces are per thread; 0: this one's")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  command->add_option("--format", flags->format, "text, dot (for Graphviz) or json")->capture_default_str();
+  command->add_flag("--no-fusion", flags->no_fusion, "leave the fusion pass out");
+  command->add_flag("--all", flags->all, "show every layer, also those that are like the one before");
+  auto* evaluation = command->add_flag("--evaluation", flags->evaluation, "the graph of an evaluation, not of a training step");
+  command->add_flag("--generation", flags->generation, "the graph that generates one token")->excludes(evaluation);
+  auto* parameters = command->add_flag("--parameters", flags->parameters, "print the table of parameters instead");
+  command->add_flag("--ops", flags->ops, "print the table of ops instead")->excludes(parameters);
+  command->footer(
+      "\"lives\" gives the first and the last node during which a tensor is needed; \"at MiB\" its place in the arena of\n"
+      "transient tensors. The bytes are those that a run allocates.\n\n"
+      "Examples:\n"
+      "  train_gpt graph gpt2-124M --batch 8 --memory-budget 6GiB     what is recomputed so that it fits\n"
+      "  train_gpt graph small --format dot | dot -Tsvg > small.svg\n"
+      "  train_gpt graph runs/first --parameters");
+  command->callback([flags] { print_graph(*flags); });
+}
+
+}  // namespace llm

@@ -1,0 +1,91 @@
+#include "llm/cli/options.h"
+
+#include <CLI/CLI.hpp>
+
+#include "llm/base/error.h"
+#include "llm/device/cuda.h"
+
+namespace llm {
+
+void DeviceOptions::add_to(CLI::App& app) {
+  app.add_option("--device", device, "Where to run: auto, cpu or cuda")->capture_default_str()->group("Machine");
+  app.add_option("--dtype", dtype, "Precision of parameters and activations: fp32")->capture_default_str()->group("Machine");
+  app.add_option("--threads", threads, "CPU threads; 0: all that this process may use")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1024))
+      ->group("Machine");
+}
+
+void DeviceOptions::check() const {
+  if (device != "auto" && device != "cpu" && device != "cuda") fail_usage("unknown --device ", device, "; known: auto, cpu, cuda");
+  if (device == "cuda")
+    fail_usage("--device cuda: the ops have no CUDA kernels in this version (", describe_cuda_devices(), "); use --device cpu");
+  if (dtype == "bf16" || dtype == "fp8") fail_usage("--dtype ", dtype, " is not supported on the CPU in this version; use --dtype fp32");
+  if (dtype != "fp32") fail_usage("unknown --dtype ", dtype, "; known: fp32");
+}
+
+void ModelOptions::add_to(CLI::App& app, const char* named) {
+  std::string known;
+  for (const Preset& p : presets()) known += (known.empty() ? "" : ", ") + std::string(p.name);
+  app.add_option(named, preset, "A preset: " + known);
+  const char* group = "Model";
+  app.add_option("--architecture", architecture, "modern, gpt2, llama or qwen3: a bundle of the switches below")->group(group);
+  const auto dimension = [&](const char* flag, int64_t& value, const char* text) {
+    app.add_option(flag, value, text)->check(CLI::Range(int64_t{1}, int64_t{1} << 24))->group(group);
+  };
+  dimension("--layers", layers, "Transformer blocks");
+  dimension("--heads", heads, "Query heads");
+  dimension("--kv-heads", kv_heads, "Key-value heads; fewer than --heads is grouped-query attention");
+  dimension("--channels", channels, "Width of the residual stream");
+  dimension("--head-size", head_size, "Channels of a head (usually channels / heads)");
+  dimension("--hidden", hidden, "Width of the MLP (usually 4 x channels, 8/3 x for swiglu)");
+  dimension("--context", context, "Longest sequence, in tokens");
+  app.add_option("--norm", norm, "layernorm or rmsnorm")->group(group);
+  app.add_option("--positions", positions, "learned or rope")->group(group);
+  app.add_option("--activation", activation, "gelu, relu2 or swiglu")->group(group);
+  const auto flag = [&](const char* name, std::string& value, const char* text) {
+    app.add_option(name, value, text)->check(CLI::IsMember({"on", "off"}))->group(group);
+  };
+  flag("--qk-norm", qk_norm, "on or off: RMSNorm of query and key heads");
+  flag("--bias", bias, "on or off: biases in the linear layers");
+  flag("--tied-head", tied_head, "on or off: the head shares the token embedding");
+}
+
+bool ModelOptions::names_preset() const { return !preset.empty(); }
+
+ModelConfig ModelOptions::resolve(int64_t data_vocabulary, const char* otherwise) const {
+  const Preset& base = preset_named(preset.empty() ? otherwise : preset);
+  ModelConfig c = config_of(base);
+  if (!base.vocabulary && data_vocabulary) c.vocabulary = data_vocabulary;
+  if (vocabulary) c.vocabulary = vocabulary;
+  if (!architecture.empty()) set_architecture(c, architecture);
+  if (!norm.empty()) c.norm = norm_named(norm);
+  if (!positions.empty()) c.positions = positions_named(positions);
+  if (!activation.empty()) c.activation = activation_named(activation);
+  if (!qk_norm.empty()) c.qk_norm = qk_norm == "on";
+  if (!bias.empty()) c.bias = bias == "on";
+  if (!tied_head.empty()) c.tied_head = tied_head == "on";
+
+  if (layers) c.layers = layers;
+  if (context) c.context = context;
+  if (channels || heads) {
+    const int64_t wide = channels ? channels : c.channels;
+    // Without --heads: heads of the preset's size, as many as fit.
+    const int64_t count = heads ? heads : std::max<int64_t>(1, wide / (head_size ? head_size : c.head_size));
+    if (!head_size && wide % count) fail_usage("--channels ", wide, " is not a multiple of --heads ", count, "; or give --head-size");
+    c.channels = wide;
+    c.heads = c.kv_heads = count;
+    c.head_size = wide / count;
+  }
+  if (head_size) c.head_size = head_size;
+  if (kv_heads) c.kv_heads = kv_heads;
+  if (hidden) {
+    c.hidden = hidden;
+  } else if (channels || heads || !activation.empty() || !architecture.empty()) {
+    c.hidden = usual_hidden(c.channels, c.activation);
+  }
+  c.check();
+  return c;
+}
+
+}  // namespace llm

@@ -1,0 +1,37 @@
+// Flags that several subcommands share, with the checks that go with them.
+#pragma once
+#include <string>
+
+#include "llm/base/threads.h"
+#include "llm/model/config.h"
+
+namespace CLI {
+class App;
+}
+
+namespace llm {
+
+// --device, --dtype, --threads
+struct DeviceOptions {
+  std::string device = "auto", dtype = "fp32";
+  int threads = 0;  // 0: all that this process may use
+
+  void add_to(CLI::App& app);
+  // Throws UsageError for what this build or machine cannot do, naming the flag that would; never falls back.
+  void check() const;
+};
+
+// [MODEL] and the flags for dimensions and switches. What is not given comes from the preset or the defaults.
+struct ModelOptions {
+  std::string preset, architecture, norm, positions, activation;
+  int64_t layers = 0, heads = 0, kv_heads = 0, channels = 0, head_size = 0, hidden = 0, context = 0, vocabulary = 0;
+  std::string qk_norm, bias, tied_head;  // "on", "off" or empty: as the architecture has it
+
+  // `named`: what the positional argument may be, for --help ("MODEL" or "MODEL|RUN").
+  void add_to(CLI::App& app, const char* named = "MODEL");
+  bool names_preset() const;
+  // The config, with `vocabulary` unless a preset or flag fixes one, and `otherwise` the preset when none is named.
+  ModelConfig resolve(int64_t data_vocabulary, const char* otherwise) const;
+};
+
+}  // namespace llm

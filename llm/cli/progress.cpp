@@ -1,0 +1,54 @@
+#include "llm/cli/progress.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <utility>
+
+namespace llm {
+namespace {
+
+constexpr auto kRedrawEvery = std::chrono::milliseconds(100);
+constexpr int kBarWidth = 24;
+constexpr char kClearLine[] = "\r\033[K";
+
+double in_megabytes(int64_t bytes) { return static_cast<double>(bytes) * 1e-6; }
+
+}  // namespace
+
+Progress::Progress(std::string label)
+    : label_(std::move(label)), terminal_(::isatty(STDERR_FILENO) == 1), begin_(std::chrono::steady_clock::now()) {}
+
+Progress::~Progress() {
+  if (shown_) std::fputs(kClearLine, stderr);
+}
+
+double Progress::seconds() const {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
+}
+
+void Progress::update(int64_t done, int64_t total) {
+  total_ = total;
+  const auto now = std::chrono::steady_clock::now();
+  if (!terminal_ || total <= 0 || now - drawn_ < kRedrawEvery) return;
+  drawn_ = now;
+  shown_ = true;
+  const double share = static_cast<double>(done) / static_cast<double>(total);
+  const int filled = static_cast<int>(share * kBarWidth);
+  const std::string bar =
+      std::string(static_cast<size_t>(filled), '#') + std::string(static_cast<size_t>(kBarWidth - filled), '.');
+  const double rate = in_megabytes(done) / std::max(seconds(), 1e-9);
+  const int left = rate > 0 ? static_cast<int>(in_megabytes(total - done) / rate + 0.5) : 0;
+  std::fprintf(stderr, "%s%s [%s] %3.0f%%  %.1f of %.1f MB  %.0f MB/s  %d:%02d left", kClearLine, label_.c_str(),
+               bar.c_str(), share * 100, in_megabytes(done), in_megabytes(total), rate, left / 60, left % 60);
+  std::fflush(stderr);
+}
+
+void Progress::finish() {
+  const double elapsed = seconds();
+  std::fprintf(stderr, "%s%s: %.1f MB in %.2f s, %.0f MB/s\n", std::exchange(shown_, false) ? kClearLine : "",
+               label_.c_str(), in_megabytes(total_), elapsed, in_megabytes(total_) / std::max(elapsed, 1e-9));
+}
+
+}  // namespace llm

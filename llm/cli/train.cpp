@@ -1,0 +1,215 @@
+// train_gpt train
+#include <cmath>
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <set>
+
+#include "llm/base/atomic_file.h"
+#include "llm/base/bytes.h"
+#include "llm/base/error.h"
+#include "llm/base/process.h"
+#include "llm/cli/commands.h"
+#include "llm/cli/options.h"
+#include "llm/device/ceilings.h"
+#include "llm/model/huggingface.h"
+#include "llm/train/trainer.h"
+
+namespace llm {
+namespace {
+
+struct Arguments {
+  ModelOptions model;
+  DeviceOptions device;
+  TrainOptions train;
+  std::string memory_budget, log_format = "text";
+  bool resume = false;
+  CLI::App* app = nullptr;
+};
+
+void add_flags(CLI::App& app, Arguments& a) {
+  TrainOptions& o = a.train;
+  a.model.add_to(app);
+  app.add_option("--data", o.data, "A text file, a directory of token shards, one shard, or a quoted glob of shards");
+  app.add_option("--out", o.out, "The run's directory (runs/NAME-OF-DATA)");
+  app.add_flag("--resume", a.resume, "Go on with the run in --out from its newest checkpoint, bit for bit");
+  const auto positive = CLI::Range(int64_t{1}, int64_t{1} << 50);
+  const auto not_negative = CLI::Range(int64_t{0}, int64_t{1} << 50);
+
+  app.add_option("--steps", o.steps, "Optimizer steps (20 tokens a parameter)")->check(positive)->group("Length");
+  app.add_option("--tokens", o.tokens, "Tokens to train on, instead of --steps")->check(positive)->group("Length");
+  app.add_option("--batch", o.batch, "Sequences a micro-step (about 1024 tokens)")->check(CLI::Range(1, 65536))->group("Length");
+  app.add_option("--grad-accum", o.grad_accum, "Micro-steps a step")->check(CLI::Range(1, 1 << 20))->group("Length");
+  app.add_option("--total-batch-tokens", o.total_batch_tokens, "Tokens a step, instead of --grad-accum")->check(positive)->group("Length");
+
+  app.add_option("--optimizer", o.optimizer, "adamw")->capture_default_str()->group("Optimizer");
+  app.add_option("--lr", o.lr, "Peak learning rate (0.64 / channels)")->check(CLI::Range(1e-12, 1e3))->group("Optimizer");
+  app.add_option("--beta1", o.beta1, "First moment's decay")->capture_default_str()->check(CLI::Range(0.0, 0.9999))->group("Optimizer");
+  app.add_option("--beta2", o.beta2, "Second moment's decay (0.99, or 0.95 for large steps)")->check(CLI::Range(1e-6, 0.999999))->group("Optimizer");
+  app.add_option("--epsilon", o.epsilon, "Added to the root of the second moment")->capture_default_str()->check(CLI::Range(1e-30, 1.0))->group("Optimizer");
+  app.add_option("--weight-decay", o.weight_decay, "Of matrices, times the learning rate")->capture_default_str()->check(CLI::Range(0.0, 100.0))->group("Optimizer");
+  app.add_option("--grad-clip", o.grad_clip, "Largest norm of all gradients together; 0: no limit")->capture_default_str()->check(CLI::Range(0.0, 1e9))->group("Optimizer");
+  app.add_option("--schedule", o.schedule, "linear, cosine, wsd or constant; all but the last end at zero")->capture_default_str()->group("Optimizer");
+  app.add_option("--warmup", o.warmup, "Steps of linear warm-up (5 %)")->check(not_negative)->group("Optimizer");
+  app.add_option("--seed", o.seed, "Of initial weights, sample order and samples")->capture_default_str()->group("Optimizer");
+
+  app.add_option("--eval-every", o.eval_every, "Steps between evaluations; 0: none")->check(not_negative)->group("Watching");
+  app.add_option("--eval-batches", o.eval_batches, "Batches an evaluation takes")->check(positive)->group("Watching");
+  app.add_option("--val-fraction", o.val_fraction, "The end of a text file that is held out")->capture_default_str()->check(CLI::Range(0.0, 0.9))->group("Watching");
+  app.add_option("--sample-every", o.sample_every, "Steps between samples; 0: none")->check(not_negative)->group("Watching");
+  app.add_option("--sample-prompt", o.sample_prompt, "What samples begin with (the held-out text's first words)")->group("Watching");
+  app.add_option("--save-every", o.save_every, "Steps between checkpoints; 0: none")->check(not_negative)->group("Watching");
+  app.add_option("--keep-last", o.keep_last, "Checkpoints to keep beside the best; 0: all")->capture_default_str()->check(CLI::Range(0, 1 << 20))->group("Watching");
+  app.add_option("--log-format", a.log_format, "text, or jsonl: the log's lines on standard output")->capture_default_str()->check(CLI::IsMember({"text", "jsonl"}))->group("Watching");
+
+  a.device.add_to(app);
+  app.add_option("--memory-budget", a.memory_budget, "Recompute activations until the run fits, e.g. 20GiB")->group("Machine");
+  app.footer(
+      "What is not given follows from the model's size and the data; the first lines of a run say how.\n\n"
+      "Examples:\n"
+      "  train_gpt train --data shakespeare.txt                      a small GPT, its defaults by rule\n"
+      "  train_gpt train tiny --data shakespeare.txt --steps 2000    a preset, and how long\n"
+      "  train_gpt train --data tokens/ --layers 8 --channels 512    dimensions of your own\n"
+      "  train_gpt train --resume --out runs/shakespeare             go on with an interrupted run");
+}
+
+// What a resumed run may change: how it is watched and how long it is, not what it computes.
+bool may_change_on_resume(const std::string& flag) {
+  static const std::set<std::string> allowed = {"--out",          "--resume",     "--steps",      "--tokens",        "--eval-every",
+                                                "--eval-batches", "--save-every", "--sample-every", "--sample-prompt", "--keep-last",
+                                                "--log-format",   "--threads",    "--device",     "--memory-budget"};
+  return allowed.contains(flag);
+}
+
+// Takes the options of the run in `out`, with the given flags on top.
+TrainOptions resumed_options(const Arguments& a, const CheckpointInfo& checkpoint) {
+  TrainOptions o = TrainOptions::parse(read_trainer_state(checkpoint.path).settings_json, checkpoint.path + "/trainer.json");
+  const TrainOptions& given = a.train;
+  for (const CLI::Option* option : a.app->get_options()) {
+    if (option->count() == 0 || option->get_name() == "--help") continue;
+    const std::string flag = option->get_name();
+    if (flag == "--data" && given.data == o.data) continue;
+    if (!may_change_on_resume(flag))
+      fail_usage(flag, " belongs to the run in ", given.out, " and cannot change with --resume; start a new run with another --out");
+  }
+  const auto count = [&](const char* flag) { return a.app->count(flag) > 0; };
+  if (count("--steps")) o.steps = given.steps;
+  if (count("--tokens")) o.steps = std::max<int64_t>(1, given.tokens / o.total_batch_tokens);
+  o.tokens = o.steps * o.total_batch_tokens;
+  if (count("--eval-every")) o.eval_every = given.eval_every;
+  if (count("--eval-batches")) o.eval_batches = given.eval_batches;
+  if (count("--save-every")) o.save_every = given.save_every;
+  if (count("--sample-every")) o.sample_every = given.sample_every;
+  if (count("--sample-prompt")) o.sample_prompt = given.sample_prompt;
+  if (count("--keep-last")) o.keep_last = given.keep_last;
+  if (count("--memory-budget")) o.memory_budget = given.memory_budget;
+  o.out = given.out;
+  return o;
+}
+
+std::string default_run_directory(const std::string& data) {
+  std::filesystem::path path(data);
+  if (!path.has_filename()) path = path.parent_path();
+  std::string stem = path.stem().string();
+  for (char& c : stem)
+    if (!std::isalnum(static_cast<unsigned char>(c)) && c != '-' && c != '_' && c != '.') c = '-';
+  const std::string base = "runs/" + (stem.empty() || stem == "." || stem == ".." ? "run" : stem);
+  std::string name = base;
+  for (int n = 2; std::filesystem::exists(name); ++n) name = base + "-" + std::to_string(n);
+  return name;
+}
+
+void print_plan(const ModelConfig& model, const TrainOptions& o, const std::vector<Rule>& rules, const Trainer& trainer) {
+  std::cerr << "model: " << format_count(static_cast<double>(parameter_count(model))) << " parameters, " << model.layers << " layers, "
+            << model.channels << " channels, " << model.heads << " heads, context " << model.context << ", vocabulary "
+            << model.vocabulary << " (" << name_of(model.norm) << ", " << name_of(model.positions) << ", " << name_of(model.activation)
+            << ")\n"
+            << "run:   " << o.steps << " steps of " << o.total_batch_tokens << " tokens = " << format_count(static_cast<double>(o.tokens))
+            << " tokens; " << o.out << "\n";
+  for (const Rule& r : rules) std::cerr << "       --" << r.name << " " << r.value << "  (" << r.reason << ")\n";
+  if (trainer.program().compiled().recomputation.level != Recompute::none)
+    for (const PassReport& r : trainer.program().compiled().reports)
+      if (r.pass == "recomputation") std::cerr << "memory: " << r.pass << " of " << r.detail << "\n";
+}
+
+void train(Arguments& a) {
+  a.device.check();
+  TrainOptions& o = a.train;
+  if (o.optimizer != "adamw") fail_usage("unknown --optimizer ", o.optimizer, "; known: adamw");
+  schedule_named(o.schedule);
+  if (!a.memory_budget.empty()) o.memory_budget = parse_bytes(a.memory_budget);
+  ThreadTeam threads(a.device.threads);
+
+  CheckpointInfo checkpoint;
+  if (a.resume) {
+    if (o.out.empty()) fail_usage("--resume needs --out, the run to go on with");
+    checkpoint = find_checkpoint(o.out, Which::newest);
+    if (!checkpoint.skipped.empty()) std::cerr << checkpoint.skipped << "\n";
+    o = resumed_options(a, checkpoint);
+  } else {
+    if (o.data.empty()) fail_usage("--data is missing: give a text file or a directory of token shards");
+    if (o.steps && o.tokens) fail_usage("--steps and --tokens both say how long; give one");
+    if (o.out.empty()) o.out = default_run_directory(o.data);
+    if (std::filesystem::exists(o.out + "/checkpoints"))
+      fail_usage(o.out, " already holds a run: go on with it by --resume, or choose another --out");
+  }
+  make_directories(o.out);
+
+  ProgressLine tokenizing;
+  Dataset dataset = open_dataset(o.data, o.out + "/tokens", threads, o.val_fraction, [&](int64_t done, int64_t total) {
+    tokenizing.show(concat("tokenizing ", o.data, ": ", 100 * done / std::max<int64_t>(1, total), " %"));
+  });
+  tokenizing.clear();
+  const int64_t train_tokens = TokenStream(dataset.train).size();
+  const int64_t val_tokens = dataset.val.empty() ? 0 : TokenStream(dataset.val).size();
+  if (a.resume && o.data_tokens != train_tokens)
+    fail("the data of ", o.out, " had ", o.data_tokens, " training tokens but ", o.data, " has ", train_tokens, ": it is not the same data");
+  o.data_tokens = train_tokens;
+
+  const int64_t vocabulary = dataset.vocabulary ? dataset.vocabulary : 50257;
+  const ModelConfig model = a.resume ? read_config(checkpoint.path + "/config.json") : a.model.resolve(vocabulary, "tiny");
+  if (train_tokens < model.context + 1)
+    fail(o.data, " has only ", train_tokens, " training tokens, fewer than the context of ", model.context, " and one more; lower --context");
+  const std::vector<Rule> rules = apply_rules(o, model, val_tokens);
+  Trainer trainer(model, o, std::move(dataset), threads);
+  print_plan(model, o, a.resume ? std::vector<Rule>{} : rules, trainer);
+
+  // What this process holds already stays; the arena comes on top, and the token files are mapped.
+  const size_t data_bytes = static_cast<size_t>(train_tokens + val_tokens) * (model.vocabulary > 65536 ? 4 : 2);
+  const size_t predicted = process_memory("VmRSS:") + trainer.arena_bytes() + data_bytes;
+  std::cout << "predicted memory: " << (predicted + (1 << 19)) / (1 << 20) << " MiB\n" << std::flush;
+  trainer.allocate();
+  if (a.resume) {
+    trainer.load(checkpoint.path);
+    std::cerr << "resuming " << o.out << " after step " << checkpoint.step << "\n";
+  } else {
+    trainer.initialise();
+  }
+  write_file_atomically(o.out + "/config.json", o.json(model));
+
+  const bool jsonl = a.log_format == "jsonl";
+  const Trainer::Outcome outcome = trainer.run(measure_peak_gflops(threads), [&](const LogEntry& entry) {
+    if (jsonl) std::cout << entry.json() << "\n" << std::flush;
+  });
+  if (outcome.stopped) {
+    std::cout << "stopped: train_gpt train --resume --out " << o.out << " goes on\n";
+  } else {
+    if (outcome.val_loss > 0) std::cout << "validation loss: " << outcome.val_loss << " nats/token";
+    if (outcome.val_bits_per_byte > 0) std::cout << ", " << outcome.val_bits_per_byte << " bits/byte";
+    if (outcome.val_loss > 0) std::cout << "\n";
+    std::cout << "trained in " << format_seconds(outcome.seconds) << " at " << format_count(outcome.tokens_per_second) << " tokens/s: " << o.out << "\n";
+  }
+  std::cout << "peak memory: " << (process_memory("VmHWM:") + (1 << 19)) / (1 << 20) << " MiB\n";
+}
+
+}  // namespace
+
+void add_train(CLI::App& app) {
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* train_app = app.add_subcommand("train", "Train a GPT on text or token shards");
+  arguments->app = train_app;
+  add_flags(*train_app, *arguments);
+  train_app->callback([arguments] { train(*arguments); });
+}
+
+}  // namespace llm

@@ -1,0 +1,221 @@
+// Backward attention (Dao et al. 2022, algorithm 4, with the roles of the loops swapped): a thread packs keys and values of
+// one key-value head once, then for each query block makes the probabilities again from the saved log-sum-exp and adds to
+//   dV += P^T dO,  dS = P * (dO V^T - D),  dK += dS^T Q / sqrt(head size),  dQ = dS K / sqrt(head size),
+// where D = rowsum(dO * O). Queries stand in the lanes, so P^T and dS^T are what is in memory, one row a key.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <utility>
+
+#include "llm/device/attention_cpu.h"
+#include "llm/device/attention_tiles_cpu.h"
+
+namespace llm {
+namespace {
+
+using namespace attention;
+
+constexpr int64_t kQueryBlock = 2 * kColumns;  // the depth of the products that make dK and dV
+constexpr int64_t kKeyBlock = 256;             // two tiles of kKeyBlock x kQueryBlock, 128 KiB together with 16 lanes
+constexpr int64_t kWantedItems = 16;           // below this, the queries of a head are dealt out to several items
+constexpr int64_t kLeastQueries = 128;         // of an item, for its keys to be worth packing
+
+// Into how many items the queries of a head are split. The items' sums for dK and dV are added in order, so the number
+// must not depend on the team.
+int64_t query_splits(const AttentionShape& s) {
+  const int64_t heads = std::max<int64_t>(1, s.batch * s.kv_heads);
+  return std::clamp<int64_t>(ceil_div(kWantedItems, heads), 1, std::max<int64_t>(1, s.tokens / kLeastQueries));
+}
+
+// The buffers of one thread, with their sizes in floats.
+struct Scratch {
+  float* key_rows;         // (T, D) in panels, as A
+  float* value_rows;       // (T, D) in panels, as A
+  float* key_columns;      // (D / kColumns, T, kColumns), times the scale, as B
+  float* query_panels;     // (2, D, kColumns), times the scale: as B of the scores
+  float* d_out_panels;     // (2, D, kColumns): as B of dP
+  float* query_columns;    // (D / kColumns, kQueryBlock, kColumns), times the scale: as B of dK
+  float* d_out_columns;    // (D / kColumns, kQueryBlock, kColumns): as B of dV
+  float* probabilities;    // (kKeyBlock, kQueryBlock)
+  float* d_scores;         // (kKeyBlock, kQueryBlock)
+  float* d_keys_values;    // (2, T, D)
+
+  template <class Take>
+  void lay_out(int64_t tokens, int64_t size, Take take) {
+    const int64_t padded = round_up(size, kColumns);
+    key_rows = take(tokens * size);
+    value_rows = take(tokens * size);
+    key_columns = take(tokens * padded);
+    query_panels = take(2 * size * kColumns);
+    d_out_panels = take(2 * size * kColumns);
+    query_columns = take(kQueryBlock * padded);
+    d_out_columns = take(kQueryBlock * padded);
+    probabilities = take(kKeyBlock * kQueryBlock);
+    d_scores = take(kKeyBlock * kQueryBlock);
+    d_keys_values = take(2 * tokens * size);
+  }
+  Scratch(float* p, int64_t tokens, int64_t size) {
+    lay_out(tokens, size, [&](int64_t floats) { return std::exchange(p, p + round_up(floats, 16)); });
+  }
+  static int64_t floats(int64_t tokens, int64_t size) {
+    int64_t total = 0;
+    Scratch measured(nullptr, 0, 0);
+    measured.lay_out(tokens, size, [&](int64_t floats) {
+      total += round_up(floats, 16);
+      return nullptr;
+    });
+    return total;
+  }
+};
+
+struct Head {
+  HeadRows queries, out, d_out;
+  const float* log_sum_exp;  // (T)
+  float* d_queries;          // rows at d_queries + t * d_stride
+  int64_t d_stride;
+};
+
+// One column of vectors, keys [begin, end): scores become probabilities, and d_scores, which holds dP, becomes dS.
+void softmax_backward_column(float* scores, float* d_scores, int64_t begin, int64_t end, int64_t first_query,
+                             Vec log_sum_exp, Vec row_sum) {
+  for (int64_t key = begin; key < end; ++key) {
+    float* at = scores + (key - begin) * kQueryBlock;
+    float* d_at = d_scores + (key - begin) * kQueryBlock;
+    if (key >= first_query + kLanes) {  // no query of this column sees the key, its scores were not computed
+      simd::store(at, Vec{});
+      simd::store(d_at, Vec{});
+      continue;
+    }
+    const Vec probability = mask(simd::exp(simd::load(at) - log_sum_exp), key, first_query, 0.0f);
+    simd::store(at, probability);
+    simd::store(d_at, mask(probability * (simd::load(d_at) - row_sum), key, first_query, 0.0f));
+  }
+}
+
+float dot(const float* a, const float* b, int64_t count) {
+  Vec sum{};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) sum += simd::load(a + i) * simd::load(b + i);
+  if (i < count) sum += simd::load_part(a + i, count - i) * simd::load_part(b + i, count - i);
+  return simd::reduce_add(sum);
+}
+
+// Queries [first, first + count) of one head, count <= kQueryBlock.
+void backward_block(const Head& head, int64_t tokens, int64_t first, int64_t count, const Scratch& scratch) {
+  const int64_t size = head.queries.size, panel = size * kColumns;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+  alignas(64) float log_sum_exp[kQueryBlock] = {}, row_sum[kQueryBlock] = {};
+  for (int64_t i = 0; i < count; ++i) {
+    log_sum_exp[i] = head.log_sum_exp[first + i];
+    row_sum[i] = dot(head.out.row(first + i), head.d_out.row(first + i), size);
+  }
+  const int64_t panels = ceil_div(count, kColumns);
+  for (int64_t j = 0; j < panels; ++j) {
+    const int64_t query = first + j * kColumns, queries = std::min<int64_t>(kColumns, first + count - query);
+    microkernel::pack_columns(true, head.queries.row(query), head.queries.stride, queries, size,
+                              scratch.query_panels + j * panel, scale);
+    microkernel::pack_columns(true, head.d_out.row(query), head.d_out.stride, queries, size,
+                              scratch.d_out_panels + j * panel);
+  }
+  pack_as_columns(head.queries, first, count, scratch.query_columns, scale);
+  pack_as_columns(head.d_out, first, count, scratch.d_out_columns);
+
+  const int64_t limit = first + count;
+  float* d_keys = scratch.d_keys_values;
+  float* d_values = d_keys + tokens * size;
+  for (int64_t key = 0; key < limit; key += kKeyBlock) {
+    const int64_t key_end = std::min(limit, key + kKeyBlock);
+    for (int64_t j = 0; j < panels; ++j) {
+      const int64_t query = first + j * kColumns, seen = std::min(key_end, query + kColumns);
+      if (seen <= key) continue;
+      float* scores = scratch.probabilities + j * kColumns;
+      float* d_scores = scratch.d_scores + j * kColumns;
+      multiply_keys(scratch.key_rows, tokens, key, seen, size, scratch.query_panels + j * panel, query, scores, kQueryBlock);
+      multiply_keys(scratch.value_rows, tokens, key, seen, size, scratch.d_out_panels + j * panel, query, d_scores,
+                    kQueryBlock);
+      for (int64_t half = 0; half < kColumns; half += kLanes)
+        softmax_backward_column(scores + half, d_scores + half, key, seen, query + half,
+                                simd::load(log_sum_exp + j * kColumns + half), simd::load(row_sum + j * kColumns + half));
+    }
+    for_panels(key, key_end, [&](int64_t row, int64_t rows) {
+      const int64_t skipped = std::max<int64_t>(0, row - first);  // queries before the panel's first key
+      const int64_t at = (row - key) * kQueryBlock + skipped;
+      multiply_channels<kQueryBlock>(rows, count - skipped, scratch.probabilities + at, 1,
+                                     scratch.d_out_columns + skipped * kColumns, count, size, d_values + row * size, size,
+                                     true);
+      multiply_channels<kQueryBlock>(rows, count - skipped, scratch.d_scores + at, 1,
+                                     scratch.query_columns + skipped * kColumns, count, size, d_keys + row * size, size,
+                                     true);
+    });
+    for_panels(0, count, [&](int64_t i, int64_t rows) {
+      const int64_t seen = std::min(key_end, first + i + rows) - key;
+      if (seen > 0)
+        multiply_channels<1>(rows, seen, scratch.d_scores + i, kQueryBlock, scratch.key_columns + key * kColumns, tokens,
+                             size, head.d_queries + (first + i) * head.d_stride, head.d_stride, key > 0);
+    });
+  }
+}
+
+}  // namespace
+
+int64_t attention_backward_workspace(const AttentionShape& s, int threads) {
+  const int64_t splits = query_splits(s);
+  const int64_t partial = splits > 1 ? splits * s.batch * s.kv_heads * 2 * s.tokens * s.head_size : 0;
+  return threads * Scratch::floats(s.tokens, s.head_size) + partial + 16;
+}
+
+void attention_backward(ThreadTeam& threads, const AttentionShape& s, const float* qkv, const float* out,
+                        const float* log_sum_exp, const float* d_out, float* d_qkv, float* workspace) {
+  const int64_t T = s.tokens, D = s.head_size, group = s.heads / s.kv_heads;
+  const int64_t stride = (s.heads + 2 * s.kv_heads) * D, out_stride = s.heads * D;
+  const int64_t splits = query_splits(s), kv_heads = s.batch * s.kv_heads, items = kv_heads * splits;
+  workspace = aligned(workspace);
+  float* partial = workspace + threads.size() * Scratch::floats(T, D);  // (B K, splits, 2, T, D)
+
+  // dK and dV of a head, rows [begin, end): the sum of its items' parts into d_qkv.
+  const auto store = [&](int64_t kv, const float* parts, int64_t count, int64_t begin, int64_t end) {
+    for (int part = 0; part < 2; ++part)
+      for (int64_t t = begin; t < end; ++t) {
+        float* to = d_qkv + (kv / s.kv_heads * T + t) * stride + (s.heads + part * s.kv_heads + kv % s.kv_heads) * D;
+        const float* from = parts + (part * T + t) * D;
+        std::copy_n(from, D, to);
+        for (int64_t split = 1; split < count; ++split)
+          for (int64_t c = 0; c < D; ++c) to[c] += from[split * 2 * T * D + c];
+      }
+  };
+
+  std::atomic<int64_t> next{0};
+  threads.run([&](int rank) {
+    Scratch scratch(workspace + rank * Scratch::floats(T, D), T, D);
+    for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
+      const int64_t kv = item / splits, split = item % splits, batch = kv / s.kv_heads, kv_head = kv % s.kv_heads;
+      const auto rows = [&](const float* data, int64_t row_stride, int64_t column) {
+        return HeadRows{data + batch * T * row_stride + column * D, row_stride, D};
+      };
+      const HeadRows keys = rows(qkv, stride, s.heads + kv_head);
+      pack_keys_as_rows(keys, T, scratch.key_rows);
+      pack_as_columns(keys, 0, T, scratch.key_columns, 1.0f / std::sqrt(static_cast<float>(D)));
+      pack_keys_as_rows(rows(qkv, stride, s.heads + s.kv_heads + kv_head), T, scratch.value_rows);
+      if (splits > 1) scratch.d_keys_values = partial + item * 2 * T * D;
+      std::fill_n(scratch.d_keys_values, 2 * T * D, 0.0f);
+      for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+        const Head task = {rows(qkv, stride, head),
+                           rows(out, out_stride, head),
+                           rows(d_out, out_stride, head),
+                           log_sum_exp + (batch * s.heads + head) * T,
+                           d_qkv + batch * T * stride + head * D,
+                           stride};
+        for (int64_t first = split * kQueryBlock; first < T; first += splits * kQueryBlock)
+          backward_block(task, T, first, std::min(kQueryBlock, T - first), scratch);
+      }
+      if (splits == 1) store(kv, scratch.d_keys_values, 1, 0, T);
+    }
+  });
+  if (splits > 1)
+    threads.for_blocks(kv_heads * T, 64, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row)
+        store(row / T, partial + row / T * splits * 2 * T * D, splits, row % T, row % T + 1);
+    });
+}
+
+}  // namespace llm

@@ -1,0 +1,293 @@
+// Forward attention. A thread packs the keys and values of one head once, then takes its queries by tiles of kColumns.
+// Keys come in blocks of kKeyBlock, counted from key 0: up to that length the softmax needs no rescaling, and a query's
+// bits depend neither on where its tile begins nor on how many queries there are.
+#include "llm/device/attention_cpu.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+
+#include "llm/device/attention_tiles_cpu.h"
+
+namespace llm {
+namespace {
+
+using namespace attention;
+
+constexpr int64_t kKeyBlock = 512;    // the tile of scores, 64 KiB with 32 queries, stays in L2
+constexpr int64_t kQueryChunk = 128;  // the least number of queries that pays for packing keys again
+constexpr int64_t kFewTokens = 8;     // up to here one pass over the cache for each query beats packing it
+constexpr int64_t kSplitKeys = 256;   // keys that one claim of the decoding kernel reads
+
+// One head's queries [begin, end), at positions `position` + begin ..., against all keys up to their own.
+struct HeadTask {
+  HeadRows queries, keys, values;
+  float* out;  // rows at out + t * out_stride
+  int64_t out_stride;
+  float* log_sum_exp;  // of query t at [t], or nullptr
+  int64_t position;
+};
+
+struct ForwardScratch {
+  float *keys, *values, *queries, *scores, *sums;
+  static int64_t floats(int64_t keys, int64_t head_size) {
+    return round_up(keys * head_size, 16) + keys * round_up(head_size, kColumns) + head_size * kColumns +
+           kKeyBlock * kColumns + round_up(kColumns * head_size, 16);
+  }
+  ForwardScratch(float* p, int64_t key_count, int64_t head_size) {
+    keys = p;
+    values = keys + round_up(key_count * head_size, 16);
+    queries = values + key_count * round_up(head_size, kColumns);
+    scores = queries + head_size * kColumns;
+    sums = scores + kKeyBlock * kColumns;
+  }
+};
+
+// exp(score - maximum) in place for one column of vectors of the tile, keys [begin, end). Updates the running maximum and sum
+// of each query; returns what the earlier sums must be multiplied by.
+Vec softmax_column(float* scores, int64_t begin, int64_t end, int64_t first_query, Vec& maximum, Vec& sum) {
+  Vec block_maximum = maximum;
+  for (int64_t key = begin; key < end; ++key) {
+    float* at = scores + (key - begin) * kColumns;
+    // Rows that no query of this column may see were never computed.
+    Vec v = key >= first_query + kLanes ? simd::broadcast(kMinusInfinity)
+                                        : mask(simd::load(at), key, first_query, kMinusInfinity);
+    if (key > first_query) simd::store(at, v);
+    block_maximum = simd::max(block_maximum, v);
+  }
+  const Vec scale = simd::exp(maximum - block_maximum);
+  Vec total{};
+  for (int64_t key = begin; key < end; ++key) {
+    float* at = scores + (key - begin) * kColumns;
+    const Vec probability = simd::exp(simd::load(at) - block_maximum);
+    simd::store(at, probability);
+    total += probability;
+  }
+  maximum = block_maximum;
+  sum = sum * scale + total;
+  return scale;
+}
+
+// Queries [begin, end), at most kColumns, with keys and values packed up to the last of them.
+void forward_tile(const HeadTask& task, int64_t begin, int64_t end, int64_t key_count, const ForwardScratch& scratch) {
+  const int64_t size = task.queries.size, count = end - begin, first = task.position + begin, limit = first + count;
+  microkernel::pack_columns(true, task.queries.row(begin), task.queries.stride, count, size, scratch.queries,
+                            1.0f / std::sqrt(static_cast<float>(size)));
+  Vec maximum[2] = {simd::broadcast(kMinusInfinity), simd::broadcast(kMinusInfinity)}, sum[2] = {};
+  alignas(64) float factors[kColumns];
+  for (int64_t key = 0; key < limit; key += kKeyBlock) {
+    const int64_t key_end = std::min(limit, key + kKeyBlock);
+    multiply_keys(scratch.keys, key_count, key, key_end, size, scratch.queries, first, scratch.scores, kColumns);
+    for (int j = 0; j < 2; ++j)
+      simd::store(factors + j * kLanes,
+                  softmax_column(scratch.scores + j * kLanes, key, key_end, first + j * kLanes, maximum[j], sum[j]));
+    if (key > 0)
+      for (int64_t i = 0; i < count * size; ++i) scratch.sums[i] *= factors[i / size];
+    for_panels(0, count, [&](int64_t i, int64_t rows) {
+      const int64_t seen = std::min(key_end, first + i + rows) - key;  // the others have probability 0
+      if (seen > 0)
+        multiply_channels<1>(rows, seen, scratch.scores + i, kColumns, scratch.values + key * kColumns, key_count, size,
+                             scratch.sums + i * size, size, key > 0);
+    });
+  }
+  for (int j = 0; j < 2; ++j) simd::store(factors + j * kLanes, simd::broadcast(1.0f) / sum[j]);
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t c = 0; c < size; ++c)
+      task.out[(begin + i) * task.out_stride + c] = scratch.sums[i * size + c] * factors[i];
+  if (task.log_sum_exp)
+    for (int64_t i = 0; i < count; ++i)
+      task.log_sum_exp[begin + i] = maximum[i / kLanes][i % kLanes] + std::log(sum[i / kLanes][i % kLanes]);
+}
+
+// How many chunks the queries of a head are cut into so that the whole team has work. No bits depend on it.
+int64_t query_chunks(const AttentionShape& s, int threads) {
+  const int64_t heads = std::max<int64_t>(1, s.batch * s.kv_heads);
+  return std::clamp<int64_t>(ceil_div(8 * threads, heads), 1, std::max<int64_t>(1, s.tokens / kQueryChunk));
+}
+
+// Runs all heads. task(batch, head) describes one; the heads of a group share the keys that are packed for its first.
+template <class MakeTask>
+void forward_all(ThreadTeam& threads, const AttentionShape& s, int64_t position, float* workspace, MakeTask make_task) {
+  const int64_t group = s.heads / s.kv_heads, chunks = query_chunks(s, threads.size());
+  const int64_t chunk = round_up(ceil_div(s.tokens, chunks), kColumns);
+  const int64_t items = s.batch * s.kv_heads * chunks;
+  const int64_t floats = round_up(ForwardScratch::floats(position + s.tokens, s.head_size), 16);
+  workspace = aligned(workspace);
+  std::atomic<int64_t> next{0};
+  threads.run([&](int rank) {
+    for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
+      // The last chunks have the most keys: they come first, so that no thread is left with one at the end.
+      const int64_t begin = (chunks - 1 - item / (s.batch * s.kv_heads)) * chunk, end = std::min(s.tokens, begin + chunk);
+      const int64_t batch = item % (s.batch * s.kv_heads) / s.kv_heads, kv_head = item % s.kv_heads;
+      if (begin >= end) continue;
+      const int64_t key_count = position + end;
+      const ForwardScratch scratch(workspace + rank * floats, key_count, s.head_size);
+      const HeadTask first = make_task(batch, kv_head * group);
+      pack_keys_as_rows(first.keys, key_count, scratch.keys);
+      pack_as_columns(first.values, 0, key_count, scratch.values);
+      for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+        const HeadTask task = make_task(batch, head);
+        for (int64_t query = begin; query < end; query += kColumns)
+          forward_tile(task, query, std::min(end, query + kColumns), key_count, scratch);
+      }
+    }
+  });
+}
+
+// Decoding: the largest score, the sum of exp(score - largest) and the weighted sum of the values over a part of the keys.
+struct Partial {
+  float* data;  // maximum, sum, values[head_size]
+  float& maximum() const { return data[0]; }
+  float& sum() const { return data[1]; }
+  float* values() const { return data + 2; }
+};
+
+void attend_part(const float* query, HeadRows keys, HeadRows values, int64_t begin, int64_t end, float* scores,
+                 Partial out) {
+  const int64_t size = keys.size, whole = size / kLanes * kLanes;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+  float maximum = kMinusInfinity;
+  for (int64_t key = begin; key < end; ++key) {
+    Vec dot{};
+    for (int64_t c = 0; c < whole; c += kLanes) dot += simd::load(query + c) * simd::load(keys.row(key) + c);
+    if (whole < size) dot += simd::load_part(query + whole, size - whole) * simd::load_part(keys.row(key) + whole, size - whole);
+    scores[key - begin] = simd::reduce_add(dot) * scale;
+    maximum = std::max(maximum, scores[key - begin]);
+  }
+  for (int64_t i = end - begin; i % kLanes != 0; ++i) scores[i] = kMinusInfinity;
+  Vec sum{};
+  for (int64_t i = 0; i < end - begin; i += kLanes) {
+    const Vec probability = simd::exp(simd::load(scores + i) - simd::broadcast(maximum));
+    simd::store(scores + i, probability);
+    sum += probability;
+  }
+  out.maximum() = maximum;
+  out.sum() = simd::reduce_add(sum);
+  constexpr int kVectors = 4;
+  int64_t c = 0;
+  for (; c + kVectors * kLanes <= size; c += kVectors * kLanes) {
+    Vec total[kVectors] = {};
+    for (int64_t key = begin; key < end; ++key)
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j)
+        total[j] += simd::broadcast(scores[key - begin]) * simd::load(values.row(key) + c + j * kLanes);
+    for (int j = 0; j < kVectors; ++j) simd::store(out.values() + c + j * kLanes, total[j]);
+  }
+  for (; c < size; c += kLanes) {
+    const int64_t lanes = std::min<int64_t>(kLanes, size - c);
+    Vec total{};
+    for (int64_t key = begin; key < end; ++key)
+      total += simd::broadcast(scores[key - begin]) * simd::load_part(values.row(key) + c, lanes);
+    simd::store_part(out.values() + c, total, lanes);
+  }
+}
+
+// Adds the parts in the keys' order.
+void combine_parts(const float* parts, int64_t stride, int64_t count, int64_t size, float* out) {
+  float maximum = kMinusInfinity, sum = 0;
+  for (int64_t p = 0; p < count; ++p) maximum = std::max(maximum, parts[p * stride]);
+  std::fill_n(out, size, 0.0f);
+  for (int64_t p = 0; p < count; ++p) {
+    const float* part = parts + p * stride;
+    const float weight = std::exp(part[0] - maximum);
+    sum += weight * part[1];
+    for (int64_t c = 0; c < size; ++c) out[c] += weight * part[2 + c];
+  }
+  for (int64_t c = 0; c < size; ++c) out[c] /= sum;
+}
+
+template <class MakeTask>
+void decode_all(ThreadTeam& threads, const AttentionShape& s, int64_t position, float* workspace, MakeTask make_task) {
+  const int64_t group = s.heads / s.kv_heads, splits = ceil_div(position + s.tokens, kSplitKeys), stride = s.head_size + 2;
+  float* scores = workspace;  // (threads, kSplitKeys)
+  float* parts = scores + threads.size() * kSplitKeys;  // (B, H, tokens, splits, stride)
+  const auto part = [&](int64_t batch, int64_t head, int64_t token, int64_t split) {
+    return parts + (((batch * s.heads + head) * s.tokens + token) * splits + split) * stride;
+  };
+  const int64_t items = s.batch * s.kv_heads * splits;
+  std::atomic<int64_t> next{0};
+  threads.run([&](int rank) {
+    for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
+      const int64_t split = item % splits, kv_head = item / splits % s.kv_heads, batch = item / splits / s.kv_heads;
+      for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+        const HeadTask task = make_task(batch, head);
+        for (int64_t token = 0; token < s.tokens; ++token) {
+          const int64_t begin = split * kSplitKeys, end = std::min(position + token + 1, begin + kSplitKeys);
+          if (begin < end)
+            attend_part(task.queries.row(token), task.keys, task.values, begin, end, scores + rank * kSplitKeys,
+                        {part(batch, head, token, split)});
+        }
+      }
+    }
+    threads.barrier();
+    const int64_t rows = s.batch * s.heads * s.tokens;
+    for (int64_t row = rows * rank / threads.size(); row < rows * (rank + 1) / threads.size(); ++row) {
+      const int64_t token = row % s.tokens, head = row / s.tokens % s.heads, batch = row / s.tokens / s.heads;
+      const HeadTask task = make_task(batch, head);
+      combine_parts(part(batch, head, token, 0), stride, ceil_div(position + token + 1, kSplitKeys), s.head_size,
+                    task.out + token * task.out_stride);
+    }
+  });
+}
+
+}  // namespace
+
+int64_t attention_workspace(const AttentionShape& s, int threads) {
+  return threads * round_up(ForwardScratch::floats(s.tokens, s.head_size), 16) + 16;
+}
+
+void attention_forward(ThreadTeam& threads, const AttentionShape& s, const float* qkv, float* out, float* log_sum_exp,
+                       float* workspace) {
+  const int64_t stride = (s.heads + 2 * s.kv_heads) * s.head_size, group = s.heads / s.kv_heads;
+  forward_all(threads, s, 0, workspace, [&](int64_t batch, int64_t head) {
+    const auto rows = [&](int64_t column) {
+      return HeadRows{qkv + batch * s.tokens * stride + column * s.head_size, stride, s.head_size};
+    };
+    const int64_t kv_head = head / group;
+    return HeadTask{rows(head),
+                    rows(s.heads + kv_head),
+                    rows(s.heads + s.kv_heads + kv_head),
+                    out + (batch * s.tokens * s.heads + head) * s.head_size,
+                    s.heads * s.head_size,
+                    log_sum_exp + (batch * s.heads + head) * s.tokens,
+                    0};
+  });
+}
+
+int64_t attention_cached_workspace(const AttentionShape& s, int64_t capacity, int threads) {
+  const int64_t few = s.batch * s.heads * std::min(s.tokens, kFewTokens) * ceil_div(capacity, kSplitKeys) *
+                          (s.head_size + 2) +
+                      threads * kSplitKeys;
+  return std::max(few, threads * round_up(ForwardScratch::floats(capacity, s.head_size), 16)) + 16;
+}
+
+void attention_cached(ThreadTeam& threads, const AttentionShape& s, int64_t position, int64_t capacity, const float* qkv,
+                      float* key_cache, float* value_cache, float* out, float* workspace) {
+  const int64_t stride = (s.heads + 2 * s.kv_heads) * s.head_size, group = s.heads / s.kv_heads;
+  const int64_t cache_stride = s.kv_heads * s.head_size;
+  threads.for_blocks(s.batch * s.tokens, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float* key = qkv + row * stride + s.heads * s.head_size;
+      const int64_t at = (row / s.tokens * capacity + position + row % s.tokens) * cache_stride;
+      std::memcpy(key_cache + at, key, static_cast<size_t>(cache_stride) * sizeof(float));
+      std::memcpy(value_cache + at, key + cache_stride, static_cast<size_t>(cache_stride) * sizeof(float));
+    }
+  });
+  const auto make_task = [&](int64_t batch, int64_t head) {
+    const int64_t in_cache = batch * capacity * cache_stride + head / group * s.head_size;
+    return HeadTask{{qkv + batch * s.tokens * stride + head * s.head_size, stride, s.head_size},
+                    {key_cache + in_cache, cache_stride, s.head_size},
+                    {value_cache + in_cache, cache_stride, s.head_size},
+                    out + (batch * s.tokens * s.heads + head) * s.head_size,
+                    s.heads * s.head_size,
+                    nullptr,
+                    position};
+  };
+  if (s.tokens <= kFewTokens)
+    decode_all(threads, s, position, workspace, make_task);
+  else
+    forward_all(threads, s, position, workspace, make_task);
+}
+
+}  // namespace llm

@@ -1,0 +1,169 @@
+#include "llm/device/ceilings.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <chrono>
+#include <vector>
+
+#include "llm/base/error.h"
+#include "llm/base/simd.h"
+
+namespace llm {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using simd::Vec;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// Independent chains of fma: more than latency times throughput asks for, few enough to stay in registers.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kChains = 24;
+#else
+constexpr int kChains = 12;
+#endif
+
+// Every thread runs `steps` fma on each chain. The constants come from volatile variables and the sum goes to one, so
+// nothing can be computed at compile time or left out.
+double fma_seconds(ThreadTeam& threads, int64_t steps) {
+  static volatile float factor_source = 0.999f, term_source = 1e-3f;
+  std::vector<float> sums(static_cast<size_t>(threads.size()));
+  const auto start = Clock::now();
+  threads.run([&](int rank) {
+    const Vec factor = simd::broadcast(factor_source), term = simd::broadcast(term_source);
+    Vec chain[kChains];
+#pragma GCC unroll 32
+    for (int i = 0; i < kChains; ++i) chain[i] = term * static_cast<float>(i);
+    for (int64_t s = 0; s < steps; ++s) {
+#pragma GCC unroll 32
+      for (int i = 0; i < kChains; ++i) chain[i] = chain[i] * factor + term;
+    }
+    Vec sum{};
+#pragma GCC unroll 32
+    for (int i = 0; i < kChains; ++i) sum += chain[i];
+    sums[static_cast<size_t>(rank)] = simd::reduce_add(sum);
+  });
+  const double seconds = seconds_since(start);
+  volatile float sink = 0;
+  for (float s : sums) sink = sink + s;
+  return seconds;
+}
+
+// Memory straight from the system, in huge pages where it gives them, so that page faults and the small pages' TLB
+// misses are not what is measured.
+class Pages {
+ public:
+  explicit Pages(size_t bytes) : bytes_(bytes) {
+    data_ = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data_ == MAP_FAILED) fail("the system does not give the ", bytes_ >> 20, " MiB that measuring its memory needs");
+    ::madvise(data_, bytes_, MADV_HUGEPAGE);  // only an advice
+  }
+  ~Pages() { ::munmap(data_, bytes_); }
+  Pages(const Pages&) = delete;
+  Pages& operator=(const Pages&) = delete;
+  float* floats() const { return static_cast<float*>(data_); }
+
+ private:
+  size_t bytes_;
+  void* data_;
+};
+
+constexpr int64_t kBlock = 16384;  // floats that a thread takes at a time, as the streaming kernels do
+constexpr int kUnroll = 8;
+constexpr int64_t kStride = kUnroll * simd::kLanes;  // divides kBlock
+
+void read_all(ThreadTeam& threads, const float* from, float* sums, int64_t n) {
+  threads.for_blocks(n, kBlock, [&](int64_t begin, int64_t end) {
+    Vec sum[kUnroll] = {};
+    for (int64_t i = begin; i < end; i += kStride)
+#pragma GCC unroll 8
+      for (int u = 0; u < kUnroll; ++u) sum[u] += simd::load(from + i + u * simd::kLanes);
+    Vec total{};
+    for (const Vec& s : sum) total += s;
+    sums[begin / kBlock] = simd::reduce_add(total);  // is needed, as far as the compiler can see
+  });
+}
+
+void copy_all(ThreadTeam& threads, const float* from, float* to, int64_t n) {
+  threads.for_blocks(n, kBlock, [&](int64_t begin, int64_t end) {
+    // Not one loop over vectors: that is turned into a call of memcpy, which uses streaming stores.
+    for (int64_t i = begin; i < end; i += kStride)
+#pragma GCC unroll 8
+      for (int u = 0; u < kUnroll; ++u) simd::store(to + i + u * simd::kLanes, -simd::load(from + i + u * simd::kLanes));
+  });
+}
+
+void update_all(ThreadTeam& threads, float* data, int64_t n) {
+  const Vec factor = simd::broadcast(0.5f);
+  threads.for_blocks(n, kBlock, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i += kStride)
+#pragma GCC unroll 8
+      for (int u = 0; u < kUnroll; ++u) {
+        float* p = data + i + u * simd::kLanes;
+        simd::store(p, simd::load(p) * factor);
+      }
+  });
+}
+
+double median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2), values.end());
+  return values[values.size() / 2];
+}
+
+// Read, copy and update of arrays that take `bytes` together; each pass over them is repeated `repeats` times.
+struct Bandwidths {
+  double read, copy, update;
+};
+Bandwidths measure_bandwidths(ThreadTeam& threads, float* data, float* sums, size_t bytes, int rounds, int repeats) {
+  const int64_t n = static_cast<int64_t>(bytes / sizeof(float)) / (2 * kBlock) * (2 * kBlock);
+  const double moved = static_cast<double>(n) * sizeof(float) * repeats * 1e-9;
+  std::vector<double> read, copy, update;
+  const auto gbs = [&](double factor, auto&& pass) {
+    const auto start = Clock::now();
+    for (int r = 0; r < repeats; ++r) pass();
+    return factor * moved / seconds_since(start);
+  };
+  for (int round = -1; round < rounds; ++round) {  // the first one warms up
+    const double reads = gbs(1, [&] { read_all(threads, data, sums, n); });
+    const double copies = gbs(1, [&] { copy_all(threads, data, data + n / 2, n / 2); });
+    const double updates = gbs(2, [&] { update_all(threads, data, n); });
+    if (round < 0) continue;
+    read.push_back(reads);
+    copy.push_back(copies);
+    update.push_back(updates);
+  }
+  return {median(read), median(copy), median(update)};
+}
+
+}  // namespace
+
+double measure_peak_gflops(ThreadTeam& threads) {
+  const double flops_per_step = 2.0 * kChains * simd::kLanes * threads.size();
+  // Rounds of 1 to 2 ms: shorter than a time slice, so that some of them run undisturbed. Finding their length wakes the
+  // threads and the cores' clocks up.
+  const auto start = Clock::now();
+  int64_t steps = 1024;
+  while (fma_seconds(threads, steps) < 1e-3 && seconds_since(start) < 8e-3) steps *= 2;
+  double best = 0;
+  for (int round = 0; round < 3 || (round < 10 && seconds_since(start) < 20e-3); ++round)
+    best = std::max(best, flops_per_step * static_cast<double>(steps) / fma_seconds(threads, steps) * 1e-9);
+  return best;
+}
+
+Ceilings measure_ceilings(ThreadTeam& threads) {
+  // More than the caches hold. How much that is cannot be asked: virtual machines report anything up to their host's.
+  constexpr size_t kBytes = size_t{512} << 20;
+  Pages pages(kBytes);
+  std::vector<float> sums(kBytes / sizeof(float) / kBlock);
+  Ceilings c;
+  c.gflops = measure_peak_gflops(threads);
+  const Bandwidths memory = measure_bandwidths(threads, pages.floats(), sums.data(), kBytes, 5, 1);
+  const Bandwidths cached = measure_bandwidths(threads, pages.floats(), sums.data(), Ceilings::kCachedBytes, 5, 8);
+  c.read_gbs = memory.read, c.copy_gbs = memory.copy, c.update_gbs = memory.update;
+  c.cached_read_gbs = cached.read, c.cached_copy_gbs = cached.copy, c.cached_update_gbs = cached.update;
+  c.gflops = std::max(c.gflops, measure_peak_gflops(threads));
+  return c;
+}
+
+}  // namespace llm

@@ -1,0 +1,45 @@
+// Matrix product in fp32 on the CPU: C = A B (+ addend), any strides of A and B, with an epilogue on finished rows.
+//
+// Each element of C is one sum over k in a fixed order, in blocks whose size depends on k alone: the bits do not depend
+// on the number of threads, nor on m (a row has the same bits in a batch of any size).
+#pragma once
+#include <cstdint>
+
+#include "llm/base/threads.h"
+
+namespace llm {
+
+// A matrix in memory, element (i, j) at data[i * row_stride + j * column_stride]; one of the strides is 1.
+struct MatrixView {
+  const float* data;
+  int64_t row_stride, column_stride;
+};
+inline MatrixView row_major(const float* data, int64_t columns) { return {data, columns, 1}; }
+inline MatrixView transposed(const float* data, int64_t columns) { return {data, 1, columns}; }
+
+// Called once for each finished piece of a row of C: `c` points at C(row, column), `count` elements are final.
+struct Epilogue {
+  void (*apply)(const void* context, float* c, int64_t row, int64_t column, int64_t count) = nullptr;
+  const void* context = nullptr;
+};
+
+struct Gemm {
+  int64_t m, n, k;
+  MatrixView a;                   // (m, k)
+  MatrixView b;                   // (k, n)
+  float* c;                       // (m, n), row-major
+  int64_t c_stride;               // elements between rows of C
+  const float* addend = nullptr;  // (m, n) with C's stride, added to the product; may be C itself
+  Epilogue epilogue = {};
+};
+
+// Floats of workspace that gemm() needs for these sizes with a team of `threads`.
+int64_t gemm_workspace(int64_t m, int64_t n, int64_t k, int threads);
+
+void gemm(ThreadTeam& threads, const Gemm& g, float* workspace);
+
+// The same on the calling thread alone, for pieces of a larger kernel (attention blocks).
+int64_t gemm_serial_workspace(int64_t m, int64_t n, int64_t k);
+void gemm_serial(const Gemm& g, float* workspace);
+
+}  // namespace llm

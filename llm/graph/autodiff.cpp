@@ -1,0 +1,70 @@
+#include "llm/graph/autodiff.h"
+
+#include <algorithm>
+
+#include "llm/graph/op.h"
+
+namespace llm {
+
+TensorId Gradients::of(TensorId tensor) const {
+  const auto i = static_cast<size_t>(tensor);
+  return tensor != kNone && i < gradient_.size() ? gradient_[i] : kNone;
+}
+
+bool Gradients::wanted(TensorId tensor) const {
+  const auto i = static_cast<size_t>(tensor);
+  return tensor != kNone && i < wanted_.size() && wanted_[i];
+}
+
+void Gradients::contribute(TensorId tensor, TensorId gradient) {
+  if (!wanted(tensor) || gradient == kNone) return;
+  if (gradient_.size() < wanted_.size()) gradient_.resize(wanted_.size(), kNone);
+  TensorId& current = gradient_[static_cast<size_t>(tensor)];
+  const std::string name = graph_.tensor(tensor).name + ".grad";
+  if (graph_.tensor(tensor).role == Role::parameter) {
+    Tensor& g = graph_.tensor(gradient);
+    g.role = Role::gradient;
+    g.name = name;
+    g.alias = current;
+    current = gradient;
+    return;
+  }
+  if (current == kNone) {
+    graph_.tensor(gradient).name = name;
+    current = gradient;
+  } else {
+    current = graph_.add("add", {}, {current, gradient}, name)[0];
+  }
+}
+
+Gradients differentiate(Graph& graph, const std::vector<std::pair<TensorId, TensorId>>& seeds,
+                        const std::vector<TensorId>& targets) {
+  std::vector<bool> wanted(graph.tensors.size(), false);
+  for (size_t i = 0; i < wanted.size(); ++i) wanted[i] = graph.tensors[i].role == Role::parameter;
+  for (TensorId id : targets) wanted[static_cast<size_t>(id)] = true;
+  const auto reaches = [&](TensorId id) { return id != kNone && wanted[static_cast<size_t>(id)]; };
+  for (const Node& node : graph.nodes)
+    if (std::any_of(node.inputs.begin(), node.inputs.end(), reaches))
+      for (TensorId id : node.outputs)
+        if (id != kNone) wanted[static_cast<size_t>(id)] = true;
+
+  Gradients gradients(graph, std::move(wanted));
+  for (auto& [tensor, gradient] : seeds) {
+    const std::string name = graph.tensor(gradient).name;
+    gradients.contribute(tensor, gradient);
+    graph.tensor(gradient).name = name;  // a seed is an input of the caller's and keeps its name
+  }
+  graph.phase = Phase::backward;
+  for (size_t i = graph.nodes.size(); i-- > 0;) {
+    const Node node = graph.nodes[i];  // a copy: backward appends to graph.nodes
+    const auto flows = [&](TensorId id) { return gradients.of(id) != kNone; };
+    if (std::none_of(node.outputs.begin(), node.outputs.end(), flows)) continue;
+    if (!node.op->backward) fail("op ", node.op->name, " has no gradient, but one flows into it");
+    graph.layer = node.layer;
+    node.op->backward(graph, node, gradients);
+  }
+  graph.layer = -1;
+  return gradients;
+}
+
+}  // namespace llm

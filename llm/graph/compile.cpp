@@ -1,0 +1,59 @@
+#include "llm/base/error.h"
+#include "llm/graph/passes.h"
+
+namespace llm {
+namespace {
+
+size_t bytes_of_persistent(const Graph& graph) {
+  size_t bytes = 0;
+  for (const Tensor& t : graph.tensors)
+    if (is_persistent(t.role) && t.alias == kNone) bytes += (t.bytes() + 255) / 256 * 256;
+  return bytes;
+}
+
+Compiled compile_with(Graph graph, const std::vector<TensorId>& results, const CompileOptions& options, RecomputeChoice choice) {
+  Compiled c;
+  c.graph = std::move(graph);
+  c.recomputation = choice;
+  if (choice.level != Recompute::none) c.reports.push_back(recompute(c.graph, choice));
+  if (options.fuse) c.reports.push_back(fuse(c.graph, results));
+  c.reports.push_back(remove_dead_code(c.graph, results));
+  c.plan = plan_memory(c.graph, results, options.share_memory);
+  c.persistent_bytes = bytes_of_persistent(c.graph);
+  return c;
+}
+
+std::string mebibytes(size_t bytes) { return std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB"; }
+
+}  // namespace
+
+Compiled compile(Graph graph, const std::vector<TensorId>& results, const CompileOptions& options) {
+  Compiled best = compile_with(graph, results, options, {});
+  const auto fits = [&](const Compiled& c) { return c.persistent_bytes + c.plan.bytes <= options.memory_budget; };
+  if (!options.memory_budget || fits(best)) return best;
+
+  // The choices in the order of their price: the activation functions cost the fewest microseconds per byte they free,
+  // then norms, attention, and the products of whole blocks; at each level one layer more at a time. Memory falls along
+  // this sequence, so the first choice that fits is found by bisection, with the plan itself as the oracle.
+  int layers = 0;
+  for (const Node& node : graph.nodes) layers = std::max(layers, node.layer + 1);
+  const auto choice = [&](int i) { return RecomputeChoice{static_cast<Recompute>(1 + i / layers), 1 + i % layers}; };
+  int low = 0, high = 4 * layers - 1;
+  if (layers > 0) best = compile_with(graph, results, options, choice(high));
+  if (layers == 0 || !fits(best))
+    fail("--memory-budget ", mebibytes(options.memory_budget), " is too small: with everything recomputed the run needs ",
+         mebibytes(best.persistent_bytes + best.plan.bytes), "; lower --batch or choose a smaller model");
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    Compiled candidate = compile_with(graph, results, options, choice(middle));
+    if (fits(candidate)) {
+      high = middle;
+      best = std::move(candidate);
+    } else {
+      low = middle + 1;
+    }
+  }
+  return best;
+}
+
+}  // namespace llm

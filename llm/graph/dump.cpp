@@ -1,0 +1,279 @@
+#include "llm/graph/dump.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cstdio>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <ostream>
+#include <set>
+
+namespace llm {
+namespace {
+
+constexpr std::array kPhases = {Phase::forward, Phase::backward, Phase::optimizer};
+constexpr std::array kPersistentRoles = {Role::parameter, Role::gradient, Role::state};
+
+template <class... Values>
+std::string format(const char* pattern, Values... values) {
+  char text[256];
+  std::snprintf(text, sizeof text, pattern, values...);
+  return text;
+}
+
+std::string number_text(double value) { return format("%.10g", value); }
+
+// What is the same in layers that are alike: everything but the names.
+std::string signature(const Graph& g, const Node& node) {
+  std::string text = node.op->name;
+  for (auto& [key, value] : node.attributes.all()) text += " " + key + number_text(value);
+  const auto tensor = [&](TensorId id) {
+    text += id == kNone ? " -" : " " + std::string(name_of(g.tensor(id).role)) + g.shape(id).text();
+  };
+  for (TensorId id : node.inputs) tensor(id);
+  text += " ->";
+  for (TensorId id : node.outputs) tensor(id);
+  return text + ";";
+}
+
+// --- DOT ---
+
+std::string quoted(const std::string& text) {
+  std::string result = "\"";
+  for (char ch : text) {
+    if (ch == '"' || (ch == '\\')) result += '\\';
+    result += ch;
+  }
+  return result + "\"";
+}
+
+const char* colour_of(Phase phase) {
+  return phase == Phase::forward ? "#cfe8cf" : phase == Phase::backward ? "#f6d5c3" : "#d3dcf2";
+}
+
+class DotWriter {
+ public:
+  DotWriter(std::ostream& out, const Compiled& c, const DumpOptions& options)
+      : out_(out), c_(c), folded_(options.all ? std::vector<FoldedLayers>{} : fold_layers(c.graph)) {
+    const auto runs = runs_by_node(c.graph, folded_);
+    for (size_t i = 0; i < runs.size(); ++i)
+      ids_.push_back(runs[i] ? "folded" + std::to_string(runs[i] - folded_.data()) : "node" + std::to_string(i));
+  }
+
+  void write() {
+    const Graph& g = c_.graph;
+    out_ << "digraph graph_of_a_run {\n  rankdir=TB;\n"
+            "  node [shape=box, style=\"filled,rounded\", fontname=\"Helvetica\", fontsize=10];\n"
+            "  edge [fontname=\"Helvetica\", fontsize=8, color=\"#606060\"];\n";
+    std::map<int, std::vector<size_t>> layers;
+    for (size_t i = 0; i < g.nodes.size(); ++i)
+      if (ids_[i][0] == 'n') layers[layer_of(g, g.nodes[i])].push_back(i);
+    for (auto& [layer, nodes] : layers) {
+      if (layer >= 0)
+        out_ << "  subgraph cluster_layer" << layer << " {\n    label=\"layer " << layer << "\"; color=\"#a0a0a0\";\n";
+      for (size_t i : nodes) box(ids_[i], node_label(g.nodes[i]), colour_of(g.nodes[i].phase));
+      if (layer >= 0) out_ << "  }\n";
+    }
+    for (size_t f = 0; f < folded_.size(); ++f)
+      box("folded" + std::to_string(f), folded_[f].text() + "\n" + std::to_string(folded_[f].nodes.size()) + " nodes",
+          colour_of(folded_[f].phase));
+    edges();
+    out_ << "}\n";
+  }
+
+ private:
+  void box(const std::string& id, const std::string& label, const char* colour) {
+    std::string text = quoted(label);
+    for (size_t at; (at = text.find('\n')) != text.npos;) text.replace(at, 1, "\\n");
+    out_ << "    " << id << " [label=" << text << ", fillcolor=\"" << colour << "\"];\n";
+  }
+
+  std::string node_label(const Node& node) const {
+    const TensorId id = first_output(node);
+    return describe(node) + "\n" + (id == kNone ? "" : c_.graph.tensor(id).name + "\n") +
+           format("%.3f GFLOP", cost_of(c_.graph, node).flops * 1e-9);
+  }
+
+  // From the writer of each tensor to its readers. Parameters and optimizer state are not drawn: each has one place.
+  void edges() {
+    const Graph& g = c_.graph;
+    std::vector<std::string> writer(g.tensors.size());
+    std::set<std::string> drawn;
+    for (size_t i = 0; i < g.nodes.size(); ++i) {
+      for (TensorId id : g.nodes[i].inputs) {
+        if (id == kNone) continue;
+        const Tensor& t = g.tensor(id);
+        std::string& from = writer[static_cast<size_t>(id)];
+        if (from.empty() && t.role == Role::input) {
+          from = "input" + std::to_string(id);
+          out_ << "  " << from << " [shape=ellipse, fillcolor=\"#eeeeee\", label=" << quoted(t.name + " " + t.shape.text())
+               << "];\n";
+        }
+        if (from.empty() || from == ids_[i] || !drawn.insert(from + ">" + ids_[i]).second) continue;
+        out_ << "  " << from << " -> " << ids_[i] << " [label=" << quoted(t.shape.text()) << "];\n";
+      }
+      for (TensorId id : g.nodes[i].outputs)
+        if (id != kNone) writer[static_cast<size_t>(id)] = ids_[i];
+    }
+  }
+
+  std::ostream& out_;
+  const Compiled& c_;
+  std::vector<FoldedLayers> folded_;
+  std::vector<std::string> ids_;  // by node
+};
+
+}  // namespace
+
+size_t persistent_bytes(const Graph& g, Role role) {
+  size_t bytes = 0;
+  for (const Tensor& t : g.tensors)
+    if (t.role == role && t.alias == kNone) bytes += (t.bytes() + 255) / 256 * 256;
+  return bytes;
+}
+
+double flops_of(const Graph& g, Phase phase) {
+  double flops = 0;
+  for (const Node& node : g.nodes)
+    if (node.phase == phase) flops += cost_of(g, node).flops;
+  return flops;
+}
+
+TensorId first_output(const Node& node) {
+  for (TensorId id : node.outputs)
+    if (id != kNone) return id;
+  return kNone;
+}
+
+Cost cost_of(const Graph& graph, const Node& node) { return node.op->cost ? node.op->cost(graph, node) : Cost{}; }
+
+std::string describe(const Node& node) {
+  std::string text = node.op->name;
+  for (auto& [key, value] : node.attributes.all()) {
+    // The optimizer's settings are the same at each of its nodes, but for the decay; a flag that is off says nothing.
+    if ((std::string_view(node.op->name) == "adamw" && key != "weight_decay") || key == "epsilon" || value == 0) continue;
+    if (key == "kv_heads" && value == node.attributes.number("heads", 0)) continue;
+    if (key == "activation") {
+      text += value == static_cast<double>(ActivationKind::gelu) ? " activation=gelu" : " activation=relu2";
+    } else {
+      text += " " + key + "=" + number_text(value);
+    }
+  }
+  return text;
+}
+
+int layer_of(const Graph& graph, const Node& node) {
+  const TensorId id = first_output(node);
+  if (node.layer >= 0 || id == kNone) return node.layer;
+  constexpr std::string_view kPrefix = "layers.";  // of the parameter table's names
+  const std::string& name = graph.tensor(id).name;
+  int layer = -1;
+  if (name.starts_with(kPrefix)) std::from_chars(name.data() + kPrefix.size(), name.data() + name.size(), layer);
+  return layer;
+}
+
+std::string FoldedLayers::text() const {
+  const std::string like = " as layer " + std::to_string(shown);
+  if (last == shown + 1) return "layer " + std::to_string(last) + like;
+  return "layers " + std::to_string(shown + 1) + " to " + std::to_string(last) + like;
+}
+
+std::vector<FoldedLayers> fold_layers(const Graph& graph) {
+  struct Layer {
+    std::string signature;
+    std::vector<size_t> nodes;
+  };
+  std::vector<FoldedLayers> result;
+  for (Phase phase : kPhases) {
+    std::map<int, Layer> layers;
+    for (size_t i = 0; i < graph.nodes.size(); ++i) {
+      const Node& node = graph.nodes[i];
+      const int number = node.phase == phase ? layer_of(graph, node) : -1;
+      if (number < 0) continue;
+      layers[number].signature += signature(graph, node);
+      layers[number].nodes.push_back(i);
+    }
+    const Layer* before = nullptr;
+    for (auto& [number, layer] : layers) {
+      const bool same = before && before->signature == layer.signature;
+      if (same && (result.empty() || result.back().phase != phase || result.back().last != number - 1))
+        result.push_back({phase, number - 1, number, {}});
+      if (same) {
+        result.back().last = number;
+        result.back().nodes.insert(result.back().nodes.end(), layer.nodes.begin(), layer.nodes.end());
+      }
+      before = &layer;
+    }
+  }
+  for (FoldedLayers& f : result) std::sort(f.nodes.begin(), f.nodes.end());
+  return result;
+}
+
+std::vector<const FoldedLayers*> runs_by_node(const Graph& g, const std::vector<FoldedLayers>& folded) {
+  std::vector<const FoldedLayers*> runs(g.nodes.size(), nullptr);
+  for (const FoldedLayers& f : folded)
+    for (size_t i : f.nodes) runs[i] = &f;
+  return runs;
+}
+
+void dump_dot(std::ostream& out, const Compiled& compiled, const DumpOptions& options) {
+  DotWriter(out, compiled, options).write();
+}
+
+void dump_json(std::ostream& out, const Compiled& c) {
+  using nlohmann::ordered_json;
+  const Graph& g = c.graph;
+  ordered_json root;
+  for (Role role : kPersistentRoles) root["memory"]["persistent"][name_of(role)] = persistent_bytes(g, role);
+  root["memory"]["persistent_bytes"] = c.persistent_bytes;
+  root["memory"]["transient_bytes"] = c.plan.bytes;
+  root["memory"]["unshared_bytes"] = c.plan.unshared_bytes;
+  root["memory"]["in_place"] = c.plan.in_place;
+  root["memory"]["live_bytes"] = c.plan.live;
+  root["recomputation"] = {{"level", name_of(c.recomputation.level)}, {"layers", c.recomputation.layers}};
+  for (Phase phase : kPhases) root["flops"][name_of(phase)] = flops_of(g, phase);
+  root["passes"] = ordered_json::array();
+  for (const PassReport& r : c.reports)
+    root["passes"].push_back(
+        {{"pass", r.pass}, {"nodes_before", r.nodes_before}, {"nodes_after", r.nodes_after}, {"detail", r.detail}});
+  root["tensors"] = ordered_json::array();
+  for (size_t i = 0; i < g.tensors.size(); ++i) {
+    const Tensor& t = g.tensors[i];
+    ordered_json shape = ordered_json::array();
+    for (int d = 0; d < t.shape.rank(); ++d) shape.push_back(t.shape[d]);
+    ordered_json tensor = {{"id", i},         {"name", t.name},          {"dtype", name_of(t.dtype)},
+                           {"shape", shape},  {"role", name_of(t.role)}, {"bytes", t.bytes()}};
+    if (t.alias != kNone) tensor["alias"] = t.alias;
+    // A tensor that no node uses any more has neither a life nor a place.
+    if (const auto [first, last] = c.plan.lifetimes[i]; first >= 0) tensor["lifetime"] = {first, last};
+    if (const size_t offset = c.plan.offsets[i]; offset != MemoryPlan::kNowhere) tensor["offset"] = offset;
+    root["tensors"].push_back(std::move(tensor));
+  }
+  root["nodes"] = ordered_json::array();
+  for (size_t i = 0; i < g.nodes.size(); ++i) {
+    const Node& node = g.nodes[i];
+    const Cost cost = cost_of(g, node);
+    ordered_json attributes = ordered_json::object();
+    for (auto& [key, value] : node.attributes.all()) attributes[key] = value;
+    const auto ids = [](const std::vector<TensorId>& tensors) {
+      ordered_json list = ordered_json::array();
+      for (TensorId id : tensors) list.push_back(id == kNone ? ordered_json() : ordered_json(id));
+      return list;
+    };
+    root["nodes"].push_back({{"index", i},
+                             {"op", node.op->name},
+                             {"phase", name_of(node.phase)},
+                             {"layer", layer_of(g, node)},
+                             {"attributes", attributes},
+                             {"inputs", ids(node.inputs)},
+                             {"outputs", ids(node.outputs)},
+                             {"workspace", node.workspace == kNone ? ordered_json() : ordered_json(node.workspace)},
+                             {"flops", cost.flops},
+                             {"bytes_read", cost.bytes_read},
+                             {"bytes_written", cost.bytes_written}});
+  }
+  out << root.dump(1) << "\n";
+}
+
+}  // namespace llm

@@ -1,0 +1,198 @@
+// Fusion by window and use count. A pattern is a node and the node that reads its output; where nothing else stands
+// between them, the second one's work moves into the first (or the first one's into the second), and a tensor that would
+// have gone through memory is gone.
+#include <algorithm>
+#include <string_view>
+
+#include "llm/graph/op.h"
+#include "llm/graph/passes.h"
+
+namespace llm {
+namespace {
+
+class Fuser {
+ public:
+  Fuser(Graph& graph, const std::vector<TensorId>& results) : g_(graph), results_(results) { count_uses(); }
+
+  std::string run() {
+    const int norms = apply([&](size_t i) { return add_into_norm(i); });
+    const int activations = apply([&](size_t i) { return activation_into_linear(i); });
+    const int derivatives = apply([&](size_t i) { return derivative_into_linear(i); });
+    const int addends = apply([&](size_t i) { return addend_into_norm_backward(i); });
+    const int heads = apply([&](size_t i) { return head(i); });
+    std::string text;
+    const auto count = [&](int n, const char* what) {
+      if (n) text += (text.empty() ? "" : ", ") + std::to_string(n) + " " + what;
+    };
+    count(norms, "residual + norm");
+    count(activations, "linear + activation");
+    count(derivatives, "linear backward + activation backward");
+    count(addends, "norm backward + gradient sum");
+    count(heads, "head + cross-entropy");
+    return text;
+  }
+
+ private:
+  static constexpr int kOutside = -1;
+
+  Node& node(int i) { return g_.nodes[static_cast<size_t>(i)]; }
+  bool is(int i, std::string_view name) const {
+    const Node& n = g_.nodes[static_cast<size_t>(i)];
+    return n.op && n.op->name == name;
+  }
+  bool is_result(TensorId id) const { return std::find(results_.begin(), results_.end(), id) != results_.end(); }
+  const std::vector<int>& readers(TensorId id) const { return readers_[static_cast<size_t>(id)]; }
+  int writer(TensorId id) const { return writers_[static_cast<size_t>(id)]; }
+  bool only_reader(TensorId id, int reader) const {
+    return readers(id).size() == 1 && readers(id)[0] == reader && !is_result(id);
+  }
+
+  void count_uses() {
+    readers_.assign(g_.tensors.size(), {});
+    writers_.assign(g_.tensors.size(), kOutside);
+    for (size_t i = 0; i < g_.nodes.size(); ++i) {
+      for (TensorId id : g_.nodes[i].inputs)
+        if (id != kNone) readers_[static_cast<size_t>(id)].push_back(static_cast<int>(i));
+      for (TensorId id : g_.nodes[i].outputs)
+        if (id != kNone) writers_[static_cast<size_t>(id)] = static_cast<int>(i);
+    }
+  }
+
+  // Tries a pattern at each node, then takes out the nodes that it left without an op.
+  template <class Pattern>
+  int apply(Pattern pattern) {
+    int count = 0;
+    for (size_t i = 0; i < g_.nodes.size(); ++i)
+      if (g_.nodes[i].op && pattern(i)) ++count;
+    std::erase_if(g_.nodes, [](const Node& n) { return n.op == nullptr; });
+    count_uses();
+    return count;
+  }
+
+  // sum = add(x, delta); norm(sum) -> norm(x, .., delta), which also gives the sum. Moving the addition down to the norm
+  // is allowed because the norm is the sum's first reader.
+  bool add_into_norm(size_t index) {
+    Node& add = g_.nodes[index];
+    if (!is(static_cast<int>(index), "add") || readers(add.outputs[0]).empty()) return false;
+    const int first = readers(add.outputs[0])[0];
+    const bool layernorm = is(first, "layernorm");
+    if (!layernorm && !is(first, "rmsnorm")) return false;
+    Node& norm = node(first);
+    if (norm.inputs.size() != (layernorm ? 3u : 2u) || norm.inputs[0] != add.outputs[0]) return false;
+    norm.inputs[0] = add.inputs[0];
+    norm.inputs.push_back(add.inputs[1]);
+    norm.outputs.push_back(add.outputs[0]);
+    add.op = nullptr;
+    return true;
+  }
+
+  static ActivationKind activation_named(std::string_view name) {
+    return name == "gelu" ? ActivationKind::gelu : name == "relu2" ? ActivationKind::relu2 : ActivationKind::none;
+  }
+
+  // y = linear(x); a = gelu(y) -> linear gives a too, and y only where the backward pass reads it.
+  bool activation_into_linear(size_t index) {
+    Node& linear = g_.nodes[index];
+    if (!is(static_cast<int>(index), "linear") || linear.attributes.has("activation")) return false;
+    const TensorId y = linear.outputs[0];
+    if (readers(y).empty()) return false;
+    Node& activation = node(readers(y)[0]);
+    const ActivationKind kind = activation.op ? activation_named(activation.op->name) : ActivationKind::none;
+    if (kind == ActivationKind::none) return false;
+    linear.attributes.set("activation", static_cast<double>(kind));
+    linear.outputs.push_back(activation.outputs[0]);
+    if (only_reader(y, readers(y)[0])) linear.outputs[0] = kNone;
+    activation.op = nullptr;
+    return true;
+  }
+
+  // da = linear_backward_input(dy, w); dh = gelu_backward(da, h) -> one product whose epilogue multiplies.
+  bool derivative_into_linear(size_t index) {
+    Node& linear = g_.nodes[index];
+    if (!is(static_cast<int>(index), "linear_backward_input") || linear.attributes.has("activation")) return false;
+    const TensorId da = linear.outputs[0];
+    if (readers(da).empty()) return false;
+    const int reader = readers(da)[0];
+    Node& backward = node(reader);
+    if (!backward.op || backward.inputs[0] != da || !only_reader(da, reader)) return false;
+    const std::string_view name = backward.op->name;
+    const ActivationKind kind = name == "gelu_backward"    ? ActivationKind::gelu
+                                : name == "relu2_backward" ? ActivationKind::relu2
+                                                           : ActivationKind::none;
+    if (kind == ActivationKind::none || writer(backward.inputs[1]) > static_cast<int>(index)) return false;
+    linear.attributes.set("activation", static_cast<double>(kind));
+    linear.inputs.push_back(backward.inputs[1]);
+    linear.outputs[0] = backward.outputs[0];
+    backward.op = nullptr;
+    return true;
+  }
+
+  // dx = norm_backward(..); sum = add(d, dx) -> norm_backward(.., d) gives the sum.
+  bool addend_into_norm_backward(size_t index) {
+    const bool layernorm = is(static_cast<int>(index), "layernorm_backward");
+    if (!layernorm && !is(static_cast<int>(index), "rmsnorm_backward")) return false;
+    Node& norm = g_.nodes[index];
+    const size_t slot = layernorm ? 5 : 4;
+    const TensorId dx = norm.outputs[0];
+    if (norm.inputs[slot] != kNone || readers(dx).empty()) return false;
+    const int reader = readers(dx)[0];
+    Node& add = node(reader);
+    if (!is(reader, "add") || !only_reader(dx, reader)) return false;
+    const TensorId other = add.inputs[0] == dx ? add.inputs[1] : add.inputs[0];
+    if (writer(other) > static_cast<int>(index)) return false;
+    norm.inputs[slot] = other;
+    norm.outputs[0] = add.outputs[0];
+    add.op = nullptr;
+    return true;
+  }
+
+  // logits = linear(x, w); losses = cross_entropy(logits) [and their three backward nodes] -> head_loss.
+  bool head(size_t index) {
+    const Node linear = g_.nodes[index];
+    if (!is(static_cast<int>(index), "linear") || linear.inputs.size() > 2 || linear.attributes.has("activation")) return false;
+    const TensorId logits = linear.outputs[0];
+    const std::vector<int> uses = readers(logits);
+    if (uses.empty() || uses.size() > 2 || is_result(logits) || !is(uses[0], "cross_entropy")) return false;
+    const Node loss = node(uses[0]);
+    std::vector<TensorId> inputs = {linear.inputs[0], linear.inputs[1], loss.inputs[1]};
+    std::vector<TensorId> outputs = {loss.outputs[0]};
+    std::vector<int> removed = {static_cast<int>(index)};
+    if (uses.size() == 2) {
+      if (!is(uses[1], "cross_entropy_backward")) return false;
+      const Node backward = node(uses[1]);
+      const std::vector<int> products = readers(backward.outputs[0]);
+      if (products.size() != 2 || !is(products[0], "linear_backward_input") || !is(products[1], "linear_backward_weight"))
+        return false;
+      inputs.push_back(backward.inputs[0]);
+      outputs.push_back(node(products[0]).outputs[0]);
+      outputs.push_back(node(products[1]).outputs[0]);
+      removed.insert(removed.end(), {uses[1], products[0], products[1]});
+    }
+    // Made by its own `infer`, so that shapes are checked and the workspace is sized; then it takes the old outputs over.
+    g_.phase = Phase::forward;
+    g_.layer = -1;
+    g_.add("head_loss", {}, inputs, g_.tensor(logits).name);
+    Node fused = g_.nodes.back();
+    g_.nodes.pop_back();
+    fused.outputs = outputs;
+    node(uses[0]) = fused;
+    for (int i : removed) node(i).op = nullptr;
+    return true;
+  }
+
+  Graph& g_;
+  const std::vector<TensorId>& results_;
+  std::vector<std::vector<int>> readers_;
+  std::vector<int> writers_;
+};
+
+}  // namespace
+
+PassReport fuse(Graph& graph, const std::vector<TensorId>& results) {
+  PassReport report{"fusion", "", graph.nodes.size(), 0};
+  report.detail = Fuser(graph, results).run();
+  report.nodes_after = graph.nodes.size();
+  return report;
+}
+
+}  // namespace llm

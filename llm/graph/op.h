@@ -1,0 +1,61 @@
+// One row of the op table. Everything the program knows of an op, it reads here: shapes, gradient, cost, kernels, and
+// the examples from which tests, gradient checks and benchmarks are made.
+#pragma once
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "llm/graph/graph.h"
+
+namespace llm {
+
+class Gradients;
+struct KernelCall;
+
+struct Cost {
+  double flops = 0;          // additions and multiplications; an fma counts 2
+  double bytes_read = 0;     // each input element that is needed, once
+  double bytes_written = 0;  // each output element, once
+};
+
+// A small case of an op for tests and gradient checks.
+struct Example {
+  struct Input {
+    Shape shape = {};           // rank 0: the optional input is absent
+    DType dtype = DType::fp32;  // fp32: filled from [low, high); int32: whole numbers from [low, high)
+    double low = -1, high = 1;
+    Role role = Role::activation;  // parameter: its gradient is a parameter gradient (kept, accumulated)
+    bool differentiable = true;    // of an fp32 input: the op's backward gives its gradient
+  };
+  Attributes attributes;
+  std::vector<Input> inputs;
+};
+
+// Output `output` may be written over input `input` when nothing reads that input later.
+struct InPlace {
+  int output, input;
+};
+
+struct Op {
+  const char* name;
+  const char* summary;                                         // one line for `train_gpt graph --ops` and the docs
+  void (*infer)(Graph&, Node&);                                // makes the outputs and the workspace
+  void (*backward)(Graph&, const Node&, Gradients&) = nullptr;  // appends the backward nodes; null: no gradient
+  Cost (*cost)(const Graph&, const Node&) = nullptr;
+  void (*cpu)(const KernelCall&) = nullptr;
+  void (*cuda)(const KernelCall&) = nullptr;
+  std::vector<Example> (*examples)() = nullptr;  // null: the op arises as another's backward and is tested there
+  std::vector<InPlace> in_place = {};
+};
+
+// The value of the attribute "activation", with which the fusion pass tells a product what its epilogue does.
+enum class ActivationKind : int { none = 0, gelu = 1, relu2 = 2 };
+
+// The table lives in llm/ops/table.cpp. `op_named` throws for an unknown name.
+std::span<const Op> op_table();
+const Op* op_named(std::string_view name);
+
+// Each input read once, each output written once: the cost of an op that does `flops` arithmetic in one pass.
+Cost streaming_cost(const Graph& graph, const Node& node, double flops);
+
+}  // namespace llm

@@ -1,0 +1,67 @@
+// Graph transformations, one file each, in the order in which `compile` applies them:
+//   recompute.cpp   trades time for memory until the plan fits a budget
+//   fuse.cpp        joins neighbours that would pass a tensor through memory
+//   dead_code.cpp   drops nodes whose results nobody wants
+//   memory_plan.cpp places all tensors in one arena
+// None of them changes a result: recomputation, dead code and the plan change no bit; fusion none but the head's.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "llm/graph/graph.h"
+
+namespace llm {
+
+struct PassReport {
+  std::string pass, detail;
+  size_t nodes_before = 0, nodes_after = 0;
+};
+
+// `results` are the tensors that the program around the graph reads after a run.
+PassReport remove_dead_code(Graph& graph, const std::vector<TensorId>& results);
+PassReport fuse(Graph& graph, const std::vector<TensorId>& results);
+
+// What a layer does not keep for its backward pass but computes again there; each level includes those before it.
+enum class Recompute : int { none, activations, norms, attention, block };
+const char* name_of(Recompute level);
+
+// Layers [0, layers) recompute at `level`, the others at the level before it.
+struct RecomputeChoice {
+  Recompute level = Recompute::none;
+  int layers = 0;
+};
+PassReport recompute(Graph& graph, RecomputeChoice choice);
+
+// When each tensor lives and where it lies. Positions are node indices; a tensor lives in [first, last], both included.
+struct MemoryPlan {
+  static constexpr size_t kNowhere = ~size_t{0};
+  struct Lifetime {
+    int first = -1, last = -1;  // -1, -1: the tensor is not used at all
+  };
+  std::vector<Lifetime> lifetimes;  // by tensor
+  std::vector<size_t> offsets;      // by tensor, of transient ones; kNowhere for persistent ones
+  std::vector<size_t> live;         // by node: bytes of the transient tensors that live there
+  size_t bytes = 0;                 // of the arena for transient tensors
+  size_t unshared_bytes = 0;        // what they would take with a place of their own each
+  size_t in_place = 0;              // outputs that lie over an input
+};
+// share = false gives each tensor a place of its own (to show that sharing changes nothing).
+MemoryPlan plan_memory(const Graph& graph, const std::vector<TensorId>& results, bool share = true);
+
+struct CompileOptions {
+  bool fuse = true;
+  bool share_memory = true;
+  size_t memory_budget = 0;  // bytes for persistent and transient tensors together; 0: no limit
+};
+
+struct Compiled {
+  Graph graph;
+  MemoryPlan plan;
+  RecomputeChoice recomputation;
+  std::vector<PassReport> reports;
+  size_t persistent_bytes = 0;
+};
+// Throws Error when even full recomputation does not fit the budget; the message says how much would.
+Compiled compile(Graph graph, const std::vector<TensorId>& results, const CompileOptions& options);
+
+}  // namespace llm

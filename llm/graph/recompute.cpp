@@ -1,0 +1,128 @@
+// Recomputation (Chen et al. 2016; by kind of op, as in Korthikanti et al. 2022): the forward nodes of a layer whose
+// outputs its backward pass reads are cloned in front of that backward pass, and the backward nodes read the clones. The
+// originals then end their life in the forward pass; the memory plan sees that by itself. The clones are the same kernels
+// on the same inputs, so no bit changes.
+#include <algorithm>
+#include <map>
+#include <set>
+#include <string_view>
+
+#include "llm/graph/op.h"
+#include "llm/graph/passes.h"
+
+namespace llm {
+namespace {
+
+bool recomputes(Recompute level, std::string_view op) {
+  const auto one_of = [op](std::initializer_list<std::string_view> names) {
+    return std::find(names.begin(), names.end(), op) != names.end();
+  };
+  if (level >= Recompute::activations && one_of({"gelu", "relu2", "swiglu"})) return true;
+  if (level >= Recompute::norms && one_of({"layernorm", "rmsnorm", "qk_norm", "rope"})) return true;
+  if (level >= Recompute::attention && op == "attention") return true;
+  return level >= Recompute::block && one_of({"linear", "add"});
+}
+
+class Recomputer {
+ public:
+  Recomputer(Graph& graph, RecomputeChoice choice) : g_(graph), choice_(choice) {}
+
+  int run() {
+    std::map<int, std::vector<size_t>> forward;  // layer -> its forward nodes, in order
+    std::map<int, std::vector<size_t>> backward;
+    for (size_t i = 0; i < g_.nodes.size(); ++i)
+      if (const Node& n = g_.nodes[i]; n.layer >= 0)
+        (n.phase == Phase::forward ? forward : backward)[n.layer].push_back(i);
+    std::map<size_t, std::vector<Node>> inserted;  // clones, by the node in front of which they go
+    for (auto& [layer, nodes] : forward) {
+      const Recompute level = level_of(layer);
+      if (level == Recompute::none || backward[layer].empty()) continue;
+      inserted[backward[layer].front()] = clone_layer(level, nodes, backward[layer]);
+    }
+    std::vector<Node> result;
+    int clones = 0;
+    for (size_t i = 0; i < g_.nodes.size(); ++i) {
+      if (auto found = inserted.find(i); found != inserted.end())
+        for (Node& clone : found->second) {
+          result.push_back(std::move(clone));
+          ++clones;
+        }
+      result.push_back(std::move(g_.nodes[i]));
+    }
+    g_.nodes = std::move(result);
+    return clones;
+  }
+
+ private:
+  Recompute level_of(int layer) const {
+    const int level = static_cast<int>(choice_.level);
+    return static_cast<Recompute>(layer < choice_.layers ? level : std::max(0, level - 1));
+  }
+
+  std::vector<Node> clone_layer(Recompute level, const std::vector<size_t>& forward, const std::vector<size_t>& backward) {
+    std::set<TensorId> needed;
+    for (size_t i : backward)
+      for (TensorId id : g_.nodes[i].inputs) needed.insert(id);
+    std::vector<size_t> cloned;
+    for (size_t k = forward.size(); k-- > 0;) {
+      const Node& node = g_.nodes[forward[k]];
+      const bool wanted = std::any_of(node.outputs.begin(), node.outputs.end(), [&](TensorId id) { return needed.contains(id); });
+      if (!wanted || !recomputes(level, node.op->name)) continue;
+      for (TensorId id : node.inputs) needed.insert(id);
+      cloned.push_back(forward[k]);
+    }
+    std::reverse(cloned.begin(), cloned.end());
+    std::map<TensorId, TensorId> clone_of;
+    const auto renamed = [&](TensorId id) { return clone_of.contains(id) ? clone_of[id] : id; };
+    std::vector<Node> clones;
+    for (size_t i : cloned) {
+      Node node = g_.nodes[i];
+      node.phase = Phase::backward;
+      for (TensorId& id : node.inputs) id = renamed(id);
+      for (TensorId& id : node.outputs) id = clone_of[id] = copy_tensor(id);
+      if (node.workspace != kNone) node.workspace = copy_tensor(node.workspace);
+      clones.push_back(std::move(node));
+    }
+    for (size_t i : backward)
+      for (TensorId& id : g_.nodes[i].inputs) id = renamed(id);
+    return clones;
+  }
+
+  TensorId copy_tensor(TensorId id) {
+    if (id == kNone) return kNone;
+    const Tensor t = g_.tensor(id);
+    return g_.add_tensor(t.name + ".again", t.dtype, t.shape, t.role);
+  }
+
+  Graph& g_;
+  RecomputeChoice choice_;
+};
+
+}  // namespace
+
+const char* name_of(Recompute level) {
+  switch (level) {
+    case Recompute::none: return "none";
+    case Recompute::activations: return "activations";
+    case Recompute::norms: return "activations and norms";
+    case Recompute::attention: return "activations, norms and attention";
+    case Recompute::block: return "whole blocks";
+  }
+  return "?";
+}
+
+PassReport recompute(Graph& graph, RecomputeChoice choice) {
+  PassReport report{"recomputation", "none", graph.nodes.size(), 0};
+  if (choice.level != Recompute::none) {
+    const int clones = Recomputer(graph, choice).run();
+    report.detail = std::string(name_of(choice.level)) + " in " + std::to_string(choice.layers) + " layers" +
+                    (static_cast<int>(choice.level) > 1
+                         ? ", " + std::string(name_of(static_cast<Recompute>(static_cast<int>(choice.level) - 1))) + " in the others"
+                         : "") +
+                    ": " + std::to_string(clones) + " nodes run again";
+  }
+  report.nodes_after = graph.nodes.size();
+  return report;
+}
+
+}  // namespace llm

@@ -1,0 +1,102 @@
+#include "llm/infer/generator.h"
+
+#include <algorithm>
+
+#include "llm/base/error.h"
+
+namespace llm {
+namespace {
+
+constexpr int64_t kLargestPiece = 128;
+
+// The program that takes `tokens` new tokens.
+struct Piece {
+  int64_t tokens;
+  TensorId input, logits;
+  Program program;
+
+  Piece(GenerationGraph graph, const PersistentLayout& layout)
+      : tokens(graph.graph.shape(graph.tokens)[1]),
+        input(graph.tokens),
+        logits(graph.logits),
+        program(compile(graph.graph, graph.results(), {}), layout) {}
+};
+
+}  // namespace
+
+struct Generator::Implementation {
+  int64_t vocabulary, context;
+  // Of 1, 2, 4, ... tokens. All of them are made at the start, so that the size of the arena is known: a prompt of any
+  // length is a sum of them.
+  std::vector<std::unique_ptr<Piece>> pieces;
+
+  Implementation(const ModelConfig& config, PersistentLayout layout, int threads)
+      : vocabulary(config.vocabulary), context(config.context) {
+    for (int64_t tokens = 1; tokens <= std::min(kLargestPiece, context); tokens *= 2) {
+      GenerationGraph graph = build_generation_graph(config, 1, tokens, context, threads);
+      layout.add(graph.graph);  // the caches, which all pieces share
+      pieces.push_back(std::make_unique<Piece>(std::move(graph), layout));
+    }
+  }
+
+  // Logits (V) of what follows `tokens`, of which the first `cached` are in the cache already.
+  const float* forward(const std::vector<int32_t>& tokens, int64_t cached) {
+    const auto count = static_cast<int64_t>(tokens.size());
+    const float* logits = nullptr;
+    for (size_t i = pieces.size(); cached < count;) {
+      Piece& piece = *pieces[i - 1];
+      if (piece.tokens > count - cached) {
+        --i;
+        continue;
+      }
+      std::copy_n(tokens.begin() + cached, piece.tokens, piece.program.data<int32_t>(piece.input));
+      piece.program.step.position = cached;
+      piece.program.run(Phase::forward, Phase::forward);
+      logits = piece.program.data<float>(piece.logits);
+      cached += piece.tokens;
+    }
+    return logits;
+  }
+};
+
+Generator::Generator(const ModelConfig& config, const PersistentLayout& layout, int threads)
+    : implementation_(std::make_unique<Implementation>(config, layout, threads)) {}
+
+Generator::~Generator() = default;
+
+size_t Generator::arena_bytes() const {
+  size_t bytes = 0;
+  for (const auto& piece : implementation_->pieces) bytes = std::max(bytes, piece->program.arena_bytes());
+  return bytes;
+}
+
+void Generator::bind(const Arena& arena, ThreadTeam& threads) {
+  for (const auto& piece : implementation_->pieces) piece->program.bind(arena, threads);
+}
+
+void Generator::generate(const std::vector<int32_t>& prompt, int64_t max_tokens, const SamplingOptions& sampling,
+                         int32_t stop_token, const std::function<bool(int32_t)>& on_token) {
+  Implementation& model = *implementation_;
+  if (prompt.empty()) fail("generation needs a prompt of at least one token");
+  for (const int32_t id : prompt)
+    if (id < 0 || id >= model.vocabulary)
+      fail("the prompt's token ", id, " is outside the model's vocabulary of ", model.vocabulary);
+  Sampler sampler(sampling, model.vocabulary);
+
+  // The tokens that the next one depends on, the first `cached` of which are in the cache.
+  std::vector<int32_t> window(prompt.end() - std::min(static_cast<int64_t>(prompt.size()), model.context), prompt.end());
+  int64_t cached = 0;
+  for (int64_t index = 0; index < max_tokens; ++index) {
+    if (static_cast<int64_t>(window.size()) > model.context) {
+      window.erase(window.begin(), window.end() - std::max<int64_t>(1, model.context / 2));
+      cached = 0;
+    }
+    const float* logits = model.forward(window, cached);
+    cached = static_cast<int64_t>(window.size());
+    const int32_t id = sampler.sample(logits, index);
+    if (id == stop_token || !on_token(id)) return;
+    window.push_back(id);
+  }
+}
+
+}  // namespace llm

@@ -1,0 +1,56 @@
+#include "llm/infer/loaded_model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+
+#include "llm/base/error.h"
+#include "llm/model/huggingface.h"
+#include "llm/model/parameters.h"
+
+namespace llm {
+
+LoadedModel::LoadedModel(const std::string& path)
+    : checkpoint_(find_checkpoint(path, Which::best)), config_(read_config(checkpoint_.path)) {
+  const std::string tokenizer = checkpoint_.path + "/tokenizer.json";
+  std::error_code none;
+  has_tokenizer_file_ = std::filesystem::exists(tokenizer, none);
+  if (has_tokenizer_file_) {
+    // Token ids can do without one, so this is an error only where text is asked for.
+    try {
+      tokenizer_ = load_tokenizer(tokenizer);
+    } catch (const Error& e) {
+      no_tokenizer_ = e.what();
+    }
+  } else {
+    no_tokenizer_ = checkpoint_.path + " has no tokenizer.json";
+  }
+  Graph parameters;
+  for (const Parameter& p : parameter_table(config_)) parameters.add_tensor(p.name, DType::fp32, p.shape, Role::parameter);
+  layout_.add(parameters);
+}
+
+std::string LoadedModel::description() const {
+  std::string text = checkpoint_.path;
+  if (checkpoint_.step >= 0) text += concat(" (step ", checkpoint_.step);
+  if (!std::isnan(checkpoint_.val_loss)) {
+    char loss[32];
+    std::snprintf(loss, sizeof loss, "%.4f", checkpoint_.val_loss);
+    text += concat(", val loss ", loss);
+  }
+  if (checkpoint_.step >= 0) text += ")";
+  if (!checkpoint_.skipped.empty()) text += "\npassed over: " + checkpoint_.skipped;
+  return text;
+}
+
+const Arena& LoadedModel::load(size_t arena_bytes) {
+  arena_ = std::make_unique<Arena>(std::max(arena_bytes, layout_.bytes()));
+  const std::vector<Parameter> table = parameter_table(config_);
+  load_parameters(checkpoint_.path, table, [&](size_t i) {
+    return reinterpret_cast<float*>(arena_->data() + layout_.offset(table[i].name));
+  });
+  return *arena_;
+}
+
+}  // namespace llm

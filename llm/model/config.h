@@ -1,0 +1,63 @@
+// What a model is: its dimensions and the switches that choose between GPT-2 and the modern GPT. Everything else (the
+// parameter table, the graph, memory, cost) follows from this.
+#pragma once
+#include <cstdint>
+#include <span>
+#include <string>
+
+namespace llm {
+
+enum class Norm { layernorm, rmsnorm };
+enum class Positions { learned, rope };
+enum class Activation { gelu, relu2, swiglu };  // gelu: tanh form; relu2: relu(x)^2 (So et al. 2021)
+
+struct ModelConfig {
+  int64_t vocabulary = 257;
+  int64_t context = 256;   // T: the longest sequence
+  int64_t layers = 6;      // L
+  int64_t heads = 6;       // H
+  int64_t kv_heads = 6;    // K: H / K query heads share a key-value head
+  int64_t channels = 384;  // C
+  int64_t head_size = 64;  // D; H D need not equal C
+  int64_t hidden = 1024;   // F: width of the MLP
+
+  Norm norm = Norm::rmsnorm;
+  Positions positions = Positions::rope;
+  Activation activation = Activation::swiglu;
+  bool qk_norm = true;    // RMSNorm of each query and key head before RoPE (Henry et al. 2020)
+  bool bias = false;      // biases in all linear layers but the head
+  bool tied_head = true;  // the head's matrix is the token embedding
+  double norm_epsilon = 1e-6;
+  double rope_theta = 10000;
+
+  bool operator==(const ModelConfig&) const = default;
+  void check() const;  // throws UsageError naming the value that cannot be
+  int64_t query_width() const { return heads * head_size; }
+  int64_t qkv_width() const { return (heads + 2 * kv_heads) * head_size; }
+};
+
+const char* name_of(Norm);
+const char* name_of(Positions);
+const char* name_of(Activation);
+Norm norm_named(const std::string& name);
+Positions positions_named(const std::string& name);
+Activation activation_named(const std::string& name);
+
+// The bundles of switches behind --architecture; dimensions stay as they are, but for `hidden`, which the caller sets.
+// gpt2: Radford et al. 2019. llama: Touvron et al. 2023. qwen3 = modern: llama with QK-norm, tied head.
+void set_architecture(ModelConfig& config, const std::string& name);  // gpt2 | llama | qwen3 | modern
+// The usual MLP width: 4 C, or 8/3 C rounded up to a multiple of 32 for the gated SwiGLU, which has a third matrix.
+int64_t usual_hidden(int64_t channels, Activation activation);
+
+struct Preset {
+  const char* name;
+  const char* summary;
+  const char* architecture;
+  int64_t layers, heads, kv_heads, channels, head_size, hidden, context, vocabulary;  // vocabulary 0: the data's
+  bool tied_head;
+};
+std::span<const Preset> presets();
+ModelConfig config_of(const Preset& preset);
+const Preset& preset_named(const std::string& name);  // throws UsageError that lists the presets
+
+}  // namespace llm

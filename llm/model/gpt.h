@@ -1,0 +1,49 @@
+// The GPT, described once: from a config to the graph of its forward pass, and from that the graphs that run.
+#pragma once
+#include <vector>
+
+#include "llm/graph/graph.h"
+#include "llm/model/config.h"
+#include "llm/model/parameters.h"
+
+namespace llm {
+
+struct OptimizerOptions {
+  double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8;
+  double weight_decay = 0.1;
+  double grad_clip = 1.0;  // 0: none
+};
+
+// Forward, backward and optimizer. Inputs: tokens and targets (B, T) int32, loss_weights (B, T): the weight of each
+// token's loss in the step's mean (1 / tokens of the step, 0 for targets that do not count).
+struct TrainingGraph {
+  Graph graph;
+  TensorId tokens, targets, loss_weights, losses, gradient_norm;
+  std::vector<TensorId> results() const { return {losses, gradient_norm}; }
+};
+TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int64_t tokens, const OptimizerOptions& options,
+                                   int threads);
+
+// Forward alone, to the losses (B, T) of each token.
+struct EvaluationGraph {
+  Graph graph;
+  TensorId tokens, targets, losses;
+  std::vector<TensorId> results() const { return {losses}; }
+};
+EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, int threads);
+
+// Forward of `tokens` new tokens onto a key-value cache of `capacity` positions (state tensors "layers.N.keys" and
+// "layers.N.values", (B, capacity, K, D)); logits (B, 1, V) of the last one. StepState::position is the cache's fill.
+struct GenerationGraph {
+  Graph graph;
+  TensorId tokens, logits;
+  std::vector<TensorId> results() const { return {logits}; }
+};
+GenerationGraph build_generation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, int64_t capacity, int threads);
+
+// FLOPs that training needs for one token: 6 for each weight of a matrix product (the head's included, embeddings not)
+// and the causal attention's two products, forward and backward (Kaplan et al. 2020, counted without the masked half).
+// What MFU is measured by; recomputation does not count.
+double training_flops_per_token(const ModelConfig& config, int64_t tokens);
+
+}  // namespace llm

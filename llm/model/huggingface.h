@@ -1,0 +1,37 @@
+// Hugging Face's model directories: config.json and the weights under Hugging Face's names, for GPT-2, Llama, Qwen3, and
+// "train_gpt", the project's own model_type for switches that no class of transformers combines.
+#pragma once
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "llm/model/config.h"
+#include "llm/model/parameters.h"
+
+namespace llm {
+
+// `path`: a config.json, or a directory with one. Throws Error with the path and the key for what is missing, malformed,
+// or asks for something this model cannot do (scaled rotary positions, attention biases, another activation, ...).
+ModelConfig read_config(const std::string& path);
+// The same from text; `path` is for messages only.
+ModelConfig parse_config(const std::string& json, const std::string& path);
+
+// A config.json with all keys transformers needs, for model_type_of(config). `eos_token_id`: also the beginning-of-text
+// token, as in GPT-2; -1: none.
+std::string config_json(const ModelConfig& config, int eos_token_id);
+std::string generation_config_json(int eos_token_id);
+
+// Fills the parameters of `table` from a .safetensors file, or a directory with model.safetensors or with
+// model.safetensors.index.json and its shards; F32, F16, BF16 or F64. GPT-2's names may lack their "transformer.".
+// All names and shapes are checked first: Error lists what is missing, unexpected or misshapen. Then `destination(i)` is
+// called once for each parameter, in order, and gives room for its elements; parameter i is complete when the
+// call for i + 1 comes, the last one on return.
+void load_parameters(const std::string& path, const std::vector<Parameter>& table,
+                     const std::function<float*(size_t index)>& destination);
+
+// Writes one .safetensors file of F32 under the file names of `table`, atomically. `source(i)` is called once for each
+// parameter, in order; its pointer must stay valid until the next call.
+void save_parameters(const std::string& path, const std::vector<Parameter>& table,
+                     const std::function<const float*(size_t index)>& source);
+
+}  // namespace llm

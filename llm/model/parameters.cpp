@@ -1,0 +1,172 @@
+#include "llm/model/parameters.h"
+
+#include <cmath>
+
+#include "llm/base/random.h"
+
+namespace llm {
+namespace {
+
+class Table {
+ public:
+  explicit Table(const ModelConfig& config) : c_(config), gpt2_names_(model_type_of(config) == "gpt2") {}
+
+  std::vector<Parameter> make() {
+    const double std = c_.positions == Positions::learned ? 0.02 : 1.0 / std::sqrt(static_cast<double>(c_.channels));
+    matrix("token_embedding.weight", {c_.vocabulary, c_.channels}, gpt2_names_ ? 0.02 : std,
+           LearningRateGroup::embedding, 0, {gpt2_names_ ? "transformer.wte.weight" : "model.embed_tokens.weight"});
+    if (c_.positions == Positions::learned)
+      matrix("position_embedding.weight", {c_.context, c_.channels}, 0.02, LearningRateGroup::embedding, -1,
+             {gpt2_names_ ? "transformer.wpe.weight" : "model.embed_positions.weight"});
+    for (int l = 0; l < c_.layers; ++l) block(l);
+    layer_ = -1;
+    norm("final_norm", c_.channels, gpt2_names_ ? "transformer.ln_f" : "model.norm");
+    if (!c_.tied_head) {
+      matrix("head.weight", {c_.vocabulary, c_.channels}, 1.0 / std::sqrt(static_cast<double>(c_.channels)),
+             LearningRateGroup::head, 0, {"lm_head.weight"});
+    }
+    return std::move(table_);
+  }
+
+ private:
+  void block(int l) {
+    layer_ = l;
+    const std::string name = "layers." + std::to_string(l) + ".";
+    const std::string file = (gpt2_names_ ? "transformer.h." : "model.layers.") + std::to_string(l) + ".";
+    // GPT-2 draws everything with std 0.02; at other widths the same choice in general form is 1 / sqrt(fan-in). The
+    // projections back into the residual stream are scaled by 1 / sqrt(2 L) (Radford et al. 2019).
+    const double residual = 1.0 / std::sqrt(2.0 * static_cast<double>(c_.layers));
+    const auto std = [](int64_t fan_in) { return 1.0 / std::sqrt(static_cast<double>(fan_in)); };
+    const int64_t q = c_.query_width(), kv = c_.kv_heads * c_.head_size, f = c_.hidden, c = c_.channels;
+
+    norm(name + "attention_norm", c, file + (gpt2_names_ ? "ln_1" : "input_layernorm"));
+    if (gpt2_names_) {
+      linear(name + "qkv", {c_.qkv_width(), c}, gpt2_std(c), 0, {{file + "attn.c_attn", c_.qkv_width()}});
+    } else {
+      const std::string attention = file + "self_attn.";
+      linear(name + "qkv", {c_.qkv_width(), c}, std(c), 0,
+             {{attention + "q_proj", q}, {attention + "k_proj", kv}, {attention + "v_proj", kv}});
+    }
+    if (c_.qk_norm) {
+      vector(name + "query_norm.weight", c_.head_size, Parameter::Init::ones, file + "self_attn.q_norm.weight");
+      vector(name + "key_norm.weight", c_.head_size, Parameter::Init::ones, file + "self_attn.k_norm.weight");
+    }
+    linear(name + "attention_out", {c, q}, (gpt2_names_ ? gpt2_std(q) : std(q)) * residual, 1,
+           {{file + (gpt2_names_ ? "attn.c_proj" : "self_attn.o_proj"), c}});
+    norm(name + "mlp_norm", c, file + (gpt2_names_ ? "ln_2" : "post_attention_layernorm"));
+    if (c_.activation == Activation::swiglu) {
+      linear(name + "mlp_in", {2 * f, c}, std(c), 0, {{file + "mlp.gate_proj", f}, {file + "mlp.up_proj", f}});
+    } else {
+      linear(name + "mlp_in", {f, c}, gpt2_names_ ? gpt2_std(c) : std(c), 0,
+             {{file + (gpt2_names_ ? "mlp.c_fc" : "mlp.up_proj"), f}});
+    }
+    linear(name + "mlp_out", {c, f}, (gpt2_names_ ? gpt2_std(f) : std(f)) * residual, 1,
+           {{file + (gpt2_names_ ? "mlp.c_proj" : "mlp.down_proj"), c}});
+  }
+
+  // 0.02 at GPT-2's widths; narrower models get the larger 1 / sqrt(fan-in) so that their signal does not fade.
+  static double gpt2_std(int64_t fan_in) {
+    return fan_in >= 768 ? 0.02 : 0.5 / std::sqrt(static_cast<double>(fan_in));
+  }
+
+  struct Part {
+    std::string file;
+    int64_t rows;
+  };
+
+  void matrix(std::string name, Shape shape, double std, LearningRateGroup group, int shard_axis,
+              std::vector<std::string> file) {
+    Parameter p{.name = std::move(name), .shape = shape, .init = Parameter::Init::normal, .init_std = std, .decay = true};
+    p.group = group, p.shard_axis = shard_axis, p.layer = layer_;
+    p.file_parts = {FilePart{file[0], 0, shape[0], false, shape}};
+    table_.push_back(std::move(p));
+  }
+
+  void linear(const std::string& name, Shape shape, double std, int shard_axis, const std::vector<Part>& parts) {
+    matrix(name + ".weight", shape, std, LearningRateGroup::matrix, shard_axis, {name});
+    table_.back().file_parts = split(parts, ".weight", shape[1]);
+    if (!c_.bias) return;
+    // A bias follows its matrix's output: split where the rows are split, whole where the columns are.
+    vector(name + ".bias", shape[0], Parameter::Init::zeros, "");
+    table_.back().shard_axis = shard_axis == 0 ? 0 : -1;
+    table_.back().file_parts = split(parts, ".bias", 0);
+  }
+
+  std::vector<FilePart> split(const std::vector<Part>& parts, const char* suffix, int64_t columns) const {
+    std::vector<FilePart> result;
+    int64_t row = 0;
+    for (const Part& part : parts) {
+      const bool transposed = gpt2_names_ && columns > 0;
+      const Shape shape = columns == 0   ? Shape{part.rows}
+                          : transposed ? Shape{columns, part.rows}
+                                       : Shape{part.rows, columns};
+      result.push_back({part.file + suffix, row, part.rows, transposed, shape});
+      row += part.rows;
+    }
+    return result;
+  }
+
+  void vector(std::string name, int64_t size, Parameter::Init init, std::string file) {
+    Parameter p{.name = std::move(name), .shape = {size}, .init = init};
+    p.layer = layer_;
+    p.file_parts = {FilePart{std::move(file), 0, size, false, {size}}};
+    table_.push_back(std::move(p));
+  }
+
+  void norm(const std::string& name, int64_t size, const std::string& file) {
+    vector(name + ".weight", size, Parameter::Init::ones, file + ".weight");
+    if (c_.norm == Norm::layernorm) vector(name + ".bias", size, Parameter::Init::zeros, file + ".bias");
+  }
+
+  const ModelConfig& c_;
+  bool gpt2_names_;
+  int layer_ = -1;
+  std::vector<Parameter> table_;
+};
+
+}  // namespace
+
+const char* name_of(LearningRateGroup group) {
+  switch (group) {
+    case LearningRateGroup::embedding: return "embedding";
+    case LearningRateGroup::matrix: return "matrix";
+    case LearningRateGroup::vector: return "vector";
+    case LearningRateGroup::head: return "head";
+  }
+  return "?";
+}
+
+std::string model_type_of(const ModelConfig& c) {
+  const bool square = c.head_size * c.heads == c.channels && c.kv_heads == c.heads;
+  if (c.norm == Norm::layernorm && c.positions == Positions::learned && c.activation == Activation::gelu && c.bias &&
+      !c.qk_norm && square && c.tied_head)
+    return "gpt2";
+  if (c.norm == Norm::rmsnorm && c.positions == Positions::rope && c.activation == Activation::swiglu && !c.bias)
+    return c.qk_norm ? "qwen3" : "llama";
+  return "train_gpt";
+}
+
+std::vector<Parameter> parameter_table(const ModelConfig& config) { return Table(config).make(); }
+
+int64_t parameter_count(const ModelConfig& config) {
+  int64_t count = 0;
+  for (const Parameter& p : parameter_table(config)) count += p.shape.elements();
+  return count;
+}
+
+void initialise(ThreadTeam& threads, const Parameter& p, uint64_t seed, float* data) {
+  const Random random(seed, stream_of("init/" + p.name));
+  threads.for_blocks(p.shape.elements(), 65536, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      switch (p.init) {
+        case Parameter::Init::zeros: data[i] = 0; break;
+        case Parameter::Init::ones: data[i] = 1; break;
+        case Parameter::Init::normal:
+          data[i] = static_cast<float>(p.init_std * random.normal(static_cast<uint64_t>(i)));
+          break;
+      }
+    }
+  });
+}
+
+}  // namespace llm

@@ -1,0 +1,307 @@
+#include "llm/model/safetensors.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <filesystem>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "llm/base/atomic_file.h"
+#include "llm/base/error.h"
+
+namespace llm {
+namespace {
+
+using nlohmann::json;
+
+static_assert(std::endian::native == std::endian::little, "safetensors files are little-endian, as this code assumes");
+
+// The reference implementation's limit on the header.
+constexpr uint64_t kLargestHeader = 100'000'000;
+constexpr size_t kBufferFloats = (size_t{1} << 20) / sizeof(float);
+
+constexpr std::pair<const char*, size_t> kItemSizes[] = {
+    {"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E5M2", 1}, {"F8_E4M3", 1}, {"I16", 2}, {"U16", 2}, {"F16", 2},
+    {"BF16", 2}, {"I32", 4}, {"U32", 4}, {"F32", 4},     {"F64", 8},     {"I64", 8}, {"U64", 8}};
+
+size_t item_size(const std::string& dtype) {
+  for (auto& [name, size] : kItemSizes)
+    if (dtype == name) return size;
+  return 0;
+}
+
+// A name from a file, safe to print on one line.
+std::string quoted(const std::string& name) {
+  return json(name.size() > 200 ? name.substr(0, 200) + "..." : name)
+      .dump(-1, ' ', true, json::error_handler_t::replace);
+}
+
+json parse_header(std::string_view text, const std::string& path) {
+  // A plain parse would keep the last of two equal keys.
+  std::vector<std::set<std::string>> keys;
+  const auto watch = [&](int depth, json::parse_event_t event, json& parsed) {
+    if (depth > 3) fail(path, ": the header is not a safetensors header: nested too deeply");
+    if (event == json::parse_event_t::object_start) keys.emplace_back();
+    if (event == json::parse_event_t::object_end) keys.pop_back();
+    if (event == json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second)
+      fail(path, ": tensor ", quoted(parsed.get<std::string>()), ": the header has this key twice");
+    return true;
+  };
+  // The parser would take a zero byte for the end of its input.
+  if (text.find('\0') != text.npos) fail(path, ": the header is not JSON: it has a zero byte");
+  try {
+    return json::parse(text, watch);
+  } catch (const json::exception& e) {
+    // The library's message is printable only as far as the text is.
+    const std::string reason = quoted(e.what());
+    fail(path, ": the header is not JSON: ", reason.substr(1, reason.size() - 2));
+  }
+}
+
+// The shape's and offsets' numbers: JSON integers that fit.
+bool read_integers(const json& value, std::vector<int64_t>& result) {
+  if (!value.is_array()) return false;
+  for (const json& item : value) {
+    if (!item.is_number_unsigned() || item.get<uint64_t>() > uint64_t{std::numeric_limits<int64_t>::max()})
+      return false;
+    result.push_back(item.get<int64_t>());
+  }
+  return true;
+}
+
+SafetensorsEntry parse_entry(const json& value, std::span<const std::byte> data, const std::string& where) {
+  if (!value.is_object()) fail(where, "its header entry is not an object");
+  for (const char* key : {"dtype", "shape", "data_offsets"})
+    if (!value.contains(key)) fail(where, "its header entry has no \"", key, "\"");
+  if (!value["dtype"].is_string()) fail(where, "its dtype is not a string");
+
+  SafetensorsEntry entry;
+  entry.dtype = value["dtype"].get<std::string>();
+  const size_t item = item_size(entry.dtype);
+  if (item == 0) fail(where, "unknown dtype ", quoted(entry.dtype));
+  std::vector<int64_t> offsets;
+  if (!read_integers(value["shape"], entry.shape))
+    fail(where, "its shape is not a list of integers from 0 to 2^63 - 1");
+  if (!read_integers(value["data_offsets"], offsets) || offsets.size() != 2)
+    fail(where, "its data_offsets are not two integers from 0 to 2^63 - 1");
+
+  const auto begin = static_cast<uint64_t>(offsets[0]), end = static_cast<uint64_t>(offsets[1]);
+  if (begin > end) fail(where, "its data ends (", end, ") before it begins (", begin, ")");
+  if (end > data.size())
+    fail(where, "its data ends at byte ", end, " of the data, but the file has ", data.size(), ": truncated?");
+  uint64_t bytes = item;
+  for (int64_t d : entry.shape)
+    if (__builtin_mul_overflow(bytes, static_cast<uint64_t>(d), &bytes))
+      fail(where, "its shape's size overflows 64 bits");
+  if (bytes != end - begin)
+    fail(where, "its shape and dtype make ", bytes, " bytes, but its offsets hold ", end - begin);
+  entry.bytes = data.subspan(begin, bytes);
+  return entry;
+}
+
+void check_coverage(const SafetensorsContent& content, std::span<const std::byte> data, const std::string& path) {
+  std::vector<const std::pair<const std::string, SafetensorsEntry>*> order;
+  for (const auto& named : content.tensors) order.push_back(&named);
+  const auto begin_of = [&](const SafetensorsEntry& e) { return static_cast<size_t>(e.bytes.data() - data.data()); };
+  std::sort(order.begin(), order.end(), [&](auto* a, auto* b) {
+    return std::pair(begin_of(a->second), a->second.bytes.size()) <
+           std::pair(begin_of(b->second), b->second.bytes.size());
+  });
+  size_t covered = 0;
+  for (const auto* named : order) {
+    const size_t begin = begin_of(named->second);
+    if (begin > covered)
+      fail(path, ": tensor ", quoted(named->first), ": bytes ", covered, " to ", begin,
+           " of the data before it are a hole");
+    if (begin < covered) fail(path, ": tensor ", quoted(named->first), ": its data overlaps another tensor's");
+    covered += named->second.bytes.size();
+  }
+  if (covered != data.size()) fail(path, ": ", data.size() - covered, " bytes at the end belong to no tensor");
+}
+
+// 1 sign bit, 5 exponent bits (bias 15), 10 fraction bits.
+float float_of_half(uint16_t half) {
+  const uint32_t sign = uint32_t{half & 0x8000u} << 16, exponent = half >> 10 & 31u, fraction = half & 1023u;
+  if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | fraction << 13);
+  if (exponent == 0) {
+    const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
+    return sign ? -magnitude : magnitude;
+  }
+  return std::bit_cast<float>(sign | (exponent + 112) << 23 | fraction << 13);
+}
+
+template <class Stored, class Convert>
+void convert(const std::byte* from, std::span<float> to, Convert convert_one) {
+  for (size_t i = 0; i < to.size(); ++i) {
+    Stored stored;
+    std::memcpy(&stored, from + i * sizeof stored, sizeof stored);  // may be unaligned
+    to[i] = convert_one(stored);
+  }
+}
+
+// Writes the transpose of the (columns, rows) matrix `data` as (rows, columns), some rows, or part of one, at a time.
+void write_transposed(AtomicFile& file, const float* data, size_t rows, size_t columns, std::vector<float>& buffer) {
+  const size_t width = std::min(columns, kBufferFloats);
+  const size_t height = std::max<size_t>(1, width == 0 ? 1 : kBufferFloats / width);
+  buffer.resize(std::max(buffer.size(), std::min(rows, height) * width));
+  for (size_t row = 0; row < rows; row += height) {
+    const size_t block_rows = std::min(height, rows - row);
+    for (size_t column = 0; column < columns; column += width) {
+      const size_t block_columns = std::min(width, columns - column);
+      // In strips of 16 columns, so that each cache line of the buffer is filled at once.
+      for (size_t strip = 0; strip < block_columns; strip += 16)
+        for (size_t r = 0; r < block_rows; ++r)
+          for (size_t c = strip; c < std::min(strip + 16, block_columns); ++c)
+            buffer[r * block_columns + c] = data[(column + c) * rows + row + r];
+      file.write(buffer.data(), block_rows * block_columns * sizeof(float));
+    }
+  }
+}
+
+}  // namespace
+
+int64_t SafetensorsEntry::elements() const {
+  return static_cast<int64_t>(bytes.size() / std::max<size_t>(1, item_size(dtype)));
+}
+
+SafetensorsContent parse_safetensors(std::span<const std::byte> file, const std::string& path) {
+  uint64_t length = 0;
+  if (file.size() < sizeof length) fail(path, ": ", file.size(), " bytes are too few for a safetensors file");
+  std::memcpy(&length, file.data(), sizeof length);
+  if (length > kLargestHeader)
+    fail(path, ": not a safetensors file: a header of ", length, " bytes, over the limit of ", kLargestHeader);
+  if (length > file.size() - sizeof length)
+    fail(path, ": the header has ", length, " bytes, but the file only ", file.size() - sizeof length,
+         " more: truncated?");
+  const std::string_view text(reinterpret_cast<const char*>(file.data()) + sizeof length, length);
+  if (!text.starts_with('{')) fail(path, ": not a safetensors file: the header does not start with '{'");
+  const json header = parse_header(text, path);
+  const std::span<const std::byte> data = file.subspan(sizeof length + length);
+
+  SafetensorsContent content;
+  for (auto& [name, value] : header.items()) {
+    if (name != "__metadata__") {
+      content.tensors.emplace(name, parse_entry(value, data, concat(path, ": tensor ", quoted(name), ": ")));
+      continue;
+    }
+    if (!value.is_object()) fail(path, ": __metadata__ is not an object");
+    for (auto& [key, entry] : value.items()) {
+      if (!entry.is_string()) fail(path, ": __metadata__'s ", quoted(key), " is not a string");
+      content.metadata.emplace(key, entry.get<std::string>());
+    }
+  }
+  check_coverage(content, data, path);
+  return content;
+}
+
+const SafetensorsEntry* SafetensorsFile::find(const std::string& name) const {
+  const auto found = content_.tensors.find(name);
+  return found == content_.tensors.end() ? nullptr : &found->second;
+}
+
+const SafetensorsEntry& SafetensorsFile::tensor(const std::string& name) const {
+  const SafetensorsEntry* entry = find(name);
+  if (!entry) fail(path(), ": no tensor ", quoted(name));
+  return *entry;
+}
+
+ShardedSafetensors::ShardedSafetensors(const std::string& path) : path_(path) {
+  std::error_code error;
+  const std::string single = path + "/model.safetensors", index = single + ".index.json";
+  if (!std::filesystem::is_directory(path, error)) {
+    add(path);
+  } else if (std::filesystem::exists(single, error)) {
+    add(single);
+  } else if (std::filesystem::exists(index, error)) {
+    add_shards(path, index);
+  } else {
+    fail(path, ": neither model.safetensors nor model.safetensors.index.json is there");
+  }
+}
+
+void ShardedSafetensors::add(const std::string& file) {
+  files_.emplace_back(file);
+  for (auto& [name, entry] : files_.back().tensors())
+    if (!tensors_.emplace(name, entry).second) fail(file, ": tensor ", quoted(name), " is in an earlier shard, too");
+}
+
+void ShardedSafetensors::add_shards(const std::string& directory, const std::string& index) {
+  const std::string text = read_file(index);
+  const json value = json::parse(text, nullptr, false);
+  if (value.is_discarded() || !value.is_object() || !value.contains("weight_map") || !value["weight_map"].is_object())
+    fail(index, ": not a JSON object with a \"weight_map\"");
+  std::set<std::string> names;
+  for (auto& [tensor, file] : value["weight_map"].items()) {
+    const std::string name = file.is_string() ? file.get<std::string>() : "";
+    if (name.empty() || name.find('/') != name.npos || name.find('\0') != name.npos)
+      fail(index, ": the place of tensor ", quoted(tensor), " is not the name of a file beside the index");
+    names.insert(name);
+  }
+  for (const std::string& name : names) add(directory + "/" + name);
+  for (auto& [tensor, file] : value["weight_map"].items())
+    if (!tensors_.contains(tensor))
+      fail(index, ": tensor ", quoted(tensor), " is not in ", quoted(file.get<std::string>()));
+}
+
+bool is_floating(const SafetensorsEntry& e) {
+  return e.dtype == "F32" || e.dtype == "F16" || e.dtype == "BF16" || e.dtype == "F64";
+}
+
+void read_floats(const SafetensorsEntry& entry, int64_t first, std::span<float> destination) {
+  const auto count = static_cast<int64_t>(destination.size());
+  if (!is_floating(entry)) fail("a tensor of dtype ", entry.dtype, " cannot be read as float");
+  if (first < 0 || first > entry.elements() || count > entry.elements() - first)
+    fail("elements ", first, " to ", first + count, " of a tensor of ", entry.elements());
+  if (destination.empty()) return;
+  const std::byte* from = entry.bytes.data() + static_cast<size_t>(first) * item_size(entry.dtype);
+  if (entry.dtype == "F32") {
+    std::memcpy(destination.data(), from, destination.size_bytes());
+  } else if (entry.dtype == "BF16") {
+    convert<uint16_t>(from, destination, [](uint16_t b) { return std::bit_cast<float>(uint32_t{b} << 16); });
+  } else if (entry.dtype == "F16") {
+    convert<uint16_t>(from, destination, float_of_half);
+  } else {
+    convert<double>(from, destination, [](double d) { return static_cast<float>(d); });
+  }
+}
+
+void write_safetensors(const std::string& path, std::span<const FloatTensor> tensors,
+                       const std::function<const float*(size_t index)>& source) {
+  std::string header = R"({"__metadata__":{"format":"pt"})";
+  std::vector<size_t> elements;
+  size_t offset = 0;
+  std::set<std::string> names;
+  for (const FloatTensor& t : tensors) {
+    if (!names.insert(t.name).second || t.name == "__metadata__") fail(path, ": two tensors named ", quoted(t.name));
+    if (t.transposed && t.shape.size() != 2) fail(path, ": only a matrix can be transposed, not ", quoted(t.name));
+    size_t count = 1;
+    for (int64_t d : t.shape) count *= static_cast<size_t>(d);
+    const size_t end = offset + count * sizeof(float);
+    header += "," + json(t.name).dump() + R"(:{"dtype":"F32","shape":)" + json(t.shape).dump() +
+              concat(R"(,"data_offsets":[)", offset, ",", end, "]}");
+    elements.push_back(count);
+    offset = end;
+  }
+  header += "}";
+  header.resize((header.size() + 7) / 8 * 8, ' ');  // so that the data is aligned in a mapped file
+
+  AtomicFile file(path);
+  const uint64_t length = header.size();
+  file.write(&length, sizeof length);
+  file.write(header);
+  std::vector<float> buffer;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const float* data = source(i);
+    if (!tensors[i].transposed) {
+      file.write(data, elements[i] * sizeof(float));
+    } else {
+      const auto& shape = tensors[i].shape;
+      write_transposed(file, data, static_cast<size_t>(shape[0]), static_cast<size_t>(shape[1]), buffer);
+    }
+  }
+  file.commit();
+}
+
+}  // namespace llm

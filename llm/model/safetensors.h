@@ -1,0 +1,82 @@
+// The safetensors format (github.com/huggingface/safetensors): the header's length as a little-endian u64, a JSON header
+// {name: {dtype, shape, data_offsets}}, then the tensors' bytes, row-major and little-endian, without holes or overlaps.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "llm/base/mapped_file.h"
+
+namespace llm {
+
+struct SafetensorsEntry {
+  std::string dtype;  // "F32", "BF16", "I64", ... as the file names it
+  std::vector<int64_t> shape;
+  std::span<const std::byte> bytes;  // may be unaligned for its dtype
+  int64_t elements() const;
+};
+
+struct SafetensorsContent {
+  std::map<std::string, SafetensorsEntry> tensors;
+  std::map<std::string, std::string> metadata;
+};
+
+// Checks everything the format promises; the spans point into `file`. Throws Error with `path`, the tensor and the fault.
+SafetensorsContent parse_safetensors(std::span<const std::byte> file, const std::string& path);
+
+// A file on disk, mapped: opening it reads the header only.
+class SafetensorsFile {
+ public:
+  explicit SafetensorsFile(const std::string& path) : file_(path), content_(parse_safetensors(file_.bytes(), path)) {}
+
+  const std::string& path() const { return file_.path(); }
+  const std::map<std::string, SafetensorsEntry>& tensors() const { return content_.tensors; }
+  const std::map<std::string, std::string>& metadata() const { return content_.metadata; }
+  const SafetensorsEntry* find(const std::string& name) const;    // nullptr when there is none
+  const SafetensorsEntry& tensor(const std::string& name) const;  // throws Error when there is none
+
+ private:
+  MappedFile file_;
+  SafetensorsContent content_;
+};
+
+// The tensors of a .safetensors file, or of a directory: its model.safetensors, or else the shards that its
+// model.safetensors.index.json names, joined. Throws Error for a tensor that two shards have or that none has.
+class ShardedSafetensors {
+ public:
+  explicit ShardedSafetensors(const std::string& path);
+
+  const std::string& path() const { return path_; }
+  const std::map<std::string, SafetensorsEntry>& tensors() const { return tensors_; }
+
+ private:
+  void add(const std::string& file);
+  void add_shards(const std::string& directory, const std::string& index);
+
+  std::string path_;
+  std::vector<SafetensorsFile> files_;
+  std::map<std::string, SafetensorsEntry> tensors_;
+};
+
+// Whether read_floats can read it: F32, F16, BF16 or F64.
+bool is_floating(const SafetensorsEntry& entry);
+// Elements [first, first + destination.size()) of the tensor, converted. F32, F16 and BF16 are exact, NaNs' bits included
+// for F32; F64 is rounded. Throws Error for another dtype.
+void read_floats(const SafetensorsEntry& entry, int64_t first, std::span<float> destination);
+
+// A float tensor to be written. `transposed`: memory holds the transpose of `shape`, which then has two dimensions.
+struct FloatTensor {
+  std::string name;
+  std::vector<int64_t> shape;  // as the file shall have it
+  bool transposed = false;
+};
+
+// Writes the tensors as F32, in their order, atomically. `source(i)` is called once per tensor, in order, and its pointer
+// must stay valid until the next call; data goes to the file from there, transposes through a buffer of at most 1 MiB.
+void write_safetensors(const std::string& path, std::span<const FloatTensor> tensors,
+                       const std::function<const float*(size_t index)>& source);
+
+}  // namespace llm

@@ -1,0 +1,142 @@
+// attention: causal self-attention with grouped queries on packed q, k, v; the CPU kernels are in device/attention_cpu.
+//   attention: qkv (B, T, (H + 2 K) D) -> out (B, T, H D), log_sum_exp (B, H, T)
+//   attention_cached, for inference: qkv of T new tokens, key cache and value cache (B, capacity, K, D) -> out, caches
+// Attributes: heads H, kv_heads K, head_size D.
+#include "llm/device/attention_cpu.h"
+
+#include "llm/graph/autodiff.h"
+#include "llm/ops/ops.h"
+
+namespace llm {
+namespace {
+
+AttentionShape shape_of(const Graph& g, const Node& node, TensorId qkv) {
+  const Attributes& a = node.attributes;
+  const Shape s = g.shape(qkv);
+  const AttentionShape shape{s[0], s[1], a.integer("heads"), a.integer("kv_heads"), a.integer("head_size")};
+  const int64_t width = (shape.heads + 2 * shape.kv_heads) * shape.head_size;
+  if (s.rank() != 3 || s[2] != width) fail("attention: qkv must be (B, T, ", width, "), not ", s.text());
+  return shape;
+}
+
+size_t floats(int64_t count) { return static_cast<size_t>(count) * 4; }
+
+void infer(Graph& g, Node& node) {
+  const AttentionShape s = shape_of(g, node, node.inputs[0]);
+  g.add_output(node, "", DType::fp32, {s.batch, s.tokens, s.heads * s.head_size});
+  g.add_output(node, "log_sum_exp", DType::fp32, {s.batch, s.heads, s.tokens});
+  g.set_workspace(node, floats(attention_workspace(s, g.threads)));
+}
+
+void backward(Graph& g, const Node& node, Gradients& gradients) {
+  const auto d = g.add("attention_backward", node.attributes,
+                       {gradients.of(node.outputs[0]), node.inputs[0], node.outputs[0], node.outputs[1]});
+  gradients.contribute(node.inputs[0], d[0]);
+}
+
+// Two products of T x T x D a head, half of each below the diagonal.
+Cost cost(const Graph& g, const Node& node) {
+  const AttentionShape s = shape_of(g, node, node.inputs[0]);
+  const double pairs = 0.5 * static_cast<double>(s.batch * s.heads * s.tokens) * static_cast<double>(s.tokens + 1);
+  return streaming_cost(g, node, pairs * static_cast<double>(4 * s.head_size));
+}
+
+void cpu(const KernelCall& call) {
+  attention_forward(call.threads, shape_of(call.graph, call.node, call.node.inputs[0]), call.in(0), call.out(0), call.out(1),
+                    call.workspace());
+}
+
+// (d_out, qkv, out, log_sum_exp) -> d_qkv
+void infer_backward(Graph& g, Node& node) {
+  const AttentionShape s = shape_of(g, node, node.inputs[1]);
+  g.add_output(node, "qkv", DType::fp32, g.shape(node.inputs[1]));
+  g.set_workspace(node, floats(attention_backward_workspace(s, g.threads)));
+}
+
+// Five products: the scores again, dP, dV, dQ and dK.
+Cost backward_cost(const Graph& g, const Node& node) {
+  const AttentionShape s = shape_of(g, node, node.inputs[1]);
+  const double pairs = 0.5 * static_cast<double>(s.batch * s.heads * s.tokens) * static_cast<double>(s.tokens + 1);
+  return streaming_cost(g, node, pairs * static_cast<double>(10 * s.head_size));
+}
+
+void cpu_backward(const KernelCall& call) {
+  attention_backward(call.threads, shape_of(call.graph, call.node, call.node.inputs[1]), call.in(1), call.in(2), call.in(3),
+                     call.in(0), call.out(0), call.workspace());
+}
+
+void infer_cached(Graph& g, Node& node) {
+  const AttentionShape s = shape_of(g, node, node.inputs[0]);
+  const Shape cache = g.shape(node.inputs[1]);
+  if (cache.rank() != 4 || cache[0] != s.batch || cache[2] != s.kv_heads || cache[3] != s.head_size ||
+      cache != g.shape(node.inputs[2]))
+    fail("attention_cached: the caches must be (B, capacity, K, D), not ", cache.text());
+  g.add_output(node, "", DType::fp32, {s.batch, s.tokens, s.heads * s.head_size});
+  for (int i = 1; i <= 2; ++i) {
+    const TensorId updated = g.add_output(node, i == 1 ? "keys" : "values", DType::fp32, cache);
+    g.tensor(updated).alias = node.inputs[static_cast<size_t>(i)];
+    g.tensor(updated).role = Role::state;
+  }
+  g.set_workspace(node, floats(attention_cached_workspace(s, cache[1], g.threads)));
+}
+
+// At a full cache: all of it is read.
+Cost cached_cost(const Graph& g, const Node& node) {
+  const AttentionShape s = shape_of(g, node, node.inputs[0]);
+  const double pairs = static_cast<double>(s.batch * s.heads * s.tokens) * static_cast<double>(g.shape(node.inputs[1])[1]);
+  Cost c = streaming_cost(g, node, pairs * static_cast<double>(4 * s.head_size));
+  c.bytes_written = static_cast<double>(g.tensor(node.outputs[0]).bytes()) +
+                    8.0 * static_cast<double>(s.batch * s.tokens * s.kv_heads * s.head_size);
+  return c;
+}
+
+void cpu_cached(const KernelCall& call) {
+  attention_cached(call.threads, shape_of(call.graph, call.node, call.node.inputs[0]), call.step.position,
+                   call.in_shape(1)[1], call.in(0), call.out(1), call.out(2), call.out(0), call.workspace());
+}
+
+Attributes heads(int64_t heads, int64_t kv_heads, int64_t size) {
+  return {{"heads", static_cast<double>(heads)},
+          {"kv_heads", static_cast<double>(kv_heads)},
+          {"head_size", static_cast<double>(size)}};
+}
+
+std::vector<Example> examples() {
+  const auto example = [](int64_t H, int64_t K, int64_t D, int64_t B, int64_t T) -> Example {
+    return {heads(H, K, D), {{{B, T, (H + 2 * K) * D}, DType::fp32, -2, 2}}};
+  };
+  return {example(2, 2, 8, 2, 5), example(4, 2, 6, 1, 9), example(1, 1, 20, 1, 1), example(2, 1, 16, 1, 37)};
+}
+
+std::vector<Example> cached_examples() {
+  const auto example = [](int64_t H, int64_t K, int64_t D, int64_t B, int64_t T, int64_t capacity) -> Example {
+    const Example::Input cache{.shape = {B, capacity, K, D}, .role = Role::state, .differentiable = false};
+    return {heads(H, K, D), {{.shape = {B, T, (H + 2 * K) * D}, .low = -2, .high = 2, .differentiable = false}, cache, cache}};
+  };
+  return {example(2, 2, 8, 2, 5, 12), example(4, 2, 6, 1, 1, 9), example(2, 1, 20, 1, 3, 40)};
+}
+
+}  // namespace
+
+std::vector<Op> attention_ops() {
+  return {{.name = "attention",
+           .summary = "softmax(q k^T / sqrt(D), causal) v without a T x T matrix",
+           .infer = infer,
+           .backward = backward,
+           .cost = cost,
+           .cpu = cpu,
+           .examples = examples},
+          {.name = "attention_backward",
+           .summary = "d_qkv, from the scores made again",
+           .infer = infer_backward,
+           .cost = backward_cost,
+           .cpu = cpu_backward},
+          {.name = "attention_cached",
+           .summary = "attention of new tokens to a key-value cache",
+           .infer = infer_cached,
+           .cost = cached_cost,
+           .cpu = cpu_cached,
+           .examples = cached_examples}};
+}
+
+}  // namespace llm

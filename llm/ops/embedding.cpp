@@ -1,0 +1,117 @@
+// embedding: x = token_table[token] (+ position_table[position]).
+//   tokens (B, T) int32, token_table (V, C), [position_table (context, C)] -> x (B, T, C)
+// The backward pass is deterministic: a thread owns a block of channels and adds all tokens' gradients in their order.
+#include <algorithm>
+
+#include "llm/graph/autodiff.h"
+#include "llm/ops/ops.h"
+#include "llm/ops/rows.h"
+
+namespace llm {
+namespace {
+
+void infer(Graph& g, Node& node) {
+  const Shape &tokens = g.shape(node.inputs[0]), &table = g.shape(node.inputs[1]);
+  if (tokens.rank() != 2 || g.tensor(node.inputs[0]).dtype != DType::int32) fail("embedding: tokens must be (B, T) int32");
+  if (node.input(2) != kNone && g.shape(node.inputs[2])[0] < tokens[1])
+    fail("embedding: ", tokens[1], " tokens but only ", g.shape(node.inputs[2])[0], " positions");
+  g.add_output(node, "", DType::fp32, {tokens[0], tokens[1], table[1]});
+}
+
+void backward(Graph& g, const Node& node, Gradients& gradients) {
+  const TensorId dx = gradients.of(node.outputs[0]);
+  std::vector<TensorId> inputs = {node.inputs[0], dx, node.inputs[1]};
+  if (node.input(2) != kNone) inputs.push_back(node.inputs[2]);
+  const auto d = g.add("embedding_backward", {}, inputs);
+  gradients.contribute(node.inputs[1], d[0]);
+  if (node.input(2) != kNone) gradients.contribute(node.inputs[2], d[1]);
+}
+
+Cost cost(const Graph& g, const Node& node) {
+  const auto n = static_cast<double>(g.shape(node.outputs[0]).elements());
+  const double tables = node.input(2) != kNone ? 2 : 1;
+  return {node.input(2) != kNone ? n : 0, 4 * n * tables, 4 * n};
+}
+
+void cpu(const KernelCall& call) {
+  const int32_t* tokens = call.in_int(0);
+  const float *table = call.in(1), *positions = call.in(2);
+  float* x = call.out(0);
+  const int64_t T = call.in_shape(0)[1], C = call.in_shape(1)[1];
+  const int64_t first = call.step.position;
+  call.threads.for_blocks(call.out_shape(0).rows(), row_grain(C), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float* source = table + tokens[row] * C;
+      const float* position = positions ? positions + (first + row % T) * C : nullptr;
+      for_vectors(C, [&](int64_t c, auto lanes) {
+        const simd::Vec v = lanes.load(source + c);
+        lanes.store(x + row * C + c, position ? v + lanes.load(position + c) : v);
+      });
+    }
+  });
+}
+
+// (tokens, dx, token_table, [position_table]) -> d_token_table, [d_position_table]. Of the tables only the shapes count.
+void infer_backward(Graph& g, Node& node) {
+  g.add_output(node, "token_table", DType::fp32, g.shape(node.inputs[2]));
+  if (node.input(3) != kNone) g.add_output(node, "position_table", DType::fp32, g.shape(node.inputs[3]));
+}
+
+Cost backward_cost(const Graph& g, const Node& node) {
+  const auto n = static_cast<double>(g.shape(node.inputs[1]).elements());
+  // Each row that occurs is read and written; the rest of the table is only written when it must be cleared.
+  return {node.input(3) != kNone ? 2 * n : n, 8 * n, 4 * n};
+}
+
+void cpu_backward(const KernelCall& call) {
+  const int32_t* tokens = call.in_int(0);
+  const float* dx = call.in(1);
+  float *d_table = call.out(0), *d_positions = call.out(1);
+  const int64_t V = call.in_shape(2)[0], C = call.in_shape(2)[1];
+  const int64_t B = call.in_shape(0)[0], T = call.in_shape(0)[1];
+  const bool add_table = call.accumulates(0), add_positions = d_positions && call.accumulates(1);
+  const int64_t rows_of_positions = d_positions ? call.in_shape(3)[0] : 0;
+  call.threads.for_blocks(C, 64, [&](int64_t begin, int64_t end) {
+    const int64_t width = end - begin;
+    if (!add_table)
+      for (int64_t v = 0; v < V; ++v) std::fill_n(d_table + v * C + begin, width, 0.0f);
+    if (d_positions && !add_positions)
+      for (int64_t t = 0; t < rows_of_positions; ++t) std::fill_n(d_positions + t * C + begin, width, 0.0f);
+    for (int64_t row = 0; row < B * T; ++row) {
+      const float* d = dx + row * C + begin;
+      float* table_row = d_table + tokens[row] * C + begin;
+      float* position_row = d_positions ? d_positions + row % T * C + begin : nullptr;
+      for_vectors(width, [&](int64_t c, auto lanes) {
+        const simd::Vec v = lanes.load(d + c);
+        lanes.store(table_row + c, lanes.load(table_row + c) + v);
+        if (position_row) lanes.store(position_row + c, lanes.load(position_row + c) + v);
+      });
+    }
+  });
+}
+
+std::vector<Example> examples() {
+  const Example::Input tokens{{2, 5}, DType::int32, 0, 7};
+  const Example::Input table{{7, 6}, DType::fp32, -1, 1, Role::parameter};
+  const Example::Input positions{{8, 6}, DType::fp32, -1, 1, Role::parameter};
+  return {{{}, {tokens, table}}, {{}, {tokens, table, positions}}};
+}
+
+}  // namespace
+
+std::vector<Op> embedding_ops() {
+  return {{.name = "embedding",
+           .summary = "x = token_table[token] + position_table[position]",
+           .infer = infer,
+           .backward = backward,
+           .cost = cost,
+           .cpu = cpu,
+           .examples = examples},
+          {.name = "embedding_backward",
+           .summary = "d_token_table[token] += dx, d_position_table[position] += dx",
+           .infer = infer_backward,
+           .cost = backward_cost,
+           .cpu = cpu_backward}};
+}
+
+}  // namespace llm

@@ -1,0 +1,63 @@
+// gradient_norm: the Euclidean norm of all its inputs together -> (1). Blocks of a fixed size are summed in fp32 lanes,
+// blocks and tensors in double and in order, so the bits do not depend on the number of threads.
+#include <cmath>
+
+#include "llm/ops/ops.h"
+#include "llm/ops/rows.h"
+
+namespace llm {
+namespace {
+
+constexpr int64_t kBlock = 16384;  // floats
+
+int64_t blocks_of(const Shape& s) { return (s.elements() + kBlock - 1) / kBlock; }
+
+void infer(Graph& g, Node& node) {
+  g.add_output(node, "", DType::fp32, {1});
+  int64_t most = 0;
+  for (TensorId id : node.inputs) most = std::max(most, blocks_of(g.shape(id)));
+  g.set_workspace(node, static_cast<size_t>(most) * sizeof(double));
+}
+
+Cost cost(const Graph& g, const Node& node) {
+  double elements = 0;
+  for (TensorId id : node.inputs) elements += static_cast<double>(g.shape(id).elements());
+  return streaming_cost(g, node, 2 * elements);
+}
+
+void cpu(const KernelCall& call) {
+  double total = 0;
+  auto* sums = reinterpret_cast<double*>(call.workspace());
+  for (size_t i = 0; i < call.node.inputs.size(); ++i) {
+    const float* x = call.in(i);
+    const int64_t n = call.in_shape(i).elements();
+    call.threads.for_blocks(n, kBlock, [&](int64_t begin, int64_t end) {
+      simd::Vec squares{};
+      for_vectors(end - begin, [&](int64_t c, auto lanes) {
+        const simd::Vec v = lanes.load(x + begin + c);
+        squares += v * v;
+      });
+      sums[begin / kBlock] = simd::reduce_add(squares);
+    });
+    for (int64_t b = 0; b < blocks_of(call.in_shape(i)); ++b) total += sums[b];
+  }
+  *call.out(0) = static_cast<float>(std::sqrt(total));
+}
+
+std::vector<Example> examples() {
+  return {{{}, {{.shape = {3, 7}, .differentiable = false}, {.shape = {40}, .differentiable = false}}},
+          {{}, {{.shape = {5, 7000}, .differentiable = false}}}};
+}
+
+}  // namespace
+
+std::vector<Op> gradient_norm_ops() {
+  return {{.name = "gradient_norm",
+           .summary = "the norm of all gradients together",
+           .infer = infer,
+           .cost = cost,
+           .cpu = cpu,
+           .examples = examples}};
+}
+
+}  // namespace llm

@@ -1,0 +1,100 @@
+// head_loss: the head's product, softmax and cross-entropy in one op, by blocks of rows, so that the logits of the whole
+// batch never exist; with a gradient of the losses it also makes both gradients of the product from the logits' gradient,
+// which takes the logits' place (as in llm.c's fused classifier and Wijmans et al. 2024, "Cut your losses").
+//   x (B, T, C), weight (V, C), targets (B, T) int32, [d_losses (B, T)] -> losses (B, T), [dx (B, T, C), d_weight (V, C)]
+#include <algorithm>
+
+#include "llm/device/gemm_cpu.h"
+#include "llm/graph/autodiff.h"
+#include "llm/ops/ops.h"
+#include "llm/ops/softmax_rows.h"
+
+namespace llm {
+namespace {
+
+// Rows a block: their logits take about 64 MiB. Each block reads and writes the whole d_weight once, so a block of few
+// rows is memory-bound; at least 64.
+int64_t block_rows(int64_t rows, int64_t V) {
+  const int64_t fit = std::max<int64_t>(64, (int64_t{64} << 20) / 4 / V / 16 * 16);
+  if (rows <= fit) return rows;
+  const int64_t blocks = (rows + fit - 1) / fit;  // of nearly equal height
+  return (rows + blocks - 1) / blocks;
+}
+
+int64_t aligned(int64_t floats) { return (floats + 15) / 16 * 16; }
+
+void infer(Graph& g, Node& node) {
+  const Shape x = g.shape(node.inputs[0]), w = g.shape(node.inputs[1]), targets = g.shape(node.inputs[2]);
+  if (w.rank() != 2 || w[1] != x.last()) fail("head_loss: x ", x.text(), " does not fit the weight ", w.text());
+  if (targets.elements() != x.rows()) fail("head_loss: ", targets.text(), " targets for ", x.rows(), " rows");
+  const int64_t rows = block_rows(x.rows(), w[0]), V = w[0], C = w[1];
+  int64_t product = gemm_workspace(rows, V, C, g.threads);
+  g.add_output(node, "", DType::fp32, targets);
+  if (node.input(3) != kNone) {
+    g.add_output(node, "dx", DType::fp32, x);
+    g.add_output(node, "d_weight", DType::fp32, w);
+    product = std::max({product, gemm_workspace(rows, C, V, g.threads), gemm_workspace(V, C, rows, g.threads)});
+  }
+  g.set_workspace(node, static_cast<size_t>(aligned(rows * V) + product) * 4);
+}
+
+// Its outputs are gradients already, for the seed it was given: it is made by the fusion pass after autodiff, or stands
+// in a forward-only graph.
+Cost cost(const Graph& g, const Node& node) {
+  const double product = 2.0 * static_cast<double>(g.shape(node.inputs[0]).rows()) *
+                         static_cast<double>(g.shape(node.inputs[1]).elements());
+  return streaming_cost(g, node, product * (node.input(3) != kNone ? 3 : 1));
+}
+
+void cpu(const KernelCall& call) {
+  const int64_t rows = call.in_shape(0).rows(), V = call.in_shape(1)[0], C = call.in_shape(1)[1];
+  const float *x = call.in(0), *weight = call.in(1), *d_losses = call.in(3);
+  const int32_t* targets = call.in_int(2);
+  float *losses = call.out(0), *dx = call.out(1), *d_weight = call.out(2);
+  const int64_t block = block_rows(rows, V);
+  float *logits = call.workspace(), *product = logits + aligned(block * V);
+  for (int64_t first = 0; first < rows; first += block) {
+    const int64_t count = std::min(block, rows - first);
+    gemm(call.threads, {count, V, C, row_major(x + first * C, C), transposed(weight, C), logits, V}, product);
+    call.threads.for_blocks(count, row_grain(V), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        float* row = logits + r * V;
+        const int32_t target = targets[first + r];
+        const float target_logit = target < 0 ? 0.0f : row[target];
+        float sum = 0;
+        const float lse = log_sum_exp(row, V, d_losses ? row : nullptr, &sum);
+        losses[first + r] = target < 0 ? 0.0f : lse - target_logit;
+        if (!d_losses) continue;
+        const float d = target < 0 ? 0.0f : d_losses[first + r], scale = d / sum;
+        for_vectors(V, [&](int64_t c, auto lanes) { lanes.store(row + c, lanes.load(row + c) * scale); });
+        if (target >= 0) row[target] -= d;
+      }
+    });
+    if (!d_losses) continue;
+    gemm(call.threads, {count, C, V, row_major(logits, V), row_major(weight, C), dx + first * C, C}, product);
+    const bool add = first > 0 || call.accumulates(2);
+    gemm(call.threads,
+         {V, C, count, transposed(logits, V), row_major(x + first * C, C), d_weight, C, add ? d_weight : nullptr}, product);
+  }
+}
+
+std::vector<Example> examples() {
+  const Example::Input x{.shape = {2, 3, 10}, .low = -2, .high = 2, .differentiable = false};
+  const Example::Input weight{.shape = {21, 10}, .differentiable = false};
+  const Example::Input targets{.shape = {2, 3}, .dtype = DType::int32, .low = -1, .high = 21};
+  const Example::Input d_losses{.shape = {2, 3}, .low = 0, .high = 1, .differentiable = false};
+  return {{{}, {x, weight, targets}}, {{}, {x, weight, targets, d_losses}}};
+}
+
+}  // namespace
+
+std::vector<Op> head_loss_ops() {
+  return {{.name = "head_loss",
+           .summary = "head product, cross-entropy and both gradients by blocks of rows",
+           .infer = infer,
+           .cost = cost,
+           .cpu = cpu,
+           .examples = examples}};
+}
+
+}  // namespace llm

@@ -1,0 +1,184 @@
+// linear: y = x W^T + b, the matrix product of every layer, and its two backward products.
+//   linear:                 x (.., I), W (O, I), [b (O)] -> y (.., O), [activated (.., O)]
+//   linear_backward_input:  dy (.., O), W (O, I), [h (.., I)] -> dx (.., I)
+//   linear_backward_weight: dy (.., O), x (.., I), -> dW (O, I), [db (O)] (attribute "bias")
+// Attribute "activation" (ActivationKind), set by the fusion pass: `linear` also gives the activated output (and y only
+// where something else reads it); `linear_backward_input` multiplies by the derivative at h, the product's own input.
+#include "llm/device/gemm_cpu.h"
+
+#include "llm/graph/autodiff.h"
+#include "llm/ops/activation_functions.h"
+#include "llm/ops/norm_rows.h"
+#include "llm/ops/ops.h"
+
+namespace llm {
+namespace {
+
+Shape with_last(const Shape& s, int64_t last) {
+  switch (s.rank()) {
+    case 1: return {last};
+    case 2: return {s[0], last};
+    default: return {s[0], s[1], last};
+  }
+}
+
+ActivationKind activation_of(const Node& node) {
+  return static_cast<ActivationKind>(node.attributes.integer("activation", 0));
+}
+
+// Calls body(Gelu{}) or body(Relu2{}).
+template <class Body>
+void with_activation(ActivationKind kind, Body&& body) {
+  if (kind == ActivationKind::gelu) body(Gelu{});
+  if (kind == ActivationKind::relu2) body(Relu2{});
+}
+
+size_t gemm_bytes(const Graph& g, int64_t m, int64_t n, int64_t k) {
+  return static_cast<size_t>(gemm_workspace(m, n, k, g.threads)) * 4;
+}
+
+void infer(Graph& g, Node& node) {
+  const Shape x = g.shape(node.inputs[0]), w = g.shape(node.inputs[1]);
+  if (w.rank() != 2 || w[1] != x.last()) fail("linear: x ", x.text(), " does not fit the weight ", w.text());
+  g.add_output(node, "", DType::fp32, with_last(x, w[0]));
+  g.set_workspace(node, gemm_bytes(g, x.rows(), w[0], w[1]));
+}
+
+void backward(Graph& g, const Node& node, Gradients& gradients) {
+  const TensorId dy = gradients.of(node.outputs[0]), x = node.inputs[0], w = node.inputs[1], b = node.input(2);
+  if (gradients.wanted(x)) gradients.contribute(x, g.add("linear_backward_input", {}, {dy, w})[0]);
+  const auto d = g.add("linear_backward_weight", {{"bias", b != kNone ? 1.0 : 0.0}}, {dy, x});
+  gradients.contribute(w, d[0]);
+  if (b != kNone) gradients.contribute(b, d[1]);
+}
+
+double product_flops(const Graph& g, TensorId rows_of, TensorId weight) {
+  return 2.0 * static_cast<double>(g.shape(rows_of).rows()) * static_cast<double>(g.shape(weight).elements());
+}
+
+Cost cost(const Graph& g, const Node& node) {
+  return streaming_cost(g, node, product_flops(g, node.inputs[0], node.inputs[1]));
+}
+
+struct Finish {  // what `linear` does to finished pieces of a row
+  const float* bias;
+  float* activated;
+  int64_t stride;
+};
+
+template <class Function>
+void activate_piece(const void* context, float* c, int64_t row, int64_t column, int64_t count) {
+  const Finish& f = *static_cast<const Finish*>(context);
+  float* a = f.activated + row * f.stride + column;
+  for_vectors(count, [&](int64_t i, auto lanes) {
+    simd::Vec v = lanes.load(c + i);
+    if (f.bias) v += lanes.load(f.bias + column + i);
+    lanes.store(c + i, v);
+    lanes.store(a + i, Function::value(v));
+  });
+}
+
+void add_bias_to_piece(const void* context, float* c, int64_t, int64_t column, int64_t count) {
+  const Finish& f = *static_cast<const Finish*>(context);
+  for_vectors(count, [&](int64_t i, auto lanes) { lanes.store(c + i, lanes.load(c + i) + lanes.load(f.bias + column + i)); });
+}
+
+void cpu(const KernelCall& call) {
+  const int64_t m = call.in_shape(0).rows(), n = call.in_shape(1)[0], k = call.in_shape(1)[1];
+  // Without a reader of y its place is the activated output, written twice.
+  float* activated = call.out(1);
+  float* y = call.has_output(0) ? call.out(0) : activated;
+  Finish finish{call.in(2), activated, n};
+  Epilogue epilogue{finish.bias ? add_bias_to_piece : nullptr, &finish};
+  with_activation(activation_of(call.node), [&](auto f) { epilogue.apply = activate_piece<decltype(f)>; });
+  gemm(call.threads, {m, n, k, row_major(call.in(0), k), transposed(call.in(1), k), y, n, nullptr, epilogue}, call.workspace());
+}
+
+void infer_backward_input(Graph& g, Node& node) {
+  const Shape dy = g.shape(node.inputs[0]), w = g.shape(node.inputs[1]);
+  g.add_output(node, "", DType::fp32, with_last(dy, w[1]));
+  g.set_workspace(node, gemm_bytes(g, dy.rows(), w[1], w[0]));
+}
+
+template <class Function>
+void multiply_by_derivative(const void* context, float* c, int64_t row, int64_t column, int64_t count) {
+  const Finish& f = *static_cast<const Finish*>(context);
+  const float* h = f.bias + row * f.stride + column;
+  for_vectors(count, [&](int64_t i, auto lanes) { lanes.store(c + i, lanes.load(c + i) * Function::derivative(lanes.load(h + i))); });
+}
+
+void cpu_backward_input(const KernelCall& call) {
+  const int64_t m = call.in_shape(0).rows(), n = call.in_shape(1)[1], k = call.in_shape(1)[0];
+  Finish finish{call.in(2), nullptr, n};
+  Epilogue epilogue{nullptr, &finish};
+  with_activation(activation_of(call.node), [&](auto f) { epilogue.apply = multiply_by_derivative<decltype(f)>; });
+  gemm(call.threads, {m, n, k, row_major(call.in(0), k), row_major(call.in(1), n), call.out(0), n, nullptr, epilogue},
+       call.workspace());
+}
+
+void infer_backward_weight(Graph& g, Node& node) {
+  const Shape dy = g.shape(node.inputs[0]), x = g.shape(node.inputs[1]);
+  g.add_output(node, "weight", DType::fp32, {dy.last(), x.last()});
+  const bool bias = node.attributes.flag("bias");
+  if (bias) g.add_output(node, "bias", DType::fp32, {dy.last()});
+  g.set_workspace(node, std::max(gemm_bytes(g, dy.last(), x.last(), dy.rows()),
+                                 bias ? static_cast<size_t>(kNormBlocks * dy.last()) * 4 : size_t{0}));
+}
+
+Cost backward_weight_cost(const Graph& g, const Node& node) {
+  return streaming_cost(g, node, product_flops(g, node.inputs[0], node.outputs[0]));
+}
+
+void cpu_backward_weight(const KernelCall& call) {
+  const int64_t tokens = call.in_shape(0).rows(), O = call.in_shape(0).last(), I = call.in_shape(1).last();
+  const float *dy = call.in(0), *x = call.in(1);
+  float* dw = call.out(0);
+  if (call.has_output(1)) {
+    float* partial = call.workspace();
+    const int64_t block = norm_block_rows(tokens), blocks = (tokens + block - 1) / block;
+    call.threads.for_blocks(tokens, block, [&](int64_t begin, int64_t end) {
+      float* sum = partial + begin / block * O;
+      std::fill_n(sum, O, 0.0f);
+      for (int64_t t = begin; t < end; ++t)
+        for_vectors(O, [&](int64_t i, auto lanes) { lanes.store(sum + i, lanes.load(sum + i) + lanes.load(dy + t * O + i)); });
+    });
+    sum_blocks(call.threads, partial, blocks, O, call.accumulates(1), call.out(1));
+  }
+  gemm(call.threads,
+       {O, I, tokens, transposed(dy, O), row_major(x, I), dw, I, call.accumulates(0) ? dw : nullptr}, call.workspace());
+}
+
+std::vector<Example> examples() {
+  const auto example = [](int64_t rows, int64_t in, int64_t out, bool bias, ActivationKind kind) -> Example {
+    Example e{{}, {{{1, rows, in}}, {{out, in}, DType::fp32, -1, 1, Role::parameter}}};
+    if (bias) e.inputs.push_back({{out}, DType::fp32, -1, 1, Role::parameter});
+    if (kind != ActivationKind::none) e.attributes.set("activation", static_cast<double>(kind));
+    return e;
+  };
+  return {example(1, 5, 7, false, ActivationKind::none), example(6, 33, 17, true, ActivationKind::none),
+          example(40, 16, 65, true, ActivationKind::none)};
+}
+
+}  // namespace
+
+std::vector<Op> linear_ops() {
+  return {{.name = "linear",
+           .summary = "y = x W^T + b",
+           .infer = infer,
+           .backward = backward,
+           .cost = cost,
+           .cpu = cpu,
+           .examples = examples},
+          {.name = "linear_backward_input",
+           .summary = "dx = dy W",
+           .infer = infer_backward_input,
+           .cost = cost,
+           .cpu = cpu_backward_input},
+          {.name = "linear_backward_weight",
+           .summary = "dW = dy^T x, db = sum of dy",
+           .infer = infer_backward_weight,
+           .cost = backward_weight_cost,
+           .cpu = cpu_backward_weight}};
+}
+
+}  // namespace llm

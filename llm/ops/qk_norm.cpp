@@ -1,0 +1,158 @@
+// qk_norm: RMSNorm of each query head and each key head over its D channels (Henry et al. 2020); values pass through.
+//   qkv (B, T, (H + 2 K) D), query_weight (D), key_weight (D) -> the same shape, rstd (B T, H + K)
+// Attributes: heads H, kv_heads K, head_size D, epsilon.
+#include <cmath>
+
+#include "llm/graph/autodiff.h"
+#include "llm/ops/norm_rows.h"
+#include "llm/ops/ops.h"
+
+namespace llm {
+namespace {
+
+struct Heads {
+  explicit Heads(const Node& node)
+      : queries(node.attributes.integer("heads")),
+        keys(node.attributes.integer("kv_heads")),
+        size(node.attributes.integer("head_size")) {}
+  int64_t normed() const { return queries + keys; }
+  int64_t width() const { return (queries + 2 * keys) * size; }
+  int64_t queries, keys, size;
+};
+
+void infer(Graph& g, Node& node) {
+  const Heads h(node);
+  const Shape qkv = g.shape(node.inputs[0]);
+  if (qkv.last() != h.width()) fail("qk_norm: rows must have ", h.width(), " channels, not ", qkv.last());
+  g.add_output(node, "", DType::fp32, qkv);
+  g.add_output(node, "rstd", DType::fp32, {qkv.rows(), h.normed()});
+}
+
+void backward(Graph& g, const Node& node, Gradients& gradients) {
+  const auto d = g.add("qk_norm_backward", node.attributes,
+                       {gradients.of(node.outputs[0]), node.inputs[0], node.inputs[1], node.inputs[2], node.outputs[1]});
+  gradients.contribute(node.inputs[0], d[0]);
+  gradients.contribute(node.inputs[1], d[1]);
+  gradients.contribute(node.inputs[2], d[2]);
+}
+
+Cost cost(const Graph& g, const Node& node) {
+  const Heads h(node);
+  return streaming_cost(g, node, 4.0 * static_cast<double>(g.shape(node.inputs[0]).rows() * h.normed() * h.size));
+}
+
+void cpu(const KernelCall& call) {
+  const Heads h(call.node);
+  const int64_t rows = call.in_shape(0).rows(), width = h.width(), D = h.size;
+  const float *qkv = call.in(0), *query_weight = call.in(1), *key_weight = call.in(2);
+  float *y = call.out(0), *rstd_out = call.out(1);
+  const auto epsilon = static_cast<float>(call.node.attributes.number("epsilon"));
+  call.threads.for_blocks(rows, row_grain(width), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t head = 0; head < h.normed(); ++head) {
+        const float* in = qkv + r * width + head * D;
+        float* out = y + r * width + head * D;
+        const float* weight = head < h.queries ? query_weight : key_weight;
+        simd::Vec squares{};
+        for_vectors(D, [&](int64_t c, auto lanes) {
+          const simd::Vec v = lanes.load(in + c);
+          squares += v * v;
+        });
+        const float rstd = 1.0f / std::sqrt(simd::reduce_add(squares) / static_cast<float>(D) + epsilon);
+        for_vectors(D, [&](int64_t c, auto lanes) {
+          lanes.store(out + c, lanes.load(in + c) * rstd * lanes.load(weight + c));
+        });
+        rstd_out[r * h.normed() + head] = rstd;
+      }
+      if (y != qkv) std::copy_n(qkv + r * width + h.normed() * D, h.keys * D, y + r * width + h.normed() * D);
+    }
+  });
+}
+
+// (dy, qkv, query_weight, key_weight, rstd) -> d_qkv, d_query_weight, d_key_weight
+void infer_backward(Graph& g, Node& node) {
+  const Heads h(node);
+  g.add_output(node, "qkv", DType::fp32, g.shape(node.inputs[1]));
+  g.add_output(node, "query_weight", DType::fp32, {h.size});
+  g.add_output(node, "key_weight", DType::fp32, {h.size});
+  g.set_workspace(node, static_cast<size_t>(kNormBlocks * 2 * h.size) * 4);
+}
+
+Cost backward_cost(const Graph& g, const Node& node) {
+  const Heads h(node);
+  return streaming_cost(g, node, 10.0 * static_cast<double>(g.shape(node.inputs[1]).rows() * h.normed() * h.size));
+}
+
+void cpu_backward(const KernelCall& call) {
+  const Heads h(call.node);
+  const int64_t rows = call.in_shape(1).rows(), width = h.width(), D = h.size;
+  const float *dy = call.in(0), *qkv = call.in(1), *query_weight = call.in(2), *key_weight = call.in(3);
+  const float* rstd = call.in(4);
+  float *dx = call.out(0), *partial = call.workspace();
+  const int64_t block = norm_block_rows(rows), blocks = (rows + block - 1) / block;
+  call.threads.for_blocks(rows, block, [&](int64_t begin, int64_t end) {
+    float* d_query = partial + begin / block * D;
+    float* d_key = partial + (blocks + begin / block) * D;
+    std::fill_n(d_query, D, 0.0f);
+    std::fill_n(d_key, D, 0.0f);
+    for (int64_t r = begin; r < end; ++r) {
+      for (int64_t head = 0; head < h.normed(); ++head) {
+        const int64_t at = r * width + head * D;
+        const bool is_query = head < h.queries;
+        const float *in = qkv + at, *d = dy + at, *weight = is_query ? query_weight : key_weight;
+        float* d_weight = is_query ? d_query : d_key;
+        const float s = rstd[r * h.normed() + head];
+        simd::Vec sum_gn{};
+        for_vectors(D, [&](int64_t c, auto lanes) {
+          const simd::Vec dv = lanes.load(d + c);
+          const simd::Vec n = lanes.load(in + c) * s;
+          sum_gn += dv * lanes.load(weight + c) * n;
+          lanes.store(d_weight + c, lanes.load(d_weight + c) + dv * n);
+        });
+        const float mean_gn = simd::reduce_add(sum_gn) / static_cast<float>(D);
+        for_vectors(D, [&](int64_t c, auto lanes) {
+          const simd::Vec n = lanes.load(in + c) * s;
+          lanes.store(dx + at + c, (lanes.load(d + c) * lanes.load(weight + c) - n * mean_gn) * s);
+        });
+      }
+      const int64_t values = r * width + h.normed() * D;
+      if (dx != dy) std::copy_n(dy + values, h.keys * D, dx + values);
+    }
+  });
+  sum_blocks(call.threads, partial, blocks, D, call.accumulates(1), call.out(1));
+  sum_blocks(call.threads, partial + blocks * D, blocks, D, call.accumulates(2), call.out(2));
+}
+
+std::vector<Example> examples() {
+  const auto example = [](int64_t heads, int64_t kv_heads, int64_t size) -> Example {
+    return {{{"heads", static_cast<double>(heads)},
+             {"kv_heads", static_cast<double>(kv_heads)},
+             {"head_size", static_cast<double>(size)},
+             {"epsilon", 1e-6}},
+            {{{2, 9, (heads + 2 * kv_heads) * size}, DType::fp32, -2, 2},
+             {{size}, DType::fp32, 0.5, 1.5, Role::parameter},
+             {{size}, DType::fp32, 0.5, 1.5, Role::parameter}}};
+  };
+  return {example(2, 2, 8), example(4, 2, 6), example(3, 1, 20)};
+}
+
+}  // namespace
+
+std::vector<Op> qk_norm_ops() {
+  return {{.name = "qk_norm",
+           .summary = "RMSNorm of each query and key head",
+           .infer = infer,
+           .backward = backward,
+           .cost = cost,
+           .cpu = cpu,
+           .examples = examples,
+           .in_place = {{0, 0}}},
+          {.name = "qk_norm_backward",
+           .summary = "d_qkv, d_query_weight, d_key_weight",
+           .infer = infer_backward,
+           .cost = backward_cost,
+           .cpu = cpu_backward,
+           .in_place = {{0, 0}}}};
+}
+
+}  // namespace llm

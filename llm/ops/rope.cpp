@@ -1,0 +1,130 @@
+// rope: rotary positions (Su et al. 2021) on the query and key heads, in the half-split layout of Hugging Face: channel i
+// of a head is paired with channel i + D/2 and turned by the angle position * theta^(-2 i / D). Values pass through.
+//   rope_angles: -> (T, D): of each position D/2 cosines, then D/2 sines. Attributes: tokens T, head_size D, theta.
+//   rope: qkv (B, T, (H + 2 K) D), angles (T, D) -> the shape of qkv. Attributes: heads H, kv_heads K, head_size D.
+// Turning back by the same angle is the backward pass. All layers share one node's angles.
+#include <algorithm>
+#include <cmath>
+
+#include "llm/graph/autodiff.h"
+#include "llm/ops/ops.h"
+#include "llm/ops/rows.h"
+
+namespace llm {
+namespace {
+
+void infer_angles(Graph& g, Node& node) {
+  const int64_t D = node.attributes.integer("head_size");
+  if (D % 2) fail("rope: the head size must be even, not ", D);
+  g.add_output(node, "", DType::fp32, {node.attributes.integer("tokens"), D});
+}
+
+Cost angles_cost(const Graph& g, const Node& node) {
+  return streaming_cost(g, node, 2.0 * static_cast<double>(g.shape(node.outputs[0]).elements()));
+}
+
+void cpu_angles(const KernelCall& call) {
+  const int64_t T = call.out_shape(0)[0], D = call.out_shape(0)[1], half = D / 2;
+  const double theta = call.node.attributes.number("theta");
+  float* angles = call.out(0);
+  // In double: at position 8192 an angle in float would be wrong in its fourth digit.
+  call.threads.for_blocks(T, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = 0; i < half; ++i) {
+      const double frequency = std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(D));
+      for (int64_t t = begin; t < end; ++t) {
+        const double angle = static_cast<double>(call.step.position + t) * frequency;
+        angles[t * D + i] = static_cast<float>(std::cos(angle));
+        angles[t * D + half + i] = static_cast<float>(std::sin(angle));
+      }
+    }
+  });
+}
+
+void infer(Graph& g, Node& node) {
+  const Attributes& a = node.attributes;
+  const int64_t D = a.integer("head_size"), width = (a.integer("heads") + 2 * a.integer("kv_heads")) * D;
+  const Shape qkv = g.shape(node.inputs[0]);
+  if (qkv.rank() != 3 || qkv.last() != width) fail("rope: qkv must be (B, T, ", width, "), not ", qkv.text());
+  if (g.shape(node.inputs[1]) != Shape{qkv[1], D}) fail("rope: angles must be (", qkv[1], ", ", D, ")");
+  g.add_output(node, "", DType::fp32, qkv);
+}
+
+void backward(Graph& g, const Node& node, Gradients& gradients) {
+  gradients.contribute(node.inputs[0], 
+                       g.add("rope_backward", node.attributes, {gradients.of(node.outputs[0]), node.inputs[1]})[0]);
+}
+
+Cost cost(const Graph& g, const Node& node) {
+  const Attributes& a = node.attributes;
+  const int64_t turned = (a.integer("heads") + a.integer("kv_heads")) * a.integer("head_size");
+  return streaming_cost(g, node, 3.0 * static_cast<double>(g.shape(node.inputs[0]).rows() * turned));
+}
+
+void turn(const KernelCall& call, float direction) {
+  const Attributes& a = call.node.attributes;
+  const int64_t D = a.integer("head_size"), half = D / 2, kv = a.integer("kv_heads");
+  const int64_t turned = a.integer("heads") + kv, width = (turned + kv) * D;
+  const int64_t rows = call.in_shape(0).rows(), T = call.in_shape(0)[1];
+  const float *in = call.in(0), *angles = call.in(1);
+  float* out = call.out(0);
+  call.threads.for_blocks(rows, row_grain(width), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const float *cosine = angles + r % T * D, *sine = cosine + half;
+      for (int64_t head = 0; head < turned; ++head) {
+        const float* x = in + r * width + head * D;
+        float* y = out + r * width + head * D;
+        for_vectors(half, [&](int64_t i, auto lanes) {
+          const simd::Vec x1 = lanes.load(x + i), x2 = lanes.load(x + half + i);
+          const simd::Vec c = lanes.load(cosine + i), s = lanes.load(sine + i) * direction;
+          lanes.store(y + i, x1 * c - x2 * s);
+          lanes.store(y + half + i, x2 * c + x1 * s);
+        });
+      }
+      const int64_t values = r * width + turned * D;
+      if (in != out) std::copy_n(in + values, kv * D, out + values);
+    }
+  });
+}
+
+void cpu(const KernelCall& call) { turn(call, 1.0f); }
+void cpu_backward(const KernelCall& call) { turn(call, -1.0f); }
+
+std::vector<Example> angles_examples() {
+  return {{{{"tokens", 9}, {"head_size", 8}, {"theta", 10000}}, {}}, {{{"tokens", 40}, {"head_size", 6}, {"theta", 500}}, {}}};
+}
+
+std::vector<Example> examples() {
+  const auto example = [](double heads, double kv_heads, int64_t size, int64_t tokens) -> Example {
+    const int64_t width = static_cast<int64_t>(heads + 2 * kv_heads) * size;
+    return {{{"heads", heads}, {"kv_heads", kv_heads}, {"head_size", static_cast<double>(size)}},
+            {{{2, tokens, width}}, {.shape = {tokens, size}, .differentiable = false}}};
+  };
+  return {example(2, 2, 8, 5), example(4, 2, 6, 3), example(1, 1, 40, 9)};
+}
+
+}  // namespace
+
+std::vector<Op> rope_ops() {
+  return {{.name = "rope_angles",
+           .summary = "cosines and sines of all positions",
+           .infer = infer_angles,
+           .cost = angles_cost,
+           .cpu = cpu_angles,
+           .examples = angles_examples},
+          {.name = "rope",
+           .summary = "rotary positions on query and key heads",
+           .infer = infer,
+           .backward = backward,
+           .cost = cost,
+           .cpu = cpu,
+           .examples = examples,
+           .in_place = {{0, 0}}},
+          {.name = "rope_backward",
+           .summary = "the rotation undone",
+           .infer = infer,
+           .cost = cost,
+           .cpu = cpu_backward,
+           .in_place = {{0, 0}}}};
+}
+
+}  // namespace llm

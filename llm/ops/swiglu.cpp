@@ -1,0 +1,81 @@
+// swiglu: a = silu(gate) up (Shazeer 2020), where a row of h is gate (F) then up (F), as one linear layer makes them.
+//   h (.., 2 F) -> a (.., F);   backward: (da, h) -> dh
+#include "llm/graph/autodiff.h"
+#include "llm/ops/ops.h"
+#include "llm/ops/rows.h"
+
+namespace llm {
+namespace {
+
+void infer(Graph& g, Node& node) {
+  const Shape h = g.shape(node.inputs[0]);
+  if (h.rank() != 3 || h.last() % 2) fail("swiglu: h must be (B, T, 2 F), not ", h.text());
+  g.add_output(node, "", DType::fp32, {h[0], h[1], h[2] / 2});
+}
+
+void backward(Graph& g, const Node& node, Gradients& gradients) {
+  gradients.contribute(node.inputs[0], g.add("swiglu_backward", {}, {gradients.of(node.outputs[0]), node.inputs[0]})[0]);
+}
+
+Cost cost(const Graph& g, const Node& node) {
+  return streaming_cost(g, node, 10.0 * static_cast<double>(g.shape(node.inputs[0]).elements()));
+}
+
+void cpu(const KernelCall& call) {
+  const int64_t F = call.out_shape(0).last();
+  const float* h = call.in(0);
+  float* a = call.out(0);
+  call.threads.for_blocks(call.out_shape(0).rows(), row_grain(3 * F), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const float *gate = h + r * 2 * F, *up = gate + F;
+      for_vectors(F, [&](int64_t i, auto lanes) {
+        const simd::Vec g = lanes.load(gate + i);
+        lanes.store(a + r * F + i, g * simd::sigmoid(g) * lanes.load(up + i));
+      });
+    }
+  });
+}
+
+void infer_backward(Graph& g, Node& node) { g.add_output(node, "", DType::fp32, g.shape(node.inputs[1])); }
+
+void cpu_backward(const KernelCall& call) {
+  const int64_t F = call.in_shape(0).last();
+  const float *da = call.in(0), *h = call.in(1);
+  float* dh = call.out(0);
+  call.threads.for_blocks(call.in_shape(0).rows(), row_grain(5 * F), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const float *gate = h + r * 2 * F, *up = gate + F;
+      float *d_gate = dh + r * 2 * F, *d_up = d_gate + F;
+      for_vectors(F, [&](int64_t i, auto lanes) {
+        const simd::Vec g = lanes.load(gate + i), d = lanes.load(da + r * F + i), u = lanes.load(up + i);
+        const simd::Vec s = simd::sigmoid(g);
+        lanes.store(d_gate + i, d * u * s * (1.0f + g * (1.0f - s)));
+        lanes.store(d_up + i, d * g * s);
+      });
+    }
+  });
+}
+
+std::vector<Example> examples() {
+  return {{{}, {{{2, 3, 14}, DType::fp32, -4, 4}}}, {{}, {{{1, 2, 64}, DType::fp32, -9, 9}}}};
+}
+
+}  // namespace
+
+std::vector<Op> swiglu_ops() {
+  return {{.name = "swiglu",
+           .summary = "a = silu(gate) up",
+           .infer = infer,
+           .backward = backward,
+           .cost = cost,
+           .cpu = cpu,
+           .examples = examples},
+          {.name = "swiglu_backward",
+           .summary = "d_gate, d_up",
+           .infer = infer_backward,
+           .cost = cost,
+           .cpu = cpu_backward,
+           .in_place = {{0, 1}}}};
+}
+
+}  // namespace llm

@@ -1,0 +1,68 @@
+// Token shards, memory-mapped. The file format is llm.c's .bin: 256 little-endian int32 of header, then the tokens.
+//   magic 20240520, version 1: uint16 tokens (vocabularies up to 65,536)
+//   magic 20240801, version 7: uint32 tokens
+//   header[2]: the number of tokens; the rest is zero.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "llm/base/mapped_file.h"
+
+namespace llm {
+
+class TokenShard {
+ public:
+  explicit TokenShard(const std::string& path);  // throws Error: wrong magic, version, length
+  int64_t size() const { return size_; }
+  const std::string& path() const { return file_.path(); }
+  void read(int64_t begin, int64_t count, int32_t* tokens) const;  // a range inside [0, size())
+
+ private:
+  MappedFile file_;
+  int64_t size_ = 0;
+  int width_ = 2;  // bytes a token
+};
+
+// Several shards read as one stream, in the order of their names, whatever the order of `paths`. No shards: size 0.
+class TokenStream {
+ public:
+  explicit TokenStream(const std::vector<std::string>& paths);
+  int64_t size() const { return size_; }
+  void read(int64_t begin, int64_t count, int32_t* tokens) const;
+  // Largest token in the whole stream, -1 when it is empty; reads all of it. To check against a model's vocabulary.
+  int32_t largest_token() const;
+  const std::vector<TokenShard>& shards() const { return shards_; }
+
+ private:
+  std::vector<TokenShard> shards_;
+  std::vector<int64_t> first_;  // of each shard
+  int64_t size_ = 0;
+};
+
+// Writes a shard as PATH.tmp, syncs, renames. Tokens are handed over piece by piece. The 16-bit form is chosen
+// for vocabularies up to 65,536. Throws Error when the disk is full (the temporary file is removed) or a token does not
+// fit the form.
+class ShardWriter {
+ public:
+  ShardWriter(std::string path, int64_t vocabulary);
+  ~ShardWriter();  // without finish(): the temporary file is removed
+  void write(const int32_t* tokens, int64_t count);
+  void finish();
+  int64_t size() const { return size_; }
+
+ private:
+  void flush();
+  void write_at(int64_t offset, const void* data, size_t bytes);
+  void discard();
+  [[noreturn]] void give_up(int reason);
+
+  std::string path_, temporary_;
+  int file_ = -1;
+  int width_ = 2;
+  int64_t size_ = 0;
+  int64_t flushed_ = 0;            // bytes of the file that are written
+  std::vector<std::byte> buffer_;  // those that come next
+};
+
+}  // namespace llm

@@ -1,0 +1,251 @@
+#include "llm/train/checkpoint.h"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "llm/base/atomic_file.h"
+#include "llm/base/error.h"
+#include "llm/model/huggingface.h"
+#include "llm/model/safetensors.h"
+
+namespace llm {
+namespace {
+
+using nlohmann::ordered_json;
+namespace fs = std::filesystem;
+
+constexpr char kWeights[] = "model.safetensors", kOptimizer[] = "optimizer.safetensors", kTrainer[] = "trainer.json";
+
+std::string checkpoints_of(const std::string& run) { return run + "/checkpoints"; }
+
+// JSON has no NaN: null stands for it.
+ordered_json number_or_null(double x) { return std::isfinite(x) ? ordered_json(x) : ordered_json(); }
+
+double number_or_nan(const ordered_json& x) {
+  return x.is_null() ? std::numeric_limits<double>::quiet_NaN() : x.get<double>();
+}
+
+std::string trainer_json(const TrainerState& state, const std::string& directory) {
+  ordered_json files = ordered_json::object();
+  for (const char* name : {kWeights, kOptimizer})
+    if (fs::exists(directory + "/" + name)) files[name] = fs::file_size(directory + "/" + name);
+  const ordered_json j = {{"step", state.step},
+                          {"samples", state.samples},
+                          {"tokens", state.tokens},
+                          {"seconds", state.seconds},
+                          {"val_loss", number_or_null(state.val_loss)},
+                          {"best_val_loss", number_or_null(state.best_val_loss)},
+                          {"settings", ordered_json::parse(state.settings_json)},
+                          {"files", files}};
+  return j.dump(2) + "\n";
+}
+
+struct Trainer {
+  TrainerState state;
+  std::vector<std::pair<std::string, uintmax_t>> files;  // name, bytes
+};
+
+Trainer read_trainer(const std::string& directory) {
+  const std::string path = directory + "/" + kTrainer;
+  const std::string text = read_file(path);
+  try {
+    const ordered_json j = ordered_json::parse(text);
+    Trainer t;
+    t.state.step = j.at("step").get<int64_t>();
+    t.state.samples = j.at("samples").get<int64_t>();
+    t.state.tokens = j.at("tokens").get<int64_t>();
+    t.state.seconds = j.at("seconds").get<double>();
+    t.state.val_loss = number_or_nan(j.at("val_loss"));
+    t.state.best_val_loss = number_or_nan(j.at("best_val_loss"));
+    t.state.settings_json = j.at("settings").dump();
+    for (auto& [name, bytes] : j.at("files").items()) t.files.emplace_back(name, bytes.get<uintmax_t>());
+    if (t.state.step < 0) fail(path, ": step ", t.state.step);
+    return t;
+  } catch (const nlohmann::json::exception& e) {
+    fail(path,
+         ": not a checkpoint's: ", ordered_json(e.what()).dump(-1, ' ', true, ordered_json::error_handler_t::replace));
+  }
+}
+
+// Throws Error unless all the files are there and as long as they were written.
+CheckpointInfo inspect(const std::string& directory) {
+  const Trainer trainer = read_trainer(directory);
+  std::error_code error;
+  for (auto& [name, bytes] : trainer.files) {
+    const uintmax_t size = fs::file_size(directory + "/" + name, error);
+    if (error) fail(directory, "/", name, ": ", error.message());
+    if (size != bytes) fail(directory, "/", name, ": ", size, " bytes of the ", bytes, " that were written");
+  }
+  for (const char* name : {kWeights, "config.json"})
+    if (!fs::exists(directory + "/" + name, error)) fail(directory, ": ", name, " is missing");
+  return {.path = directory,
+          .step = trainer.state.step,
+          .val_loss = trainer.state.val_loss,
+          .has_trainer_state = true,
+          .skipped = ""};
+}
+
+struct Broken {
+  int64_t step;
+  std::string reason;
+};
+
+struct Listed {
+  std::vector<CheckpointInfo> whole;  // both by ascending step
+  std::vector<Broken> broken;
+};
+
+Listed list(const std::string& run) {
+  Listed listed;
+  const std::string parent = checkpoints_of(run);
+  std::error_code error;
+  if (!fs::exists(parent, error) && !error) return listed;
+  for (fs::directory_iterator entry(parent, error), end; !error && entry != end; entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    if (name.size() > 18 || !std::all_of(name.begin(), name.end(), [](char c) { return c >= '0' && c <= '9'; }))
+      continue;
+    const int64_t step = std::stoll(name);
+    try {
+      CheckpointInfo info = inspect(parent + "/" + name);
+      if (info.step != step) fail(info.path, ": its ", kTrainer, " says step ", info.step);
+      listed.whole.push_back(std::move(info));
+    } catch (const Error& e) {
+      // A trainer may have pruned it just now.
+      if (std::error_code gone; fs::exists(parent + "/" + name, gone)) listed.broken.push_back({step, e.what()});
+    }
+  }
+  if (error) fail("cannot read ", parent, ": ", error.message());
+  const auto by_step = [](const auto& a, const auto& b) { return a.step < b.step; };
+  std::sort(listed.whole.begin(), listed.whole.end(), by_step);
+  std::sort(listed.broken.begin(), listed.broken.end(), by_step);
+  return listed;
+}
+
+// The index of the lowest validation loss, the later of equals; the newest when none was measured.
+size_t best_of(const std::vector<CheckpointInfo>& checkpoints) {
+  size_t best = checkpoints.size() - 1;
+  for (size_t i = checkpoints.size(); i-- > 0;) {
+    const double loss = checkpoints[i].val_loss;
+    if (loss < checkpoints[best].val_loss || (std::isnan(checkpoints[best].val_loss) && !std::isnan(loss))) best = i;
+  }
+  return best;
+}
+
+void prune(const std::string& run, int keep_last) {
+  const std::vector<CheckpointInfo> checkpoints = list(run).whole;
+  if (keep_last <= 0 || checkpoints.size() <= static_cast<size_t>(keep_last)) return;
+  const size_t best = best_of(checkpoints), first_kept = checkpoints.size() - static_cast<size_t>(keep_last);
+  for (size_t i = 0; i < first_kept; ++i)
+    if (i != best) remove_directory(checkpoints_of(run), fs::path(checkpoints[i].path).filename().string());
+}
+
+std::string joined(const std::vector<Broken>& broken, int64_t after) {
+  std::string text;
+  for (const Broken& b : broken)
+    if (b.step > after) text += (text.empty() ? "" : "; ") + b.reason;
+  return text;
+}
+
+}  // namespace
+
+std::vector<StateTensor> moment_tensors(const std::vector<Parameter>& table) {
+  std::vector<StateTensor> result;
+  for (const Parameter& p : table)
+    for (const char* moment : {".first_moment", ".second_moment"}) result.push_back({p.name + moment, p.shape});
+  return result;
+}
+
+std::string save_checkpoint(const std::string& run, const CheckpointContent& content, int keep_last) {
+  const std::string parent = checkpoints_of(run), name = std::to_string(content.state.step);
+  const std::string path = parent + "/" + name;
+  try {
+    make_directories(parent);
+    remove_abandoned(parent);
+    AtomicDirectory directory(parent, name);
+    const auto put = [&](const std::string& file, const std::string& text) {
+      write_file_atomically(directory.path() + "/" + file, text);
+    };
+    save_parameters(directory.path() + "/" + kWeights, content.table, content.parameter);
+    if (!content.optimizer.empty()) {
+      std::vector<FloatTensor> tensors;
+      for (const StateTensor& t : content.optimizer) {
+        tensors.push_back({.name = t.name, .shape = {}});
+        for (int i = 0; i < t.shape.rank(); ++i) tensors.back().shape.push_back(t.shape[i]);
+      }
+      write_safetensors(directory.path() + "/" + kOptimizer, tensors, content.optimizer_tensor);
+    }
+    put("config.json", config_json(content.config, content.eos_token_id));
+    if (!content.tokenizer_json.empty()) put("tokenizer.json", content.tokenizer_json);
+    if (content.eos_token_id >= 0) put("generation_config.json", generation_config_json(content.eos_token_id));
+    for (auto& [file, text] : content.extra_files) put(file, text);
+    put(kTrainer, trainer_json(content.state, directory.path()));
+    directory.commit();
+  } catch (const std::exception& e) {
+    fail("checkpoint ", path, " was not saved (earlier ones are as they were): ", e.what());
+  }
+  prune(run, keep_last);
+  return path;
+}
+
+std::vector<CheckpointInfo> list_checkpoints(const std::string& run, std::string* skipped) {
+  Listed listed = list(run);
+  if (skipped) *skipped = joined(listed.broken, -1);
+  return std::move(listed.whole);
+}
+
+CheckpointInfo find_checkpoint(const std::string& path, Which which) {
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (!fs::exists(status)) fail(path, ": ", error ? error.message() : "no such directory");
+  if (!fs::is_directory(status))
+    fail(path, ": not a directory; a run, a checkpoint or a Hugging Face directory is needed");
+
+  if (fs::is_directory(checkpoints_of(path), error)) {
+    Listed listed = list(path);
+    if (listed.whole.empty()) {
+      const std::string reasons = joined(listed.broken, -1);
+      fail(path, ": no whole checkpoint in this run", reasons.empty() ? "" : ": ", reasons);
+    }
+    CheckpointInfo info = listed.whole[which == Which::best ? best_of(listed.whole) : listed.whole.size() - 1];
+    info.skipped = joined(listed.broken, which == Which::best ? -1 : info.step);
+    return info;
+  }
+  if (fs::exists(path + "/" + kTrainer, error)) return inspect(path);
+  const bool weights =
+      fs::exists(path + "/" + kWeights, error) || fs::exists(path + "/" + kWeights + ".index.json", error);
+  const bool config = fs::exists(path + "/config.json", error);
+  if (error) fail("cannot read ", path, ": ", error.message());
+  if (!weights || !config)
+    fail(path, ": no model here: neither checkpoints/ nor config.json with ", kWeights,
+         config || weights ? ", only " : "",
+         config    ? "config.json"
+         : weights ? "the weights"
+                   : "");
+  return {.path = path, .skipped = ""};
+}
+
+TrainerState read_trainer_state(const std::string& checkpoint) { return read_trainer(checkpoint).state; }
+
+void load_optimizer(const std::string& checkpoint, const std::vector<StateTensor>& tensors,
+                    const std::function<float*(size_t index)>& destination) {
+  const SafetensorsFile file(checkpoint + "/" + kOptimizer);
+  const std::string wrong = file.path() + ": not the state of this optimizer and model: ";
+  std::set<std::string> names;
+  for (const StateTensor& t : tensors) {
+    names.insert(t.name);
+    const SafetensorsEntry* entry = file.find(t.name);
+    if (!entry) fail(wrong, t.name, " is missing");
+    bool same = entry->dtype == "F32" && entry->shape.size() == static_cast<size_t>(t.shape.rank());
+    for (int i = 0; same && i < t.shape.rank(); ++i) same = entry->shape[static_cast<size_t>(i)] == t.shape[i];
+    if (!same) fail(wrong, t.name, " is not F32 of shape ", t.shape.text());
+  }
+  for (auto& [name, entry] : file.tensors())
+    if (!names.contains(name)) fail(wrong, ordered_json(name).dump(-1, ' ', true), " is in the file, too");
+  for (size_t i = 0; i < tensors.size(); ++i)
+    read_floats(file.tensor(tensors[i].name), 0, {destination(i), static_cast<size_t>(tensors[i].shape.elements())});
+}
+
+}  // namespace llm

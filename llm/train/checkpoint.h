@@ -1,0 +1,82 @@
+// Checkpoints: RUN/checkpoints/STEP/ (STEP in plain decimal) is a Hugging Face directory plus the trainer's state.
+//
+//   model.safetensors, config.json, tokenizer.json, generation_config.json    what transformers opens as it is
+//   optimizer.safetensors                                                     optimizer state, F32, bit for bit
+//   trainer.json                                                              step, counters, settings, file sizes; last
+//
+// The directory is made under a temporary name, synced and renamed, so whatever happens (a kill, a full disk) earlier
+// checkpoints stay whole. Which checkpoint is newest or best is read from the checkpoints themselves: there is no pointer
+// that could be stale.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "llm/model/config.h"
+#include "llm/model/parameters.h"
+
+namespace llm {
+
+struct TrainerState {
+  int64_t step = 0;     // optimizer steps done
+  int64_t samples = 0;  // sequences taken from the loader
+  int64_t tokens = 0;
+  double seconds = 0;                                               // spent training
+  double val_loss = std::numeric_limits<double>::quiet_NaN();       // measured at this step; NaN: not measured
+  double best_val_loss = std::numeric_limits<double>::quiet_NaN();  // of the run so far; NaN: none
+  std::string settings_json = "{}";  // the training options: any JSON, kept but for its white space
+};
+
+// A tensor of optimizer state: "layers.0.qkv.weight.first_moment".
+struct StateTensor {
+  std::string name;
+  Shape shape;
+};
+// Both moments of every parameter, as AdamW has them: tensor 2 i is parameter i's first moment, 2 i + 1 its second.
+std::vector<StateTensor> moment_tensors(const std::vector<Parameter>& table);
+
+// What a checkpoint is made of. The callbacks are called once for each index, in order; a pointer must stay valid until
+// the callback's next call, so a device's memory can pass through one staging buffer.
+struct CheckpointContent {
+  TrainerState state;
+  ModelConfig config;
+  std::vector<Parameter> table;
+  std::function<const float*(size_t index)> parameter;
+  std::vector<StateTensor> optimizer;
+  std::function<const float*(size_t index)> optimizer_tensor;
+  std::string tokenizer_json;                                    // empty: none
+  int eos_token_id = -1;                                         // -1: none
+  std::vector<std::pair<std::string, std::string>> extra_files;  // name, content
+};
+
+struct CheckpointInfo {
+  std::string path;                                            // the directory that holds config.json and the weights
+  int64_t step = -1;                                           // -1: a plain Hugging Face directory
+  double val_loss = std::numeric_limits<double>::quiet_NaN();  // NaN: not measured
+  bool has_trainer_state = false;
+  std::string skipped;  // newer (or better) checkpoints that were passed over and why; empty: none. To be shown.
+};
+
+// Writes RUN/checkpoints/STEP/, replacing one of the same step, then removes the leftovers of killed processes and all
+// checkpoints but the newest `keep_last` and the one with the lowest validation loss (0: keeps all). Returns its path.
+std::string save_checkpoint(const std::string& run, const CheckpointContent& content, int keep_last = 0);
+
+// The whole checkpoints of a run by ascending step; none for a run without any. `skipped`, if given, gets one line for
+// each that is not whole.
+std::vector<CheckpointInfo> list_checkpoints(const std::string& run, std::string* skipped = nullptr);
+
+enum class Which { newest, best };  // best: the lowest validation loss; the newest where none was measured
+// `path`: a run, one of its checkpoints, or a Hugging Face directory. Throws Error saying what is there instead.
+CheckpointInfo find_checkpoint(const std::string& path, Which which = Which::newest);
+
+// The parts of a checkpoint at CheckpointInfo::path; config and parameters are read by huggingface.h's read_config and
+// load_parameters. Throw Error for a directory that has no trainer state, or another than asked for.
+TrainerState read_trainer_state(const std::string& checkpoint);
+// `destination(i)` gives room for tensor i, as load_parameters' does. All names and shapes are checked first.
+void load_optimizer(const std::string& checkpoint, const std::vector<StateTensor>& tensors,
+                    const std::function<float*(size_t index)>& destination);
+
+}  // namespace llm

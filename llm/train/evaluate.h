@@ -1,0 +1,41 @@
+// The mean loss of a model on a token stream.
+#pragma once
+#include <functional>
+
+#include "llm/graph/program.h"
+#include "llm/model/config.h"
+#include "llm/model/gpt.h"
+#include "llm/text/shards.h"
+
+namespace llm {
+
+class Evaluator {
+ public:
+  // Batches of `batch` windows of `tokens` tokens (usually the context).
+  Evaluator(const ModelConfig& config, int64_t batch, int64_t tokens, const PersistentLayout& layout, int threads);
+
+  size_t arena_bytes() const { return program_.arena_bytes(); }
+  void bind(const Arena& arena, ThreadTeam& threads) { program_.bind(arena, threads); }
+
+  struct Result {
+    double loss = 0;     // nats per token
+    int64_t tokens = 0;  // predicted
+  };
+  // The stream is cut into windows without overlap; every token but the first is predicted once (a last, shorter window is
+  // filled up and not counted there). max_batches > 0 takes that many windows x batch, evenly spaced over the stream.
+  // Losses are summed in double in the stream's order, whatever the batch. Throws Error for a stream of fewer than two
+  // tokens, or with a token outside the vocabulary. `progress(done, total)` counts batches.
+  Result run(const TokenStream& stream, int64_t max_batches = 0, const std::function<void(int64_t, int64_t)>& progress = {});
+
+ private:
+  Evaluator(EvaluationGraph graph, int64_t vocabulary, const PersistentLayout& layout);
+  // Window `begin` of the stream, `count` predictions, into row `row` of the inputs.
+  void fill(const TokenStream& stream, int64_t begin, int64_t count, int64_t row);
+
+  int64_t vocabulary_;
+  TensorId tokens_, targets_, losses_;
+  Program program_;
+  std::vector<int32_t> window_;  // a window's tokens and the one after it
+};
+
+}  // namespace llm

@@ -1,0 +1,96 @@
+#include "llm/train/log.h"
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "llm/base/atomic_file.h"
+#include "llm/base/error.h"
+
+namespace llm {
+
+std::string LogEntry::json() const {
+  nlohmann::ordered_json j;
+  const auto put = [&](const char* name, const auto& value) {
+    if (value) j[name] = *value;  // nlohmann writes a number that is not finite as null
+  };
+  j["step"] = step;
+  put("loss", loss), put("val_loss", val_loss), put("val_bits_per_byte", val_bits_per_byte);
+  put("learning_rate", learning_rate), put("grad_norm", grad_norm), put("tokens", tokens), put("ms", ms);
+  put("tokens_per_second", tokens_per_second), put("mfu", mfu);
+  return j.dump();
+}
+
+RunLog::RunLog(const std::string& run, int64_t keep_up_to) : path_(run + "/log.jsonl") {
+  if (std::filesystem::exists(path_)) {
+    std::string kept;
+    std::istringstream lines(read_file(path_));
+    for (std::string line; std::getline(lines, line);) {
+      // A line that a killed process left half-written is no JSON: it is dropped too.
+      const auto j = nlohmann::json::parse(line, nullptr, false);
+      if (j.is_object() && j.contains("step") && j["step"].is_number_integer() && j["step"].get<int64_t>() <= keep_up_to)
+        kept += line + "\n";
+    }
+    write_file_atomically(path_, kept);
+  }
+  file_ = std::fopen(path_.c_str(), "ae");
+  if (!file_) fail("cannot open ", path_, ": ", std::strerror(errno));
+}
+
+RunLog::~RunLog() {
+  if (file_) std::fclose(file_);
+}
+
+void RunLog::write(const LogEntry& entry) {
+  const std::string line = entry.json() + "\n";
+  if (std::fwrite(line.data(), 1, line.size(), file_) != line.size() || std::fflush(file_) != 0)
+    fail("cannot write ", path_, ": ", std::strerror(errno));
+}
+
+ProgressLine::ProgressLine() : terminal_(::isatty(STDERR_FILENO) != 0) {}
+
+void ProgressLine::show(const std::string& line, bool last) {
+  const auto now = std::chrono::steady_clock::now();
+  const auto interval = terminal_ ? std::chrono::milliseconds(100) : std::chrono::seconds(10);
+  if (!last && now - shown_ < interval) return;
+  shown_ = now;
+  if (terminal_) {
+    std::fprintf(stderr, "\r\033[K%s%s", line.c_str(), last ? "\n" : "");
+    drawn_ = !last;
+  } else {
+    std::fprintf(stderr, "%s\n", line.c_str());
+  }
+  std::fflush(stderr);
+}
+
+void ProgressLine::clear() {
+  if (terminal_ && drawn_) std::fprintf(stderr, "\r\033[K");
+  drawn_ = false;
+}
+
+std::string format_seconds(double seconds) {
+  if (!(seconds >= 0) || seconds > 1e9) return "?";
+  const auto s = static_cast<int64_t>(std::llround(seconds));
+  char text[32];
+  if (s >= 3600) {
+    std::snprintf(text, sizeof text, "%d:%02d:%02d", static_cast<int>(s / 3600), static_cast<int>(s / 60 % 60), static_cast<int>(s % 60));
+  } else {
+    std::snprintf(text, sizeof text, "%d:%02d", static_cast<int>(s / 60), static_cast<int>(s % 60));
+  }
+  return text;
+}
+
+std::string format_count(double count) {
+  const char* unit = "";
+  for (const char* next : {"k", "M", "B"})
+    if (count >= 1000) count /= 1000, unit = next;
+  char text[32];
+  std::snprintf(text, sizeof text, *unit ? "%.3g%s" : "%.0f%s", count, unit);
+  return text;
+}
+
+}  // namespace llm

@@ -1,0 +1,48 @@
+// What a run tells: RUN/log.jsonl for programs, one live line for people.
+#pragma once
+#include <chrono>
+#include <cstdio>
+#include <optional>
+#include <string>
+
+namespace llm {
+
+// One line of the log; what is absent is left out. The keys are a contract (scripts read them).
+struct LogEntry {
+  int64_t step = 0;  // steps done
+  std::optional<double> loss, val_loss, val_bits_per_byte, learning_rate, grad_norm, ms, tokens_per_second, mfu;
+  std::optional<int64_t> tokens;
+  std::string json() const;  // one line, without the newline
+};
+
+class RunLog {
+ public:
+  // Opens RUN/log.jsonl to append. Lines of steps after `keep_up_to` are dropped first: a resumed run writes them again.
+  RunLog(const std::string& run, int64_t keep_up_to);
+  ~RunLog();
+  RunLog(const RunLog&) = delete;
+  RunLog& operator=(const RunLog&) = delete;
+  void write(const LogEntry& entry);  // throws Error when the disk is full
+
+ private:
+  std::string path_;
+  std::FILE* file_ = nullptr;
+};
+
+// The live line on standard error: redrawn in place on a terminal, a line now and then elsewhere.
+class ProgressLine {
+ public:
+  ProgressLine();
+  void show(const std::string& line, bool last = false);
+  void clear();  // before other text goes to the terminal
+
+ private:
+  bool terminal_;
+  bool drawn_ = false;
+  std::chrono::steady_clock::time_point shown_{};
+};
+
+std::string format_seconds(double seconds);  // "4:05", "1:02:03"
+std::string format_count(double count);      // "38.1k", "1.2M"
+
+}  // namespace llm

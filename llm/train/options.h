@@ -1,0 +1,43 @@
+// What a training run is told, and the rules that fill in what it is not told.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "llm/model/config.h"
+
+namespace llm {
+
+// Kept in RUN/config.json and in every checkpoint; the names there are the flags'. 0 or "" or -1: by rule.
+struct TrainOptions {
+  std::string data, out;
+  double val_fraction = 0.1;
+  int64_t batch = 0;               // sequences a micro-step
+  int64_t grad_accum = 0;          // micro-steps a step
+  int64_t total_batch_tokens = 0;  // tokens a step, instead of grad_accum
+  int64_t steps = 0, tokens = 0;   // length of the run, one or the other
+  std::string optimizer = "adamw";
+  double lr = 0, beta1 = 0.9, beta2 = 0, epsilon = 1e-8, weight_decay = 0.1, grad_clip = 1.0;
+  int64_t warmup = -1;
+  std::string schedule = "linear";
+  uint64_t seed = 1;
+  int64_t eval_every = -1, eval_batches = 0, save_every = -1, sample_every = -1;
+  int64_t keep_last = 2;
+  std::string sample_prompt;
+  uint64_t memory_budget = 0;
+  int64_t data_tokens = 0;  // of the training split when the run began: the sample order depends on it
+
+  std::string json(const ModelConfig& model) const;
+  // Reads what json() wrote. Throws Error with `where` in the message.
+  static TrainOptions parse(const std::string& json, const std::string& where);
+};
+
+// One decision and why, for the run's first lines.
+struct Rule {
+  std::string name, value, reason;
+};
+
+// Fills in every 0, -1 and "" of `options`. `val_tokens`: of the held-out split.
+std::vector<Rule> apply_rules(TrainOptions& options, const ModelConfig& model, int64_t val_tokens);
+
+}  // namespace llm

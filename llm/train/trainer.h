@@ -1,0 +1,88 @@
+// The training loop: batches in, steps, evaluations, samples, checkpoints, log.
+#pragma once
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "llm/base/threads.h"
+#include "llm/graph/program.h"
+#include "llm/infer/generator.h"
+#include "llm/model/gpt.h"
+#include "llm/text/loader.h"
+#include "llm/text/tokenize.h"
+#include "llm/train/checkpoint.h"
+#include "llm/train/evaluate.h"
+#include "llm/train/log.h"
+#include "llm/train/options.h"
+#include "llm/train/schedule.h"
+
+namespace llm {
+
+// Looks out for a loss that is not a number or far from those before it.
+class SpikeWatch {
+ public:
+  enum class Verdict { ordinary, spike, not_finite };
+  // A spike lies more than six standard deviations and 0.5 nats above the running mean of about the last 100 losses.
+  Verdict look(double loss, double gradient_norm);
+
+ private:
+  double mean_ = 0, variance_ = 0;
+  int64_t seen_ = 0;
+};
+
+class Trainer {
+ public:
+  // Builds and compiles all programs; no large memory yet. `options` are complete (apply_rules).
+  Trainer(const ModelConfig& model, const TrainOptions& options, Dataset dataset, ThreadTeam& threads);
+
+  const Program& program() const { return *training_; }
+  size_t arena_bytes() const;
+
+  void allocate();                                 // the one arena
+  void initialise();                               // parameters by the table, moments zero
+  void load(const std::string& checkpoint);        // throws Error when it does not belong to this run
+
+  struct Outcome {
+    bool stopped = false;  // by a signal; a checkpoint was saved
+    double val_loss = 0, val_bits_per_byte = 0;  // of all held-out text; 0 when there is none
+    double seconds = 0, tokens_per_second = 0;
+  };
+  // `peak_gflops` is what MFU is a fraction of; `on_log` also gets every line that goes to the log.
+  Outcome run(double peak_gflops, const std::function<void(const LogEntry&)>& on_log = {});
+
+ private:
+  struct StepResult {
+    double loss = 0, gradient_norm = 0, learning_rate = 0;
+  };
+  StepResult step();
+  double evaluate(int64_t max_batches);
+  double bits_per_byte(double loss) const;
+  void sample();
+  void save(double val_loss);
+  void report(SpikeWatch::Verdict verdict, const StepResult& result);
+  std::string batch_position() const;
+
+  ModelConfig model_;
+  TrainOptions options_;
+  Dataset dataset_;
+  ThreadTeam& threads_;
+  std::vector<Parameter> table_;
+  Schedule schedule_;
+  std::unique_ptr<TokenStream> train_stream_, val_stream_;
+  std::unique_ptr<Loader> loader_;
+
+  TensorId tokens_, targets_, loss_weights_, losses_, gradient_norm_;
+  PersistentLayout layout_;
+  std::unique_ptr<Program> training_;
+  std::unique_ptr<Evaluator> evaluator_;
+  std::unique_ptr<Generator> generator_;
+  std::unique_ptr<Arena> arena_;
+
+  TrainerState state_;
+  SpikeWatch watch_;
+  ProgressLine progress_;
+  int64_t skipped_ = 0;  // steps in a row that were not finite
+};
+
+}  // namespace llm

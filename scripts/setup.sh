@@ -1,0 +1,126 @@
+#!/usr/bin/env bash
+# Installs what the build needs on Debian 12+ and Ubuntu 22.04+, and only what is missing; when nothing is, it needs
+# neither the network nor root.
+#
+#   scripts/setup.sh [demo] [lint]    the build's and the tests' packages; also the demo's text, the formatter
+#   scripts/setup.sh --check          installs nothing: one line that names what is missing, exit status 1
+#   scripts/setup.sh --compiler       prints the C++ compiler to use ($CXX, or the first g++ of version 12 or later)
+set -euo pipefail
+
+die() {
+  echo "setup: $*" >&2
+  exit 1
+}
+
+# What `#include` needs which package.
+headers="
+CLI/CLI.hpp        libcli11-dev
+doctest/doctest.h  doctest-dev
+nlohmann/json.hpp  nlohmann-json3-dev
+"
+
+# A compiler will do if it takes C++20 and, being GCC, is of version 12 or later.
+works() {
+  echo '
+#if __cplusplus < 202002L || (defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12)
+#error too old
+#endif' | $1 -std=c++20 -E -x c++ - >/dev/null 2>&1
+}
+
+find_compiler() {
+  local candidate
+  for candidate in ${CXX:+"$CXX"} g++ g++-12 g++-13 g++-14 g++-15; do
+    # A compiler that the user named is not replaced by another.
+    if works "$candidate"; then echo "$candidate" && return 0; fi
+    [ -z "${CXX:-}" ] || return 1
+  done
+  return 1
+}
+
+# Sets `missing` to the packages that are needed for the named purposes and not there.
+find_missing() {
+  missing=()
+  local compiler header package probe="" purpose release
+  # shellcheck disable=SC1091
+  release=$(. /etc/os-release 2>/dev/null && echo "${ID:-} ${VERSION_ID:-}" || true)
+
+  if ! compiler=$(find_compiler); then
+    [ -z "${CXX:-}" ] || die "CXX=$CXX does not run, or is not a C++20 compiler (g++ 12 or later)"
+    # Ubuntu 22.04's g++ is version 11; it has g++-12 beside it.
+    if [ "$release" = "ubuntu 22.04" ]; then missing+=(g++-12); else missing+=(g++); fi
+  fi
+  command -v make >/dev/null || missing+=(make)
+  # One run of the preprocessor says which headers are not there. Without a compiler nobody knows what it would find:
+  # all are named then, and apt leaves alone what is installed.
+  while read -r header package; do
+    [ -n "$header" ] || continue
+    probe+="#if !__has_include(<$header>)"$'\n'"missing $package"$'\n'"#endif"$'\n'
+  done <<<"$headers"
+  # $compiler and $CPPFLAGS may be several words.
+  while read -r _ package; do missing+=("$package"); done < <(
+    echo "$probe" | if [ -n "$compiler" ]; then $compiler ${CPPFLAGS:-} -std=c++20 -E -P -x c++ -; else cat; fi | grep '^missing '
+  )
+  for purpose in "$@"; do
+    case $purpose in
+      demo) command -v bible >/dev/null || missing+=(bible-kjv) ;;
+      lint)
+        # Versions of clang-format differ in what they make of the same settings: 14 where it can be had.
+        command -v clang-format-14 >/dev/null || command -v clang-format >/dev/null ||
+          case $release in
+            "debian 12" | "ubuntu 22.04" | "ubuntu 24.04") missing+=(clang-format-14) ;;
+            *) missing+=(clang-format) ;;
+          esac
+        ;;
+      *) die "unknown purpose \"$purpose\"; known: demo, lint" ;;
+    esac
+  done
+}
+
+case ${1:-} in
+  --compiler)
+    find_compiler || die "no C++20 compiler found${CXX:+ by the name CXX=$CXX} (g++ 12 or later); \`make setup\` installs one"
+    exit
+    ;;
+  --check)
+    shift
+    find_missing "$@"
+    [ ${#missing[@]} = 0 ] || die "missing: ${missing[*]} (Debian's names); \`make setup\` installs them"
+    exit
+    ;;
+  -h | --help)
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+    exit
+    ;;
+esac
+
+find_missing "$@"
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+command -v apt-get >/dev/null || die "missing: ${missing[*]} (Debian's names); there is no apt-get here, install them your system's way"
+as_root=()
+if [ "$(id -u)" != 0 ]; then
+  command -v sudo >/dev/null || die "missing: ${missing[*]}; run as root: apt-get install ${missing[*]}"
+  as_root=(sudo)
+  # Nobody is there to type a password.
+  [ -t 0 ] || as_root=(sudo -n)
+  "${as_root[@]}" true 2>/dev/null || die "missing: ${missing[*]}; sudo refuses, run as root: apt-get install ${missing[*]}"
+fi
+apt() {
+  # Waits for another apt-get that holds the lock, instead of failing.
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 -o Dpkg::Use-Pty=0 "$@"
+}
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+first_error() { grep -m1 '^[EW]:' "$log" || tail -n1 "$log"; }
+install() { apt install -y --no-install-recommends "${missing[@]}" </dev/null >"$log" 2>&1; }
+
+echo "setup: installing ${missing[*]}" >&2
+# The package lists are fetched only where there are none or they are too old to install from. A third-party source that
+# fails to update need not matter: what counts is whether the packages can be installed.
+if ! install; then
+  apt -o Acquire::Retries=2 -o APT::Update::Error-Mode=any update </dev/null >"$log" 2>&1 || updated="$(first_error)"
+  install || die "cannot install ${missing[*]}: ${updated:-$(first_error)}"
+fi
+
+find_missing "$@"
+[ ${#missing[@]} = 0 ] || die "still missing after installation: ${missing[*]}"

@@ -1,0 +1,166 @@
+// Reference loops of the matrix products, attention, the losses and the optimizer.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "test/reference.h"
+
+namespace llm::reference {
+namespace {
+
+using Arrays = std::vector<Array>;
+
+Shape with_last(const Shape& s, int64_t last) {
+  return s.rank() == 1 ? Shape{last} : s.rank() == 2 ? Shape{s[0], last} : Shape{s[0], s[1], last};
+}
+
+// The second output is there only with the attribute "activation".
+Arrays linear(const Attributes& a, const Arrays& in, const StepState& step) {
+  const int64_t rows = in[0].shape.rows(), O = in[1].shape[0], I = in[1].shape[1];
+  Array y = zeros(with_last(in[0].shape, O));
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t o = 0; o < O; ++o) {
+      double sum = in.size() > 2 && in[2].present() ? in[2][o] : 0.0;
+      for (int64_t i = 0; i < I; ++i) sum += in[0][r * I + i] * in[1][o * I + i];
+      y[r * O + o] = sum;
+    }
+  switch (static_cast<ActivationKind>(a.integer("activation", 0))) {
+    case ActivationKind::none: return {y};
+    case ActivationKind::gelu: return {y, references().at("gelu")({}, {y}, step)[0]};
+    case ActivationKind::relu2: return {y, references().at("relu2")({}, {y}, step)[0]};
+  }
+  return {};
+}
+
+// One query with the keys and values before it: `key(t)` and `value(t)` give where position t's lie.
+template <class Key, class Value>
+double attend(const Array& query, int64_t query_at, const Array& keys, Key key, const Array& values, Value value,
+              int64_t positions, int64_t D, Array& out, int64_t out_at) {
+  std::vector<double> scores(static_cast<size_t>(positions));
+  double top = -std::numeric_limits<double>::infinity(), sum = 0;
+  for (int64_t t = 0; t < positions; ++t) {
+    double dot = 0;
+    for (int64_t d = 0; d < D; ++d) dot += query[query_at + d] * keys[key(t) + d];
+    scores[static_cast<size_t>(t)] = dot / std::sqrt(static_cast<double>(D));
+    top = std::max(top, scores[static_cast<size_t>(t)]);
+  }
+  for (double& score : scores) sum += score = std::exp(score - top);
+  for (int64_t t = 0; t < positions; ++t)
+    for (int64_t d = 0; d < D; ++d)
+      out[out_at + d] += scores[static_cast<size_t>(t)] / sum * values[value(t) + d];
+  return top + std::log(sum);
+}
+
+Arrays attention(const Attributes& a, const Arrays& in, const StepState&) {
+  const int64_t H = a.integer("heads"), K = a.integer("kv_heads"), D = a.integer("head_size");
+  const Array& qkv = in[0];
+  const int64_t B = qkv.shape[0], T = qkv.shape[1], width = qkv.shape[2];
+  Array out = zeros({B, T, H * D}), log_sum_exp = zeros({B, H, T});
+  for (int64_t b = 0; b < B; ++b)
+    for (int64_t h = 0; h < H; ++h)
+      for (int64_t t = 0; t < T; ++t) {
+        const int64_t kv = h / (H / K);
+        const auto key = [&](int64_t s) { return (b * T + s) * width + (H + kv) * D; };
+        const auto value = [&](int64_t s) { return (b * T + s) * width + (H + K + kv) * D; };
+        log_sum_exp[(b * H + h) * T + t] = attend(qkv, (b * T + t) * width + h * D, qkv, key, qkv, value, t + 1, D, out,
+                                                  (b * T + t) * H * D + h * D);
+      }
+  return {out, log_sum_exp};
+}
+
+Arrays attention_cached(const Attributes& a, const Arrays& in, const StepState& step) {
+  const int64_t H = a.integer("heads"), K = a.integer("kv_heads"), D = a.integer("head_size");
+  const Array& qkv = in[0];
+  Array out = zeros({qkv.shape[0], qkv.shape[1], H * D}), keys = in[1], values = in[2];
+  const int64_t B = qkv.shape[0], T = qkv.shape[1], width = qkv.shape[2], capacity = keys.shape[1];
+  for (int64_t b = 0; b < B; ++b)
+    for (int64_t t = 0; t < T; ++t)
+      for (int64_t i = 0; i < K * D; ++i) {
+        const int64_t to = (b * capacity + step.position + t) * K * D + i;
+        keys[to] = qkv[(b * T + t) * width + H * D + i];
+        values[to] = qkv[(b * T + t) * width + (H + K) * D + i];
+      }
+  for (int64_t b = 0; b < B; ++b)
+    for (int64_t h = 0; h < H; ++h)
+      for (int64_t t = 0; t < T; ++t) {
+        const auto place = [&](int64_t s) { return ((b * capacity + s) * K + h / (H / K)) * D; };
+        attend(qkv, (b * T + t) * width + h * D, keys, place, values, place, step.position + t + 1, D, out,
+               (b * T + t) * H * D + h * D);
+      }
+  return {out, keys, values};
+}
+
+Arrays cross_entropy(const Attributes&, const Arrays& in, const StepState&) {
+  const int64_t V = in[0].shape.last();
+  Array losses = zeros(in[1].shape), log_sum_exp = zeros(in[1].shape);
+  for (int64_t r = 0; r < in[0].shape.rows(); ++r) {
+    double top = in[0][r * V], sum = 0;
+    for (int64_t v = 0; v < V; ++v) top = std::max(top, in[0][r * V + v]);
+    for (int64_t v = 0; v < V; ++v) sum += std::exp(in[0][r * V + v] - top);
+    log_sum_exp[r] = top + std::log(sum);
+    const auto target = static_cast<int64_t>(in[1][r]);
+    losses[r] = target < 0 ? 0 : log_sum_exp[r] - in[0][r * V + target];
+  }
+  return {losses, log_sum_exp};
+}
+
+Arrays head_loss(const Attributes&, const Arrays& in, const StepState& step) {
+  const Array &x = in[0], &weight = in[1], &targets = in[2];
+  const int64_t V = weight.shape[0], C = weight.shape[1];
+  const Array logits = linear({}, {x, weight}, step)[0];
+  const Arrays loss = cross_entropy({}, {logits, targets}, step);
+  if (in.size() < 4 || !in[3].present()) return {loss[0]};
+  Array dx = zeros(x.shape), d_weight = zeros(weight.shape);
+  for (int64_t r = 0; r < x.shape.rows(); ++r) {
+    const auto target = static_cast<int64_t>(targets[r]);
+    if (target < 0) continue;
+    for (int64_t v = 0; v < V; ++v) {
+      const double softmax = std::exp(logits[r * V + v] - loss[1][r]);
+      const double d = (softmax - (v == target ? 1 : 0)) * in[3][r];
+      for (int64_t c = 0; c < C; ++c) {
+        dx[r * C + c] += d * weight[v * C + c];
+        d_weight[v * C + c] += d * x[r * C + c];
+      }
+    }
+  }
+  return {loss[0], dx, d_weight};
+}
+
+Arrays gradient_norm(const Attributes&, const Arrays& in, const StepState&) {
+  double squares = 0;
+  for (const Array& x : in)
+    for (double v : x.values) squares += v * v;
+  return {{Shape{1}, {std::sqrt(squares)}}};
+}
+
+// torch.optim.AdamW after torch.nn.utils.clip_grad_norm_.
+Arrays adamw(const Attributes& a, const Arrays& in, const StepState& step) {
+  Array parameter = in[0], first = in[2], second = in[3];
+  const double clip = a.number("grad_clip"), norm = in[4][0];
+  const double scale = clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1.0;
+  const double beta1 = a.number("beta1"), beta2 = a.number("beta2"), steps = static_cast<double>(step.step + 1);
+  const double learning_rate = step.learning_rate * a.number("learning_rate_scale");
+  for (int64_t i = 0; i < parameter.shape.elements(); ++i) {
+    const double g = in[1][i] * scale;
+    first[i] = beta1 * first[i] + (1 - beta1) * g;
+    second[i] = beta2 * second[i] + (1 - beta2) * g * g;
+    const double m = first[i] / (1 - std::pow(beta1, steps)), v = second[i] / (1 - std::pow(beta2, steps));
+    parameter[i] *= 1 - learning_rate * a.number("weight_decay");
+    parameter[i] -= learning_rate * m / (std::sqrt(v) + a.number("epsilon"));
+  }
+  return {parameter, first, second};
+}
+
+}  // namespace
+
+void add_product_references(References& table) {
+  table["linear"] = linear;
+  table["attention"] = attention;
+  table["attention_cached"] = attention_cached;
+  table["cross_entropy"] = cross_entropy;
+  table["head_loss"] = head_loss;
+  table["gradient_norm"] = gradient_norm;
+  table["adamw"] = adamw;
+}
+
+}  // namespace llm::reference

@@ -1,0 +1,156 @@
+// Reference loops of the ops that treat rows or elements one by one.
+#include <cmath>
+
+#include "test/reference.h"
+
+namespace llm::reference {
+namespace {
+
+using Arrays = std::vector<Array>;
+
+Arrays embedding(const Attributes&, const Arrays& in, const StepState& step) {
+  const int64_t B = in[0].shape[0], T = in[0].shape[1], C = in[1].shape[1];
+  const bool positions = in.size() > 2 && in[2].present();
+  Array x = zeros({B, T, C});
+  for (int64_t b = 0; b < B; ++b)
+    for (int64_t t = 0; t < T; ++t)
+      for (int64_t c = 0; c < C; ++c) {
+        const auto token = static_cast<int64_t>(in[0][b * T + t]);
+        x[(b * T + t) * C + c] = in[1][token * C + c] + (positions ? in[2][(step.position + t) * C + c] : 0.0);
+      }
+  return {x};
+}
+
+Arrays add(const Attributes&, const Arrays& in, const StepState&) {
+  Array c = in[0];
+  for (int64_t i = 0; i < c.shape.elements(); ++i) c[i] += in[1][i];
+  return {c};
+}
+
+// x, or x + delta where there is a delta.
+Array residual_sum(const Arrays& in, size_t delta) {
+  if (in.size() <= delta || !in[delta].present()) return in[0];
+  return add({}, {in[0], in[delta]}, {})[0];
+}
+
+Arrays layernorm(const Attributes& a, const Arrays& in, const StepState&) {
+  const Array x = residual_sum(in, 3);
+  const int64_t rows = x.shape.rows(), C = x.shape.last();
+  Array y = zeros(x.shape), means = zeros({rows}), rstds = zeros({rows});
+  for (int64_t r = 0; r < rows; ++r) {
+    double mean = 0, variance = 0;
+    for (int64_t c = 0; c < C; ++c) mean += x[r * C + c] / static_cast<double>(C);
+    for (int64_t c = 0; c < C; ++c) variance += std::pow(x[r * C + c] - mean, 2) / static_cast<double>(C);
+    const double rstd = 1 / std::sqrt(variance + a.number("epsilon"));
+    for (int64_t c = 0; c < C; ++c) y[r * C + c] = (x[r * C + c] - mean) * rstd * in[1][c] + in[2][c];
+    means[r] = mean;
+    rstds[r] = rstd;
+  }
+  return {y, means, rstds, x};
+}
+
+// Divides the `count` values from x[at] on by their root mean square and multiplies them by the weight; gives 1 / rms.
+double normalise(const Array& x, int64_t at, int64_t count, const Array& weight, double epsilon, Array& y) {
+  double squares = 0;
+  for (int64_t c = 0; c < count; ++c) squares += x[at + c] * x[at + c];
+  const double rstd = 1 / std::sqrt(squares / static_cast<double>(count) + epsilon);
+  for (int64_t c = 0; c < count; ++c) y[at + c] = x[at + c] * rstd * weight[c];
+  return rstd;
+}
+
+Arrays rmsnorm(const Attributes& a, const Arrays& in, const StepState&) {
+  const Array x = residual_sum(in, 2);
+  const int64_t rows = x.shape.rows(), C = x.shape.last();
+  Array y = zeros(x.shape), rstds = zeros({rows});
+  for (int64_t r = 0; r < rows; ++r) rstds[r] = normalise(x, r * C, C, in[1], a.number("epsilon"), y);
+  return {y, rstds, x};
+}
+
+Arrays qk_norm(const Attributes& a, const Arrays& in, const StepState&) {
+  const int64_t H = a.integer("heads"), K = a.integer("kv_heads"), D = a.integer("head_size");
+  const int64_t rows = in[0].shape.rows(), width = in[0].shape.last();
+  Array y = in[0], rstds = zeros({rows, H + K});
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t head = 0; head < H + K; ++head)
+      rstds[r * (H + K) + head] =
+          normalise(in[0], r * width + head * D, D, in[head < H ? 1 : 2], a.number("epsilon"), y);
+  return {y, rstds};
+}
+
+Arrays rope_angles(const Attributes& a, const Arrays&, const StepState& step) {
+  const int64_t T = a.integer("tokens"), D = a.integer("head_size");
+  Array angles = zeros({T, D});
+  for (int64_t t = 0; t < T; ++t)
+    for (int64_t i = 0; i < D / 2; ++i) {
+      const double turn = static_cast<double>(step.position + t) *
+                          std::pow(a.number("theta"), -2.0 * static_cast<double>(i) / static_cast<double>(D));
+      angles[t * D + i] = std::cos(turn);
+      angles[t * D + D / 2 + i] = std::sin(turn);
+    }
+  return {angles};
+}
+
+Arrays rope(const Attributes& a, const Arrays& in, const StepState&) {
+  const int64_t turned = a.integer("heads") + a.integer("kv_heads"), D = a.integer("head_size");
+  const int64_t rows = in[0].shape.rows(), width = in[0].shape.last(), T = in[0].shape[1];
+  Array y = in[0];
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t head = 0; head < turned; ++head)
+      for (int64_t i = 0; i < D / 2; ++i) {
+        const int64_t first = r * width + head * D + i, second = first + D / 2;
+        const double cosine = in[1][r % T * D + i], sine = in[1][r % T * D + D / 2 + i];
+        y[first] = in[0][first] * cosine - in[0][second] * sine;
+        y[second] = in[0][second] * cosine + in[0][first] * sine;
+      }
+  return {y};
+}
+
+Arrays gelu(const Attributes&, const Arrays& in, const StepState&) {
+  Array a = in[0];
+  for (double& x : a.values) x = 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+  return {a};
+}
+
+Arrays relu2(const Attributes&, const Arrays& in, const StepState&) {
+  Array a = in[0];
+  for (double& x : a.values) x = x > 0 ? x * x : 0;
+  return {a};
+}
+
+Arrays swiglu(const Attributes&, const Arrays& in, const StepState&) {
+  const Shape h = in[0].shape;
+  const int64_t F = h[2] / 2;
+  Array a = zeros({h[0], h[1], F});
+  for (int64_t r = 0; r < h.rows(); ++r)
+    for (int64_t i = 0; i < F; ++i) {
+      const double gate = in[0][r * 2 * F + i], up = in[0][r * 2 * F + F + i];
+      a[r * F + i] = gate / (1 + std::exp(-gate)) * up;
+    }
+  return {a};
+}
+
+Arrays select_last(const Attributes&, const Arrays& in, const StepState&) {
+  const int64_t B = in[0].shape[0], T = in[0].shape[1], C = in[0].shape[2];
+  Array y = zeros({B, 1, C});
+  for (int64_t b = 0; b < B; ++b)
+    for (int64_t c = 0; c < C; ++c) y[b * C + c] = in[0][(b * T + T - 1) * C + c];
+  return {y};
+}
+
+}  // namespace
+
+void add_row_references(References& table) {
+  table["embedding"] = embedding;
+  table["add"] = add;
+  table["layernorm"] = layernorm;
+  table["rmsnorm"] = rmsnorm;
+  table["qk_norm"] = qk_norm;
+  table["rope_angles"] = rope_angles;
+  table["rope"] = rope;
+  table["gelu"] = gelu;
+  table["relu2"] = relu2;
+  table["swiglu"] = swiglu;
+  table["select_last"] = select_last;
+}
+
+}  // namespace llm::reference

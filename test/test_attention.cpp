@@ -1,0 +1,199 @@
+// The CPU's attention against the naive formula in double precision: outputs, gradients, the cache, and the promised bits.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "llm/device/attention_cpu.h"
+
+namespace {
+
+using namespace llm;
+
+// Numbers in [-scale, scale) that differ from place to place.
+std::vector<float> numbers(int64_t count, uint32_t seed, float scale) {
+  std::vector<float> v(static_cast<size_t>(count));
+  uint32_t state = seed * 2654435761u + 12345u;
+  for (float& x : v) {
+    state = state * 1664525u + 1013904223u;
+    x = static_cast<float>(static_cast<int32_t>(state)) * (scale / 2147483648.0f);
+  }
+  return v;
+}
+
+bool same_bits(const std::vector<float>& x, const std::vector<float>& y) {
+  return x.size() == y.size() && std::memcmp(x.data(), y.data(), x.size() * sizeof(float)) == 0;
+}
+
+int64_t stride_of(const AttentionShape& s) { return (s.heads + 2 * s.kv_heads) * s.head_size; }
+
+struct Result {
+  std::vector<float> out, log_sum_exp, d_qkv;
+};
+
+// The formula as it stands: softmax of the masked scores, and its gradients by the chain rule.
+struct Reference {
+  std::vector<double> out, log_sum_exp, d_qkv;
+
+  Reference(const AttentionShape& s, const std::vector<float>& qkv, const std::vector<float>& d_out) {
+    const int64_t T = s.tokens, D = s.head_size, stride = stride_of(s), out_stride = s.heads * D;
+    out.assign(static_cast<size_t>(s.batch * T * out_stride), 0.0);
+    log_sum_exp.assign(static_cast<size_t>(s.batch * s.heads * T), 0.0);
+    d_qkv.assign(qkv.size(), 0.0);
+    const double scale = 1.0 / std::sqrt(static_cast<double>(D));
+    std::vector<double> p(static_cast<size_t>(T)), d_p(p);
+    for (int64_t b = 0; b < s.batch; ++b)
+      for (int64_t h = 0; h < s.heads; ++h)
+        for (int64_t i = 0; i < T; ++i) {
+          const int64_t kv = h / (s.heads / s.kv_heads);
+          const auto at = [&](int64_t t, int64_t column) { return static_cast<size_t>((b * T + t) * stride + column * D); };
+          const size_t q = at(i, h), o = static_cast<size_t>((b * T + i) * out_stride + h * D);
+          double maximum = -1e300, sum = 0;
+          for (int64_t j = 0; j <= i; ++j) {
+            double score = 0;
+            for (int64_t c = 0; c < D; ++c) score += double(qkv[q + c]) * qkv[at(j, s.heads + kv) + c];
+            p[j] = score * scale;
+            maximum = std::max(maximum, p[j]);
+          }
+          for (int64_t j = 0; j <= i; ++j) sum += p[j] = std::exp(p[j] - maximum);
+          log_sum_exp[static_cast<size_t>((b * s.heads + h) * T + i)] = maximum + std::log(sum);
+          double mean = 0;
+          for (int64_t j = 0; j <= i; ++j) {
+            p[j] /= sum;
+            const size_t v = at(j, s.heads + s.kv_heads + kv);
+            d_p[j] = 0;
+            for (int64_t c = 0; c < D; ++c) {
+              out[o + c] += p[j] * qkv[v + c];
+              d_p[j] += double(d_out[o + c]) * qkv[v + c];
+              d_qkv[v + c] += p[j] * d_out[o + c];
+            }
+            mean += p[j] * d_p[j];
+          }
+          for (int64_t j = 0; j <= i; ++j) {
+            const double d_score = p[j] * (d_p[j] - mean) * scale;
+            const size_t k = at(j, s.heads + kv);
+            for (int64_t c = 0; c < D; ++c) {
+              d_qkv[q + c] += d_score * qkv[k + c];
+              d_qkv[k + c] += d_score * qkv[q + c];
+            }
+          }
+        }
+  }
+};
+
+// Buffers start as NaN: what a kernel leaves out or reads too early shows.
+std::vector<float> nans(int64_t count) { return std::vector<float>(static_cast<size_t>(count), std::nanf("")); }
+
+Result run(const AttentionShape& s, const std::vector<float>& qkv, const std::vector<float>& d_out, int threads) {
+  ThreadTeam team(threads);
+  Result r{nans(s.batch * s.tokens * s.heads * s.head_size), nans(s.batch * s.heads * s.tokens),
+           nans(static_cast<int64_t>(qkv.size()))};
+  auto workspace = nans(attention_workspace(s, threads) + 1);
+  workspace.back() = 1.0f;
+  attention_forward(team, s, qkv.data(), r.out.data(), r.log_sum_exp.data(), workspace.data());
+  CHECK(workspace.back() == 1.0f);
+  workspace = nans(attention_backward_workspace(s, threads) + 1);
+  workspace.back() = 1.0f;
+  attention_backward(team, s, qkv.data(), r.out.data(), r.log_sum_exp.data(), d_out.data(), r.d_qkv.data(),
+                     workspace.data());
+  CHECK(workspace.back() == 1.0f);
+  return r;
+}
+
+double largest_error(const std::vector<float>& found, const std::vector<double>& expected) {
+  double largest = 0;
+  for (size_t i = 0; i < found.size(); ++i) {
+    const double error = std::abs(found[i] - expected[i]);
+    if (!(error <= largest)) largest = error;  // a NaN must not get lost
+    if (std::isnan(error)) return error;
+  }
+  return largest;
+}
+
+const AttentionShape kShapes[] = {
+    {1, 1, 1, 1, 8},  {2, 2, 2, 1, 20},  {1, 63, 2, 2, 33},  {2, 64, 3, 3, 16}, {1, 65, 4, 2, 64},
+    {1, 130, 6, 1, 7}, {1, 300, 2, 1, 40}, {1, 560, 1, 1, 24}, {17, 33, 1, 1, 32},
+};
+
+TEST_CASE("attention and its gradients agree with the naive formula") {
+  for (const AttentionShape& s : kShapes) {
+    const auto qkv = numbers(s.batch * s.tokens * stride_of(s), 1, 2.0f);
+    const auto d_out = numbers(s.batch * s.tokens * s.heads * s.head_size, 2, 1.0f);
+    const Reference reference(s, qkv, d_out);
+    const Result r = run(s, qkv, d_out, 2);
+    INFO("tokens ", s.tokens, " heads ", s.heads, "/", s.kv_heads, " size ", s.head_size);
+    CHECK(largest_error(r.out, reference.out) < 3e-6);
+    CHECK(largest_error(r.log_sum_exp, reference.log_sum_exp) < 3e-6);
+    CHECK(largest_error(r.d_qkv, reference.d_qkv) < 2e-5);
+  }
+}
+
+TEST_CASE("attention stays finite and exact for large scores") {
+  const AttentionShape s{1, 70, 1, 1, 16};
+  const auto qkv = numbers(s.batch * s.tokens * stride_of(s), 5, 30.0f);
+  const auto d_out = numbers(s.batch * s.tokens * s.heads * s.head_size, 6, 1.0f);
+  const Reference reference(s, qkv, d_out);
+  const Result r = run(s, qkv, d_out, 1);
+  CHECK(largest_error(r.out, reference.out) < 1e-2);  // the scores reach thousands: their rounding alone is 1e-4
+  CHECK(largest_error(r.log_sum_exp, reference.log_sum_exp) < 1e-2);
+}
+
+TEST_CASE("attention has the same bits for any number of threads") {
+  for (const AttentionShape& s : {AttentionShape{1, 300, 2, 1, 20}, {3, 65, 2, 2, 32}, {1, 600, 1, 1, 16}}) {
+    const auto qkv = numbers(s.batch * s.tokens * stride_of(s), 3, 2.0f);
+    const auto d_out = numbers(s.batch * s.tokens * s.heads * s.head_size, 4, 1.0f);
+    const Result one = run(s, qkv, d_out, 1);
+    for (int threads : {2, 3, 5}) {
+      const Result r = run(s, qkv, d_out, threads);
+      CHECK(same_bits(one.out, r.out));
+      CHECK(same_bits(one.log_sum_exp, r.log_sum_exp));
+      CHECK(same_bits(one.d_qkv, r.d_qkv));
+    }
+  }
+}
+
+// Feeds the sequence in pieces of `piece` tokens through the caches.
+std::vector<float> through_cache(const AttentionShape& full, const std::vector<float>& qkv, int64_t piece, int threads) {
+  const int64_t capacity = full.tokens + 5, out_stride = full.heads * full.head_size;
+  auto keys = nans(full.batch * capacity * full.kv_heads * full.head_size), values = keys;
+  auto out = nans(full.batch * full.tokens * out_stride);
+  ThreadTeam team(threads);
+  for (int64_t position = 0; position < full.tokens; position += piece) {
+    AttentionShape s = full;
+    s.tokens = std::min(piece, full.tokens - position);
+    std::vector<float> piece_qkv, piece_out = nans(s.batch * s.tokens * out_stride);
+    for (int64_t b = 0; b < s.batch; ++b) {
+      const auto* from = qkv.data() + (b * full.tokens + position) * stride_of(s);
+      piece_qkv.insert(piece_qkv.end(), from, from + s.tokens * stride_of(s));
+    }
+    auto workspace = nans(attention_cached_workspace(s, capacity, threads) + 1);
+    workspace.back() = 1.0f;
+    attention_cached(team, s, position, capacity, piece_qkv.data(), keys.data(), values.data(), piece_out.data(),
+                     workspace.data());
+    CHECK(workspace.back() == 1.0f);
+    for (int64_t b = 0; b < s.batch; ++b)
+      std::copy_n(piece_out.data() + b * s.tokens * out_stride, s.tokens * out_stride,
+                  out.data() + (b * full.tokens + position) * out_stride);
+  }
+  return out;
+}
+
+TEST_CASE("attention through the cache agrees with attention over the whole sequence") {
+  for (const AttentionShape& s : {AttentionShape{2, 70, 4, 2, 20}, {1, 530, 2, 1, 64}}) {
+    const auto qkv = numbers(s.batch * s.tokens * stride_of(s), 7, 2.0f);
+    const auto d_out = numbers(s.batch * s.tokens * s.heads * s.head_size, 8, 1.0f);
+    const Result whole = run(s, qkv, d_out, 2);
+    const std::vector<double> expected(whole.out.begin(), whole.out.end());
+    for (int64_t piece : {1, 3, 8}) CHECK(largest_error(through_cache(s, qkv, piece, 2), expected) < 3e-6);
+    // Prompts share the kernel: the same bits, however they are cut.
+    for (int64_t piece : {10, 35, 530})
+      if (s.tokens % piece == 0 || s.tokens % piece > 8)
+        for (int threads : {1, 3}) CHECK(same_bits(through_cache(s, qkv, piece, threads), whole.out));
+    CHECK(same_bits(through_cache(s, qkv, 3, 1), through_cache(s, qkv, 3, 5)));
+  }
+}
+
+}  // namespace

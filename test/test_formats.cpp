@@ -1,0 +1,519 @@
+// safetensors files, good and bad; Hugging Face configs and weights: what is written is what was meant, and reads back.
+#include <doctest/doctest.h>
+#include <unistd.h>
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "llm/base/atomic_file.h"
+#include "llm/base/error.h"
+#include "llm/base/random.h"
+#include "llm/model/huggingface.h"
+#include "llm/model/safetensors.h"
+
+using namespace llm;
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+namespace {
+
+struct Folder {
+  std::string path;
+  Folder() : path((fs::temp_directory_path() / "train_gpt-formats-XXXXXX").string()) {
+    REQUIRE(::mkdtemp(path.data()) != nullptr);
+  }
+  ~Folder() { fs::remove_all(path); }
+  std::string operator/(const std::string& name) const { return path + "/" + name; }
+};
+
+std::string safetensors(const std::string& header, const std::string& data) {
+  const uint64_t length = header.size();
+  std::string file(sizeof length, '\0');
+  std::memcpy(file.data(), &length, sizeof length);
+  return file + header + data;
+}
+
+SafetensorsContent parse(const std::string& file) {
+  return parse_safetensors(std::as_bytes(std::span(file.data(), file.size())), "f.safetensors");
+}
+
+std::string error_of(const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const Error& e) {
+    const std::string message = e.what();
+    CHECK(message.find('\n') == message.npos);
+    return message;
+  }
+  return "no error";
+}
+
+bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
+
+ModelConfig small_config(const std::string& architecture) {
+  ModelConfig c;
+  set_architecture(c, architecture == "train_gpt" ? "modern" : architecture);
+  c.vocabulary = 29, c.context = 16, c.layers = 2, c.heads = 4, c.kv_heads = architecture == "gpt2" ? 4 : 2;
+  c.channels = 24, c.head_size = architecture == "qwen3" ? 8 : 6, c.hidden = 40;
+  if (architecture == "train_gpt") c.activation = Activation::relu2, c.bias = true, c.positions = Positions::learned;
+  return c;
+}
+
+std::vector<std::vector<float>> random_weights(const std::vector<Parameter>& table) {
+  std::vector<std::vector<float>> weights;
+  for (const Parameter& p : table) {
+    auto& w = weights.emplace_back(static_cast<size_t>(p.shape.elements()));
+    const Random random(7, stream_of(p.name));
+    for (size_t i = 0; i < w.size(); ++i) w[i] = static_cast<float>(random.normal(i));
+  }
+  return weights;
+}
+
+void save(const std::string& path, const std::vector<Parameter>& table,
+          const std::vector<std::vector<float>>& weights) {
+  save_parameters(path, table, [&](size_t i) { return weights[i].data(); });
+}
+
+std::vector<std::vector<float>> load(const std::string& path, const std::vector<Parameter>& table) {
+  std::vector<std::vector<float>> weights(table.size());
+  load_parameters(path, table, [&](size_t i) {
+    weights[i].assign(static_cast<size_t>(table[i].shape.elements()), std::numeric_limits<float>::quiet_NaN());
+    return weights[i].data();
+  });
+  return weights;
+}
+
+// Writes `tensors` with some names or dtypes changed: a file of another writer.
+struct Raw {
+  std::string dtype, bytes;
+  std::vector<int64_t> shape;
+};
+std::map<std::string, Raw> raw_tensors(const std::string& path) {
+  std::map<std::string, Raw> result;
+  const SafetensorsFile file(path);
+  for (auto& [name, entry] : file.tensors())
+    result[name] = {entry.dtype, std::string(reinterpret_cast<const char*>(entry.bytes.data()), entry.bytes.size()),
+                    entry.shape};
+  return result;
+}
+void write_raw(const std::string& path, const std::map<std::string, Raw>& tensors) {
+  json header = json::object();
+  std::string data;
+  for (auto& [name, t] : tensors) {
+    header[name] = {
+        {"dtype", t.dtype}, {"shape", t.shape}, {"data_offsets", {data.size(), data.size() + t.bytes.size()}}};
+    data += t.bytes;
+  }
+  write_file_atomically(path, safetensors(header.dump(), data));
+}
+
+}  // namespace
+
+TEST_CASE("safetensors: what is written reads back, bit for bit") {
+  const Folder folder;
+  const std::string path = folder / "a.safetensors";
+  std::vector<float> matrix(7 * 5), scalar = {std::bit_cast<float>(0x7fc12345u)}, none;
+  for (size_t i = 0; i < matrix.size(); ++i) matrix[i] = static_cast<float>(i);
+  const std::vector<FloatTensor> tensors = {
+      {"m", {7, 5}}, {"s", {}}, {"none", {3, 0}}, {"t \"\\\n\u00e9", {5, 7}, true}};
+  write_safetensors(path, tensors, [&](size_t i) {
+    return std::array<const float*, 4>{matrix.data(), scalar.data(), none.data(), matrix.data()}[i];
+  });
+
+  const std::string bytes = read_file(path);
+  uint64_t length;
+  std::memcpy(&length, bytes.data(), sizeof length);
+  CHECK(length % 8 == 0);
+  CHECK(bytes.size() == 8 + length + (35 + 1 + 35) * 4);
+
+  const SafetensorsFile file(path);
+  CHECK(file.metadata().at("format") == "pt");
+  CHECK(file.tensors().size() == 4);
+  CHECK(file.tensor("m").dtype == "F32");
+  CHECK(file.tensor("m").shape == std::vector<int64_t>{7, 5});
+  CHECK(file.tensor("none").elements() == 0);
+  CHECK(std::memcmp(file.tensor("m").bytes.data(), matrix.data(), 35 * 4) == 0);
+  CHECK(std::memcmp(file.tensor("s").bytes.data(), scalar.data(), 4) == 0);
+  std::vector<float> row(7), expected(7);
+  for (int64_t r = 0; r < 5; ++r) {
+    read_floats(file.tensor(tensors[3].name), r * 7, row);
+    for (size_t c = 0; c < 7; ++c) expected[c] = matrix[c * 5 + static_cast<size_t>(r)];
+    CHECK(row == expected);
+  }
+  CHECK(file.find("absent") == nullptr);
+  CHECK(has(error_of([&] { file.tensor("absent"); }), path + ": no tensor \"absent\""));
+  CHECK_THROWS_AS(read_floats(file.tensor("m"), 30, row), Error);
+}
+
+TEST_CASE("safetensors: transposes larger than the buffer, in both directions") {
+  const Folder folder;
+  for (const auto& [rows, columns] : {std::pair<size_t, size_t>{700, 900}, {3, 300'001}, {300'001, 3}}) {
+    std::vector<float> data(rows * columns), read(rows * columns);
+    for (size_t i = 0; i < data.size(); ++i) data[i] = static_cast<float>(i);
+    const FloatTensor tensor{"t", {static_cast<int64_t>(rows), static_cast<int64_t>(columns)}, true};
+    write_safetensors(folder / "t", {&tensor, 1}, [&](size_t) { return data.data(); });
+    read_floats(SafetensorsFile(folder / "t").tensor("t"), 0, read);
+    size_t wrong = 0;
+    for (size_t r = 0; r < rows; ++r)
+      for (size_t c = 0; c < columns; ++c) wrong += read[r * columns + c] != data[c * rows + r];
+    CHECK(wrong == 0);
+  }
+}
+
+TEST_CASE("safetensors: every kind of float is converted") {
+  const auto read = [](const std::string& dtype, const std::string& bytes, size_t count) {
+    const json header = {{"x", {{"dtype", dtype}, {"shape", {count}}, {"data_offsets", {0, bytes.size()}}}}};
+    const std::string file = safetensors(header.dump(), bytes);
+    std::vector<float> result(count);
+    read_floats(parse(file).tensors.at("x"), 0, result);
+    return result;
+  };
+  const auto bytes_of = [](auto values) {
+    return std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof values[0]);
+  };
+  const std::array<uint16_t, 9> halves = {0x0000, 0x8000, 0x3c00, 0xc000, 0x7bff, 0x0001, 0x83ff, 0x0400, 0x7c00};
+  CHECK(read("F16", bytes_of(halves), 9) == std::vector<float>{0.f, -0.f, 1.f, -2.f, 65504.f, 0x1p-24f,
+                                                               -1023 * 0x1p-24f, 0x1p-14f,
+                                                               std::numeric_limits<float>::infinity()});
+  CHECK(std::signbit(read("F16", bytes_of(halves), 9)[1]));
+  CHECK(std::isnan(read("F16", bytes_of(std::array<uint16_t, 1>{0x7e00}), 1)[0]));
+  CHECK(read("BF16", bytes_of(std::array<uint16_t, 3>{0x3f80, 0xc040, 0x0001}), 3) ==
+        std::vector<float>{1.f, -3.f, std::bit_cast<float>(0x00010000u)});
+  CHECK(read("F64", bytes_of(std::array<double, 2>{0.1, -2.5}), 2) == std::vector<float>{0.1f, -2.5f});
+  CHECK(read("F32", bytes_of(std::array<float, 2>{0.1f, -2.5f}), 2) == std::vector<float>{0.1f, -2.5f});
+  CHECK(has(error_of([&] { read("I32", "abcd", 1); }), "I32"));
+}
+
+TEST_CASE("safetensors: a file that breaks the format is an error that names file, tensor and fault") {
+  const auto check = [](const std::string& file, const std::string& expected) {
+    const std::string message = error_of([&] { parse(file); });
+    CAPTURE(message);
+    CAPTURE(expected);
+    CHECK(has(message, "f.safetensors: "));
+    CHECK(has(message, expected));
+  };
+  const auto one = [](const std::string& dtype, const std::string& shape, const std::string& offsets) {
+    return R"({"a":{"dtype":)" + dtype + R"(,"shape":)" + shape + R"(,"data_offsets":)" + offsets + "}}";
+  };
+  CHECK(parse(safetensors("{}   ", "")).tensors.empty());
+  CHECK(parse(safetensors(one(R"("F32")", "[]", "[0,4]"), "abcd")).tensors.size() == 1);
+  CHECK(parse(safetensors(one(R"("U8")", "[0,5]", "[0,0]"), "")).tensors.size() == 1);
+
+  check("", "0 bytes");
+  check("1234567", "7 bytes");
+  check(safetensors("{}", "").substr(0, 9), "truncated");
+  check(std::string(8, '\xff'), "limit");
+  check(safetensors("", ""), "'{'");
+  check(safetensors(" {}", ""), "'{'");
+  check(safetensors("[]", ""), "'{'");
+  check(safetensors("{", ""), "not JSON");
+  check(safetensors("{} x", ""), "not JSON");
+  check(safetensors(std::string("{}\0", 3), ""), "zero byte");
+  check(safetensors("{\"\xff\":1}", ""), "not JSON");
+  check(safetensors(R"({"a":[[[[[1]]]]]})", ""), "nested");
+  check(safetensors(R"({"__metadata__":1})", ""), "__metadata__ is not an object");
+  check(safetensors(R"({"__metadata__":{"k":1}})", ""), "__metadata__'s \"k\"");
+  check(safetensors(R"({"a":1})", ""), "tensor \"a\": its header entry is not an object");
+  check(safetensors(R"({"a\n":1})", ""), R"(tensor "a\n")");
+  check(safetensors(R"({"a":{"dtype":"F32","shape":[]}})", ""), "no \"data_offsets\"");
+  check(safetensors(R"({"a":{"shape":[],"data_offsets":[0,4]}})", "abcd"), "no \"dtype\"");
+  check(safetensors(one("5", "[]", "[0,4]"), "abcd"), "dtype is not a string");
+  check(safetensors(one(R"("F33")", "[]", "[0,4]"), "abcd"), "unknown dtype \"F33\"");
+  for (const char* shape :
+       {"[-1]", "[1.0]", "[\"1\"]", "{}", "[9223372036854775808]", "[18446744073709551616]", "[true]"})
+    check(safetensors(one(R"("F32")", shape, "[0,4]"), "abcd"), "its shape is not");
+  for (const char* offsets : {"[0]", "[0,4,8]", "[-4,0]", "0", "[0,1e9]", "[null,4]"})
+    check(safetensors(one(R"("F32")", "[1]", offsets), "abcd"), "its data_offsets are not");
+  check(safetensors(one(R"("F32")", "[1]", "[4,0]"), "abcd"), "before it begins");
+  check(safetensors(one(R"("F32")", "[1]", "[0,4]"), "abc"), "truncated");
+  check(safetensors(one(R"("F32")", "[1]", "[4,8]"), "abcd"), "truncated");
+  check(safetensors(one(R"("F32")", "[2]", "[0,4]"), "abcd"), "8 bytes, but its offsets hold 4");
+  check(safetensors(one(R"("F32")", "[0]", "[0,4]"), "abcd"), "0 bytes, but its offsets hold 4");
+  check(safetensors(one(R"("F32")", "[4611686018427387904,4]", "[0,0]"), ""), "overflows");
+  check(safetensors(one(R"("F32")", "[4294967296,4294967296,0]", "[0,0]"), ""), "overflows");
+  check(safetensors(one(R"("F32")", "[1]", "[0,4]"), "abcdef"), "2 bytes at the end");
+  check(safetensors(one(R"("F32")", "[1]", "[2,6]"), "abcdef"), "hole");
+
+  const auto two = [](const std::string& first, const std::string& second, const std::string& name) {
+    return R"({"a":{"dtype":"U8","shape":[4],"data_offsets":)" + first + R"(},")" + name +
+           R"(":{"dtype":"U8","shape":[4],"data_offsets":)" + second + "}}";
+  };
+  CHECK(parse(safetensors(two("[4,8]", "[0,4]", "b"), "abcdefgh")).tensors.size() == 2);
+  check(safetensors(two("[0,4]", "[0,4]", "b"), "abcd"), "overlaps");
+  check(safetensors(two("[0,4]", "[2,6]", "b"), "abcdef"), "tensor \"b\": its data overlaps");
+  check(safetensors(two("[0,4]", "[6,10]", "b"), "abcdefghij"), "tensor \"b\": bytes 4 to 6");
+  check(safetensors(two("[0,4]", "[4,8]", "a"), "abcdefgh"), "tensor \"a\": the header has this key twice");
+  check(safetensors(R"({"a":{"dtype":"U8","dtype":"U8","shape":[0],"data_offsets":[0,0]}})", ""), "twice");
+
+  CHECK(has(error_of([] { SafetensorsFile("/nonexistent/f"); }), "/nonexistent/f: No such file"));
+}
+
+TEST_CASE("safetensors: no prefix of a file, and no file with a byte changed in its header, is a crash") {
+  const Folder folder;
+  const std::vector<FloatTensor> tensors = {{"m", {2, 3}}, {"v", {3}}};
+  const std::vector<float> data(6, 1.f);
+  write_safetensors(folder / "f", tensors, [&](size_t) { return data.data(); });
+  const std::string file = read_file(folder / "f");
+  for (size_t size = 0; size < file.size(); ++size) CHECK_THROWS_AS(parse(file.substr(0, size)), Error);
+  for (size_t at = 0; at < file.size() - 36; ++at) {
+    for (const char c : {'\0', '"', '}', '9', '\xff'}) {
+      std::string changed = file;
+      changed[at] = c;
+      try {
+        parse(changed);
+      } catch (const Error&) {
+      }
+    }
+  }
+}
+
+TEST_CASE("configs: written and read back, for every model type and preset") {
+  std::vector<ModelConfig> configs;
+  for (const char* name : {"gpt2", "llama", "qwen3", "train_gpt"}) {
+    configs.push_back(small_config(name));
+    CHECK(model_type_of(configs.back()) == name);
+  }
+  configs[1].norm_epsilon = 3e-6, configs[1].rope_theta = 12345.5, configs[2].tied_head = false;
+  for (const Preset& p : presets()) configs.push_back(config_of(p));
+  for (const ModelConfig& config : configs) {
+    for (const int eos : {-1, 11}) {
+      const std::string text = config_json(config, eos);
+      CAPTURE(text);
+      CHECK(parse_config(text, "c") == config);
+      const json j = json::parse(text);
+      CHECK(j["model_type"] == model_type_of(config));
+      CHECK(j["eos_token_id"] == (eos < 0 ? json() : json(11)));
+    }
+  }
+  json j = json::parse(config_json(configs[0], 5));
+  CHECK(j["architectures"] == json::array({"GPT2LMHeadModel"}));
+  CHECK(j["activation_function"] == "gelu_new");
+  CHECK(json::parse(config_json(configs[1], 5))["architectures"] == json::array({"LlamaForCausalLM"}));
+  j = json::parse(config_json(configs[2], 5));
+  CHECK(j["architectures"] == json::array({"Qwen3ForCausalLM"}));
+  CHECK(j["torch_dtype"] == "float32");
+  CHECK(json::parse(generation_config_json(5)) ==
+        json{{"bos_token_id", 5}, {"eos_token_id", 5}, {"_from_model_config", true}});
+}
+
+TEST_CASE("configs: defaults, nulls, and both spellings of the rotary parameters") {
+  const auto changed = [](const char* architecture, const json& changes) {
+    json j = json::parse(config_json(small_config(architecture), -1));
+    for (auto& [key, value] : changes.items()) {
+      if (value == "absent") {
+        j.erase(key);
+      } else {
+        j[key] = value;
+      }
+    }
+    return parse_config(j.dump(), "c.json");
+  };
+  CHECK(changed("llama", {{"num_key_value_heads", nullptr}, {"head_dim", nullptr}}).kv_heads == 4);
+  CHECK(changed("llama", {{"head_dim", "absent"}}).head_size == 6);
+  CHECK(changed("llama", {{"tie_word_embeddings", "absent"}}).tied_head == false);
+  CHECK(changed("gpt2", {{"n_inner", nullptr}}).hidden == 96);
+  CHECK(changed("gpt2", {{"tie_word_embeddings", "absent"}}).tied_head);
+  CHECK(changed("gpt2", {{"n_positions", "absent"}, {"n_ctx", 77}}).context == 77);
+  CHECK(changed("llama", {{"rope_theta", "absent"}}).rope_theta == 10000);
+  CHECK(changed("llama", {{"rope_theta", 5e5}}).rope_theta == 5e5);
+  CHECK(changed("qwen3", {{"rope_theta", "absent"},
+                          {"rope_scaling", "absent"},
+                          {"rope_parameters", {{"rope_theta", 1e6}, {"rope_type", "default"}}}})
+            .rope_theta == 1e6);
+  CHECK(changed("qwen3", {{"rope_scaling", {{"type", "default"}}}}) == small_config("qwen3"));
+
+  const auto refused = [&](const char* architecture, const json& changes, const std::string& expected) {
+    const std::string message = error_of([&] { changed(architecture, changes); });
+    CAPTURE(message);
+    CHECK(has(message, "c.json: "));
+    CHECK(has(message, expected));
+  };
+  const json llama3 = {{"rope_type", "llama3"}, {"factor", 8}};
+  refused("llama", {{"rope_scaling", llama3}}, R"("rope_type": "llama3" is not supported)");
+  refused("llama", {{"rope_scaling", {{"type", "linear"}}}}, R"("type": "linear" is not supported)");
+  refused("llama", {{"rope_parameters", llama3}}, "llama3");
+  refused("llama", {{"attention_bias", true}}, "\"attention_bias\": true is not supported");
+  refused("llama", {{"mlp_bias", true}}, "\"mlp_bias\"");
+  refused("llama", {{"hidden_act", "gelu"}}, "\"hidden_act\": \"gelu\" is not supported; supported: silu");
+  refused("gpt2", {{"activation_function", "gelu"}}, "gelu_new");
+  refused("gpt2", {{"tie_word_embeddings", false}}, "tie_word_embeddings");
+  refused("gpt2", {{"n_head", 5}}, "not a multiple");
+  refused("gpt2", {{"n_embd", 1ll << 40}, {"n_head", 1}}, "cannot be");
+  refused("qwen3", {{"use_sliding_window", true}}, "use_sliding_window");
+  refused("qwen3", {{"layer_types", {"sliding_attention"}}}, "sliding_attention");
+  refused("qwen3", {{"hidden_size", "absent"}}, "\"hidden_size\" is missing");
+  refused("qwen3", {{"hidden_size", -5}}, "\"hidden_size\" is not a count: -5");
+  refused("qwen3", {{"hidden_size", "5"}}, "not a count");
+  refused("qwen3", {{"hidden_size", {5}}}, "not a count: a list");
+  refused("qwen3", {{"num_key_value_heads", 3}}, "not a multiple");
+  refused("qwen3", {{"num_attention_heads", 0}}, "not a multiple");
+  refused("qwen3", {{"num_hidden_layers", 1 << 23}}, "layers");
+  refused("qwen3", {{"hidden_size", 1 << 24}, {"vocab_size", 1 << 24}}, "2^40");
+  refused("qwen3", {{"rms_norm_eps", 0}}, "epsilon");
+  refused("qwen3", {{"model_type", "mamba"}}, "\"model_type\": \"mamba\" is not supported");
+  refused("train_gpt", {{"norm", "batchnorm"}}, "batchnorm");
+  refused("train_gpt", {{"qk_norm", 1}}, "\"qk_norm\" is not true or false");
+  CHECK(has(error_of([] { parse_config("{", "c"); }), "c: not JSON"));
+  CHECK(has(error_of([] { parse_config("[]", "c"); }), "c: not a JSON object"));
+  CHECK(has(error_of([] { read_config("/nonexistent"); }), "/nonexistent: No such file"));
+}
+
+TEST_CASE("weights: saved and loaded bit for bit, with Hugging Face's shapes and transposes") {
+  const Folder folder;
+  for (const char* name : {"gpt2", "llama", "qwen3", "train_gpt"}) {
+    CAPTURE(name);
+    const ModelConfig config = small_config(name);
+    const auto table = parameter_table(config);
+    const auto weights = random_weights(table);
+    save(folder / "model.safetensors", table, weights);
+    CHECK(load(folder.path, table) == weights);
+    CHECK(load(folder / "model.safetensors", table) == weights);
+  }
+
+  // GPT-2: V 29, T 16, C 24, F 40; Conv1D's matrices are (in, out).
+  auto table = parameter_table(small_config("gpt2"));
+  auto weights = random_weights(table);
+  save(folder / "gpt2.safetensors", table, weights);
+  const auto weight = [&](const std::string& name) -> const std::vector<float>& {
+    for (size_t i = 0; i < table.size(); ++i)
+      if (table[i].name == name) return weights[i];
+    throw Error("no parameter " + name);
+  };
+  const SafetensorsFile gpt2(folder / "gpt2.safetensors");
+  const std::map<std::string, std::vector<int64_t>> gpt2_shapes = {{"ln_1.weight", {24}},
+                                                                   {"ln_1.bias", {24}},
+                                                                   {"ln_2.weight", {24}},
+                                                                   {"ln_2.bias", {24}},
+                                                                   {"attn.c_attn.bias", {72}},
+                                                                   {"attn.c_proj.bias", {24}},
+                                                                   {"attn.c_attn.weight", {24, 72}},
+                                                                   {"mlp.c_fc.bias", {40}},
+                                                                   {"mlp.c_proj.bias", {24}},
+                                                                   {"attn.c_proj.weight", {24, 24}},
+                                                                   {"mlp.c_fc.weight", {24, 40}},
+                                                                   {"mlp.c_proj.weight", {40, 24}}};
+  CHECK(gpt2.tensors().size() == 2 + 2 * gpt2_shapes.size() + 2);
+  CHECK(gpt2.tensor("transformer.wte.weight").shape == std::vector<int64_t>{29, 24});
+  CHECK(gpt2.tensor("transformer.wpe.weight").shape == std::vector<int64_t>{16, 24});
+  for (const std::string layer : {"transformer.h.0.", "transformer.h.1."})
+    for (auto& [name, shape] : gpt2_shapes) CHECK(gpt2.tensor(layer + name).shape == shape);
+  // The square matrix, whose transpose no shape check would miss.
+  std::vector<float> stored(24 * 24);
+  read_floats(gpt2.tensor("transformer.h.1.attn.c_proj.weight"), 0, stored);
+  CHECK(stored[3 * 24 + 5] == weight("layers.1.attention_out.weight")[5 * 24 + 3]);
+
+  // Qwen3: H D = 32, K D = 16, F 40; rows of one matrix are split among files' tensors.
+  table = parameter_table(small_config("qwen3"));
+  weights = random_weights(table);
+  save(folder / "qwen3.safetensors", table, weights);
+  const SafetensorsFile qwen3(folder / "qwen3.safetensors");
+  const std::map<std::string, std::vector<int64_t>> qwen3_shapes = {
+      {"input_layernorm.weight", {24}},      {"post_attention_layernorm.weight", {24}},
+      {"self_attn.q_proj.weight", {32, 24}}, {"self_attn.k_proj.weight", {16, 24}},
+      {"self_attn.v_proj.weight", {16, 24}}, {"self_attn.o_proj.weight", {24, 32}},
+      {"self_attn.q_norm.weight", {8}},      {"self_attn.k_norm.weight", {8}},
+      {"mlp.gate_proj.weight", {40, 24}},    {"mlp.up_proj.weight", {40, 24}},
+      {"mlp.down_proj.weight", {24, 40}}};
+  CHECK(qwen3.tensors().size() == 2 + 2 * qwen3_shapes.size());
+  for (const std::string layer : {"model.layers.0.", "model.layers.1."})
+    for (auto& [name, shape] : qwen3_shapes) CHECK(qwen3.tensor(layer + name).shape == shape);
+  float x = 0;
+  read_floats(qwen3.tensor("model.layers.0.self_attn.v_proj.weight"), 2 * 24 + 7, {&x, 1});
+  CHECK(x == weight("layers.0.qkv.weight")[(32 + 16 + 2) * 24 + 7]);
+  read_floats(qwen3.tensor("model.layers.1.mlp.up_proj.weight"), 5, {&x, 1});
+  CHECK(x == weight("layers.1.mlp_in.weight")[40 * 24 + 5]);
+
+  table = parameter_table(small_config("llama"));
+  save(folder / "llama.safetensors", table, random_weights(table));
+  CHECK(SafetensorsFile(folder / "llama.safetensors").tensor("lm_head.weight").shape == std::vector<int64_t>{29, 24});
+}
+
+TEST_CASE("weights: files of other writers") {
+  const Folder folder;
+  auto table = parameter_table(small_config("gpt2"));
+  auto weights = random_weights(table);
+  save(folder / "model.safetensors", table, weights);
+  const auto tensors = raw_tensors(folder / "model.safetensors");
+
+  SUBCASE("no prefix, and the buffers that old versions saved") {
+    std::map<std::string, Raw> bare;
+    for (auto& [name, t] : tensors) bare[name.substr(std::strlen("transformer."))] = t;
+    bare["h.0.attn.bias"] = {"U8", std::string(256, '\1'), {1, 1, 16, 16}};
+    bare["h.0.attn.masked_bias"] = {"F32", "abcd", {}};
+    write_raw(folder / "bare.safetensors", bare);
+    CHECK(load(folder / "bare.safetensors", table) == weights);
+  }
+  SUBCASE("a tied head that was stored all the same") {
+    auto tied = tensors;
+    tied["lm_head.weight"] = tied.at("transformer.wte.weight");
+    write_raw(folder / "tied.safetensors", tied);
+    CHECK(load(folder / "tied.safetensors", table) == weights);
+    tied["lm_head.weight"].bytes[3] ^= 1;
+    write_raw(folder / "tied.safetensors", tied);
+    CHECK(has(error_of([&] { load(folder / "tied.safetensors", table); }), "lm_head.weight"));
+  }
+  SUBCASE("bf16") {
+    auto narrow = tensors;
+    for (auto& [name, t] : narrow) {
+      std::string half;
+      for (size_t i = 0; i < t.bytes.size(); i += 4) half += t.bytes.substr(i + 2, 2);
+      t = {"BF16", half, t.shape};
+    }
+    write_raw(folder / "narrow.safetensors", narrow);
+    for (auto& w : weights)
+      for (float& x : w) x = std::bit_cast<float>(std::bit_cast<uint32_t>(x) & 0xffff0000u);
+    CHECK(load(folder / "narrow.safetensors", table) == weights);
+  }
+  SUBCASE("shards") {
+    std::map<std::string, Raw> parts[2];
+    json map;
+    int i = 0;
+    for (auto& [name, t] : tensors) {
+      const int part = i++ % 2;
+      parts[part][name] = t;
+      map[name] = "part-" + std::to_string(part) + ".safetensors";
+    }
+    fs::remove(folder / "model.safetensors");
+    for (int part : {0, 1}) write_raw(folder / ("part-" + std::to_string(part) + ".safetensors"), parts[part]);
+    const std::string index = folder / "model.safetensors.index.json";
+    write_file_atomically(index, json{{"metadata", {{"total_size", 1}}}, {"weight_map", map}}.dump());
+    CHECK(load(folder.path, table) == weights);
+
+    map["transformer.wte.weight"] = "../part-0.safetensors";
+    write_file_atomically(index, json{{"weight_map", map}}.dump());
+    CHECK(has(error_of([&] { load(folder.path, table); }), "not the name of a file"));
+    map["transformer.wte.weight"] = "part-2.safetensors";
+    write_file_atomically(index, json{{"weight_map", map}}.dump());
+    CHECK(has(error_of([&] { load(folder.path, table); }), "part-2.safetensors: No such file"));
+    fs::copy(folder / "part-0.safetensors", folder / "part-2.safetensors");
+    CHECK(has(error_of([&] { load(folder.path, table); }), "in an earlier shard"));
+    fs::remove(folder / "part-2.safetensors");
+    map["transformer.wte.weight"] = "part-1.safetensors", map["ghost"] = "part-0.safetensors";
+    write_file_atomically(index, json{{"weight_map", map}}.dump());
+    CHECK(has(error_of([&] { load(folder.path, table); }), "tensor \"ghost\" is not in \"part-0.safetensors\""));
+    write_file_atomically(index, "{}");
+    CHECK(has(error_of([&] { load(folder.path, table); }), "weight_map"));
+  }
+  SUBCASE("missing, unexpected, misshapen, not floating point: all are listed before anything is loaded") {
+    auto wrong = tensors;
+    wrong.erase("transformer.ln_f.bias");
+    wrong["transformer.h.2.ln_1.bias"] = {"F32", "abcd", {1}};
+    wrong["transformer.h.0.attn.c_attn.weight"].shape = {72, 24};
+    wrong["transformer.wpe.weight"].dtype = "I32";
+    write_raw(folder / "wrong.safetensors", wrong);
+    const std::string message = error_of(
+        [&] { load_parameters(folder / "wrong.safetensors", table, [](size_t) -> float* { throw Error("called"); }); });
+    CAPTURE(message);
+    CHECK(has(message, "missing tensors: transformer.ln_f.bias"));
+    CHECK(has(message, "unexpected tensors: \"transformer.h.2.ln_1.bias\""));
+    CHECK(has(message, "transformer.h.0.attn.c_attn.weight is (72, 24), not (24, 72)"));
+    CHECK(has(message, "transformer.wpe.weight is I32"));
+    CHECK(has(error_of([&] { load(folder / "wrong.safetensors", parameter_table(small_config("llama"))); }), "more"));
+    fs::remove(folder / "model.safetensors");
+    CHECK(has(error_of([&] { load(folder.path, table); }), "neither model.safetensors nor"));
+  }
+}

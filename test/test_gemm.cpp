@@ -1,0 +1,200 @@
+// The CPU's matrix product against a naive sum in double precision, and the bits it promises.
+#include <doctest/doctest.h>
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "llm/device/gemm_cpu.h"
+
+namespace {
+
+using namespace llm;
+
+// Numbers in [-1, 1) that differ from place to place.
+std::vector<float> numbers(int64_t count, uint32_t seed) {
+  std::vector<float> v(static_cast<size_t>(count));
+  uint32_t state = seed * 2654435761u + 12345u;
+  for (float& x : v) {
+    state = state * 1664525u + 1013904223u;
+    x = static_cast<float>(static_cast<int32_t>(state)) * (1.0f / 2147483648.0f);
+  }
+  return v;
+}
+
+constexpr float kUntouched = 777.0f;
+
+// A product with all its buffers. The matrices have rows wider than they need, C too; the gaps must stay untouched.
+struct Problem {
+  int64_t m, n, k;
+  bool transpose_a, transpose_b;
+  int64_t gap;
+  std::vector<float> a, b, addend;
+
+  Problem(int64_t m_, int64_t n_, int64_t k_, bool ta, bool tb, int64_t gap_ = 3)
+      : m(m_), n(n_), k(k_), transpose_a(ta), transpose_b(tb), gap(gap_) {
+    a = numbers((ta ? k : m) * ((ta ? m : k) + gap), 1);
+    b = numbers((tb ? n : k) * ((tb ? k : n) + gap), 2);
+    addend = numbers(m * (n + gap), 3);
+  }
+  MatrixView view_a() const { return transpose_a ? transposed(a.data(), m + gap) : row_major(a.data(), k + gap); }
+  MatrixView view_b() const { return transpose_b ? transposed(b.data(), k + gap) : row_major(b.data(), n + gap); }
+  static double at(MatrixView v, int64_t i, int64_t j) { return v.data[i * v.row_stride + j * v.column_stride]; }
+
+  enum class Addend { kNone, kOther, kSame };
+  std::vector<float> run(int threads, Addend with = Addend::kNone, Epilogue epilogue = {}) const {
+    std::vector<float> c = with == Addend::kSame ? addend : std::vector<float>(addend.size(), kUntouched);
+    Gemm g{m, n, k, view_a(), view_b(), c.data(), n + gap};
+    g.addend = with == Addend::kNone ? nullptr : with == Addend::kSame ? c.data() : addend.data();
+    g.epilogue = epilogue;
+    const int64_t floats = threads > 0 ? gemm_workspace(m, n, k, threads) : gemm_serial_workspace(m, n, k);
+    std::vector<float> workspace(static_cast<size_t>(floats) + 1, kUntouched);
+    if (threads > 0) {
+      ThreadTeam team(threads);
+      gemm(team, g, workspace.data());
+    } else {
+      gemm_serial(g, workspace.data());
+    }
+    CHECK(workspace.back() == kUntouched);
+    return c;
+  }
+
+  void check(const std::vector<float>& c, bool with_addend) const {
+    int64_t wrong = 0, spilled = 0;
+    for (int64_t i = 0; i < m; ++i) {
+      for (int64_t j = 0; j < n; ++j) {
+        double sum = 0, magnitude = 1;
+        for (int64_t x = 0; x < k; ++x) {
+          const double product = at(view_a(), i, x) * at(view_b(), x, j);
+          sum += product;
+          magnitude += std::abs(product);
+        }
+        if (with_addend) sum += addend[static_cast<size_t>(i * (n + gap) + j)];
+        const double error = std::abs(c[static_cast<size_t>(i * (n + gap) + j)] - sum);
+        wrong += !(error <= 1e-6 * magnitude);
+      }
+      for (int64_t j = n; j < n + gap; ++j) {
+        const float c_gap = c[static_cast<size_t>(i * (n + gap) + j)];
+        spilled += c_gap != kUntouched && c_gap != addend[static_cast<size_t>(i * (n + gap) + j)];
+      }
+    }
+    INFO(m, " x ", n, " x ", k, " transposed ", transpose_a, transpose_b);
+    CHECK(wrong == 0);
+    CHECK(spilled == 0);
+  }
+};
+
+bool same_bits(const std::vector<float>& x, const std::vector<float>& y) {
+  return x.size() == y.size() && std::memcmp(x.data(), y.data(), x.size() * sizeof(float)) == 0;
+}
+
+TEST_CASE("gemm agrees with the naive product at ragged sizes, in every layout") {
+  const int64_t sizes[] = {1, 2, 8, 9, 13, 14, 15, 31, 32, 33, 65};
+  for (int64_t m : sizes)
+    for (int64_t n : sizes)
+      for (int64_t k : {1, 15, 16, 33})
+        for (int layout = 0; layout < 4; ++layout) {
+          const Problem p(m, n, k, layout & 1, layout & 2, (m + n + k) % 3);
+          p.check(p.run(0), false);
+        }
+}
+
+TEST_CASE("gemm agrees with the naive product where k takes several stages, with threads") {
+  for (int layout = 0; layout < 4; ++layout) {
+    for (const auto& [m, n, k] : {std::array<int64_t, 3>{30, 67, 3100}, {67, 30, 3100}, {7, 40, 1000}, {150, 70, 769}}) {
+      const Problem p(m, n, k, layout & 1, layout & 2);
+      p.check(p.run(3), false);
+      p.check(p.run(2, Problem::Addend::kOther), true);
+    }
+  }
+}
+
+TEST_CASE("gemm adds the addend, also when it is C itself, to the same bits") {
+  for (const auto& [m, n, k] : {std::array<int64_t, 3>{33, 65, 40}, {3, 65, 40}, {40, 33, 1600}, {5, 40, 0}, {20, 40, 0}}) {
+    const Problem p(m, n, k, false, true);
+    const auto other = p.run(2, Problem::Addend::kOther), same = p.run(2, Problem::Addend::kSame);
+    p.check(other, true);
+    p.check(same, true);
+    for (int64_t i = 0; i < m; ++i)
+      CHECK(std::memcmp(&other[static_cast<size_t>(i * (n + 3))], &same[static_cast<size_t>(i * (n + 3))],
+                        static_cast<size_t>(n) * sizeof(float)) == 0);
+  }
+}
+
+TEST_CASE("gemm's epilogue sees each final element exactly once") {
+  for (const auto& [m, n, k] : {std::array<int64_t, 3>{33, 65, 40}, {6, 130, 40}, {40, 33, 1600}, {300, 200, 30}})
+    for (int threads : {0, 1, 3}) {
+      const Problem p(m, n, k, false, true);
+      struct Context {
+        const Problem* p;
+        const float* expected;
+        std::vector<int> seen;
+        bool final = true;
+      } context{&p, nullptr, std::vector<int>(static_cast<size_t>(m * n), 0)};
+      const auto expected = p.run(threads);
+      context.expected = expected.data();
+      const Epilogue epilogue{
+          [](const void* opaque, float* c, int64_t row, int64_t column, int64_t count) {
+            auto& at = *static_cast<Context*>(const_cast<void*>(opaque));
+            for (int64_t j = column; j < column + count; ++j) {
+              ++at.seen[static_cast<size_t>(row * at.p->n + j)];
+              if (c[j - column] != at.expected[row * (at.p->n + at.p->gap) + j]) at.final = false;
+              c[j - column] += 1.0f;
+            }
+          },
+          &context};
+      const auto c = p.run(threads, Problem::Addend::kNone, epilogue);
+      bool once = true, applied = true;
+      for (int64_t i = 0; i < m; ++i)
+        for (int64_t j = 0; j < n; ++j) {
+          const auto at = static_cast<size_t>(i * (n + p.gap) + j);
+          once = once && context.seen[static_cast<size_t>(i * n + j)] == 1;
+          applied = applied && c[at] == expected[at] + 1.0f;
+        }
+      CHECK(context.final);
+      CHECK(once);
+      CHECK(applied);
+    }
+}
+
+TEST_CASE("gemm has the same bits for any number of threads") {
+  for (int layout = 0; layout < 4; ++layout)
+    for (const auto& [m, n, k] :
+         {std::array<int64_t, 3>{65, 130, 900}, {130, 65, 900}, {4, 700, 400}, {40, 40, 5000}, {257, 64, 65}}) {
+      const Problem p(m, n, k, layout & 1, layout & 2);
+      const auto one = p.run(1, Problem::Addend::kOther);
+      for (int threads : {0, 2, 3, 5}) CHECK(same_bits(one, p.run(threads, Problem::Addend::kOther)));
+    }
+}
+
+// Rows of a larger batch: the first `m` rows of A are the same numbers, the product must be as well.
+void check_rows(int64_t m, const std::vector<float>& full, int64_t n, int64_t k, bool tb) {
+  const Problem p(m, n, k, false, tb);
+  const auto part = p.run(2);
+  INFO("rows ", m, " of n ", n, " k ", k);
+  CHECK(std::memcmp(part.data(), full.data(), static_cast<size_t>(m * (n + p.gap)) * sizeof(float)) == 0);
+}
+
+TEST_CASE("a row of gemm has the same bits in a batch of any size") {
+  for (bool tb : {false, true})
+    for (const auto& [n, k] : {std::array<int64_t, 2>{65, 100}, {33, 1700}, {200, 770}}) {
+      const auto full = Problem(131, n, k, false, tb).run(2);
+      for (int64_t m : {9, 13, 14, 15, 28, 64, 130}) check_rows(m, full, n, k, tb);
+      const auto small = Problem(8, n, k, false, tb).run(2);
+      for (int64_t m = 1; m < 8; ++m) check_rows(m, small, n, k, tb);
+    }
+}
+
+TEST_CASE("gemm of nothing does nothing, and of depth zero is the addend") {
+  ThreadTeam team(2);
+  gemm(team, {0, 5, 5, {nullptr, 5, 1}, {nullptr, 5, 1}, nullptr, 5}, nullptr);
+  gemm(team, {5, 0, 5, {nullptr, 5, 1}, {nullptr, 5, 1}, nullptr, 5}, nullptr);
+  const Problem p(12, 33, 0, false, false);
+  const auto c = p.run(2);
+  for (int64_t i = 0; i < 12; ++i)
+    for (int64_t j = 0; j < 33; ++j) CHECK(c[static_cast<size_t>(i * 36 + j)] == 0.0f);
+}
+
+}  // namespace

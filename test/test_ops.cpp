@@ -1,0 +1,397 @@
+// Every op of the table by one loop over its examples: the kernel against the double-precision reference, its gradient
+// against finite differences of the reference, threads, accumulation, in-place use, memory and cost. Nothing here names
+// an op that the table's row could name, so a new op is tested by being in the table. Chains of ops that the fusion pass
+// joins go the same way.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <iostream>
+#include <set>
+
+#include "llm/graph/autodiff.h"
+#include "llm/graph/passes.h"
+#include "test/reference.h"
+
+namespace {
+
+using namespace llm;
+using reference::Array;
+using reference::Sandbox;
+
+// Relative to the largest value of the tensor. The largest errors measured (AVX-512, g++ 12 -O3; set the environment
+// variable OP_ERRORS to print them): outputs 0, gradients 0. The bounds are about four times these.
+constexpr double kOutputBound = 1e-30, kGradientBound = 1e-30, kAccumulationBound = 1e-30;
+
+struct Worst {
+  double error = 0;
+  std::string where;
+  void add(double e, const std::string& name) {
+    if (e > error) error = e, where = name;
+  }
+};
+Worst worst_output, worst_gradient, worst_accumulation;
+
+// Something to test: inputs, and what is made of them.
+struct Subject {
+  std::string name;
+  std::vector<Example::Input> inputs;
+  std::function<void(Graph&, const std::vector<TensorId>&)> build;
+  bool fused = false;
+  bool forward_only = false;
+};
+
+// A subject's graphs; tensors have the same ids in both, inputs[i] is the subject's input i (kNone: absent).
+struct Built {
+  Graph forward, whole;
+  std::vector<TensorId> inputs, outputs;                    // outputs: those that nothing reads
+  std::vector<std::pair<TensorId, TensorId>> seeds;         // (output, its given gradient)
+  std::vector<std::pair<TensorId, TensorId>> gradients;     // (input, its gradient)
+};
+
+// What norms and softmaxes give for their backward pass alone: no gradient flows into it.
+bool is_statistic(const std::string& name) {
+  return name.ends_with(".mean") || name.ends_with(".rstd") || name.ends_with(".log_sum_exp");
+}
+
+// `only` >= 0: of the outputs that can have a gradient, only this one gets one.
+Built build(const Subject& subject, int threads, int only = -1) {
+  Built b;
+  Graph& g = b.forward;
+  g.threads = threads;
+  for (size_t i = 0; i < subject.inputs.size(); ++i) {
+    const Example::Input& input = subject.inputs[i];
+    b.inputs.push_back(input.shape.rank() == 0 ? kNone
+                                               : g.add_tensor("input" + std::to_string(i), input.dtype, input.shape,
+                                                              input.role));
+  }
+  subject.build(g, b.inputs);
+  std::set<TensorId> read;
+  for (const Node& node : g.nodes) read.insert(node.inputs.begin(), node.inputs.end());
+  for (const Node& node : g.nodes)
+    for (TensorId id : node.outputs)
+      if (id != kNone && !read.contains(id)) b.outputs.push_back(id);
+  b.whole = g;
+
+  std::vector<TensorId> targets;
+  for (size_t i = 0; i < subject.inputs.size(); ++i)
+    if (b.inputs[i] != kNone && subject.inputs[i].dtype == DType::fp32 && subject.inputs[i].differentiable)
+      targets.push_back(b.inputs[i]);
+  const bool differentiable =
+      !targets.empty() && std::all_of(g.nodes.begin(), g.nodes.end(), [](const Node& n) { return n.op->backward; });
+  std::vector<TensorId> results = b.outputs;
+  if (differentiable && !subject.forward_only) {
+    int count = 0;
+    for (TensorId id : b.outputs)
+      if (!is_statistic(g.tensor(id).name) && (only < 0 || count++ == only))
+        b.seeds.emplace_back(id, b.whole.add_tensor("seed", DType::fp32, g.shape(id), Role::input));
+    const Gradients gradients = differentiate(b.whole, b.seeds, targets);
+    for (TensorId id : targets)
+      if (gradients.of(id) != kNone) b.gradients.emplace_back(id, gradients.of(id));
+    for (auto& [id, gradient] : b.gradients) results.push_back(gradient);
+  }
+  if (subject.fused) {
+    fuse(b.whole, results);
+    remove_dead_code(b.whole, results);
+  }
+  return b;
+}
+
+std::vector<double> values_of(const Subject& subject, size_t i) {
+  const Example::Input& input = subject.inputs[i];
+  return reference::random_values(subject.name + "/" + std::to_string(i), input.shape.elements(), input.dtype, input.low,
+                                  input.high);
+}
+
+std::vector<double> seed_of(const Built& b, TensorId output) {
+  return reference::random_values("seed of " + b.forward.tensor(output).name, b.forward.shape(output).elements(),
+                                  DType::fp32, -1, 1);
+}
+
+void fill(Sandbox& sandbox, const Subject& subject, const Built& b) {
+  for (size_t i = 0; i < b.inputs.size(); ++i)
+    if (b.inputs[i] != kNone) sandbox.fill(b.inputs[i], values_of(subject, i));
+  for (auto& [output, seed] : b.seeds) sandbox.fill(seed, seed_of(b, output));
+}
+
+std::vector<Array> evaluate(const Subject& subject, const Built& b, const StepState& step) {
+  std::vector<Array> values(b.forward.tensors.size());
+  for (size_t i = 0; i < b.inputs.size(); ++i)
+    if (b.inputs[i] != kNone) values[static_cast<size_t>(b.inputs[i])] = {subject.inputs[i].shape, values_of(subject, i)};
+  reference::evaluate(b.forward, values, step);
+  return values;
+}
+
+// d(sum of seeds * outputs) / d(input) by central differences of the reference.
+std::vector<double> finite_differences(const Subject& subject, const Built& b, TensorId input) {
+  std::vector<Array> values = evaluate(subject, b, {});
+  std::vector<std::pair<TensorId, std::vector<double>>> seeds;
+  for (auto& [output, seed] : b.seeds) seeds.emplace_back(output, seed_of(b, output));
+  const auto objective = [&] {
+    reference::evaluate(b.forward, values, {});
+    double sum = 0;
+    for (auto& [output, seed] : seeds)
+      for (size_t i = 0; i < seed.size(); ++i) sum += seed[i] * values[static_cast<size_t>(output)].values[i];
+    return sum;
+  };
+  // Rounding costs about 1e-16 * |objective| / step, the third derivative step^2: both stay below 1e-9.
+  constexpr double kStep = 1e-5;
+  std::vector<double> gradient(values[static_cast<size_t>(input)].values.size());
+  for (size_t i = 0; i < gradient.size(); ++i) {
+    double& x = values[static_cast<size_t>(input)].values[i];
+    const double original = x;
+    x = original + kStep;
+    const double above = objective();
+    x = original - kStep;
+    const double below = objective();
+    x = original;
+    gradient[i] = (above - below) / (2 * kStep);
+  }
+  return gradient;
+}
+
+void check_cost(const Graph& g, const Node& node) {
+  CAPTURE(node.op->name);
+  REQUIRE(static_cast<bool>(node.op->cost));
+  const Cost cost = node.op->cost(g, node), all = streaming_cost(g, node, 0);
+  CHECK(std::isfinite(cost.flops));
+  CHECK(cost.flops >= 0);
+  CHECK(cost.bytes_read >= 0);
+  CHECK(cost.bytes_read <= all.bytes_read);
+  CHECK(cost.bytes_written > 0);
+  CHECK(cost.bytes_written <= all.bytes_written);
+  const std::string_view name = node.op->name;
+  double m = 0, n = 0, k = 0;
+  if (name == "linear") {
+    m = static_cast<double>(g.shape(node.inputs[0]).rows());
+    n = static_cast<double>(g.shape(node.inputs[1])[0]), k = static_cast<double>(g.shape(node.inputs[1])[1]);
+  } else if (name == "linear_backward_input") {
+    m = static_cast<double>(g.shape(node.inputs[0]).rows());
+    n = static_cast<double>(g.shape(node.inputs[1])[1]), k = static_cast<double>(g.shape(node.inputs[1])[0]);
+  } else if (name == "linear_backward_weight") {
+    m = static_cast<double>(g.shape(node.outputs[0])[0]), n = static_cast<double>(g.shape(node.outputs[0])[1]);
+    k = static_cast<double>(g.shape(node.inputs[0]).rows());
+  }
+  if (m > 0) CHECK(cost.flops == 2 * m * n * k);
+}
+
+void check_same(const Graph& g, const Sandbox& a, const Sandbox& b) {
+  for (size_t i = 0; i < g.tensors.size(); ++i) {
+    CAPTURE(g.tensors[i].name);
+    if (g.tensors[i].role != Role::workspace) CHECK(a.same_bits(static_cast<TensorId>(i), b));
+  }
+}
+
+// Each node once more on its own, for each way in which its op may work in place.
+void check_in_place(const Built& b, const Sandbox& done, const Sandbox& start, ThreadTeam& team) {
+  const Graph& g = b.whole;
+  for (size_t n = 0; n < g.nodes.size(); ++n) {
+    const Node& node = g.nodes[n];
+    for (const InPlace& pair : node.op->in_place) {
+      const TensorId out = node.output(static_cast<size_t>(pair.output)), in = node.input(static_cast<size_t>(pair.input));
+      if (out == kNone || in == kNone || g.tensor(out).alias != kNone) continue;
+      REQUIRE(g.tensor(out).bytes() == g.tensor(in).bytes());
+      Sandbox sandbox(g, out, in);
+      for (TensorId id : node.inputs) {
+        if (id == kNone) continue;
+        const bool is_input = std::none_of(g.nodes.begin(), g.nodes.end(), [&](const Node& w) {
+          return std::find(w.outputs.begin(), w.outputs.end(), id) != w.outputs.end();
+        });
+        sandbox.copy(id, is_input ? start : done);
+      }
+      sandbox.run_node(n, team, {});
+      CAPTURE(node.op->name);
+      CAPTURE(pair.output);
+      CAPTURE(pair.input);
+      for (TensorId id : node.outputs)
+        if (id != kNone) CHECK(sandbox.same_bits(id, done));
+      CHECK(sandbox.damage() == "");
+    }
+  }
+}
+
+void check_outputs(const Subject& subject, ThreadTeam& one, ThreadTeam& three, const StepState& step) {
+  const Built b = build(subject, 1), b3 = build(subject, 3);
+  const std::vector<Array> expected = evaluate(subject, b, step);
+  Sandbox sandbox(b.whole), sandbox3(b3.whole);
+  fill(sandbox, subject, b);
+  fill(sandbox3, subject, b3);
+  sandbox.run(one, step);
+  sandbox3.run(three, step);
+  CHECK(sandbox.damage() == "");
+  CHECK(sandbox3.damage() == "");
+  check_same(b.whole, sandbox, sandbox3);
+  // Fusion may leave out tensors that are no results.
+  for (const Node& node : b.whole.nodes)
+    for (TensorId id : node.outputs) {
+      if (id == kNone || static_cast<size_t>(id) >= expected.size()) continue;
+      const std::string name = subject.name + ": " + b.whole.tensor(id).name;
+      const double error = reference::relative_error(sandbox.values(id), expected[static_cast<size_t>(id)].values);
+      INFO(name);
+      CHECK(error <= kOutputBound);
+      worst_output.add(error, name);
+    }
+}
+
+void check_gradients(const Subject& subject, ThreadTeam& one, ThreadTeam& three, int only) {
+  const Built b = build(subject, 1, only), b3 = build(subject, 3, only);
+  if (b.seeds.empty()) return;
+  CHECK(!b.gradients.empty());
+  Sandbox start(b.whole), sandbox(b.whole), sandbox3(b3.whole);
+  for (Sandbox* s : {&start, &sandbox}) fill(*s, subject, b);
+  fill(sandbox3, subject, b3);
+  sandbox.run(one, {});
+  sandbox3.run(three, {});
+  CHECK(sandbox.damage() == "");
+  check_same(b.whole, sandbox, sandbox3);
+  check_in_place(b, sandbox, start, three);
+
+  std::vector<std::pair<TensorId, std::vector<double>>> of_parameters;
+  for (auto& [input, gradient] : b.gradients) {
+    const std::string name = subject.name + ": " + b.whole.tensor(gradient).name + " of " + b.whole.tensor(input).name;
+    INFO(name);
+    const double error = reference::relative_error(sandbox.values(gradient), finite_differences(subject, b, input));
+    CHECK(error <= kGradientBound);
+    worst_gradient.add(error, name);
+    if (b.whole.tensor(input).role == Role::parameter) of_parameters.emplace_back(gradient, sandbox.values(gradient));
+  }
+  // The second micro-step of the same batch doubles the parameters' gradients.
+  sandbox.run(one, {.micro_step = 1});
+  sandbox3.run(three, {.micro_step = 1});
+  check_same(b.whole, sandbox, sandbox3);
+  for (auto& [gradient, once] : of_parameters) {
+    for (double& v : once) v *= 2;
+    const double error = reference::relative_error(sandbox.values(gradient), once);
+    INFO(subject.name);
+    CHECK(error <= kAccumulationBound);
+    worst_accumulation.add(error, subject.name);
+  }
+}
+
+void check(const Subject& subject, std::set<std::string>& executed) {
+  CAPTURE(subject.name);
+  ThreadTeam one(1), three(3);
+  check_outputs(subject, one, three, {});
+  if (!subject.fused) {
+    // A later step, some tokens into a text; most ops do not care.
+    check_outputs(subject, one, three, {.learning_rate = 0.01f, .step = 7, .position = 3});
+  }
+  const Built b = build(subject, 1);
+  for (const Node& node : b.whole.nodes) {
+    check_cost(b.whole, node);
+    executed.insert(node.op->name);
+  }
+  check_gradients(subject, one, three, -1);
+  const auto seeds = static_cast<int>(b.seeds.size());
+  for (int only = 0; seeds > 1 && only < seeds; ++only) check_gradients(subject, one, three, only);
+  if (b.seeds.empty()) {
+    Sandbox start(b.whole), done(b.whole);
+    for (Sandbox* s : {&start, &done}) fill(*s, subject, b);
+    done.run(three, {});
+    check_in_place(b, done, start, three);
+  }
+}
+
+Subject subject_of(const Op& op, const Example& example, size_t number) {
+  return {op.name + std::string(" ") + std::to_string(number), example.inputs,
+          [&op, attributes = example.attributes](Graph& g, const std::vector<TensorId>& inputs) {
+            g.add(op.name, attributes, inputs, op.name);
+          }};
+}
+
+// What the fusion pass makes: products with an activation function at their end or its derivative, norms with a
+// residual addition, the head with its loss.
+std::vector<Subject> fused_subjects() {
+  using Ids = std::vector<TensorId>;
+  const auto parameter = [](Shape shape) { return Example::Input{.shape = shape, .role = Role::parameter}; };
+  std::vector<Subject> subjects;
+  for (const char* activation : {"gelu", "relu2"}) {
+    const auto half = [=](Graph& g, const Ids& in) {
+      return g.add(activation, {}, {g.add("linear", {}, {in[0], in[1], in[2]}, "hidden")[0]}, "activated")[0];
+    };
+    const auto whole = [=](Graph& g, const Ids& in) { g.add("linear", {}, {half(g, in), in[3]}, "y"); };
+    const std::vector<Example::Input> inputs = {
+        {.shape = {2, 3, 33}}, parameter({37, 33}), parameter({37}), parameter({5, 37})};
+    const std::vector<Example::Input> first(inputs.begin(), inputs.begin() + 3);
+    subjects.push_back({concat("linear + ", activation), first, half, true});
+    subjects.push_back({concat("linear + ", activation, ", forward alone"), first, half, true, true});
+    subjects.push_back({concat("MLP with ", activation), inputs, whole, true});
+  }
+  for (const char* norm : {"layernorm", "rmsnorm"}) {
+    const auto residual = [=](Graph& g, const Ids& in) {
+      const TensorId sum = g.add("add", {}, {in[0], in[1]}, "sum")[0];
+      Ids inputs = {sum, in[2]};
+      if (in.size() > 3) inputs.push_back(in[3]);
+      g.add("add", {}, {sum, g.add(norm, {{"epsilon", 1e-5}}, inputs, "normal")[0]}, "y");
+    };
+    std::vector<Example::Input> inputs = {{.shape = {3, 5, 18}}, {.shape = {3, 5, 18}}, parameter({18})};
+    if (norm == std::string("layernorm")) inputs.push_back(parameter({18}));
+    subjects.push_back({concat("residual + ", norm), inputs, residual, true});
+  }
+  const Example::Input tokens{{2, 6}, DType::int32, 0, 19}, targets{{2, 6}, DType::int32, -1, 19};
+  const auto head = [](Graph& g, const Ids& in) {
+    const TensorId x = g.add("embedding", {}, {in[0], in[2]}, "x")[0];
+    g.add("cross_entropy", {}, {g.add("linear", {}, {x, in.back()}, "logits")[0], in[1]}, "losses");
+  };
+  subjects.push_back({"head and loss", {tokens, targets, parameter({19, 10}), parameter({19, 10})}, head, true});
+  subjects.push_back({"tied head and loss", {tokens, targets, parameter({19, 10})}, head, true});
+  subjects.push_back({"head and loss, forward alone", {tokens, targets, parameter({19, 10})}, head, true, true});
+  return subjects;
+}
+
+}  // namespace
+
+TEST_CASE("ops: every row of the table") {
+  std::set<std::string> executed;
+  for (const Op& op : op_table()) {
+    CAPTURE(op.name);
+    CHECK(std::string(op.summary) != "");
+    REQUIRE(static_cast<bool>(op.infer));
+    REQUIRE(static_cast<bool>(op.cpu));
+    if (!op.examples) continue;
+    REQUIRE_MESSAGE(reference::references().contains(op.name), "an op with examples needs a reference loop: ", op.name);
+    const std::vector<Example> examples = op.examples();
+    for (size_t i = 0; i < examples.size(); ++i) check(subject_of(op, examples[i], i), executed);
+    CHECK(op_named(op.name) == &op);
+  }
+  for (const Subject& subject : fused_subjects()) check(subject, executed);
+  for (const Op& op : op_table())
+    CHECK_MESSAGE(executed.contains(op.name), "no example runs the op ", op.name, ", by itself or as another's backward");
+  CHECK_THROWS_AS(op_named("no such op"), Error);
+  if (std::getenv("OP_ERRORS"))
+    std::cout << "largest errors: output " << worst_output.error << " (" << worst_output.where << "), gradient "
+              << worst_gradient.error << " (" << worst_gradient.where << "), accumulation " << worst_accumulation.error
+              << " (" << worst_accumulation.where << ")\n";
+}
+
+TEST_CASE("ops: a head whose logits take several blocks of rows") {
+  // A block holds about 64 MiB of logits: at this vocabulary 64 rows, so 66 rows are two blocks.
+  constexpr int64_t kRows = 66, kVocabulary = (int64_t{64} << 20) / 4 / 64, kChannels = 3;
+  const Subject subject{"blocks",
+                        {{.shape = {1, kRows, kChannels}},
+                         {.shape = {kVocabulary, kChannels}, .role = Role::parameter},
+                         {.shape = {1, kRows}, .dtype = DType::int32, .low = -1, .high = kVocabulary},
+                         {.shape = {1, kRows}, .low = 0, .high = 1}},
+                        [](Graph& g, const std::vector<TensorId>& in) { g.add("head_loss", {}, in, "losses"); },
+                        false,
+                        true};
+  ThreadTeam one(1), three(3);
+  check_outputs(subject, one, three, {});
+}
+
+TEST_CASE("ops: AdamW leaves everything as it was when the norm is not finite") {
+  const std::vector<Example> examples = op_named("adamw")->examples();
+  const Subject subject = subject_of(*op_named("adamw"), examples.front(), 0);
+  const Built b = build(subject, 1);
+  ThreadTeam team(2);
+  for (double norm : {HUGE_VAL, std::nan("")}) {
+    Sandbox before(b.whole), after(b.whole);
+    for (Sandbox* s : {&before, &after}) {
+      fill(*s, subject, b);
+      s->fill(b.inputs[4], {norm});
+    }
+    after.run(team, {.learning_rate = 0.1f});
+    for (size_t i : {0u, 2u, 3u}) CHECK(before.same_bits(b.inputs[i], after));
+  }
+}
