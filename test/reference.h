@@ -1,15 +1,18 @@
 // What the kernels are held against: every op of the forward pass once more as a naive loop in double precision, written
-// from the formula and not from the kernel; and memory in which a kernel that reads or writes the wrong place is caught.
+// from the formula and not from the kernel; memory in which a kernel that reads or writes the wrong place is caught; and
+// a small model that trains, for what must not change a bit of it.
 #pragma once
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "llm/graph/kernel.h"
 #include "llm/graph/op.h"
+#include "llm/graph/program.h"
+#include "llm/model/gpt.h"
 
 namespace llm::reference {
 
@@ -65,6 +68,40 @@ class Sandbox {
   std::vector<size_t> offsets_;  // by tensor, in words
   std::vector<void*> addresses_;
   std::map<TensorId, std::vector<uint32_t>> filled_;  // the tensors that must stay as they were filled
+};
+
+using Words = std::vector<uint32_t>;            // a tensor's bits
+using Snapshot = std::map<std::string, Words>;  // by a tensor's name
+Words words_of(const Program& program, TensorId id);
+double difference(const Words& a, const Words& b);  // relative_error of the fp32 values
+
+// Three layers of "gpt2", "modern" or "relu2" (modern with that activation function).
+ModelConfig small_config(const std::string& architecture);
+
+constexpr int64_t kBatch = 4, kTokens = 24;
+
+// A small model that trains on made-up tokens.
+struct Trainer {
+  struct Settings {
+    int threads = 2;
+    int64_t batch = kBatch;  // rows of a micro-step; a step's loss is always the mean over kBatch rows
+    CompileOptions compile = {};
+    RecomputeChoice recompute = {};
+    bool keep_logits = false;  // as a result: then the head cannot be fused
+  };
+  Trainer(const ModelConfig& config, const Settings& settings);
+
+  // One micro-step on its rows of the step's batch, up to and with phase `last`.
+  void run(int64_t step, Phase last, int64_t micro_step = 0);
+  Snapshot snapshot() const;  // losses, the gradients' norm, and everything persistent
+  Snapshot after_steps(int steps);
+
+  TrainingGraph graph;
+  TensorId logits;
+  ThreadTeam team;
+  PersistentLayout layout;
+  std::unique_ptr<Program> program;
+  std::unique_ptr<Arena> arena;
 };
 
 }  // namespace llm::reference

@@ -46,8 +46,7 @@ double attend(const Array& query, int64_t query_at, const Array& keys, Key key, 
   }
   for (double& score : scores) sum += score = std::exp(score - top);
   for (int64_t t = 0; t < positions; ++t)
-    for (int64_t d = 0; d < D; ++d)
-      out[out_at + d] += scores[static_cast<size_t>(t)] / sum * values[value(t) + d];
+    for (int64_t d = 0; d < D; ++d) out[out_at + d] += scores[static_cast<size_t>(t)] / sum * values[value(t) + d];
   return top + std::log(sum);
 }
 
@@ -62,8 +61,8 @@ Arrays attention(const Attributes& a, const Arrays& in, const StepState&) {
         const int64_t kv = h / (H / K);
         const auto key = [&](int64_t s) { return (b * T + s) * width + (H + kv) * D; };
         const auto value = [&](int64_t s) { return (b * T + s) * width + (H + K + kv) * D; };
-        log_sum_exp[(b * H + h) * T + t] = attend(qkv, (b * T + t) * width + h * D, qkv, key, qkv, value, t + 1, D, out,
-                                                  (b * T + t) * H * D + h * D);
+        log_sum_exp[(b * H + h) * T + t] =
+            attend(qkv, (b * T + t) * width + h * D, qkv, key, qkv, value, t + 1, D, out, (b * T + t) * H * D + h * D);
       }
   return {out, log_sum_exp};
 }

@@ -1,4 +1,5 @@
-// The CPU's attention against the naive formula in double precision: outputs, gradients, the cache, and the promised bits.
+// The CPU's attention against the naive formula in double precision: outputs, gradients, the cache, and the promised
+// bits.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -49,7 +50,9 @@ struct Reference {
       for (int64_t h = 0; h < s.heads; ++h)
         for (int64_t i = 0; i < T; ++i) {
           const int64_t kv = h / (s.heads / s.kv_heads);
-          const auto at = [&](int64_t t, int64_t column) { return static_cast<size_t>((b * T + t) * stride + column * D); };
+          const auto at = [&](int64_t t, int64_t column) {
+            return static_cast<size_t>((b * T + t) * stride + column * D);
+          };
           const size_t q = at(i, h), o = static_cast<size_t>((b * T + i) * out_stride + h * D);
           double maximum = -1e300, sum = 0;
           for (int64_t j = 0; j <= i; ++j) {
@@ -114,7 +117,7 @@ double largest_error(const std::vector<float>& found, const std::vector<double>&
 }
 
 const AttentionShape kShapes[] = {
-    {1, 1, 1, 1, 8},  {2, 2, 2, 1, 20},  {1, 63, 2, 2, 33},  {2, 64, 3, 3, 16}, {1, 65, 4, 2, 64},
+    {1, 1, 1, 1, 8},   {2, 2, 2, 1, 20},   {1, 63, 2, 2, 33},  {2, 64, 3, 3, 16},  {1, 65, 4, 2, 64},
     {1, 130, 6, 1, 7}, {1, 300, 2, 1, 40}, {1, 560, 1, 1, 24}, {17, 33, 1, 1, 32},
 };
 
@@ -156,7 +159,8 @@ TEST_CASE("attention has the same bits for any number of threads") {
 }
 
 // Feeds the sequence in pieces of `piece` tokens through the caches.
-std::vector<float> through_cache(const AttentionShape& full, const std::vector<float>& qkv, int64_t piece, int threads) {
+std::vector<float> through_cache(const AttentionShape& full, const std::vector<float>& qkv, int64_t piece,
+                                 int threads) {
   const int64_t capacity = full.tokens + 5, out_stride = full.heads * full.head_size;
   auto keys = nans(full.batch * capacity * full.kv_heads * full.head_size), values = keys;
   auto out = nans(full.batch * full.tokens * out_stride);

@@ -103,7 +103,8 @@ TEST_CASE("gemm agrees with the naive product at ragged sizes, in every layout")
 
 TEST_CASE("gemm agrees with the naive product where k takes several stages, with threads") {
   for (int layout = 0; layout < 4; ++layout) {
-    for (const auto& [m, n, k] : {std::array<int64_t, 3>{30, 67, 3100}, {67, 30, 3100}, {7, 40, 1000}, {150, 70, 769}}) {
+    for (const auto& [m, n, k] :
+         {std::array<int64_t, 3>{30, 67, 3100}, {67, 30, 3100}, {7, 40, 1000}, {150, 70, 769}}) {
       const Problem p(m, n, k, layout & 1, layout & 2);
       p.check(p.run(3), false);
       p.check(p.run(2, Problem::Addend::kOther), true);
@@ -112,7 +113,8 @@ TEST_CASE("gemm agrees with the naive product where k takes several stages, with
 }
 
 TEST_CASE("gemm adds the addend, also when it is C itself, to the same bits") {
-  for (const auto& [m, n, k] : {std::array<int64_t, 3>{33, 65, 40}, {3, 65, 40}, {40, 33, 1600}, {5, 40, 0}, {20, 40, 0}}) {
+  for (const auto& [m, n, k] :
+       {std::array<int64_t, 3>{33, 65, 40}, {3, 65, 40}, {40, 33, 1600}, {5, 40, 0}, {20, 40, 0}}) {
     const Problem p(m, n, k, false, true);
     const auto other = p.run(2, Problem::Addend::kOther), same = p.run(2, Problem::Addend::kSame);
     p.check(other, true);
@@ -135,16 +137,15 @@ TEST_CASE("gemm's epilogue sees each final element exactly once") {
       } context{&p, nullptr, std::vector<int>(static_cast<size_t>(m * n), 0)};
       const auto expected = p.run(threads);
       context.expected = expected.data();
-      const Epilogue epilogue{
-          [](const void* opaque, float* c, int64_t row, int64_t column, int64_t count) {
-            auto& at = *static_cast<Context*>(const_cast<void*>(opaque));
-            for (int64_t j = column; j < column + count; ++j) {
-              ++at.seen[static_cast<size_t>(row * at.p->n + j)];
-              if (c[j - column] != at.expected[row * (at.p->n + at.p->gap) + j]) at.final = false;
-              c[j - column] += 1.0f;
-            }
-          },
-          &context};
+      const Epilogue epilogue{[](const void* opaque, float* c, int64_t row, int64_t column, int64_t count) {
+                                auto& at = *static_cast<Context*>(const_cast<void*>(opaque));
+                                for (int64_t j = column; j < column + count; ++j) {
+                                  ++at.seen[static_cast<size_t>(row * at.p->n + j)];
+                                  if (c[j - column] != at.expected[row * (at.p->n + at.p->gap) + j]) at.final = false;
+                                  c[j - column] += 1.0f;
+                                }
+                              },
+                              &context};
       const auto c = p.run(threads, Problem::Addend::kNone, epilogue);
       bool once = true, applied = true;
       for (int64_t i = 0; i < m; ++i)

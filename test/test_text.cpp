@@ -274,7 +274,7 @@ TEST_CASE("text: a shard whose header or length is wrong is refused, by name") {
     CHECK(contains(open(good.substr(0, 1023)), "1024"));
     CHECK(contains(open(with(0, 20240326)), "magic number is 20240326"));
     CHECK(contains(open(with(1, 2)), "version 2"));
-    CHECK(contains(open(with(2, -1)), "-1 tokens"));
+    CHECK(contains(open(with(2, -1)), "its header says -1 tokens"));
     CHECK(contains(open(with(2, 49)), path + ": damaged"));
     CHECK(contains(open(with(2, 51)), path + ": truncated"));
     CHECK(contains(open(with(2, 2147483647)), path + ": truncated"));
@@ -517,7 +517,7 @@ TEST_CASE("text: a data set that is written over leaves nothing behind, and a fa
   for (const int count : {1, 4}) {
     ThreadTeam team(count);
     const WordTokenizer fused('!');
-    CHECK(contains(error_of([&] { tokenize_files({big, small}, fused, out, 0.1, team); }), "fuse"));
+    CHECK(contains(error_of([&] { tokenize_files({big, small}, fused, out, 0.1, team, {}, 1); }), "fuse"));
     CHECK(directory.names() == std::set<std::string>{"notes.txt", "tokenizer.json"});
   }
 

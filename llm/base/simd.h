@@ -57,7 +57,8 @@ inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
 
 namespace detail {
 
-// Of each pair of blocks of `Step` lanes, takes the low one from `a` and `b` (or the high one) and puts them side by side.
+// Of each pair of blocks of `Step` lanes, takes the low one from `a` and `b` (or the high one) and puts them side by
+// side.
 template <int Step, bool High, int... I>
 inline Vec merge_blocks(Vec a, Vec b, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(a, b, ((I & Step) == 0 ? I + (High ? Step : 0) : kLanes + I - (High ? 0 : Step))...);
@@ -110,11 +111,13 @@ inline float fold_max(Vec v) {
 inline float reduce_add(Vec v) { return detail::fold_add<kLanes / 2>(v); }
 inline float reduce_max(Vec v) { return detail::fold_max<kLanes / 2>(v); }
 
-// e^x to about 2 units in the last place: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial of degree 6 for e^r (Cephes'
-// expf coefficients), and n added to the exponent. Below -87.3 the result is 0, above 88.37 it is the largest e^x.
+// e^x to about 2 units in the last place: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial of degree 6 for e^r
+// (Cephes' expf coefficients), and n added to the exponent. Below -87.3 the result is 0, above 88.37 it is the largest
+// e^x.
 inline Vec exp(Vec x) {
   const Vec clamped = min(max(x, broadcast(-87.3f)), broadcast(88.37f));
-  const Vec shifted = clamped * broadcast(1.44269504088896341f) + broadcast(12582912.0f);  // rounds to nearest: 1.5 * 2^23
+  const Vec shifted =
+      clamped * broadcast(1.44269504088896341f) + broadcast(12582912.0f);  // rounds to nearest: 1.5 * 2^23
   const Vec n = shifted - broadcast(12582912.0f);
   Vec r = clamped - n * broadcast(0.693359375f);
   r = r + n * broadcast(2.12194440e-4f);

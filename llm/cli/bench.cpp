@@ -277,16 +277,20 @@ ordered_json read_earlier(const std::string& path) {
 }
 
 // How many times as fast as earlier; blank where there is nothing to compare.
-std::string ratio_text(double earlier, double now) { return earlier > 0 && now > 0 ? format("%.2fx", earlier / now) : "-"; }
+std::string ratio_text(double earlier, double now) {
+  return earlier > 0 && now > 0 ? format("%.2fx", earlier / now) : "-";
+}
 
 void print_rows(const ordered_json& result, const ordered_json& earlier, const char* list) {
   std::map<std::string, double> before;
   if (!earlier.is_null())
     for (const ordered_json& row : earlier[list]) before[row["name"]] = row["ms"];
   size_t width = 2;
-  for (const ordered_json& row : result[list]) width = std::max(width, row["name"].get_ref<const std::string&>().size());
+  for (const ordered_json& row : result[list])
+    width = std::max(width, row["name"].get_ref<const std::string&>().size());
   const double total = result["step"]["ops_ms"];
-  std::cout << "op" << std::string(width - 2, ' ') << "  calls        ms  % step  GFLOP/s    GB/s  floor ms  bound   of ceiling"
+  std::cout << "op" << std::string(width - 2, ' ')
+            << "  calls        ms  % step  GFLOP/s    GB/s  floor ms  bound   of ceiling"
             << (earlier.is_null() ? "" : "  earlier ms  speed-up") << "\n";
   for (const ordered_json& row : result[list]) {
     const std::string name = row["name"], bound = row["bound"];
@@ -311,24 +315,27 @@ void print_text(const ordered_json& r, const ordered_json& earlier, bool nodes) 
             << format("cache (%zu MiB): %.1f, %.1f, %.1f GB/s; %d threads\n", Ceilings::kCachedBytes >> 20,
                       value(c, "cached_read_gbs"), value(c, "cached_copy_gbs"), value(c, "cached_update_gbs"),
                       r["threads"].get<int>())
-            << "model     " << r["model"].get<std::string>() << ": " << format_count(value(r, "parameters")) << " parameters, "
+            << "model     " << r["model"].get<std::string>() << ": " << format_count(value(r, "parameters"))
+            << " parameters, "
             << format("%d x %d tokens a step; medians of %d steps\n\n", r["batch"].get<int>(), r["context"].get<int>(),
                       r["steps"].get<int>());
   print_rows(r, earlier, nodes ? "nodes" : "ops");
   const auto& step = r["step"];
   const double wall = value(step, "ms"), ops = value(step, "ops_ms"), floor = value(step, "floor_ms");
-  std::cout << format("\nstep      %.2f ms: ops %.2f, between ops %.2f; floor %.2f (%.0f%%)\n", wall, ops, wall - ops, floor,
-                      100 * floor / wall);
+  std::cout << format("\nstep      %.2f ms: ops %.2f, between ops %.2f; floor %.2f (%.0f%%)\n", wall, ops, wall - ops,
+                      floor, 100 * floor / wall);
   if (step.contains("mfu"))
-    std::cout << format("          %.0f tokens/s, MFU %.1f%%\n", value(step, "tokens_per_second"), 100 * value(step, "mfu"));
+    std::cout << format("          %.0f tokens/s, MFU %.1f%%\n", value(step, "tokens_per_second"),
+                        100 * value(step, "mfu"));
   if (!earlier.is_null())
-    std::cout << format("earlier   %.2f ms a step: ", value(earlier["step"], "ms")) << ratio_text(value(earlier["step"], "ms"), wall)
-              << "\n";
+    std::cout << format("earlier   %.2f ms a step: ", value(earlier["step"], "ms"))
+              << ratio_text(value(earlier["step"], "ms"), wall) << "\n";
 }
 
 void bench(const BenchFlags& flags) {
   flags.device.check();
-  if (flags.format != "text" && flags.format != "json") fail_usage("unknown --format ", flags.format, "; known: text, json");
+  if (flags.format != "text" && flags.format != "json")
+    fail_usage("unknown --format ", flags.format, "; known: text, json");
   // Read first: a wrong file should not cost a measurement.
   const ordered_json earlier = flags.compare.empty() ? ordered_json() : read_earlier(flags.compare);
   ThreadTeam threads(flags.device.threads);
@@ -365,8 +372,10 @@ void add_bench(CLI::App& app) {
   command->add_option("--compare", flags->compare, "a file from an earlier --save: print how much faster it is now");
   flags->device.add_to(*command);
   command->footer(
-      "The floor of an op is the longer of FLOPs / peak and bytes / bandwidth, with the ceilings measured just before: of\n"
-      "main memory, or of a cache's worth of it for an op whose tensors together are that small. Smaller ones still can\n"
+      "The floor of an op is the longer of FLOPs / peak and bytes / bandwidth, with the ceilings measured just before: "
+      "of\n"
+      "main memory, or of a cache's worth of it for an op whose tensors together are that small. Smaller ones still "
+      "can\n"
       "be faster. MFU counts the FLOPs that training needs, not what is recomputed.\n\n"
       "Examples:\n"
       "  train_gpt bench --save before.json\n"

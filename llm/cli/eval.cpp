@@ -37,7 +37,8 @@ class TemporaryDirectory {
     const char* parent = std::getenv("TMPDIR");
     path_ = std::string(parent && *parent ? parent : "/tmp") + "/train_gpt-eval-XXXXXX";
     if (!::mkdtemp(path_.data()))
-      fail("cannot create a directory for the text's tokens, ", path_, ": ", std::strerror(errno), "; TMPDIR says where");
+      fail("cannot create a directory for the text's tokens, ", path_, ": ", std::strerror(errno),
+           "; TMPDIR says where");
   }
   ~TemporaryDirectory() {
     std::error_code ignored;
@@ -67,7 +68,8 @@ bool is_text_file(const std::string& data) {
 double val_fraction_of(const LoadedModel& model) {
   constexpr double usual = 0.1;
   if (!model.checkpoint().has_trainer_state) return usual;
-  const auto settings = nlohmann::json::parse(read_trainer_state(model.checkpoint().path).settings_json, nullptr, false);
+  const auto settings =
+      nlohmann::json::parse(read_trainer_state(model.checkpoint().path).settings_json, nullptr, false);
   const auto found = settings.find("val_fraction");
   return settings.is_object() && found != settings.end() && found->is_number() ? found->get<double>() : usual;
 }
@@ -106,11 +108,15 @@ EvalData choose_split(const EvalFlags& flags, const Dataset& dataset) {
   if (split != "all") {
     data.bytes_per_token = split == "val" ? dataset.val_bytes_per_token : dataset.train_bytes_per_token;
   } else {
-    const auto size = [](const std::vector<std::string>& shards) { return static_cast<double>(TokenStream(shards).size()); };
+    const auto size = [](const std::vector<std::string>& shards) {
+      return static_cast<double>(TokenStream(shards).size());
+    };
     const double train = size(dataset.train), val = size(dataset.val);
-    const bool known = (train == 0 || dataset.train_bytes_per_token > 0) && (val == 0 || dataset.val_bytes_per_token > 0);
+    const bool known =
+        (train == 0 || dataset.train_bytes_per_token > 0) && (val == 0 || dataset.val_bytes_per_token > 0);
     if (known)
-      data.bytes_per_token = (train * dataset.train_bytes_per_token + val * dataset.val_bytes_per_token) / (train + val);
+      data.bytes_per_token =
+          (train * dataset.train_bytes_per_token + val * dataset.val_bytes_per_token) / (train + val);
   }
   return data;
 }
@@ -119,14 +125,15 @@ EvalData open_data(const EvalFlags& flags, const LoadedModel& model, ThreadTeam&
   std::optional<TemporaryDirectory> temporary;
   const bool text = is_text_file(flags.data);
   if (text) temporary.emplace();
-  const Dataset dataset = text ? open_text(flags, model, temporary->path(), threads) : open_dataset(flags.data, "", threads);
+  const Dataset dataset =
+      text ? open_text(flags, model, temporary->path(), threads) : open_dataset(flags.data, "", threads);
   check_tokenizer(flags, model, dataset);
   EvalData data = choose_split(flags, dataset);
   // With --batches, too little is read for it to be worth a look at everything first: the evaluator looks as it goes.
   if (flags.batches == 0)
     if (const int32_t largest = data.stream->largest_token(); largest >= model.config().vocabulary)
-      fail("--data ", flags.data, " holds token ", largest, " but the model's vocabulary is ", model.config().vocabulary,
-           ": the data was tokenized for another model");
+      fail("--data ", flags.data, " holds token ", largest, " but the model's vocabulary is ",
+           model.config().vocabulary, ": the data was tokenized for another model");
   return data;
 }
 
@@ -142,8 +149,8 @@ std::string result_text(const EvalFlags& flags, const Evaluator::Result& result,
   }
   char line[200], bits_text[40] = "";
   if (bits > 0) std::snprintf(bits_text, sizeof bits_text, ", %.4f bits/byte", bits);
-  std::snprintf(line, sizeof line, "loss %.4f nats/token%s, perplexity %.2f, over %lld tokens (%s)\n", result.loss, bits_text,
-                std::exp(result.loss), static_cast<long long>(result.tokens), data.split.c_str());
+  std::snprintf(line, sizeof line, "loss %.4f nats/token%s, perplexity %.2f, over %lld tokens (%s)\n", result.loss,
+                bits_text, std::exp(result.loss), static_cast<long long>(result.tokens), data.split.c_str());
   return line;
 }
 
@@ -152,7 +159,8 @@ void evaluate(const EvalFlags& flags) {
   ThreadTeam threads(flags.device.threads);
   LoadedModel model(flags.model);
   const int64_t context = flags.context ? flags.context : model.config().context;
-  if (context > model.config().context) fail_usage("--context ", context, " is longer than the model's of ", model.config().context);
+  if (context > model.config().context)
+    fail_usage("--context ", context, " is longer than the model's of ", model.config().context);
   const EvalData data = open_data(flags, model, threads);
 
   // About 4096 tokens fill the threads; more would only take memory.
@@ -168,10 +176,10 @@ void evaluate(const EvalFlags& flags) {
   if (!std::isfinite(result.loss))
     fail(model.checkpoint().path, ": the loss is ", result.loss, ": its weights are damaged, or its training diverged");
 
-  std::fprintf(stderr, "model: %s\n", model.description().c_str());
   const std::string text = result_text(flags, result, data);
   if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0)
     fail("cannot write standard output: ", std::strerror(errno));
+  std::fprintf(stderr, "model: %s\n", model.description().c_str());
 }
 
 }  // namespace
@@ -179,15 +187,21 @@ void evaluate(const EvalFlags& flags) {
 void add_eval(CLI::App& app) {
   const auto flags = std::make_shared<EvalFlags>();
   CLI::App* command = app.add_subcommand("eval", "Measure the loss of a trained model on data");
-  command->add_option("RUN|CHECKPOINT", flags->model,
-                      "a run (its checkpoint with the lowest validation loss; the newest where none was measured), one of its "
-                      "checkpoints, or a Hugging Face directory")
+  command
+      ->add_option(
+          "RUN|CHECKPOINT", flags->model,
+          "a run (its checkpoint with the lowest validation loss; the newest where none was measured), one of its "
+          "checkpoints, or a Hugging Face directory")
       ->required();
-  command->add_option("--data", flags->data, "a text file, a directory of token shards, one shard, or a quoted glob of shards")
+  command
+      ->add_option("--data", flags->data,
+                   "a text file, a directory of token shards, one shard, or a quoted glob of shards")
       ->required();
-  command->add_option("--split", flags->split,
-                      "val: what was held out, of a text file the same last part as in training; train; or all (val, or all of "
-                      "named shards that have no val)")
+  command
+      ->add_option(
+          "--split", flags->split,
+          "val: what was held out, of a text file the same last part as in training; train; or all (val, or all of "
+          "named shards that have no val)")
       ->check(CLI::IsMember({"val", "train", "all"}));
   command->add_option("--batch", flags->batch, "windows at a time (about 4096 tokens)")->check(CLI::Range(1, 65536));
   command->add_option("--context", flags->context, "tokens a window (the model's context)")
@@ -195,11 +209,15 @@ void add_eval(CLI::App& app) {
   command->add_option("--batches", flags->batches, "only so many batches, evenly spaced; 0: all")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 40))
       ->capture_default_str();
-  command->add_option("--format", flags->format, "text or json")->check(CLI::IsMember({"text", "json"}))->capture_default_str();
+  command->add_option("--format", flags->format, "text or json")
+      ->check(CLI::IsMember({"text", "json"}))
+      ->capture_default_str();
   flags->device.add_to(*command);
   command->footer(
-      "Every token of the split but the first is predicted once, in windows without overlap. A text file is read with the\n"
-      "run's own tokenizer. The result goes to standard output; as json it is {\"loss\", \"bits_per_byte\", \"perplexity\",\n"
+      "Every token of the split but the first is predicted once, in windows without overlap. A text file is read with "
+      "the\n"
+      "run's own tokenizer. The result goes to standard output; as json it is {\"loss\", \"bits_per_byte\", "
+      "\"perplexity\",\n"
       "\"tokens\"}, without bits_per_byte where the text's length is not known.\n\n"
       "Examples:\n"
       "  train_gpt eval runs/shakespeare --data shakespeare.txt\n"

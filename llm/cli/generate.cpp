@@ -87,13 +87,15 @@ std::vector<int32_t> prompt_of(const GenerateFlags& flags, const LoadedModel& mo
   if (text) model.tokenizer()->encode(flags.prompt, true, prompt);
   if (prompt.empty()) {
     const int32_t end_of_text = model.tokenizer() ? model.tokenizer()->end_of_text() : -1;
-    if (end_of_text < 0) fail_usage("an empty prompt needs an end-of-text token to start from, which this model has not; give --prompt");
+    if (end_of_text < 0)
+      fail_usage("an empty prompt needs an end-of-text token to start from, which this model has not; give --prompt");
     prompt = {end_of_text};
   }
   const int64_t vocabulary = model.config().vocabulary;
   for (const int32_t id : prompt)
     if (id < 0 || id >= vocabulary)
-      fail_usage(text ? "--prompt" : "--prompt-ids", ": token ", id, " is outside the model's vocabulary of ", vocabulary);
+      fail_usage(text ? "--prompt" : "--prompt-ids", ": token ", id, " is outside the model's vocabulary of ",
+                 vocabulary);
   return prompt;
 }
 
@@ -141,8 +143,9 @@ void generate(const GenerateFlags& flags) {
   if (static_cast<int64_t>(prompt.size()) > model.config().context)
     note = concat(", of which the last ", model.config().context, " fit the context");
   std::fprintf(stderr, "model: %s\n", model.description().c_str());
-  std::fprintf(stderr, "generate: prompt of %zu tokens%s in %.3f s (%.0f%% of the time), %lld new tokens", prompt.size(),
-               note.c_str(), on_prompt, total > 0 ? 100 * on_prompt / total : 0, static_cast<long long>(made));
+  std::fprintf(stderr, "generate: prompt of %zu tokens%s in %.3f s (%.0f%% of the time), %lld new tokens",
+               prompt.size(), note.c_str(), on_prompt, total > 0 ? 100 * on_prompt / total : 0,
+               static_cast<long long>(made));
   if (made > 1)
     std::fprintf(stderr, " at %.1f tokens/s (%.0f%%)", static_cast<double>(made - 1) / (total - on_prompt),
                  100 * (1 - on_prompt / total));
@@ -154,28 +157,34 @@ void generate(const GenerateFlags& flags) {
 void add_generate(CLI::App& app) {
   const auto flags = std::make_shared<GenerateFlags>();
   CLI::App* command = app.add_subcommand("generate", "Let a trained model go on with a prompt");
-  command->add_option("RUN|CHECKPOINT", flags->model,
-                      "a run (its checkpoint with the lowest validation loss; the newest where none was measured), one of its "
-                      "checkpoints, or a Hugging Face directory")
+  command
+      ->add_option(
+          "RUN|CHECKPOINT", flags->model,
+          "a run (its checkpoint with the lowest validation loss; the newest where none was measured), one of its "
+          "checkpoints, or a Hugging Face directory")
       ->required();
-  CLI::Option* prompt = command->add_option("--prompt", flags->prompt,
-                                            "the text to go on with; names of special tokens in it are those tokens (the "
-                                            "start of a new text)");
+  CLI::Option* prompt =
+      command->add_option("--prompt", flags->prompt,
+                          "the text to go on with; names of special tokens in it are those tokens (the "
+                          "start of a new text)");
   command->add_option("--prompt-ids", flags->prompt_ids, "the same as token ids: \"1 2 3\"")->excludes(prompt);
   command->add_option("--max-tokens", flags->max_tokens, "how many tokens at most")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 40))
       ->capture_default_str();
-  command->add_option("--temperature", flags->sampling.temperature, "0: always the likeliest token; 1: as the model says")
+  command
+      ->add_option("--temperature", flags->sampling.temperature, "0: always the likeliest token; 1: as the model says")
       ->capture_default_str();
   command->add_option("--top-k", flags->sampling.top_k, "only the k likeliest tokens; 0: all")->capture_default_str();
-  command->add_option("--top-p", flags->sampling.top_p, "only the likeliest tokens that make up this probability; 1: all")
+  command
+      ->add_option("--top-p", flags->sampling.top_p, "only the likeliest tokens that make up this probability; 1: all")
       ->capture_default_str();
   command->add_option("--seed", flags->sampling.seed, "the same seed gives the same text")->capture_default_str();
   command->add_flag("--ids", flags->ids, "print the new tokens' ids on one line instead of text");
   command->add_flag("--no-stop", flags->no_stop, "go on after the end-of-text token, up to --max-tokens");
   flags->device.add_to(*command);
   command->footer(
-      "The text is streamed to standard output, the prompt first; how fast, and with which checkpoint, goes to standard\n"
+      "The text is streamed to standard output, the prompt first; how fast, and with which checkpoint, goes to "
+      "standard\n"
       "error. When the context is full, generation goes on with the last half of it.\n\n"
       "Examples:\n"
       "  train_gpt generate runs/shakespeare --prompt \"ROMEO:\" --max-tokens 500\n"

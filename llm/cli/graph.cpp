@@ -37,8 +37,9 @@ bool names_directory(const std::string& model) {
 ModelConfig config_for(const GraphFlags& flags) {
   if (!names_directory(flags.model.preset)) return flags.model.resolve(0, "small");
   const ModelOptions& m = flags.model;
-  const bool changed = m.layers || m.heads || m.kv_heads || m.channels || m.head_size || m.hidden ||
-                       !(m.architecture + m.norm + m.positions + m.activation + m.qk_norm + m.bias + m.tied_head).empty();
+  const bool changed =
+      m.layers || m.heads || m.kv_heads || m.channels || m.head_size || m.hidden ||
+      !(m.architecture + m.norm + m.positions + m.activation + m.qk_norm + m.bias + m.tied_head).empty();
   if (changed) fail_usage(m.preset, " says what the model is; of the model's flags only --context goes with it");
   ModelConfig config = read_config(find_checkpoint(m.preset).path);
   if (!m.context) return config;
@@ -73,7 +74,8 @@ void print_parameters(const ModelConfig& config) {
   for (const Parameter& p : parameter_table(config)) {
     std::string files;
     for (const FilePart& part : p.file_parts)
-      files += (files.empty() ? "" : ", ") + part.name + " " + part.shape.text() + (part.transposed ? " transposed" : "");
+      files +=
+          (files.empty() ? "" : ", ") + part.name + " " + part.shape.text() + (part.transposed ? " transposed" : "");
     rows.push_back({p.name, p.shape.text(), std::to_string(p.shape.elements()), init_text(p), p.decay ? "yes" : "no",
                     name_of(p.group), p.shard_axis < 0 ? "-" : std::to_string(p.shard_axis), files});
   }
@@ -85,7 +87,8 @@ void print_parameters(const ModelConfig& config) {
     std::cout << row.back() << "\n";
   }
   const int64_t count = parameter_count(config);
-  std::cout << count << " parameters (" << format_count(static_cast<double>(count)) << ") in " << rows.size() - 1 << " tensors\n";
+  std::cout << count << " parameters (" << format_count(static_cast<double>(count)) << ") in " << rows.size() - 1
+            << " tensors\n";
 }
 
 Compiled compile_for(const GraphFlags& flags, const ModelConfig& config, std::string* title) {
@@ -124,8 +127,9 @@ void print_graph(const GraphFlags& flags) {
   if (flags.format == "json") return dump_json(std::cout, compiled);
   if (flags.format == "dot") return dump_dot(std::cout, compiled, {.all = flags.all});
   std::cout << "model       " << (flags.model.preset.empty() ? "small" : flags.model.preset) << ": "
-            << format_count(static_cast<double>(parameter_count(config))) << " parameters, " << config.layers << " layers, " << config.channels
-            << " channels, " << config.heads << " heads, vocabulary " << config.vocabulary << "\nrun         " << title << "\n";
+            << format_count(static_cast<double>(parameter_count(config))) << " parameters, " << config.layers
+            << " layers, " << config.channels << " channels, " << config.heads << " heads, vocabulary "
+            << config.vocabulary << "\nrun         " << title << "\n";
   dump_text(std::cout, compiled, {.all = flags.all});
 }
 
@@ -133,23 +137,28 @@ void print_graph(const GraphFlags& flags) {
 
 void add_graph(CLI::App& app) {
   const auto flags = std::make_shared<GraphFlags>();
-  CLI::App* command = app.add_subcommand("graph", "Print a model's graph: ops, shapes, FLOPs, bytes, lifetimes, memory");
+  CLI::App* command =
+      app.add_subcommand("graph", "Print a model's graph: ops, shapes, FLOPs, bytes, lifetimes, memory");
   flags->model.add_to(*command, "MODEL|RUN");
   command->add_option("--batch", flags->batch, "sequences in a step (about 1024 tokens)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
   command->add_option("--memory-budget", flags->memory_budget, "recompute as much as needed to fit, e.g. 20GiB");
-  command->add_option("--threads", flags->threads, "of the machine it is for: some workspaces are per thread; 0: this one's")
+  command
+      ->add_option("--threads", flags->threads,
+                   "of the machine it is for: some workspaces are per thread; 0: this one's")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   command->add_option("--format", flags->format, "text, dot (for Graphviz) or json")->capture_default_str();
   command->add_flag("--no-fusion", flags->no_fusion, "leave the fusion pass out");
   command->add_flag("--all", flags->all, "show every layer, also those that are like the one before");
-  auto* evaluation = command->add_flag("--evaluation", flags->evaluation, "the graph of an evaluation, not of a training step");
+  auto* evaluation =
+      command->add_flag("--evaluation", flags->evaluation, "the graph of an evaluation, not of a training step");
   command->add_flag("--generation", flags->generation, "the graph that generates one token")->excludes(evaluation);
   auto* parameters = command->add_flag("--parameters", flags->parameters, "print the table of parameters instead");
   command->add_flag("--ops", flags->ops, "print the table of ops instead")->excludes(parameters);
   command->footer(
-      "\"lives\" gives the first and the last node during which a tensor is needed; \"at MiB\" its place in the arena of\n"
+      "\"lives\" gives the first and the last node during which a tensor is needed; \"at MiB\" its place in the arena "
+      "of\n"
       "transient tensors. The bytes are those that a run allocates.\n\n"
       "Examples:\n"
       "  train_gpt graph gpt2-124M --batch 8 --memory-budget 6GiB     what is recomputed so that it fits\n"

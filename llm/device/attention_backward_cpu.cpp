@@ -1,5 +1,6 @@
-// Backward attention (Dao et al. 2022, algorithm 4, with the roles of the loops swapped): a thread packs keys and values of
-// one key-value head once, then for each query block makes the probabilities again from the saved log-sum-exp and adds to
+// Backward attention (Dao et al. 2022, algorithm 4, with the roles of the loops swapped): a thread packs keys and
+// values of one key-value head once, then for each query block makes the probabilities again from the saved log-sum-exp
+// and adds to
 //   dV += P^T dO,  dS = P * (dO V^T - D),  dK += dS^T Q / sqrt(head size),  dQ = dS K / sqrt(head size),
 // where D = rowsum(dO * O). Queries stand in the lanes, so P^T and dS^T are what is in memory, one row a key.
 #include <algorithm>
@@ -29,16 +30,16 @@ int64_t query_splits(const AttentionShape& s) {
 
 // The buffers of one thread, with their sizes in floats.
 struct Scratch {
-  float* key_rows;         // (T, D) in panels, as A
-  float* value_rows;       // (T, D) in panels, as A
-  float* key_columns;      // (D / kColumns, T, kColumns), times the scale, as B
-  float* query_panels;     // (2, D, kColumns), times the scale: as B of the scores
-  float* d_out_panels;     // (2, D, kColumns): as B of dP
-  float* query_columns;    // (D / kColumns, kQueryBlock, kColumns), times the scale: as B of dK
-  float* d_out_columns;    // (D / kColumns, kQueryBlock, kColumns): as B of dV
-  float* probabilities;    // (kKeyBlock, kQueryBlock)
-  float* d_scores;         // (kKeyBlock, kQueryBlock)
-  float* d_keys_values;    // (2, T, D)
+  float* key_rows;       // (T, D) in panels, as A
+  float* value_rows;     // (T, D) in panels, as A
+  float* key_columns;    // (D / kColumns, T, kColumns), times the scale, as B
+  float* query_panels;   // (2, D, kColumns), times the scale: as B of the scores
+  float* d_out_panels;   // (2, D, kColumns): as B of dP
+  float* query_columns;  // (D / kColumns, kQueryBlock, kColumns), times the scale: as B of dK
+  float* d_out_columns;  // (D / kColumns, kQueryBlock, kColumns): as B of dV
+  float* probabilities;  // (kKeyBlock, kQueryBlock)
+  float* d_scores;       // (kKeyBlock, kQueryBlock)
+  float* d_keys_values;  // (2, T, D)
 
   template <class Take>
   void lay_out(int64_t tokens, int64_t size, Take take) {
@@ -130,19 +131,21 @@ void backward_block(const Head& head, int64_t tokens, int64_t first, int64_t cou
       if (seen <= key) continue;
       float* scores = scratch.probabilities + j * kColumns;
       float* d_scores = scratch.d_scores + j * kColumns;
-      multiply_keys(scratch.key_rows, tokens, key, seen, size, scratch.query_panels + j * panel, query, scores, kQueryBlock);
+      multiply_keys(scratch.key_rows, tokens, key, seen, size, scratch.query_panels + j * panel, query, scores,
+                    kQueryBlock);
       multiply_keys(scratch.value_rows, tokens, key, seen, size, scratch.d_out_panels + j * panel, query, d_scores,
                     kQueryBlock);
       for (int64_t half = 0; half < kColumns; half += kLanes)
         softmax_backward_column(scores + half, d_scores + half, key, seen, query + half,
-                                simd::load(log_sum_exp + j * kColumns + half), simd::load(row_sum + j * kColumns + half));
+                                simd::load(log_sum_exp + j * kColumns + half),
+                                simd::load(row_sum + j * kColumns + half));
     }
     for_panels(key, key_end, [&](int64_t row, int64_t rows) {
       const int64_t skipped = std::max<int64_t>(0, row - first);  // queries before the panel's first key
       const int64_t at = (row - key) * kQueryBlock + skipped;
       multiply_channels<kQueryBlock>(rows, count - skipped, scratch.probabilities + at, 1,
-                                     scratch.d_out_columns + skipped * kColumns, count, size, d_values + row * size, size,
-                                     true);
+                                     scratch.d_out_columns + skipped * kColumns, count, size, d_values + row * size,
+                                     size, true);
       multiply_channels<kQueryBlock>(rows, count - skipped, scratch.d_scores + at, 1,
                                      scratch.query_columns + skipped * kColumns, count, size, d_keys + row * size, size,
                                      true);
@@ -150,8 +153,8 @@ void backward_block(const Head& head, int64_t tokens, int64_t first, int64_t cou
     for_panels(0, count, [&](int64_t i, int64_t rows) {
       const int64_t seen = std::min(key_end, first + i + rows) - key;
       if (seen > 0)
-        multiply_channels<1>(rows, seen, scratch.d_scores + i, kQueryBlock, scratch.key_columns + key * kColumns, tokens,
-                             size, head.d_queries + (first + i) * head.d_stride, head.d_stride, key > 0);
+        multiply_channels<1>(rows, seen, scratch.d_scores + i, kQueryBlock, scratch.key_columns + key * kColumns,
+                             tokens, size, head.d_queries + (first + i) * head.d_stride, head.d_stride, key > 0);
     });
   }
 }

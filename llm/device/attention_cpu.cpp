@@ -44,8 +44,8 @@ struct ForwardScratch {
   }
 };
 
-// exp(score - maximum) in place for one column of vectors of the tile, keys [begin, end). Updates the running maximum and sum
-// of each query; returns what the earlier sums must be multiplied by.
+// exp(score - maximum) in place for one column of vectors of the tile, keys [begin, end). Updates the running maximum
+// and sum of each query; returns what the earlier sums must be multiplied by.
 Vec softmax_column(float* scores, int64_t begin, int64_t end, int64_t first_query, Vec& maximum, Vec& sum) {
   Vec block_maximum = maximum;
   for (int64_t key = begin; key < end; ++key) {
@@ -118,7 +118,8 @@ void forward_all(ThreadTeam& threads, const AttentionShape& s, int64_t position,
   threads.run([&](int rank) {
     for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
       // The last chunks have the most keys: they come first, so that no thread is left with one at the end.
-      const int64_t begin = (chunks - 1 - item / (s.batch * s.kv_heads)) * chunk, end = std::min(s.tokens, begin + chunk);
+      const int64_t begin = (chunks - 1 - item / (s.batch * s.kv_heads)) * chunk,
+                    end = std::min(s.tokens, begin + chunk);
       const int64_t batch = item % (s.batch * s.kv_heads) / s.kv_heads, kv_head = item % s.kv_heads;
       if (begin >= end) continue;
       const int64_t key_count = position + end;
@@ -135,7 +136,8 @@ void forward_all(ThreadTeam& threads, const AttentionShape& s, int64_t position,
   });
 }
 
-// Decoding: the largest score, the sum of exp(score - largest) and the weighted sum of the values over a part of the keys.
+// Decoding: the largest score, the sum of exp(score - largest) and the weighted sum of the values over a part of the
+// keys.
 struct Partial {
   float* data;  // maximum, sum, values[head_size]
   float& maximum() const { return data[0]; }
@@ -151,7 +153,8 @@ void attend_part(const float* query, HeadRows keys, HeadRows values, int64_t beg
   for (int64_t key = begin; key < end; ++key) {
     Vec dot{};
     for (int64_t c = 0; c < whole; c += kLanes) dot += simd::load(query + c) * simd::load(keys.row(key) + c);
-    if (whole < size) dot += simd::load_part(query + whole, size - whole) * simd::load_part(keys.row(key) + whole, size - whole);
+    if (whole < size)
+      dot += simd::load_part(query + whole, size - whole) * simd::load_part(keys.row(key) + whole, size - whole);
     scores[key - begin] = simd::reduce_add(dot) * scale;
     maximum = std::max(maximum, scores[key - begin]);
   }
@@ -199,8 +202,9 @@ void combine_parts(const float* parts, int64_t stride, int64_t count, int64_t si
 
 template <class MakeTask>
 void decode_all(ThreadTeam& threads, const AttentionShape& s, int64_t position, float* workspace, MakeTask make_task) {
-  const int64_t group = s.heads / s.kv_heads, splits = ceil_div(position + s.tokens, kSplitKeys), stride = s.head_size + 2;
-  float* scores = workspace;  // (threads, kSplitKeys)
+  const int64_t group = s.heads / s.kv_heads, splits = ceil_div(position + s.tokens, kSplitKeys),
+                stride = s.head_size + 2;
+  float* scores = workspace;                            // (threads, kSplitKeys)
   float* parts = scores + threads.size() * kSplitKeys;  // (B, H, tokens, splits, stride)
   const auto part = [&](int64_t batch, int64_t head, int64_t token, int64_t split) {
     return parts + (((batch * s.heads + head) * s.tokens + token) * splits + split) * stride;
@@ -256,14 +260,14 @@ void attention_forward(ThreadTeam& threads, const AttentionShape& s, const float
 }
 
 int64_t attention_cached_workspace(const AttentionShape& s, int64_t capacity, int threads) {
-  const int64_t few = s.batch * s.heads * std::min(s.tokens, kFewTokens) * ceil_div(capacity, kSplitKeys) *
-                          (s.head_size + 2) +
-                      threads * kSplitKeys;
+  const int64_t few =
+      s.batch * s.heads * std::min(s.tokens, kFewTokens) * ceil_div(capacity, kSplitKeys) * (s.head_size + 2) +
+      threads * kSplitKeys;
   return std::max(few, threads * round_up(ForwardScratch::floats(capacity, s.head_size), 16)) + 16;
 }
 
-void attention_cached(ThreadTeam& threads, const AttentionShape& s, int64_t position, int64_t capacity, const float* qkv,
-                      float* key_cache, float* value_cache, float* out, float* workspace) {
+void attention_cached(ThreadTeam& threads, const AttentionShape& s, int64_t position, int64_t capacity,
+                      const float* qkv, float* key_cache, float* value_cache, float* out, float* workspace) {
   const int64_t stride = (s.heads + 2 * s.kv_heads) * s.head_size, group = s.heads / s.kv_heads;
   const int64_t cache_stride = s.kv_heads * s.head_size;
   threads.for_blocks(s.batch * s.tokens, 16, [&](int64_t begin, int64_t end) {

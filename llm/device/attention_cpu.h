@@ -27,8 +27,8 @@ void attention_backward(ThreadTeam& threads, const AttentionShape& s, const floa
 
 // Inference: `tokens` new positions from `position` on (qkv as above, of the new tokens alone). Their keys and values
 // are first written to the caches (B, capacity, K, D) each; then each new query attends to all positions up to its own.
-void attention_cached(ThreadTeam& threads, const AttentionShape& s, int64_t position, int64_t capacity, const float* qkv,
-                      float* key_cache, float* value_cache, float* out, float* workspace);
+void attention_cached(ThreadTeam& threads, const AttentionShape& s, int64_t position, int64_t capacity,
+                      const float* qkv, float* key_cache, float* value_cache, float* out, float* workspace);
 int64_t attention_cached_workspace(const AttentionShape& s, int64_t capacity, int threads);  // floats
 
 }  // namespace llm

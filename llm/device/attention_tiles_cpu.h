@@ -1,4 +1,5 @@
-// What the forward and the backward attention kernels on the CPU share: how keys are packed, and how a tile of scores is made.
+// What the forward and the backward attention kernels on the CPU share: how keys are packed, and how a tile of scores
+// is made.
 //
 // Scores stand transposed, one row a key, one lane a query: so the softmax runs down the rows in whole vectors without
 // any sum across lanes, and the probabilities are already in the order in which the microkernel reads its A.
@@ -18,8 +19,8 @@ using simd::IntVec;
 using simd::kLanes;
 using simd::Vec;
 
-// Rows in a panel of A, be they keys or queries. Panels are cut from runs of kColumns rows, one of which is as long as a
-// tile of queries is wide, so that the end of the keys that a tile may see never lies inside a panel.
+// Rows in a panel of A, be they keys or queries. Panels are cut from runs of kColumns rows, one of which is as long as
+// a tile of queries is wide, so that the end of the keys that a tile may see never lies inside a panel.
 inline constexpr int kPanelRows = kLanes == 16 ? 8 : kLanes == 8 ? 6 : 4;
 inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
@@ -50,15 +51,16 @@ inline int64_t panel_height(int64_t key, int64_t count) {
   return std::min<int64_t>(kPanelRows, block_end - key);
 }
 
-// Keys (or values) 0 ... count - 1 as panels of A, channels as k: the panel that starts at a key is at out + key * size.
+// Keys (or values) 0 ... count - 1 as panels of A, channels as k: the panel that starts at a key is at out + key *
+// size.
 inline void pack_keys_as_rows(HeadRows in, int64_t count, float* out) {
   for_panels(0, count, [&](int64_t key, int64_t keys) {
     microkernel::pack_rows(true, in.row(key), in.stride, keys, in.size, out + key * in.size);
   });
 }
 
-// Rows [begin, begin + count) as panels of B with the rows as k: with kColumns = 32, channels [32 p, 32 p + 32) of row t are
-// at out + (p * count + t) * 32. Size: count * round_up(size, kColumns).
+// Rows [begin, begin + count) as panels of B with the rows as k: with kColumns = 32, channels [32 p, 32 p + 32) of row
+// t are at out + (p * count + t) * 32. Size: count * round_up(size, kColumns).
 inline void pack_as_columns(HeadRows in, int64_t begin, int64_t count, float* out, float scale = 1.0f) {
   for (int64_t channel = 0; channel < in.size; channel += kColumns)
     microkernel::pack_columns(false, in.row(begin) + channel, in.stride, std::min<int64_t>(kColumns, in.size - channel),
@@ -70,20 +72,21 @@ template <int RowStride>
 inline void multiply_channels(int64_t rows, int64_t k, const float* a, int64_t a_step, const float* b, int64_t b_count,
                               int64_t channels, float* out, int64_t out_stride, bool accumulate) {
   for (int64_t channel = 0; channel < channels; channel += kColumns)
-    microkernel::multiply_tile<RowStride>(rows, {k, a, a_step, b + channel * b_count, kColumns, out + channel, out_stride,
-                                                 accumulate ? out + channel : nullptr,
-                                                 std::min<int64_t>(kColumns, channels - channel)});
+    microkernel::multiply_tile<RowStride>(
+        rows, {k, a, a_step, b + channel * b_count, kColumns, out + channel, out_stride,
+               accumulate ? out + channel : nullptr, std::min<int64_t>(kColumns, channels - channel)});
 }
 
 // tile(key, query) = sum over channels of keys(key, channel) queries(channel, query), for the kColumns queries from
-// `first_query` on and the keys [begin, end) of the `count` packed ones, at tile + (key - begin) * stride. Where the first
-// half of the queries comes before all keys of a panel, only the second half is computed.
+// `first_query` on and the keys [begin, end) of the `count` packed ones, at tile + (key - begin) * stride. Where the
+// first half of the queries comes before all keys of a panel, only the second half is computed.
 inline void multiply_keys(const float* key_panels, int64_t count, int64_t begin, int64_t end, int64_t channels,
                           const float* queries, int64_t first_query, float* tile, int64_t stride) {
   for_panels(begin, end, [&](int64_t key, int64_t keys) {
     const int64_t skipped = key >= first_query + kLanes ? kLanes : 0;
-    microkernel::multiply_tile(keys, {channels, key_panels + key * channels, panel_height(key, count),
-                                      queries + skipped, kColumns, tile + (key - begin) * stride + skipped, stride, nullptr, kColumns - skipped});
+    microkernel::multiply_tile(
+        keys, {channels, key_panels + key * channels, panel_height(key, count), queries + skipped, kColumns,
+               tile + (key - begin) * stride + skipped, stride, nullptr, kColumns - skipped});
   });
 }
 

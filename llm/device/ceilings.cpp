@@ -56,7 +56,8 @@ class Pages {
  public:
   explicit Pages(size_t bytes) : bytes_(bytes) {
     data_ = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (data_ == MAP_FAILED) fail("the system does not give the ", bytes_ >> 20, " MiB that measuring its memory needs");
+    if (data_ == MAP_FAILED)
+      fail("the system does not give the ", bytes_ >> 20, " MiB that measuring its memory needs");
     ::madvise(data_, bytes_, MADV_HUGEPAGE);  // only an advice
   }
   ~Pages() { ::munmap(data_, bytes_); }
@@ -90,7 +91,8 @@ void copy_all(ThreadTeam& threads, const float* from, float* to, int64_t n) {
     // Not one loop over vectors: that is turned into a call of memcpy, which uses streaming stores.
     for (int64_t i = begin; i < end; i += kStride)
 #pragma GCC unroll 8
-      for (int u = 0; u < kUnroll; ++u) simd::store(to + i + u * simd::kLanes, -simd::load(from + i + u * simd::kLanes));
+      for (int u = 0; u < kUnroll; ++u)
+        simd::store(to + i + u * simd::kLanes, -simd::load(from + i + u * simd::kLanes));
   });
 }
 

@@ -1,10 +1,10 @@
-// The blocked product. k is cut into stages. In each stage the smaller operand is packed once for all threads ("shared"),
-// then chunks of the larger one are packed and multiplied by the thread that claims them ("private"): so the shared
-// panels stay in cache while every element of the larger operand is read from memory once.
+// The blocked product. k is cut into stages. In each stage the smaller operand is packed once for all threads
+// ("shared"), then chunks of the larger one are packed and multiplied by the thread that claims them ("private"): so
+// the shared panels stay in cache while every element of the larger operand is read from memory once.
 //
 // There is one list of tasks in a fixed order, claimed from one counter. Stage s + 1 is packed before stage s is
-// multiplied, into a ring of three buffers, and a task waits only for tasks claimed long before it. Hence no barriers, at
-// which the threads would wait for the slowest.
+// multiplied, into a ring of three buffers, and a task waits only for tasks claimed long before it. Hence no barriers,
+// at which the threads would wait for the slowest.
 #include "llm/device/gemm_cpu.h"
 
 #include <algorithm>
@@ -41,8 +41,8 @@ struct Plan {
   bool share_a;
   RowPanels row_panels;
   int64_t column_panels;
-  int64_t chunk, chunks;          // panels of the private operand in a claim, and claims in a stage
-  int64_t pack_grain, pack_items; // panels of the shared operand in a claim, and claims in a stage
+  int64_t chunk, chunks;           // panels of the private operand in a claim, and claims in a stage
+  int64_t pack_grain, pack_items;  // panels of the shared operand in a claim, and claims in a stage
   int64_t shared_floats, private_floats, progress_floats;
 
   Plan(int64_t m, int64_t n, int64_t k, int64_t threads) : row_panels(m), column_panels(ceil_div(n, kColumns)) {
@@ -54,7 +54,8 @@ struct Plan {
     chunk = std::clamp<int64_t>(private_panels / (16 * threads), 1, share_a ? 4 : 8);
     chunks = ceil_div(private_panels, chunk);
     const int64_t shared_panel_floats = (share_a ? kRows : kColumns) * depth;
-    pack_grain = std::clamp<int64_t>(kPackGrain / std::max<int64_t>(1, shared_panel_floats), 1, std::max<int64_t>(1, shared_panels));
+    pack_grain = std::clamp<int64_t>(kPackGrain / std::max<int64_t>(1, shared_panel_floats), 1,
+                                     std::max<int64_t>(1, shared_panels));
     pack_items = ceil_div(shared_panels, pack_grain);
     shared_floats = round_up((share_a ? m : column_panels * kColumns) * depth, 16);
     private_floats = round_up(chunk * (share_a ? kColumns : kRows) * depth, 16);
@@ -188,8 +189,7 @@ class BlockedGemm {
     const int64_t column = column_panel * kColumns, columns = std::min<int64_t>(kColumns, g_.n - column);
     const int64_t at = row * g_.c_stride + column;
     const float* addend = stage > 0 ? g_.c + at : g_.addend ? g_.addend + at : nullptr;
-    microkernel::multiply_tile(
-        rows, {k.size(), a, rows, b, kColumns, g_.c + at, g_.c_stride, addend, columns});
+    microkernel::multiply_tile(rows, {k.size(), a, rows, b, kColumns, g_.c + at, g_.c_stride, addend, columns});
     if (g_.epilogue.apply && stage == plan_.stages - 1)
       for (int64_t i = 0; i < rows; ++i)
         g_.epilogue.apply(g_.epilogue.context, g_.c + at + i * g_.c_stride, row + i, column, columns);
@@ -201,7 +201,7 @@ class BlockedGemm {
   float* private_;
   int32_t* progress_;  // for each chunk the stages it has behind it
   alignas(64) std::atomic<int64_t> next_{0};
-  alignas(64) std::atomic<int64_t> packed_[kRing] = {};      // claims done, over all stages that had the buffer
+  alignas(64) std::atomic<int64_t> packed_[kRing] = {};  // claims done, over all stages that had the buffer
   alignas(64) std::atomic<int64_t> multiplied_[kRing] = {};
 };
 

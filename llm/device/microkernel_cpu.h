@@ -2,7 +2,8 @@
 // panel of A broadcast against one row of a panel of B at each step of k.
 //
 // Every kernel here does the same multiply-adds in the same order for an element, whatever the height and width of its
-// tile: sum = 0, sum += a(k) b(k) for k = 0, 1, ..., then C = sum or C = addend + sum. Callers rely on that for their bits.
+// tile: sum = 0, sum += a(k) b(k) for k = 0, 1, ..., then C = sum or C = addend + sum. Callers rely on that for their
+// bits.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -26,8 +27,8 @@ inline constexpr int kRows = 6;
 #endif
 inline constexpr int kColumns = 2 * kLanes;
 
-// One tile. A's element (i, k) is at a[i * row stride + k * a_step], the row stride being the kernel's own constant; B's row k
-// at b + k * b_step. Only `columns` columns are written; B must be readable in the kernel's full width.
+// One tile. A's element (i, k) is at a[i * row stride + k * a_step], the row stride being the kernel's own constant;
+// B's row k at b + k * b_step. Only `columns` columns are written; B must be readable in the kernel's full width.
 struct Tile {
   int64_t k;
   const float* a;
@@ -112,8 +113,9 @@ template <int Vectors, int RowStride>
 inline constexpr auto kTable = kernels<Vectors, RowStride>(std::make_integer_sequence<int, kRows>{});
 }  // namespace detail
 
-// A tile of `rows` <= kRows rows, of one or two vectors as its columns need. RowStride 1: the rows of A stand side by side
-// at each k, `a_step` apart from k to k. Other values: A is row-major with that constant stride, and a_step is not used.
+// A tile of `rows` <= kRows rows, of one or two vectors as its columns need. RowStride 1: the rows of A stand side by
+// side at each k, `a_step` apart from k to k. Other values: A is row-major with that constant stride, and a_step is not
+// used.
 template <int RowStride = 1>
 inline void multiply_tile(int64_t rows, const Tile& t) {
   if (t.columns > kLanes)

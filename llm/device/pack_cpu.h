@@ -1,5 +1,5 @@
-// Copies of pieces of a matrix in the order in which the microkernel reads them: panels of A of up to kRows rows, panels of
-// B of kColumns columns, both with the panel's entries side by side at each k.
+// Copies of pieces of a matrix in the order in which the microkernel reads them: panels of A of up to kRows rows,
+// panels of B of kColumns columns, both with the panel's entries side by side at each k.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -13,8 +13,9 @@ namespace llm::microkernel {
 
 namespace detail {
 
-// A full store is cheaper than a partial one. What it writes too much belongs to the next k, which is stored afterwards;
-// at the end of the panel there is no next k. Wider panels take several stores a k, of which the last must be exact.
+// A full store is cheaper than a partial one. What it writes too much belongs to the next k, which is stored
+// afterwards; at the end of the panel there is no next k. Wider panels take several stores a k, of which the last must
+// be exact.
 template <int Width, int Group>
 inline void store_group(float* panel, int64_t k, int64_t depth, Vec v) {
   constexpr int kCount = std::min(kLanes, Width - Group * kLanes);
@@ -34,7 +35,9 @@ inline void transpose_group(const float* in, int64_t stride, int64_t count, int6
   for (int i = 0; i < kLanes; ++i) {
     const int row = Group * kLanes + i;
     const float* from = in + row * stride + k;
-    block[i] = row >= Width || row >= count ? Vec{} : columns == kLanes ? simd::load(from) : simd::load_part(from, columns);
+    block[i] = row >= Width || row >= count ? Vec{}
+               : columns == kLanes          ? simd::load(from)
+                                            : simd::load_part(from, columns);
   }
   simd::transpose(block);
   if (columns == kLanes) {
@@ -62,7 +65,8 @@ void pack_copying(const float* in, int64_t stride, int64_t count, int64_t depth,
     return present > 0 ? simd::load_part(from + offset, present) : Vec{};
   };
   for (int64_t k = 0; k < depth; ++k)
-    (store_group<Width, Groups>(panel, k, depth, group(in + k * stride, Groups * kLanes) * simd::broadcast(scale)), ...);
+    (store_group<Width, Groups>(panel, k, depth, group(in + k * stride, Groups * kLanes) * simd::broadcast(scale)),
+     ...);
 }
 
 template <int Width>
@@ -70,8 +74,8 @@ using Groups = std::make_integer_sequence<int, (Width + kLanes - 1) / kLanes>;
 
 }  // namespace detail
 
-// Fills panel[k * Width + i] for k < depth and i < Width, with zeros for i >= count, from a piece of a matrix times `scale`:
-// in[i * stride + k] when `along_k` (the entries of one i are neighbours in memory), else in[k * stride + i].
+// Fills panel[k * Width + i] for k < depth and i < Width, with zeros for i >= count, from a piece of a matrix times
+// `scale`: in[i * stride + k] when `along_k` (the entries of one i are neighbours in memory), else in[k * stride + i].
 template <int Width>
 void pack_panel(bool along_k, const float* in, int64_t stride, int64_t count, int64_t depth, float* panel,
                 float scale = 1.0f) {

@@ -30,7 +30,8 @@ void Gradients::contribute(TensorId tensor, TensorId gradient) {
     return;
   }
   if (current == kNone) {
-    graph_.tensor(gradient).name = name;
+    // A seed is an input of the caller's and keeps its name, through however many additions it flows.
+    if (graph_.tensor(gradient).role == Role::activation) graph_.tensor(gradient).name = name;
     current = gradient;
   } else {
     current = graph_.add("add", {}, {current, gradient}, name)[0];
@@ -49,11 +50,7 @@ Gradients differentiate(Graph& graph, const std::vector<std::pair<TensorId, Tens
         if (id != kNone) wanted[static_cast<size_t>(id)] = true;
 
   Gradients gradients(graph, std::move(wanted));
-  for (auto& [tensor, gradient] : seeds) {
-    const std::string name = graph.tensor(gradient).name;
-    gradients.contribute(tensor, gradient);
-    graph.tensor(gradient).name = name;  // a seed is an input of the caller's and keeps its name
-  }
+  for (auto& [tensor, gradient] : seeds) gradients.contribute(tensor, gradient);
   graph.phase = Phase::backward;
   for (size_t i = graph.nodes.size(); i-- > 0;) {
     const Node node = graph.nodes[i];  // a copy: backward appends to graph.nodes

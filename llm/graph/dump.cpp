@@ -66,12 +66,15 @@ class DotWriter {
     out_ << "digraph graph_of_a_run {\n  rankdir=TB;\n"
             "  node [shape=box, style=\"filled,rounded\", fontname=\"Helvetica\", fontsize=10];\n"
             "  edge [fontname=\"Helvetica\", fontsize=8, color=\"#606060\"];\n";
-    std::map<int, std::vector<size_t>> layers;
+    // A cluster for each phase of a layer: one for all three would tie the ends of the graph together.
+    std::map<std::pair<Phase, int>, std::vector<size_t>> layers;
     for (size_t i = 0; i < g.nodes.size(); ++i)
-      if (ids_[i][0] == 'n') layers[layer_of(g, g.nodes[i])].push_back(i);
-    for (auto& [layer, nodes] : layers) {
+      if (ids_[i][0] == 'n') layers[{g.nodes[i].phase, layer_of(g, g.nodes[i])}].push_back(i);
+    for (auto& [key, nodes] : layers) {
+      const auto [phase, layer] = key;
       if (layer >= 0)
-        out_ << "  subgraph cluster_layer" << layer << " {\n    label=\"layer " << layer << "\"; color=\"#a0a0a0\";\n";
+        out_ << "  subgraph cluster_layer" << layer << "_" << name_of(phase) << " {\n    label=\"layer " << layer
+             << ", " << name_of(phase) << "\"; color=\"#a0a0a0\";\n";
       for (size_t i : nodes) box(ids_[i], node_label(g.nodes[i]), colour_of(g.nodes[i].phase));
       if (layer >= 0) out_ << "  }\n";
     }
@@ -95,7 +98,8 @@ class DotWriter {
            format("%.3f GFLOP", cost_of(c_.graph, node).flops * 1e-9);
   }
 
-  // From the writer of each tensor to its readers. Parameters and optimizer state are not drawn: each has one place.
+  // From the writer of each tensor to its readers, but for what is persistent: each parameter's gradient would be tied to
+  // the norm of them all and to its optimizer step, and Graphviz would not get through.
   void edges() {
     const Graph& g = c_.graph;
     std::vector<std::string> writer(g.tensors.size());
@@ -104,11 +108,12 @@ class DotWriter {
       for (TensorId id : g.nodes[i].inputs) {
         if (id == kNone) continue;
         const Tensor& t = g.tensor(id);
+        if (is_persistent(t.role)) continue;
         std::string& from = writer[static_cast<size_t>(id)];
         if (from.empty() && t.role == Role::input) {
           from = "input" + std::to_string(id);
-          out_ << "  " << from << " [shape=ellipse, fillcolor=\"#eeeeee\", label=" << quoted(t.name + " " + t.shape.text())
-               << "];\n";
+          out_ << "  " << from
+               << " [shape=ellipse, fillcolor=\"#eeeeee\", label=" << quoted(t.name + " " + t.shape.text()) << "];\n";
         }
         if (from.empty() || from == ids_[i] || !drawn.insert(from + ">" + ids_[i]).second) continue;
         out_ << "  " << from << " -> " << ids_[i] << " [label=" << quoted(t.shape.text()) << "];\n";
@@ -152,7 +157,8 @@ std::string describe(const Node& node) {
   std::string text = node.op->name;
   for (auto& [key, value] : node.attributes.all()) {
     // The optimizer's settings are the same at each of its nodes, but for the decay; a flag that is off says nothing.
-    if ((std::string_view(node.op->name) == "adamw" && key != "weight_decay") || key == "epsilon" || value == 0) continue;
+    if ((std::string_view(node.op->name) == "adamw" && key != "weight_decay") || key == "epsilon" || value == 0)
+      continue;
     if (key == "kv_heads" && value == node.attributes.number("heads", 0)) continue;
     if (key == "activation") {
       text += value == static_cast<double>(ActivationKind::gelu) ? " activation=gelu" : " activation=relu2";
@@ -242,8 +248,8 @@ void dump_json(std::ostream& out, const Compiled& c) {
     const Tensor& t = g.tensors[i];
     ordered_json shape = ordered_json::array();
     for (int d = 0; d < t.shape.rank(); ++d) shape.push_back(t.shape[d]);
-    ordered_json tensor = {{"id", i},         {"name", t.name},          {"dtype", name_of(t.dtype)},
-                           {"shape", shape},  {"role", name_of(t.role)}, {"bytes", t.bytes()}};
+    ordered_json tensor = {{"id", i},        {"name", t.name},          {"dtype", name_of(t.dtype)},
+                           {"shape", shape}, {"role", name_of(t.role)}, {"bytes", t.bytes()}};
     if (t.alias != kNone) tensor["alias"] = t.alias;
     // A tensor that no node uses any more has neither a life nor a place.
     if (const auto [first, last] = c.plan.lifetimes[i]; first >= 0) tensor["lifetime"] = {first, last};

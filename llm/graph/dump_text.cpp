@@ -19,7 +19,9 @@ std::string format(const char* pattern, Values... values) {
 
 double mebibytes(double bytes) { return bytes / (1 << 20); }
 
-const MemoryPlan::Lifetime& lifetime_of(const Compiled& c, TensorId id) { return c.plan.lifetimes[static_cast<size_t>(id)]; }
+const MemoryPlan::Lifetime& lifetime_of(const Compiled& c, TensorId id) {
+  return c.plan.lifetimes[static_cast<size_t>(id)];
+}
 
 // Columns as wide as their widest cell. A row that starts with an empty cell and has one more is a line of text.
 class Table {
@@ -148,7 +150,8 @@ void print_curve(std::ostream& out, const Compiled& c) {
     phases[column] = c.graph.nodes[i].phase;
   }
   const Node& node = c.graph.nodes[peak_node];
-  out << "transient memory, node by node; peak " << format_bytes(peak) << " at node " << peak_node << " (" << node.op->name;
+  out << "transient memory, node by node; peak " << format_bytes(peak) << " at node " << peak_node << " ("
+      << node.op->name;
   if (const TensorId id = first_output(node); id != kNone) out << " -> " << c.graph.tensor(id).name;
   out << ")\n";
   for (size_t row = kRows; row-- > 0;) {

@@ -84,7 +84,8 @@ void Generator::generate(const std::vector<int32_t>& prompt, int64_t max_tokens,
   Sampler sampler(sampling, model.vocabulary);
 
   // The tokens that the next one depends on, the first `cached` of which are in the cache.
-  std::vector<int32_t> window(prompt.end() - std::min(static_cast<int64_t>(prompt.size()), model.context), prompt.end());
+  std::vector<int32_t> window(prompt.end() - std::min(static_cast<int64_t>(prompt.size()), model.context),
+                              prompt.end());
   int64_t cached = 0;
   for (int64_t index = 0; index < max_tokens; ++index) {
     if (static_cast<int64_t>(window.size()) > model.context) {

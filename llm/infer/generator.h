@@ -48,8 +48,8 @@ class Generator {
   // is not handed on). Throws Error for an empty prompt or one with an id outside the vocabulary. Of a prompt longer than
   // the context the last `context` tokens count. When the context is full, the last half of it, the newest token included,
   // is processed anew as the prompt and generation goes on (so a text may be longer than the context).
-  void generate(const std::vector<int32_t>& prompt, int64_t max_tokens, const SamplingOptions& sampling, int32_t stop_token,
-                const std::function<bool(int32_t)>& on_token);
+  void generate(const std::vector<int32_t>& prompt, int64_t max_tokens, const SamplingOptions& sampling,
+                int32_t stop_token, const std::function<bool(int32_t)>& on_token);
 
  private:
   struct Implementation;

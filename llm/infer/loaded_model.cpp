@@ -27,7 +27,8 @@ LoadedModel::LoadedModel(const std::string& path)
     no_tokenizer_ = checkpoint_.path + " has no tokenizer.json";
   }
   Graph parameters;
-  for (const Parameter& p : parameter_table(config_)) parameters.add_tensor(p.name, DType::fp32, p.shape, Role::parameter);
+  for (const Parameter& p : parameter_table(config_))
+    parameters.add_tensor(p.name, DType::fp32, p.shape, Role::parameter);
   layout_.add(parameters);
 }
 
@@ -47,9 +48,8 @@ std::string LoadedModel::description() const {
 const Arena& LoadedModel::load(size_t arena_bytes) {
   arena_ = std::make_unique<Arena>(std::max(arena_bytes, layout_.bytes()));
   const std::vector<Parameter> table = parameter_table(config_);
-  load_parameters(checkpoint_.path, table, [&](size_t i) {
-    return reinterpret_cast<float*>(arena_->data() + layout_.offset(table[i].name));
-  });
+  load_parameters(checkpoint_.path, table,
+                  [&](size_t i) { return reinterpret_cast<float*>(arena_->data() + layout_.offset(table[i].name)); });
   return *arena_;
 }
 

@@ -16,7 +16,8 @@ bool likelier(const Candidate& a, const Candidate& b) {
 
 // Brings the `count` likeliest of candidates [from, size) to their front, in order.
 void sort_front(std::vector<Candidate>& candidates, size_t from, size_t count) {
-  const auto begin = candidates.begin() + static_cast<std::ptrdiff_t>(from), end = begin + static_cast<std::ptrdiff_t>(count);
+  const auto begin = candidates.begin() + static_cast<std::ptrdiff_t>(from),
+             end = begin + static_cast<std::ptrdiff_t>(count);
   if (end < candidates.end()) std::nth_element(begin, end, candidates.end(), likelier);
   std::sort(begin, end, likelier);
 }
@@ -63,7 +64,9 @@ int32_t Sampler::sample(const float* logits, int64_t index) {
   if (options_.temperature == 0) return static_cast<int32_t>(best);
 
   // The largest weight is 1, so there is neither overflow nor a total of 0.
-  const auto weight = [&](float logit) { return std::exp((static_cast<double>(logit) - maximum) / options_.temperature); };
+  const auto weight = [&](float logit) {
+    return std::exp((static_cast<double>(logit) - maximum) / options_.temperature);
+  };
   const bool some = options_.top_k > 0 && static_cast<size_t>(options_.top_k) < vocabulary_;
   if (some) {
     sort_front(scratch_, 0, static_cast<size_t>(options_.top_k));

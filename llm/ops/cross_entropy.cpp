@@ -11,7 +11,8 @@ namespace {
 
 void infer(Graph& g, Node& node) {
   const Shape logits = g.shape(node.inputs[0]), targets = g.shape(node.inputs[1]);
-  if (targets.elements() != logits.rows()) fail("cross_entropy: ", targets.text(), " targets for logits ", logits.text());
+  if (targets.elements() != logits.rows())
+    fail("cross_entropy: ", targets.text(), " targets for logits ", logits.text());
   g.add_output(node, "", DType::fp32, targets);
   g.add_output(node, "log_sum_exp", DType::fp32, targets);
 }
@@ -64,7 +65,7 @@ void cpu_backward(const KernelCall& call) {
 
 std::vector<Example> examples() {
   return {{{}, {{{1, 3, 11}, DType::fp32, -3, 3}, {{1, 3}, DType::int32, -1, 11}}},
-          {{{}}, {{{2, 4, 64}, DType::fp32, -9, 9}, {{2, 4}, DType::int32, 0, 64}}}};
+          {{}, {{{2, 4, 64}, DType::fp32, -9, 9}, {{2, 4}, DType::int32, 0, 64}}}};
 }
 
 }  // namespace

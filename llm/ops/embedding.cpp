@@ -12,7 +12,8 @@ namespace {
 
 void infer(Graph& g, Node& node) {
   const Shape &tokens = g.shape(node.inputs[0]), &table = g.shape(node.inputs[1]);
-  if (tokens.rank() != 2 || g.tensor(node.inputs[0]).dtype != DType::int32) fail("embedding: tokens must be (B, T) int32");
+  if (tokens.rank() != 2 || g.tensor(node.inputs[0]).dtype != DType::int32)
+    fail("embedding: tokens must be (B, T) int32");
   if (node.input(2) != kNone && g.shape(node.inputs[2])[0] < tokens[1])
     fail("embedding: ", tokens[1], " tokens but only ", g.shape(node.inputs[2])[0], " positions");
   g.add_output(node, "", DType::fp32, {tokens[0], tokens[1], table[1]});
@@ -27,10 +28,17 @@ void backward(Graph& g, const Node& node, Gradients& gradients) {
   if (node.input(2) != kNone) gradients.contribute(node.inputs[2], d[1]);
 }
 
+// Of the tables, the rows that are needed: no more than there are.
 Cost cost(const Graph& g, const Node& node) {
-  const auto n = static_cast<double>(g.shape(node.outputs[0]).elements());
-  const double tables = node.input(2) != kNone ? 2 : 1;
-  return {node.input(2) != kNone ? n : 0, 4 * n * tables, 4 * n};
+  const Shape x = g.shape(node.outputs[0]);
+  const auto bytes = [&](TensorId id) { return static_cast<double>(g.tensor(id).bytes()); };
+  const double out = bytes(node.outputs[0]);
+  Cost c{0, bytes(node.inputs[0]) + std::min(out, bytes(node.inputs[1])), out};
+  if (node.input(2) != kNone) {
+    c.flops = static_cast<double>(x.elements());
+    c.bytes_read += 4 * static_cast<double>(x[1] * x[2]);
+  }
+  return c;
 }
 
 void cpu(const KernelCall& call) {
@@ -57,10 +65,12 @@ void infer_backward(Graph& g, Node& node) {
   if (node.input(3) != kNone) g.add_output(node, "position_table", DType::fp32, g.shape(node.inputs[3]));
 }
 
+// Clearing the tables writes all of them; the rows that occur are then added to.
 Cost backward_cost(const Graph& g, const Node& node) {
-  const auto n = static_cast<double>(g.shape(node.inputs[1]).elements());
-  // Each row that occurs is read and written; the rest of the table is only written when it must be cleared.
-  return {node.input(3) != kNone ? 2 * n : n, 8 * n, 4 * n};
+  Cost c = streaming_cost(
+      g, node, (node.input(3) != kNone ? 2.0 : 1.0) * static_cast<double>(g.shape(node.inputs[1]).elements()));
+  c.bytes_read = static_cast<double>(g.tensor(node.inputs[0]).bytes() + g.tensor(node.inputs[1]).bytes());
+  return c;
 }
 
 void cpu_backward(const KernelCall& call) {

@@ -1,6 +1,5 @@
 #include "llm/text/json_file.h"
 
-#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "llm/base/error.h"
@@ -24,9 +23,8 @@ nlohmann::json read_json(const std::string& path) {
 
 int64_t integer_member(const nlohmann::json& object, const char* key, int64_t smallest, const std::string& path) {
   const auto found = object.is_object() ? object.find(key) : object.end();
-  constexpr uint64_t kLargest = std::numeric_limits<int64_t>::max();
-  if (found == object.end() || !found->is_number_integer() ||
-      (found->is_number_unsigned() && found->get<uint64_t>() > kLargest) || found->get<int64_t>() < smallest)
+  // Numbers of 2^63 and more come out negative.
+  if (found == object.end() || !found->is_number_integer() || found->get<int64_t>() < smallest)
     fail(path, ": no \"", key, "\" that is a whole number, ", smallest, " or more");
   return found->get<int64_t>();
 }

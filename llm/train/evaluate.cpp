@@ -7,7 +7,8 @@
 
 namespace llm {
 
-Evaluator::Evaluator(const ModelConfig& config, int64_t batch, int64_t tokens, const PersistentLayout& layout, int threads)
+Evaluator::Evaluator(const ModelConfig& config, int64_t batch, int64_t tokens, const PersistentLayout& layout,
+                     int threads)
     : Evaluator(build_evaluation_graph(config, batch, tokens, threads), config.vocabulary, layout) {}
 
 Evaluator::Evaluator(EvaluationGraph graph, int64_t vocabulary, const PersistentLayout& layout)
@@ -35,7 +36,8 @@ void Evaluator::fill(const TokenStream& stream, int64_t begin, int64_t count, in
 Evaluator::Result Evaluator::run(const TokenStream& stream, int64_t max_batches,
                                  const std::function<void(int64_t, int64_t)>& progress) {
   const int64_t predicted = stream.size() - 1;
-  if (predicted < 1) fail("the loss needs at least two tokens of data, there ", stream.size() == 1 ? "is 1" : "are none");
+  if (predicted < 1)
+    fail("the loss needs at least two tokens of data, there ", stream.size() == 1 ? "is 1" : "are none");
   const int64_t B = program_.graph().shape(tokens_)[0], T = program_.graph().shape(tokens_)[1];
   const int64_t all = (predicted + T - 1) / T;
   const int64_t windows = max_batches > 0 && max_batches <= all / B ? max_batches * B : all;

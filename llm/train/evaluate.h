@@ -25,7 +25,8 @@ class Evaluator {
   // filled up and not counted there). max_batches > 0 takes that many windows x batch, evenly spaced over the stream.
   // Losses are summed in double in the stream's order, whatever the batch. Throws Error for a stream of fewer than two
   // tokens, or with a token outside the vocabulary. `progress(done, total)` counts batches.
-  Result run(const TokenStream& stream, int64_t max_batches = 0, const std::function<void(int64_t, int64_t)>& progress = {});
+  Result run(const TokenStream& stream, int64_t max_batches = 0,
+             const std::function<void(int64_t, int64_t)>& progress = {});
 
  private:
   Evaluator(EvaluationGraph graph, int64_t vocabulary, const PersistentLayout& layout);

@@ -1,0 +1,501 @@
+// The binary as people run it: a whole run from text to generated text, interrupted and killed runs, and wrong input of
+// every kind. TRAIN_GPT_BINARY names the binary (as `make test` does); without it ./train_gpt, if it is there.
+#include <doctest/doctest.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <numbers>
+#include <thread>
+
+#include "llm/base/atomic_file.h"
+#include "llm/base/random.h"
+#include "llm/text/shards.h"
+
+using namespace llm;
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+namespace {
+
+using Arguments = std::vector<std::string>;
+
+struct Folder {
+  std::string path;
+  Folder() : path((fs::temp_directory_path() / "train_gpt-cli-XXXXXX").string()) {
+    REQUIRE(::mkdtemp(path.data()) != nullptr);
+  }
+  ~Folder() { fs::remove_all(path); }
+  std::string operator/(const std::string& name) const { return path + "/" + name; }
+};
+
+// Empty: there is none, and nobody promised one.
+std::string binary() {
+  const char* named = std::getenv("TRAIN_GPT_BINARY");
+  const std::string path = fs::absolute(named && *named ? named : "train_gpt").string();
+  const bool there = ::access(path.c_str(), X_OK) == 0;
+  if (named && *named) REQUIRE_MESSAGE(there, "TRAIN_GPT_BINARY=", path, " cannot be run");
+  if (!there) MESSAGE("no ./train_gpt and no TRAIN_GPT_BINARY: the command line is not tested");
+  return there ? path : "";
+}
+
+bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
+
+struct Result {
+  int status = -1;  // of exit; -1: a signal ended it
+  std::string out, err;
+};
+
+// A running train_gpt. Its output goes to files, so that it never waits for its reader.
+class Process {
+ public:
+  Process(const Folder& folder, const Arguments& arguments, const std::string& out = "") : folder_(folder) {
+    std::vector<std::string> words = {binary()};
+    words.insert(words.end(), arguments.begin(), arguments.end());
+    std::vector<char*> argv;
+    for (std::string& word : words) argv.push_back(word.data());
+    argv.push_back(nullptr);
+    out_ = out.empty() ? folder / "stdout" : out;
+    const std::string err = folder / "stderr";
+    id_ = ::fork();
+    REQUIRE(id_ >= 0);
+    if (id_ == 0) {
+      ::dup2(::open("/dev/null", O_RDONLY), 0);
+      ::dup2(::open(out_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 1);
+      ::dup2(::open(err.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 2);
+      ::execv(argv[0], argv.data());
+      ::_exit(127);
+    }
+  }
+  ~Process() {
+    if (id_ > 0) {
+      kill(SIGKILL);
+      wait();
+    }
+  }
+  void kill(int signal) const { ::kill(id_, signal); }
+  bool is_running() {
+    int status = 0;
+    if (id_ > 0 && ::waitpid(id_, &status, WNOHANG) == id_) end(status);
+    return id_ > 0;
+  }
+  Result wait() {
+    int status = 0;
+    if (id_ > 0) {
+      ::waitpid(id_, &status, 0);
+      end(status);
+    }
+    if (out_ == folder_ / "stdout") result_.out = read_file(out_);
+    result_.err = read_file(folder_ / "stderr");
+    return result_;
+  }
+
+ private:
+  void end(int status) {
+    id_ = -1;
+    result_.status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  }
+  const Folder& folder_;
+  std::string out_;
+  pid_t id_ = -1;
+  Result result_;
+};
+
+Result run(const Folder& folder, const Arguments& arguments, const std::string& out = "") {
+  return Process(folder, arguments, out).wait();
+}
+
+std::string joined(const Arguments& arguments) {
+  std::string line;
+  for (const std::string& word : arguments) line += word + " ";
+  return line;
+}
+
+std::string run_well(const Folder& folder, const Arguments& arguments) {
+  const Result result = run(folder, arguments);
+  CAPTURE(joined(arguments));
+  CAPTURE(result.err);
+  REQUIRE(result.status == 0);
+  return result.out;
+}
+
+// Words in an order that a small model can learn a little of, with characters of two and three bytes.
+std::string sample_text(size_t bytes) {
+  const std::vector<std::string> words = {"the ", "cat ", "sat ", "on ", "a ", "mat", ".\n", "für ", "naïve ", "… "};
+  const Random random(1, 1);
+  std::string text;
+  for (uint64_t i = 0, word = 0; text.size() < bytes; ++i) {
+    text += words[word];
+    word = random.uniform(i) < 0.7 ? (word + 1) % words.size() : random.bits(i) % words.size();
+  }
+  return text;
+}
+
+// A small, short run; `more` are pairs of a flag and its value that come on top or instead.
+Arguments train_arguments(const std::string& data, const std::string& out, const Arguments& more = {}) {
+  std::map<std::string, std::string> flags = {
+      {"--layers", "2"}, {"--heads", "2"}, {"--channels", "32"},   {"--context", "32"},    {"--batch", "4"},
+      {"--steps", "20"}, {"--seed", "5"},  {"--eval-every", "10"}, {"--save-every", "10"}, {"--sample-every", "0"}};
+  for (size_t i = 0; i + 1 < more.size(); i += 2) flags[more[i]] = more[i + 1];
+  Arguments a = {"train", "--data", data, "--out", out};
+  for (auto& [flag, value] : flags) a.insert(a.end(), {flag, value});
+  return a;
+}
+
+std::map<int64_t, json> read_log(const std::string& run) {
+  std::map<int64_t, json> entries;
+  std::ifstream file(run + "/log.jsonl");
+  for (std::string line; std::getline(file, line);) {
+    const json entry = json::parse(line);
+    const auto step = entry.at("step").get<int64_t>();
+    CHECK(entries.find(step) == entries.end());
+    entries[step] = entry;
+  }
+  return entries;
+}
+
+// One small run that several tests look at; none changes it.
+struct Trained {
+  Folder folder;
+  std::string text = folder / "text.txt", run_path = folder / "run";
+  Trained() {
+    write_file_atomically(text, sample_text(12000));
+    run_well(folder, train_arguments(text, run_path));
+  }
+};
+const Trained& trained() {
+  static const Trained shared;
+  return shared;
+}
+
+void check_error(const Folder& folder, const Arguments& arguments, int status, const std::string& part = "",
+                 const std::string& out = "") {
+  CAPTURE(joined(arguments));
+  const Result result = run(folder, arguments, out);
+  CAPTURE(result.err);
+  CHECK(result.status == status);
+  CHECK(result.err.starts_with("train_gpt: "));
+  CHECK(std::count(result.err.begin(), result.err.end(), '\n') == 1);
+  CHECK(result.err.ends_with("\n"));
+  CHECK(has(result.err, part));
+}
+
+}  // namespace
+
+TEST_CASE("cli: help and version") {
+  if (binary().empty()) return;
+  const Folder folder;
+  CHECK(has(run_well(folder, {"--version"}), "train_gpt"));
+  for (const char* command : {"tokenize", "detokenize", "train", "eval", "generate", "graph", "bench"}) {
+    CHECK(has(run_well(folder, {"--help"}), command));
+    CHECK(has(run_well(folder, {command, "--help"}), "--"));
+  }
+}
+
+TEST_CASE("cli: from text to loss") {
+  if (binary().empty()) return;
+  const Trained& t = trained();
+  const Folder folder;
+  const auto log = read_log(t.run_path);
+  REQUIRE(log.size() == 20);
+  REQUIRE(log.at(20).contains("val_loss"));
+
+  const std::string last = t.run_path + "/checkpoints/20";
+  const json result =
+      json::parse(run_well(folder, {"eval", last, "--data", t.text, "--format", "json", "--batch", "4"}));
+  const double loss = result.at("loss");
+  CHECK(loss == doctest::Approx(log.at(20).at("val_loss").get<double>()).epsilon(1e-6));
+  CHECK(result.at("bits_per_byte") == doctest::Approx(loss / std::numbers::ln2));  // a token is a byte
+  CHECK(result.at("perplexity") == doctest::Approx(std::exp(loss)));
+  CHECK(result.at("tokens") == static_cast<int64_t>(fs::file_size(t.text) / 10) - 1);
+
+  run_well(folder, {"tokenize", t.text, "--tokenizer", "bytes", "--out", folder / "tokens"});
+  const auto eval = [&](const std::string& model, const std::string& data, const Arguments& more) {
+    Arguments a = {"eval", model, "--data", data, "--format", "json"};
+    a.insert(a.end(), more.begin(), more.end());
+    return json::parse(run_well(folder, a));
+  };
+  CHECK(eval(last, folder / "tokens", {"--batch", "4"}) == result);
+  json bare = result;
+  bare.erase("bits_per_byte");
+  CHECK(eval(last, folder / "tokens/val_*.bin", {"--batch", "4"}) == bare);
+  CHECK(eval(last, t.text, {"--threads", "1", "--batch", "4"}) == result);
+  CHECK(eval(last, t.text, {"--split", "all"}).at("tokens") == fs::file_size(t.text) - 1);
+  CHECK(eval(last, t.text, {"--split", "train", "--batches", "2", "--batch", "3", "--context", "16"}).at("tokens") ==
+        96);
+  // Of a run, the better of its checkpoints counts.
+  const double ten = log.at(10).at("val_loss"), twenty = log.at(20).at("val_loss");
+  CHECK(eval(t.run_path, t.text, {}) ==
+        eval(t.run_path + (ten < twenty ? "/checkpoints/10" : "/checkpoints/20"), t.text, {}));
+  const Result text = run(folder, {"eval", t.run_path, "--data", t.text});
+  CHECK(has(text.out, "nats/token"));
+  CHECK(has(text.err, "/checkpoints/"));
+  for (const auto& entry : fs::directory_iterator(fs::temp_directory_path()))
+    CHECK_FALSE(entry.path().filename().string().starts_with("train_gpt-eval-"));
+}
+
+TEST_CASE("cli: generated text") {
+  if (binary().empty()) return;
+  const Trained& t = trained();
+  const Folder folder;
+  const auto generate = [&](const Arguments& more) {
+    Arguments a = {"generate", t.run_path, "--no-stop"};
+    a.insert(a.end(), more.begin(), more.end());
+    return run_well(folder, a);
+  };
+  const auto ids_of = [](const std::string& line) {
+    REQUIRE(line.ends_with("\n"));
+    std::istringstream words(line);
+    return Arguments(std::istream_iterator<std::string>(words), {});
+  };
+  const std::string text = generate({"--prompt", "für the ", "--max-tokens", "100"});
+  CHECK(text.starts_with("für the "));
+  const std::string ids = generate({"--prompt", "für the ", "--max-tokens", "100", "--ids"});
+  CHECK(ids_of(ids).size() == 100);
+  const std::string bytes_of_prompt = "102 195 188 114 32 116 104 101 32";
+  CHECK(generate({"--prompt-ids", bytes_of_prompt, "--max-tokens", "100", "--ids"}) == ids);
+  CHECK(generate({"--prompt-ids", bytes_of_prompt, "--max-tokens", "100"}) == text);
+  CHECK(generate({"--prompt", "für the ", "--max-tokens", "100", "--threads", "1"}) == text);
+  CHECK(generate({"--prompt", "für the ", "--max-tokens", "100", "--seed", "2"}) != text);
+  std::string joined = "für the ";
+  for (const std::string& id : ids_of(ids)) {
+    const int value = std::stoi(id);
+    joined += value == 256 ? "<|endoftext|>" : std::string(1, static_cast<char>(value));
+  }
+  CHECK(joined == text);
+  const std::string likeliest = generate({"--prompt", "a", "--temperature", "0"});
+  CHECK(generate({"--prompt", "a", "--top-k", "1"}) == likeliest);
+  CHECK(generate({"--prompt", "a", "--top-p", "0"}) == likeliest);
+  CHECK(generate({"--prompt", "a", "--max-tokens", "0"}) == "a");
+  CHECK(generate({"--prompt", "\xC3", "--max-tokens", "0"}) == "\xC3");  // half a character, at the end
+  CHECK(ids_of(generate({"--ids", "--max-tokens", "3"})).size() == 3);   // from end-of-text
+  const Result result = run(folder, {"generate", t.run_path, "--prompt", std::string(100, 'a'), "--max-tokens", "5"});
+  CHECK(has(result.err, "prompt of 100 tokens, of which the last 32"));
+  CHECK(has(result.err, "tokens/s"));
+
+  // A reader that goes away: quiet, and without going on for ever.
+  const std::string command = binary() + " generate " + t.run_path +
+                              " --no-stop --prompt a --max-tokens 1000000000 2>" + (folder / "err") + " | head -c 5 >" +
+                              (folder / "out");
+  CHECK(std::system(command.c_str()) == 0);
+  CHECK(read_file(folder / "out").size() == 5);
+  CHECK(read_file(folder / "err").empty());
+}
+
+TEST_CASE("cli: killed at any moment and resumed, a run is the same bit for bit") {
+  if (binary().empty()) return;
+  const Folder folder;
+  write_file_atomically(folder / "text.txt", sample_text(6000));
+  const Arguments settings = {"--steps", "60", "--eval-every", "7", "--save-every", "2", "--eval-batches", "1"};
+  run_well(folder, train_arguments(folder / "text.txt", folder / "whole", settings));
+
+  const std::string killed = folder / "killed";
+  const Random random(11, 1);
+  const auto has_checkpoint = [&] {
+    std::error_code none;
+    for (fs::directory_iterator entry(killed + "/checkpoints", none), end; !none && entry != end; entry.increment(none))
+      if (std::isdigit(static_cast<unsigned char>(entry->path().filename().string()[0]))) return true;
+    return false;
+  };
+  int kills = 0;
+  Result result;
+  for (uint64_t round = 0; result.status != 0; ++round) {
+    REQUIRE(round < 40);
+    const bool resume = has_checkpoint();
+    if (!resume) fs::remove_all(killed);
+    Process process(folder, resume ? Arguments{"train", "--resume", "--out", killed}
+                                   : train_arguments(folder / "text.txt", killed, settings));
+    if (kills < 8) {
+      // Wait until it trains: what comes before is tested by its own tests.
+      for (int i = 0; i < 3000 && process.is_running() && !has_checkpoint(); ++i)
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      std::this_thread::sleep_for(std::chrono::microseconds(static_cast<int64_t>(random.uniform(round) * 400e3)));
+      process.kill(SIGKILL);
+      ++kills;
+    }
+    result = process.wait();
+    CAPTURE(result.err);
+    CHECK((result.status == 0 || result.status == -1));
+  }
+  MESSAGE("killed ", kills, " times");
+  for (const char* file : {"model.safetensors", "optimizer.safetensors"}) {
+    const std::string name = std::string("/checkpoints/60/") + file;
+    CHECK_MESSAGE(read_file(killed + name) == read_file(folder / "whole" + name), name);
+  }
+  const auto log = read_log(killed), expected = read_log(folder / "whole");
+  REQUIRE(log.size() == expected.size());
+  for (auto& [step, entry] : expected)
+    for (const char* key : {"loss", "val_loss", "grad_norm", "learning_rate", "tokens"}) {
+      CAPTURE(step);
+      CAPTURE(key);
+      CHECK(entry.value(key, json()) == log.at(step).value(key, json()));
+    }
+}
+
+TEST_CASE("cli: an interrupt ends a run with a checkpoint") {
+  if (binary().empty()) return;
+  const Folder folder;
+  write_file_atomically(folder / "text.txt", sample_text(6000));
+  for (const int signal : {SIGINT, SIGTERM}) {
+    const std::string path = folder / ("run" + std::to_string(signal));
+    Process process(folder, train_arguments(folder / "text.txt", path,
+                                            {"--steps", "10000000", "--save-every", "0", "--eval-every", "0"}));
+    const auto lines = [&] {
+      std::error_code none;
+      return fs::exists(path + "/log.jsonl", none) ? read_file(path + "/log.jsonl") : "";
+    };
+    for (int i = 0; i < 6000 && process.is_running() && !has(lines(), "\"step\":3,"); ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    REQUIRE(process.is_running());
+    process.kill(signal);
+    const Result result = process.wait();
+    CAPTURE(result.err);
+    CHECK((result.status == 0 || result.status == 128 + signal));
+    CHECK(has(result.out, "--resume"));
+    const int64_t step = read_log(path).rbegin()->first;
+    CHECK(fs::exists(path + "/checkpoints/" + std::to_string(step) + "/model.safetensors"));
+    const Arguments go_on = {"train", "--resume", "--out", path, "--steps", std::to_string(step + 2)};
+    run_well(folder, go_on);
+    CHECK(read_log(path).rbegin()->first == step + 2);
+  }
+}
+
+TEST_CASE("cli: a wrong command line is status 2 and one line") {
+  if (binary().empty()) return;
+  const Trained& t = trained();
+  const Folder folder;
+  const std::string out = folder / "out";
+  const auto wrong = [&](const Arguments& arguments, const std::string& part = "") {
+    check_error(folder, arguments, 2, part);
+    CHECK_FALSE(fs::exists(out + "/checkpoints"));
+    fs::remove_all(out);
+  };
+  wrong({});
+  wrong({"teach"});
+  wrong({"eval"});
+  wrong({"generate"});
+  wrong({"tokenize", t.text});
+  wrong({"train", "--out", out}, "--data");
+  wrong(train_arguments(t.text, out, {"--no-such-flag", "1"}), "--no-such-flag");
+  for (const char* value : {"abc", "0", "-3", "1e99", "", "2.5"})
+    wrong(train_arguments(t.text, out, {"--grad-accum", value}));
+  for (const char* value : {"abc", "-1", "0", "nan"}) wrong(train_arguments(t.text, out, {"--lr", value}));
+  wrong({"train", "gpt5-1T", "--data", t.text, "--out", out}, "gpt5-1T");
+  wrong({"train", "--data", t.text, "--out", out, "--heads", "3", "--channels", "32"}, "--heads");
+  wrong({"train", "--data", t.text, "--out", out, "--heads", "4", "--kv-heads", "3", "--channels", "32"}, "--kv-heads");
+  wrong(train_arguments(t.text, out, {"--optimizer", "sgdx"}), "sgdx");
+  wrong(train_arguments(t.text, out, {"--schedule", "zigzag"}), "zigzag");
+  wrong(train_arguments(t.text, out, {"--architecture", "rnn"}), "rnn");
+  wrong(train_arguments(t.text, out, {"--dtype", "int3"}), "int3");
+  wrong(train_arguments(t.text, out, {"--device", "tpu"}), "tpu");
+  wrong(train_arguments(t.text, out, {"--memory-budget", "much"}), "much");
+  wrong(train_arguments(t.text, t.run_path), "--resume");
+  wrong({"train", "--resume", "--out", t.run_path, "--lr", "0.5"}, "--lr");
+  wrong({"train", "--resume", "--data", t.text}, "--out");
+  wrong({"eval", t.run_path}, "--data");
+  wrong({"eval", t.run_path, "--data", t.text, "--context", "33"}, "--context");
+  wrong({"eval", t.run_path, "--data", t.text, "--batch", "0"});
+  wrong({"eval", t.run_path, "--data", t.text, "--format", "xml"});
+  wrong({"eval", t.run_path, "--data", t.text, "--split", "test"});
+  wrong({"generate", t.run_path, "--prompt-ids", "1 257"}, "257");
+  wrong({"generate", t.run_path, "--prompt-ids=-1"}, "-1");
+  wrong({"generate", t.run_path, "--prompt-ids", "1 two"}, "two");
+  wrong({"generate", t.run_path, "--prompt-ids", "99999999999"}, "99999999999");
+  wrong({"generate", t.run_path, "--prompt", "a", "--prompt-ids", "1"}, "--prompt");
+  wrong({"generate", t.run_path, "--temperature=-1"}, "--temperature");
+  wrong({"generate", t.run_path, "--temperature", "nan"}, "--temperature");
+  wrong({"generate", t.run_path, "--top-p", "1.5"}, "--top-p");
+  wrong({"generate", t.run_path, "--top-k=-1"}, "--top-k");
+  wrong({"generate", t.run_path, "--max-tokens=-1"}, "--max-tokens");
+  wrong({"graph", "no-such-model"}, "no-such-model");
+}
+
+TEST_CASE("cli: wrong files are status 1 and one line that names them") {
+  if (binary().empty()) return;
+  const Trained& t = trained();
+  const Folder folder;
+  const std::string out = folder / "out", last = t.run_path + "/checkpoints/20";
+  const auto broken = [&](const Arguments& arguments, const std::string& part) {
+    check_error(folder, arguments, 1, part);
+  };
+  const auto eval = [&](const std::string& data) { return Arguments{"eval", last, "--data", data}; };
+
+  SUBCASE("data") {
+    write_file_atomically(folder / "empty.txt", "");
+    write_file_atomically(folder / "short.txt", "ab");
+    write_file_atomically(folder / "magic.bin", std::string(2000, 'x'));
+    fs::create_directory(folder / "nothing");
+    run_well(folder, {"tokenize", t.text, "--tokenizer", "bytes", "--out", folder / "cut"});
+    fs::resize_file(folder / "cut/train_000000.bin", fs::file_size(folder / "cut/train_000000.bin") - 5);
+    fs::copy(folder / "cut/val_000000.bin", folder / "cut_val.bin");
+    fs::resize_file(folder / "cut_val.bin", 1100);
+    std::vector<int32_t> tokens(200, 300);
+    ShardWriter writer(folder / "large_val.bin", 512);
+    writer.write(tokens.data(), 200);
+    writer.finish();
+    for (const std::string name :
+         {"missing.txt", "empty.txt", "magic.bin", "cut", "nothing", "cut_val.bin", "missing_*.bin"}) {
+      broken(train_arguments(folder / name, out), name.substr(0, name.find('*')));
+      broken(eval(folder / name), name.substr(0, name.find('*')));
+      fs::remove_all(out);
+    }
+    broken(train_arguments(folder / "short.txt", out), "short.txt");
+    broken(eval(folder / "short.txt"), "short.txt");
+    broken(eval(folder / "large_val.bin"), "token 300");
+    broken({"eval", last, "--data", folder / "large_val.bin", "--batches", "1"}, "token 300");
+    for (const std::string name : {"missing.txt", "empty.txt", "nothing"})
+      broken({"tokenize", folder / name, "--tokenizer", "bytes", "--out", out}, name);
+    broken({"tokenize", t.text, "--tokenizer", folder / "magic.bin", "--out", out}, "magic.bin");
+  }
+  SUBCASE("outputs that cannot be written") {
+    broken(train_arguments(t.text, t.text + "/run"), "text.txt");
+    broken({"tokenize", t.text, "--tokenizer", "bytes", "--out", t.text + "/tokens"}, "text.txt");
+    check_error(folder, {"generate", t.run_path, "--prompt", "a", "--max-tokens", "3"}, 1, "standard output",
+                "/dev/full");
+    check_error(folder, {"eval", t.run_path, "--data", t.text}, 1, "standard output", "/dev/full");
+  }
+  SUBCASE("models") {
+    fs::create_directory(folder / "nothing");
+    for (const std::string& name : {folder / "missing", t.text, folder / "nothing"}) {
+      broken({"generate", name, "--prompt", "a"}, name);
+      broken({"eval", name, "--data", t.text}, name);
+    }
+    broken({"train", "--resume", "--out", folder / "missing"}, "missing");
+    // Each file of a checkpoint cut short; then without the trainer's state, as a plain Hugging Face directory.
+    for (const std::string file : {"model.safetensors", "config.json", "trainer.json", "tokenizer.json"}) {
+      for (const bool plain : {false, true}) {
+        const std::string copy = folder / "copy";
+        fs::remove_all(copy);
+        fs::copy(last, copy);
+        if (plain) fs::remove(copy + "/trainer.json");
+        if (!fs::exists(copy + "/" + file)) continue;
+        for (const double share : {0.9, 0.3, 0.0}) {
+          const auto size = static_cast<double>(fs::file_size(copy + "/" + file));
+          fs::resize_file(copy + "/" + file, static_cast<uintmax_t>(size * share));
+          broken({"generate", copy, "--prompt", "a"}, file);
+          broken({"eval", copy, "--data", t.text}, file);
+        }
+      }
+    }
+    fs::create_directories(folder / "run/checkpoints");
+    fs::copy(last, folder / "run/checkpoints/20");
+    fs::resize_file(folder / "run/checkpoints/20/optimizer.safetensors", 1000);
+    broken({"train", "--resume", "--out", folder / "run"}, "optimizer.safetensors");
+  }
+  SUBCASE("a vocabulary that is not the weights'") {
+    fs::copy(last, folder / "copy");
+    std::string config = read_file(folder / "copy/config.json");
+    const size_t at = config.find("257");
+    REQUIRE(at != config.npos);
+    write_file_atomically(folder / "copy/config.json", config.replace(at, 3, "300"));
+    broken({"generate", folder / "copy", "--prompt", "a"}, "wrong shapes");
+  }
+}

@@ -1,0 +1,374 @@
+// Graphs, autodiff, the passes and the program: what each must do, and what none of them may change.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <set>
+
+#include "llm/graph/autodiff.h"
+#include "llm/graph/program.h"
+#include "llm/model/gpt.h"
+#include "test/reference.h"
+
+namespace {
+
+using namespace llm;
+using reference::kBatch;
+using reference::kTokens;
+using reference::small_config;
+using reference::Snapshot;
+using reference::Trainer;
+using reference::Words;
+using reference::words_of;
+
+// Another order of the same sums: 5.5e-7 of a tensor's largest value was the most that was measured.
+constexpr double kNoise = 2e-6;
+
+Snapshot train(const ModelConfig& config, const Trainer::Settings& settings, int steps = 3) {
+  return Trainer(config, settings).after_steps(steps);
+}
+
+void check_equal(const Snapshot& a, const Snapshot& b) {
+  REQUIRE(a.size() == b.size());
+  for (auto& [name, words] : a) CHECK_MESSAGE(words == b.at(name), name, " differs");
+}
+
+void check_close(const Snapshot& a, const Snapshot& b, double bound) {
+  REQUIRE(a.size() == b.size());
+  for (auto& [name, words] : a) {
+    INFO(name);
+    CHECK(reference::difference(words, b.at(name)) <= bound);
+  }
+}
+
+std::map<std::string, int> count_ops(const Graph& g) {
+  std::map<std::string, int> counts;
+  for (const Node& node : g.nodes) ++counts[node.op->name];
+  return counts;
+}
+
+Graph input_graph(Shape shape, TensorId& x) {
+  Graph g;
+  x = g.add_tensor("x", DType::fp32, shape, Role::input);
+  return g;
+}
+
+}  // namespace
+
+TEST_CASE("graph: attributes") {
+  Attributes a{{"heads", 3}, {"epsilon", 0.5}};
+  CHECK(a.integer("heads") == 3);
+  CHECK(a.number("epsilon") == 0.5);
+  CHECK(a.number("theta", 2.5) == 2.5);
+  CHECK(a.integer("theta", 4) == 4);
+  CHECK_FALSE(a.has("theta"));
+  CHECK_FALSE(a.flag("bias"));
+  CHECK_THROWS_WITH_AS(a.number("theta"), doctest::Contains("theta"), Error);
+  a.set("bias", 1);
+  a.set("heads", 5);
+  CHECK(a.flag("bias"));
+  CHECK(a.integer("heads") == 5);
+  CHECK(a.all().size() == 3);
+}
+
+TEST_CASE("graph: tensors, nodes and aliases") {
+  TensorId x = kNone;
+  Graph g = input_graph({2, 3, 4}, x);
+  const TensorId w = g.add_tensor("w", DType::fp32, {5, 4}, Role::parameter);
+  const TensorId y = g.add("linear", {}, {x, w}, "y")[0];
+  CHECK(g.shape(y) == Shape{2, 3, 5});
+  CHECK(g.find("y") == y);
+  CHECK(g.find("z") == kNone);
+  CHECK(g.nodes[0].input(7) == kNone);
+  CHECK(g.tensor(y).bytes() == 2 * 3 * 5 * 4);
+  CHECK_THROWS_WITH_AS(g.add("linear", {}, {y, w}), doctest::Contains("does not fit"), Error);
+  CHECK_THROWS_AS(g.add("add", {}, {x, y}), Error);
+  const TensorId first = g.add_tensor("a", DType::fp32, {1}, Role::state),
+                 second = g.add_tensor("b", DType::fp32, {1}, Role::state);
+  g.tensor(second).alias = first;
+  const TensorId third = g.add_tensor("c", DType::fp32, {1}, Role::state);
+  g.tensor(third).alias = second;
+  CHECK(g.storage(third) == first);
+}
+
+TEST_CASE("autodiff: a tensor used twice, unwanted gradients, ops without one") {
+  TensorId x = kNone;
+  Graph g = input_graph({1, 2, 3}, x);
+  const TensorId w = g.add_tensor("w", DType::fp32, {3, 3}, Role::parameter);
+  const TensorId y = g.add("linear", {}, {x, w}, "y")[0];
+  const TensorId sum = g.add("add", {}, {y, y}, "sum")[0];
+  g.add("gelu", {}, {y}, "unused");
+  const TensorId seed = g.add_tensor("seed", DType::fp32, {1, 2, 3}, Role::input);
+  const Gradients gradients = differentiate(g, {{sum, seed}});
+  CHECK(gradients.of(x) == kNone);
+  CHECK(g.tensor(gradients.of(w)).role == Role::gradient);
+  CHECK(g.tensor(gradients.of(w)).name == "w.grad");
+  CHECK(g.tensor(seed).name == "seed");
+  // linear, add, gelu; then seed + seed and the weight's product, but none for x or for what leads nowhere.
+  CHECK(count_ops(g) ==
+        std::map<std::string, int>{{"linear", 1}, {"add", 2}, {"gelu", 1}, {"linear_backward_weight", 1}});
+  CHECK(g.nodes.back().phase == Phase::backward);
+
+  Graph h = input_graph({1, 2, 3}, x);
+  const TensorId v = h.add_tensor("v", DType::fp32, {3, 3}, Role::parameter);
+  const TensorId last = h.add("select_last", {}, {h.add("linear", {}, {x, v})[0]}, "last")[0];
+  const TensorId given = h.add_tensor("seed", DType::fp32, {1, 1, 3}, Role::input);
+  CHECK_THROWS_WITH_AS(differentiate(h, {{last, given}}), doctest::Contains("select_last"), Error);
+}
+
+TEST_CASE("autodiff: the gradient of a tied head is one tensor with two writers") {
+  for (const bool tied : {true, false}) {
+    ModelConfig config = small_config("modern");
+    config.tied_head = tied;
+    const Graph g = build_training_graph(config, 2, 8, {}, 1).graph;
+    std::set<TensorId> owners;
+    int writers = 0, later = 0;
+    for (const Node& node : g.nodes)
+      for (TensorId id : node.outputs)
+        if (id != kNone && g.tensor(id).role == Role::gradient && g.tensor(id).name == "token_embedding.weight.grad") {
+          ++writers;
+          later += g.tensor(id).alias != kNone;
+          owners.insert(g.storage(id));
+        }
+    CHECK(owners.size() == 1);
+    CHECK(writers == (tied ? 2 : 1));
+    CHECK(later == (tied ? 1 : 0));
+  }
+}
+
+TEST_CASE("dead code: what nobody wants goes, what changes persistent memory stays") {
+  TensorId x = kNone;
+  Graph g = input_graph({2, 1, 4}, x);
+  const TensorId kept = g.add("gelu", {}, {x}, "kept")[0];
+  g.add("relu2", {}, {g.add("gelu", {}, {kept}, "dead")[0]}, "dead too");
+  CHECK(remove_dead_code(g, {kept}).nodes_after == 1);
+  CHECK(g.nodes[0].outputs[0] == kept);
+
+  const TrainingGraph t = build_training_graph(small_config("gpt2"), 2, 8, {}, 1);
+  Graph whole = t.graph;
+  const PassReport report = remove_dead_code(whole, {});
+  CHECK(report.nodes_before == t.graph.nodes.size());
+  CHECK(report.nodes_after == whole.nodes.size());
+  // Only the losses are for the eye: their node stays, for its log-sum-exp is what the gradients are made from.
+  CHECK(count_ops(whole) == count_ops(t.graph));
+}
+
+TEST_CASE("fusion: which nodes are left") {
+  const int L = 3;
+  for (const char* architecture : {"gpt2", "modern", "relu2"}) {
+    CAPTURE(std::string(architecture));
+    const ModelConfig config = small_config(architecture);
+    const TrainingGraph t = build_training_graph(config, 2, 8, {}, 1);
+    Graph g = t.graph;
+    auto before = count_ops(g);
+    const PassReport report = fuse(g, t.results());
+    auto after = count_ops(g);
+    const bool swiglu = config.activation == Activation::swiglu;
+    const std::string activation = name_of(config.activation);
+    CHECK(before["add"] == 4 * L);
+    CHECK(before[activation] == L);
+    CHECK(after["add"] == 0);
+    for (const char* gone :
+         {"gelu", "gelu_backward", "relu2", "relu2_backward", "cross_entropy", "cross_entropy_backward"})
+      CHECK(after[gone] == 0);
+    CHECK(after["head_loss"] == 1);
+    for (const char* same :
+         {"attention", "attention_backward", "layernorm", "rmsnorm_backward", "swiglu", "rope", "adamw"})
+      CHECK(after[same] == before[same]);
+    CHECK(after["linear"] == 4 * L);
+    CHECK(report.nodes_before - report.nodes_after == static_cast<size_t>(4 * L + (swiglu ? 0 : 2 * L) + 4));
+    CHECK(report.nodes_after == g.nodes.size());
+    CHECK(report.detail.find("6 residual + norm") != std::string::npos);
+  }
+}
+
+TEST_CASE("fusion changes no bit, but for the head's rounding") {
+  for (const char* architecture : {"gpt2", "modern", "relu2"}) {
+    CAPTURE(std::string(architecture));
+    const ModelConfig config = small_config(architecture);
+    const Snapshot plain = train(config, {.compile = {.fuse = false}, .keep_logits = true});
+    check_equal(plain, train(config, {.compile = {.fuse = true}, .keep_logits = true}));
+    // One step: later ones compare parameters that Adam has moved by the sign of gradients near zero.
+    const Snapshot once = train(config, {.compile = {.fuse = false}}, 1);
+    Trainer fused(config, {});
+    fused.run(0, Phase::backward);
+    for (auto& [name, words] : fused.snapshot())
+      if (name == "losses" || name.ends_with(".grad")) {
+        INFO(name);
+        CHECK(reference::difference(words, once.at(name)) <= kNoise);
+      }
+  }
+}
+
+TEST_CASE("recomputation changes no bit, and each choice takes less memory than the one before") {
+  for (const char* architecture : {"gpt2", "modern", "relu2"}) {
+    CAPTURE(std::string(architecture));
+    const ModelConfig config = small_config(architecture);
+    for (const bool fused : {false, true}) {
+      const Snapshot without = train(config, {.threads = 1, .compile = {.fuse = fused}}, 2);
+      size_t bytes = Trainer(config, {.threads = 1, .compile = {.fuse = fused}}).program->compiled().plan.bytes;
+      for (int level = 1; level <= static_cast<int>(Recompute::block); ++level)
+        for (int layers = 1; layers <= config.layers; ++layers) {
+          CAPTURE(level);
+          CAPTURE(layers);
+          CAPTURE(fused);
+          Trainer trainer(
+              config, {.threads = 1, .compile = {.fuse = fused}, .recompute = {static_cast<Recompute>(level), layers}});
+          check_equal(without, trainer.after_steps(2));
+          CHECK(trainer.program->compiled().plan.bytes <= bytes);
+          bytes = trainer.program->compiled().plan.bytes;
+        }
+    }
+  }
+}
+
+TEST_CASE("memory budget: the cheapest choice that fits, or an error that says what would") {
+  const ModelConfig config = small_config("modern");
+  const TrainingGraph t = build_training_graph(config, kBatch, kTokens, {}, 1);
+  const auto total = [](const Compiled& c) { return c.persistent_bytes + c.plan.bytes; };
+  const Compiled whole = compile(t.graph, t.results(), {});
+  CHECK(whole.recomputation.level == Recompute::none);
+  CHECK(compile(t.graph, t.results(), {.memory_budget = total(whole)}).recomputation.level == Recompute::none);
+  Graph everything = t.graph;
+  recompute(everything, {Recompute::block, static_cast<int>(config.layers)});
+  const size_t least = total(compile(everything, t.results(), {}));
+  size_t budget = total(whole);
+  int choices = 0;
+  for (std::pair<Recompute, int> before{Recompute::none, 0};; ++choices) {
+    Compiled c;
+    try {
+      c = compile(t.graph, t.results(), {.memory_budget = --budget});
+    } catch (const Error& e) {
+      CHECK(std::string(e.what()).find("--memory-budget") != std::string::npos);
+      CHECK(std::string(e.what()).find(concat("needs ", (least + (1 << 20) - 1) >> 20, " MiB")) != std::string::npos);
+      CHECK(budget + 1 == least);
+      break;
+    }
+    const std::pair now{c.recomputation.level, c.recomputation.layers};
+    CHECK(now > before);
+    CHECK(total(c) <= budget);
+    before = now;
+    budget = total(c);
+  }
+  CHECK(choices > 4);
+}
+
+namespace {
+
+// From the nodes alone, without the planner's groups: when each storage is used, and that no two in use at the same time
+// overlap, but where a node works in place as its op allows.
+void check_plan(const Graph& g, const std::vector<TensorId>& results, const MemoryPlan& plan) {
+  struct Use {
+    int first = -1, last = -1;
+  };
+  std::map<TensorId, Use> uses;
+  const auto use = [&](TensorId id, int n) {
+    if (id == kNone || is_persistent(g.tensor(g.storage(id)).role)) return;
+    Use& u = uses[g.storage(id)];
+    if (u.first < 0) u.first = g.tensor(id).role == Role::input ? 0 : n;
+    u.last = n;
+  };
+  for (size_t n = 0; n < g.nodes.size(); ++n) {
+    for (TensorId id : g.nodes[n].inputs) use(id, static_cast<int>(n));
+    for (TensorId id : g.nodes[n].outputs) use(id, static_cast<int>(n));
+    use(g.nodes[n].workspace, static_cast<int>(n));
+  }
+  for (TensorId id : results) use(id, static_cast<int>(g.nodes.size()));
+  const auto in_place = [&](TensorId in, TensorId out, int n) {
+    const Node& node = g.nodes[static_cast<size_t>(n)];
+    return std::any_of(node.op->in_place.begin(), node.op->in_place.end(), [&](const InPlace& p) {
+      return node.input(static_cast<size_t>(p.input)) == in && node.output(static_cast<size_t>(p.output)) == out;
+    });
+  };
+  size_t overlaid = 0;
+  const auto start = [&](TensorId id) { return plan.offsets[static_cast<size_t>(id)]; };
+  const auto end = [&](TensorId id) { return start(id) + g.tensor(id).bytes(); };
+  for (auto& [a, u] : uses) {
+    CHECK(end(a) <= plan.bytes);
+    CHECK(start(a) % 256 == 0);
+    for (auto& [b, v] : uses) {
+      if (a == b || u.first > v.first || v.first > u.last || start(a) >= end(b) || start(b) >= end(a)) continue;
+      INFO(g.tensor(a).name, " and ", g.tensor(b).name, " overlap");
+      CHECK(u.last == v.first);
+      CHECK(start(a) == start(b));
+      CHECK(in_place(a, b, v.first));
+      ++overlaid;
+    }
+  }
+  CHECK(overlaid == plan.in_place);
+}
+
+}  // namespace
+
+TEST_CASE("memory plan: nothing overlaps, and sharing memory changes no bit") {
+  for (const char* architecture : {"gpt2", "modern", "relu2"})
+    for (const bool fused : {false, true}) {
+      const ModelConfig config = small_config(architecture);
+      Trainer shared(config, {.compile = {.fuse = fused}});
+      Trainer apart(config, {.compile = {.fuse = fused, .share_memory = false}});
+      for (const Trainer* t : {&shared, &apart})
+        check_plan(t->program->graph(), t->graph.results(), t->program->compiled().plan);
+      const MemoryPlan &plan = shared.program->compiled().plan, &loose = apart.program->compiled().plan;
+      CHECK(plan.in_place > 0);
+      CHECK(loose.bytes == loose.unshared_bytes);
+      CHECK(plan.bytes < loose.bytes / 2);
+      CHECK(plan.bytes >= *std::max_element(plan.live.begin(), plan.live.end()));
+      check_equal(shared.after_steps(3), apart.after_steps(3));
+    }
+}
+
+TEST_CASE("the number of threads changes no bit") {
+  for (const char* architecture : {"gpt2", "modern"}) {
+    ModelConfig config = small_config(architecture);
+    config.vocabulary = 700, config.hidden = 300;  // enough for several blocks of work
+    const Snapshot one = train(config, {.threads = 1});
+    for (int threads : {2, 3, 4}) check_equal(one, train(config, {.threads = threads}));
+  }
+}
+
+TEST_CASE("two micro-steps of half a batch give the gradients of the whole") {
+  for (const char* architecture : {"gpt2", "modern"}) {
+    const ModelConfig config = small_config(architecture);
+    Trainer whole(config, {}), halves(config, {.batch = kBatch / 2});
+    whole.run(0, Phase::optimizer);
+    halves.run(0, Phase::backward, 0);
+    halves.run(0, Phase::optimizer, 1);
+    Snapshot a = whole.snapshot(), b = halves.snapshot();
+    for (Snapshot* s : {&a, &b})
+      std::erase_if(*s, [](auto& entry) { return entry.first != "norm" && !entry.first.ends_with(".grad"); });
+    check_close(a, b, kNoise);
+  }
+}
+
+TEST_CASE("program: one arena for training and evaluation") {
+  const ModelConfig config = small_config("modern");
+  Trainer trainer(config, {.compile = {.fuse = false}});
+  EvaluationGraph e = build_evaluation_graph(config, kBatch, kTokens, 2);
+  const size_t bytes = trainer.layout.bytes();
+  trainer.layout.add(e.graph);
+  CHECK(trainer.layout.bytes() == bytes);  // the same parameters by name, nothing new
+  CHECK(trainer.layout.has("final_norm.weight"));
+  CHECK_FALSE(trainer.layout.has("tokens"));
+  CHECK(trainer.layout.offset("final_norm.weight") % 256 == 0);
+  CHECK_THROWS_WITH_AS(trainer.layout.offset("nothing"), doctest::Contains("nothing"), Error);
+
+  Program evaluation(compile(e.graph, e.results(), {.fuse = false}), trainer.layout);
+  evaluation.bind(*trainer.arena, trainer.team);
+  trainer.run(0, Phase::forward);
+  const Words losses = words_of(*trainer.program, trainer.graph.losses);
+  const Words tokens = words_of(*trainer.program, trainer.graph.tokens),
+              targets = words_of(*trainer.program, trainer.graph.targets);
+  std::memcpy(evaluation.data<void>(e.tokens), tokens.data(), tokens.size() * 4);
+  std::memcpy(evaluation.data<void>(e.targets), targets.data(), targets.size() * 4);
+  evaluation.run(Phase::forward, Phase::forward);
+  CHECK(words_of(evaluation, e.losses) == losses);
+
+  const Arena small(1);
+  CHECK(small.bytes() >= 1);
+  CHECK(std::all_of(small.data(), small.data() + small.bytes(), [](std::byte b) { return b == std::byte{0}; }));
+  const Graph large = build_training_graph(config, 64, kTokens, {}, 1).graph;
+  Program too_large(compile(large, {}, {}), trainer.layout);
+  CHECK_THROWS_WITH_AS(too_large.bind(small, trainer.team), doctest::Contains("needs"), Error);
+}

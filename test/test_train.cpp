@@ -1,0 +1,217 @@
+// The training loop: schedules at their ends, rules, spikes, the log, and bit equality of interrupted runs.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+
+#include "llm/base/atomic_file.h"
+#include "llm/base/error.h"
+#include "llm/train/trainer.h"
+
+using namespace llm;
+
+namespace {
+
+struct TemporaryDirectory {
+  std::string path;
+  TemporaryDirectory() {
+    std::string pattern = (std::filesystem::temp_directory_path() / "test_train_XXXXXX").string();
+    path = ::mkdtemp(pattern.data());
+  }
+  ~TemporaryDirectory() { std::filesystem::remove_all(path); }
+};
+
+ModelConfig small_model() {
+  ModelConfig c = config_of(preset_named("nano"));
+  c.context = 16, c.channels = 32, c.heads = c.kv_heads = 2, c.head_size = 16, c.hidden = 64;
+  return c;
+}
+
+std::string pattern_text(int lines) {
+  std::string text;
+  for (int i = 0; i < lines; ++i) text += "line " + std::to_string(i * i % 97) + " of the text\n";
+  return text;
+}
+
+// A run of `steps` steps in RUN; parameters and losses are compared through the files it leaves.
+Trainer::Outcome train(const std::string& run, const std::string& text, int64_t steps, int64_t stop_at, int threads,
+                       bool resume, size_t memory_budget = 0) {
+  ThreadTeam team(threads);
+  TrainOptions o;
+  o.data = text, o.out = run, o.batch = 4, o.grad_accum = 2, o.steps = steps, o.lr = 0.01, o.memory_budget = memory_budget;
+  o.eval_every = 5, o.save_every = stop_at, o.sample_every = 0, o.keep_last = 0;
+  Dataset dataset = open_dataset(text, run + "/tokens", team);
+  const ModelConfig model = small_model();
+  apply_rules(o, model, 100);
+  Trainer trainer(model, o, std::move(dataset), team);
+  trainer.allocate();
+  if (resume) {
+    trainer.load(run + "/checkpoints/" + std::to_string(stop_at));
+  } else {
+    trainer.initialise();
+  }
+  return trainer.run(0);
+}
+
+}  // namespace
+
+TEST_CASE("schedules behave at their ends") {
+  for (auto kind : {ScheduleKind::cosine, ScheduleKind::linear, ScheduleKind::wsd, ScheduleKind::constant}) {
+    CAPTURE(name_of(kind));
+    const Schedule s{kind, 2.0, 0.0, 100, 10};
+    CHECK(s.at(0) == doctest::Approx(0.2));
+    CHECK(s.at(9) == doctest::Approx(2.0));  // the last step of the warm-up has the peak
+    for (int64_t i = 0; i < 9; ++i) CHECK(s.at(i) < s.at(i + 1));
+    for (int64_t i = 10; i < 99; ++i) CHECK(s.at(i) >= s.at(i + 1));
+    if (kind == ScheduleKind::constant) {
+      CHECK(s.at(99) == 2.0);
+      CHECK(s.at(500) == 2.0);
+    } else {
+      CHECK(s.at(99) > 0);  // the last step still learns
+      CHECK(s.at(99) < 0.11);
+      CHECK(s.at(100) == doctest::Approx(0).epsilon(1e-12));
+      CHECK(s.at(500) == doctest::Approx(0).epsilon(1e-12));
+    }
+  }
+  CHECK(Schedule{ScheduleKind::wsd, 1.0, 0.0, 100, 10}.at(79) == 1.0);
+  CHECK(Schedule{ScheduleKind::wsd, 1.0, 0.0, 100, 10}.at(90) == doctest::Approx(0.5));
+  CHECK(Schedule{ScheduleKind::cosine, 1.0, 0.1, 100, 0}.at(100) == doctest::Approx(0.1));
+  CHECK(Schedule{ScheduleKind::linear, 1.0, 0.0, 1, 0}.at(0) == 1.0);      // a run of one step
+  CHECK(Schedule{ScheduleKind::linear, 1.0, 0.0, 5, 5}.at(4) == 1.0);      // a warm-up as long as the run
+  CHECK(Schedule{ScheduleKind::linear, 1.0, 0.0, 5, 50}.at(4) == doctest::Approx(0.1));  // and a longer one
+  CHECK_THROWS_AS(schedule_named("step"), UsageError);
+}
+
+TEST_CASE("rules fill in what is not given and nothing else") {
+  ModelConfig m = small_model();
+  TrainOptions o;
+  o.lr = 0.123, o.warmup = 0, o.eval_every = 0;
+  const auto rules = apply_rules(o, m, 1000);
+  CHECK(o.lr == 0.123);
+  CHECK(o.warmup == 0);
+  CHECK(o.eval_every == 0);
+  CHECK(o.batch > 0);
+  CHECK(o.steps >= 20);
+  CHECK(o.tokens == o.steps * o.batch * o.grad_accum * m.context);
+  for (const Rule& r : rules) CHECK(r.name != "lr");
+
+  TrainOptions accumulated;
+  accumulated.batch = 4, accumulated.total_batch_tokens = 4 * 16 * 3;
+  apply_rules(accumulated, m, 0);
+  CHECK(accumulated.grad_accum == 3);
+  TrainOptions wrong;
+  wrong.batch = 4, wrong.total_batch_tokens = 100;
+  CHECK_THROWS_AS(apply_rules(wrong, m, 0), UsageError);
+  TrainOptions tokens;
+  tokens.batch = 2, tokens.tokens = 2 * 16 * 50 + 7;
+  apply_rules(tokens, m, 0);
+  CHECK(tokens.steps == 50);
+}
+
+TEST_CASE("settings survive their JSON") {
+  TrainOptions o;
+  o.data = "a \"quoted\" päth", o.lr = 1.0 / 3, o.seed = ~uint64_t{0}, o.memory_budget = size_t{20} << 30, o.warmup = 7;
+  const TrainOptions back = TrainOptions::parse(o.json(small_model()), "here");
+  CHECK(back.data == o.data);
+  CHECK(back.lr == o.lr);
+  CHECK(back.seed == o.seed);
+  CHECK(back.memory_budget == o.memory_budget);
+  CHECK(back.warmup == 7);
+  CHECK_THROWS_WITH_AS(TrainOptions::parse("{}", "here"), doctest::Contains("here"), Error);
+}
+
+TEST_CASE("spikes and losses that are not finite are told apart from noise") {
+  SpikeWatch watch;
+  for (int i = 0; i < 200; ++i)
+    CHECK(watch.look(3.0 + 0.1 * std::sin(i), 1.0) == SpikeWatch::Verdict::ordinary);
+  CHECK(watch.look(3.3, 1.0) == SpikeWatch::Verdict::ordinary);
+  CHECK(watch.look(6.0, 1.0) == SpikeWatch::Verdict::spike);
+  CHECK(watch.look(std::numeric_limits<double>::quiet_NaN(), 1.0) == SpikeWatch::Verdict::not_finite);
+  CHECK(watch.look(3.0, std::numeric_limits<double>::infinity()) == SpikeWatch::Verdict::not_finite);
+  SpikeWatch falling;  // the fast fall at the start is no spike
+  for (int i = 0; i < 200; ++i) CHECK(falling.look(3 + 3 * std::exp(-i / 20.0), 1.0) == SpikeWatch::Verdict::ordinary);
+}
+
+TEST_CASE("a resumed log drops what will be written again, and half lines") {
+  TemporaryDirectory d;
+  {
+    RunLog log(d.path, 0);
+    for (int64_t step = 1; step <= 5; ++step) {
+      LogEntry e;
+      e.step = step, e.loss = 2.0 / static_cast<double>(step);
+      log.write(e);
+    }
+  }
+  std::ofstream(d.path + "/log.jsonl", std::ios::app) << "{\"step\":6,\"lo";
+  {
+    RunLog log(d.path, 3);
+    LogEntry e;
+    e.step = 4, e.val_loss = 0.5;
+    log.write(e);
+  }
+  CHECK(read_file(d.path + "/log.jsonl") ==
+        "{\"step\":1,\"loss\":2.0}\n{\"step\":2,\"loss\":1.0}\n{\"step\":3,\"loss\":0.6666666666666666}\n"
+        "{\"step\":4,\"val_loss\":0.5}\n");
+}
+
+TEST_CASE("a run is bit for bit the same resumed, on other threads, and with recomputation") {
+  TemporaryDirectory d;
+  const std::string text = d.path + "/text.txt";
+  std::ofstream(text) << pattern_text(300);
+  const Trainer::Outcome whole = train(d.path + "/whole", text, 12, 6, 2, false);
+  const std::string weights = read_file(d.path + "/whole/checkpoints/12/model.safetensors");
+  const std::string moments = read_file(d.path + "/whole/checkpoints/12/optimizer.safetensors");
+  CHECK(whole.val_loss > 0);
+  CHECK(whole.val_loss < 5.0);  // below ln 257: it has learned something
+
+  SUBCASE("resumed from its sixth step") {
+    std::filesystem::create_directories(d.path + "/resumed/checkpoints");
+    std::filesystem::copy(d.path + "/whole/checkpoints/6", d.path + "/resumed/checkpoints/6");
+    const Trainer::Outcome resumed = train(d.path + "/resumed", text, 12, 6, 2, true);
+    CHECK(resumed.val_loss == whole.val_loss);
+    CHECK(read_file(d.path + "/resumed/checkpoints/12/model.safetensors") == weights);
+    CHECK(read_file(d.path + "/resumed/checkpoints/12/optimizer.safetensors") == moments);
+  }
+  SUBCASE("on one and on three threads") {
+    for (int threads : {1, 3}) {
+      const std::string run = d.path + "/threads" + std::to_string(threads);
+      CHECK(train(run, text, 12, 12, threads, false).val_loss == whole.val_loss);
+      CHECK(read_file(run + "/checkpoints/12/model.safetensors") == weights);
+    }
+  }
+  SUBCASE("with the smallest memory") {
+    size_t budget = 0;
+    for (size_t kib = 64; !budget; kib += 16) {  // the smallest budget that is not refused
+      try {
+        train(d.path + "/tight" + std::to_string(kib), text, 12, 12, 2, false, kib << 10);
+        budget = kib;
+      } catch (const Error& e) {
+        REQUIRE(std::string(e.what()).find("--memory-budget") != std::string::npos);
+      }
+    }
+    CHECK(read_file(d.path + "/tight" + std::to_string(budget) + "/checkpoints/12/model.safetensors") == weights);
+  }
+}
+
+TEST_CASE("a step that is not finite changes nothing, and ten of them end the run") {
+  TemporaryDirectory d;
+  const std::string text = d.path + "/text.txt";
+  std::ofstream(text) << pattern_text(300);
+  ThreadTeam team(1);
+  TrainOptions o;
+  o.data = text, o.out = d.path + "/run", o.batch = 2, o.steps = 40, o.lr = 1e30, o.grad_clip = 0;
+  o.eval_every = 0, o.save_every = 1, o.sample_every = 0, o.keep_last = 0;
+  const ModelConfig model = small_model();
+  apply_rules(o, model, 0);
+  Trainer trainer(model, o, open_dataset(text, o.out + "/tokens", team), team);
+  trainer.allocate();
+  trainer.initialise();
+  CHECK_THROWS_WITH_AS(trainer.run(0), doctest::Contains("not finite"), Error);
+  // The last two checkpoints stand on either side of a skipped step.
+  const auto checkpoints = list_checkpoints(o.out);
+  REQUIRE(checkpoints.size() >= 2);
+  CHECK(read_file(checkpoints.back().path + "/model.safetensors") ==
+        read_file(checkpoints[checkpoints.size() - 2].path + "/model.safetensors"));
+}
