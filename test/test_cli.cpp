@@ -71,6 +71,7 @@ class Process {
       ::dup2(::open("/dev/null", O_RDONLY), 0);
       ::dup2(::open(out_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 1);
       ::dup2(::open(err.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), 2);
+      ::setenv("TMPDIR", folder.path.c_str(), 1);
       ::execv(argv[0], argv.data());
       ::_exit(127);
     }
@@ -238,7 +239,7 @@ TEST_CASE("cli: from text to loss") {
   const Result text = run(folder, {"eval", t.run_path, "--data", t.text});
   CHECK(has(text.out, "nats/token"));
   CHECK(has(text.err, "/checkpoints/"));
-  for (const auto& entry : fs::directory_iterator(fs::temp_directory_path()))
+  for (const auto& entry : fs::directory_iterator(folder.path))
     CHECK_FALSE(entry.path().filename().string().starts_with("train_gpt-eval-"));
 }
 
@@ -338,6 +339,16 @@ TEST_CASE("cli: killed at any moment and resumed, a run is the same bit for bit"
       CAPTURE(key);
       CHECK(entry.value(key, json()) == log.at(step).value(key, json()));
     }
+}
+
+TEST_CASE("cli: a run that was killed before its first checkpoint can be started again") {
+  if (binary().empty()) return;
+  const Trained& t = trained();
+  const Folder folder;
+  fs::create_directories(folder / "run/checkpoints/.tmp-1-20");
+  write_file_atomically(folder / "run/log.jsonl", "{\"step\":1,\"loss\":5.5}\n{\"step\":2,\"lo");
+  run_well(folder, train_arguments(t.text, folder / "run"));
+  CHECK(read_log(folder / "run").size() == 20);
 }
 
 TEST_CASE("cli: an interrupt ends a run with a checkpoint") {

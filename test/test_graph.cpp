@@ -224,35 +224,45 @@ TEST_CASE("recomputation changes no bit, and each choice takes less memory than 
   }
 }
 
-TEST_CASE("memory budget: the cheapest choice that fits, or an error that says what would") {
+TEST_CASE("fusion leaves a tensor that something else wants") {
+  TensorId x = kNone;
+  Graph g = input_graph({2, 8}, x);
+  const TensorId w = g.add_tensor("w", DType::fp32, {8}, Role::parameter);
+  const auto normal = g.add("rmsnorm", {{"epsilon", 1e-5}}, {x, w});
+  const TensorId dx = g.add("rmsnorm_backward", {}, {x, x, w, normal[1], kNone})[0];
+  const TensorId sum = g.add("add", {}, {x, dx}, "sum")[0];
+  Graph alone = g;
+  CHECK(fuse(alone, {sum}).nodes_after == 2);
+  CHECK(fuse(g, {sum, dx}).nodes_after == 3);
+}
+
+TEST_CASE("memory budget: the first choice that fits, or an error that says what would") {
   const ModelConfig config = small_config("modern");
   const TrainingGraph t = build_training_graph(config, kBatch, kTokens, {}, 1);
   const auto total = [](const Compiled& c) { return c.persistent_bytes + c.plan.bytes; };
-  const Compiled whole = compile(t.graph, t.results(), {});
-  CHECK(whole.recomputation.level == Recompute::none);
-  CHECK(compile(t.graph, t.results(), {.memory_budget = total(whole)}).recomputation.level == Recompute::none);
-  Graph everything = t.graph;
-  recompute(everything, {Recompute::block, static_cast<int>(config.layers)});
-  const size_t least = total(compile(everything, t.results(), {}));
-  size_t budget = total(whole);
-  int choices = 0;
-  for (std::pair<Recompute, int> before{Recompute::none, 0};; ++choices) {
-    Compiled c;
-    try {
-      c = compile(t.graph, t.results(), {.memory_budget = --budget});
-    } catch (const Error& e) {
-      CHECK(std::string(e.what()).find("--memory-budget") != std::string::npos);
-      CHECK(std::string(e.what()).find(concat("needs ", (least + (1 << 20) - 1) >> 20, " MiB")) != std::string::npos);
-      CHECK(budget + 1 == least);
-      break;
+  std::vector<std::pair<RecomputeChoice, size_t>> choices = {{{}, total(compile(t.graph, t.results(), {}))}};
+  for (int level = 1; level <= static_cast<int>(Recompute::block); ++level)
+    for (int layers = 1; layers <= config.layers; ++layers) {
+      Graph g = t.graph;
+      recompute(g, {static_cast<Recompute>(level), layers});
+      choices.push_back({{static_cast<Recompute>(level), layers}, total(compile(g, t.results(), {}))});
     }
-    const std::pair now{c.recomputation.level, c.recomputation.layers};
-    CHECK(now > before);
-    CHECK(total(c) <= budget);
-    before = now;
-    budget = total(c);
-  }
-  CHECK(choices > 4);
+  const size_t least = choices.back().second;
+  for (auto& [choice, bytes] : choices)
+    for (size_t budget : {bytes + 1, bytes, bytes - 1}) {
+      const auto first =
+          std::find_if(choices.begin(), choices.end(), [&](const auto& other) { return other.second <= budget; });
+      if (first == choices.end()) continue;
+      const Compiled c = compile(t.graph, t.results(), {.memory_budget = budget});
+      CHECK(c.recomputation.level == first->first.level);
+      CHECK(c.recomputation.layers == first->first.layers);
+      CHECK(total(c) == first->second);
+    }
+  const std::string needs = concat("needs ", (least + (1 << 20) - 1) >> 20, " MiB");
+  CHECK_THROWS_WITH_AS(compile(t.graph, t.results(), {.memory_budget = least - 1}), doctest::Contains(needs.c_str()),
+                       Error);
+  CHECK_THROWS_WITH_AS(compile(t.graph, t.results(), {.memory_budget = 1}), doctest::Contains("--memory-budget"),
+                       Error);
 }
 
 namespace {

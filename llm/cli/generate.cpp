@@ -29,7 +29,7 @@ struct GenerateFlags {
   DeviceOptions device;
 };
 
-// Standard output, written at once. A reader that has gone away (as `head` does) is no error: there is nobody to write to.
+// Standard output, written at once. A reader that has gone away (as `head` does) is no error: nobody wants more.
 class Output {
  public:
   Output() { std::signal(SIGPIPE, SIG_IGN); }
@@ -47,8 +47,8 @@ class Output {
   bool open_ = true;
 };
 
-// How many bytes at the end of `text` begin a UTF-8 character that is not whole yet. Bytes that can be no part of one are
-// never held back.
+// How many bytes at the end of `text` begin a UTF-8 character that is not whole yet. Bytes that can be no part of one
+// are never held back.
 size_t incomplete_tail(std::string_view text) {
   for (size_t length = 1; length <= std::min<size_t>(3, text.size()); ++length) {
     const auto byte = static_cast<unsigned char>(text[text.size() - length]);
@@ -113,7 +113,7 @@ void generate(const GenerateFlags& flags) {
   Output output;
   std::string pending;
   if (!flags.ids) {
-    // Ids that were given are shown as the text they stand for; the end of text that an empty prompt starts from is not.
+    // Ids that were given are shown as the text they stand for, unlike the end of text that an empty prompt becomes.
     if (!flags.prompt.empty()) pending = flags.prompt;
     if (!flags.prompt_ids.empty())
       for (const int32_t id : prompt) pending += text_of(*model.tokenizer(), id);

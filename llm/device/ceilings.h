@@ -16,10 +16,10 @@ struct Ceilings {
   double cached_read_gbs = 0, cached_copy_gbs = 0, cached_update_gbs = 0;
 };
 
-// About 0.4 seconds and 512 MiB of memory, given back afterwards. The bandwidths are medians of interleaved rounds.
+// About half a second and 512 MiB of memory, given back afterwards. The bandwidths are medians of interleaved rounds.
 Ceilings measure_ceilings(ThreadTeam& threads);
 
-// `gflops` alone, in less than 30 ms and without memory. The best of several rounds: whatever else runs on the machine
+// `gflops` alone, in less than 30 ms on an idle machine and without memory. The best of several rounds: whatever else runs on the machine
 // makes a round slower and never faster, and a peak that is too low would make MFU look too good.
 double measure_peak_gflops(ThreadTeam& threads);
 

@@ -44,10 +44,10 @@ class Generator {
   size_t arena_bytes() const;
   void bind(const Arena& arena, ThreadTeam& threads);
 
-  // Calls `on_token(id)` for each new token until max_tokens are made, it returns false, or `stop_token` comes (>= 0; it
-  // is not handed on). Throws Error for an empty prompt or one with an id outside the vocabulary. Of a prompt longer than
-  // the context the last `context` tokens count. When the context is full, the last half of it, the newest token included,
-  // is processed anew as the prompt and generation goes on (so a text may be longer than the context).
+  // Calls `on_token(id)` for each new token until max_tokens are made, it returns false, or `stop_token` comes (>= 0;
+  // it is not handed on). Throws Error for an empty prompt or one with an id outside the vocabulary. Of a prompt longer
+  // than the context the last `context` tokens count. When the context is full, the last half of it, the newest token
+  // included, is processed anew as the prompt and generation goes on (so a text may be longer than the context).
   void generate(const std::vector<int32_t>& prompt, int64_t max_tokens, const SamplingOptions& sampling,
                 int32_t stop_token, const std::function<bool(int32_t)>& on_token);
 

@@ -12,9 +12,9 @@ namespace llm {
 
 class LoadedModel {
  public:
-  // `path`: a run, of which the checkpoint with the lowest validation loss is taken (the newest where none was measured);
-  // one of its checkpoints; or a Hugging Face directory. Reads the config and the tokenizer, not the weights yet. Throws
-  // Error saying what is there instead.
+  // `path`: a run, of which the checkpoint with the lowest validation loss is taken (the newest where none was
+  // measured); one of its checkpoints; or a Hugging Face directory. Reads the config and the tokenizer, not the weights
+  // yet. Throws Error saying what is there instead.
   explicit LoadedModel(const std::string& path);
 
   const ModelConfig& config() const { return config_; }
@@ -25,14 +25,14 @@ class LoadedModel {
   // Whether a tokenizer.json is there, of a supported kind or not.
   bool has_tokenizer_file() const { return has_tokenizer_file_; }
 
-  // Which weights these are, for the person: "runs/a/checkpoints/200 (step 200, val loss 1.8315)". Further lines, if any,
-  // name checkpoints that were passed over because they are damaged.
+  // Which weights these are, for the person: "runs/a/checkpoints/200 (step 200, val loss 1.8315)". A further line, if
+  // any, names checkpoints that were passed over because they are damaged.
   std::string description() const;
 
   // Where the parameters lie; behind them is room for programs.
   const PersistentLayout& layout() const { return layout_; }
-  // Makes the arena, of at least the parameters' size, and reads the weights to their places in it. There is no other copy
-  // of them but the mapped file, while it is read.
+  // Makes the arena, of at least the parameters' size, and reads the weights to their places in it. There is no other
+  // copy of them but the mapped file, while it is read.
   const Arena& load(size_t arena_bytes);
 
  private:

@@ -22,8 +22,8 @@ void sort_front(std::vector<Candidate>& candidates, size_t from, size_t count) {
   std::sort(begin, end, likelier);
 }
 
-// Cuts the candidates to the smallest set, likeliest first, whose weights reach `share` of the total. That set is small as
-// a rule, so the candidates are sorted by ever larger pieces and not all at once.
+// Cuts the candidates to the smallest set, likeliest first, whose weights reach `share` of the total. That set is small
+// as a rule, so the candidates are sorted by ever larger pieces and not all at once.
 template <class Weight>
 void keep_nucleus(std::vector<Candidate>& candidates, double share, Weight weight) {
   double total = 0, reached = 0;

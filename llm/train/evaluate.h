@@ -21,8 +21,8 @@ class Evaluator {
     double loss = 0;     // nats per token
     int64_t tokens = 0;  // predicted
   };
-  // The stream is cut into windows without overlap; every token but the first is predicted once (a last, shorter window is
-  // filled up and not counted there). max_batches > 0 takes that many windows x batch, evenly spaced over the stream.
+  // The stream is cut into windows without overlap; every token but the first is predicted once (a last, shorter window
+  // is filled up and not counted there). max_batches > 0 takes that many windows x batch, evenly spaced over the stream.
   // Losses are summed in double in the stream's order, whatever the batch. Throws Error for a stream of fewer than two
   // tokens, or with a token outside the vocabulary. `progress(done, total)` counts batches.
   Result run(const TokenStream& stream, int64_t max_batches = 0,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "llm/base/error.h"
 #include "llm/model/parameters.h"
@@ -81,7 +82,18 @@ std::vector<Rule> apply_rules(TrainOptions& o, const ModelConfig& m, int64_t val
       fail_usage("--total-batch-tokens ", o.total_batch_tokens, " is not a multiple of --batch x --context = ", micro);
     o.grad_accum = o.total_batch_tokens / micro;
   }
-  if (!o.grad_accum) o.grad_accum = 1;
+  if (!o.grad_accum) {
+    // The batch beyond which more tokens a step stop paying grows about as the square root of the run's tokens (Zhang et
+    // al. 2025); 1024 tokens serve a run of 16 million.
+    const double run = o.tokens ? static_cast<double>(o.tokens) : 20 * parameters;
+    const double wanted = 1024 * std::sqrt(run / 16e6);
+    o.grad_accum = std::max<int64_t>(1, std::llround(wanted / static_cast<double>(o.batch * T)));
+    if (o.grad_accum > 1 && !o.steps) {
+      rule("grad-accum", o.grad_accum, "tokens a step grow with the root of the run's tokens (Zhang et al. 2025)");
+    } else {
+      o.grad_accum = 1;
+    }
+  }
   const int64_t step_tokens = o.batch * o.grad_accum * T;
   o.total_batch_tokens = step_tokens;
   if (o.tokens && !o.steps) o.steps = std::max<int64_t>(1, o.tokens / step_tokens);
