@@ -27,8 +27,6 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 # while a recipe runs: that is why the targets people type build by calling make again.
 JOBS = $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
 
-# --- The tools -------------------------------------------------------------------------------------------------------
-
 # Make's own default would be `g++` even where that is too old and a newer one is installed beside it.
 USER_CXX := $(if $(filter default undefined,$(origin CXX)),,$(CXX))
 SETUP := CXX='$(USER_CXX)' CPPFLAGS='$(CPPFLAGS)' scripts/setup.sh
@@ -52,8 +50,6 @@ ifneq ($(MISSING),)
 $(error $(MISSING))
 endif
 endif
-
-# --- Flags -----------------------------------------------------------------------------------------------------------
 
 # Kernels and text are worth the optimiser's time; the rest has nothing to be fast at and takes long to optimise.
 release_flags = $(if $(filter llm/base/% llm/device/% llm/ops/% llm/text/% llm/infer/%,$<),-O3,-O1)
@@ -84,8 +80,6 @@ COMPILE_CU = $(NVCC) -ccbin $(lastword $(CXX)) -std=c++20 -I. -DLLM_CUDA=1 $(CPP
 LIBS := $(foreach dir,$(CUDA_LIBS),-L$(dir) -Wl,-rpath,$(dir)) -Wl,--as-needed -lcublasLt \
   $(if $(filter shared,$(CUDART)),-lcudart,-lcudart_static -ldl -lrt)
 endif
-
-# --- Compiling and linking ---------------------------------------------------------------------------------------------
 
 BUILD := build/$(VARIANT)$(if $(NVCC),-cuda)
 LLM_SOURCES := $(wildcard llm/*/*.cpp) $(if $(NVCC),$(wildcard llm/*/*.cu))
@@ -127,8 +121,6 @@ objects: $(MAIN_OBJECTS) $(LLM_OBJECTS) $(TEST_OBJECTS)
 # What each source included when it was compiled last.
 -include $(patsubst %.o,%.d,$(MAIN_OBJECTS) $(LLM_OBJECTS) $(TEST_OBJECTS))
 
-# --- What people type --------------------------------------------------------------------------------------------------
-
 all: ## build ./train_gpt (the default)
 	@$(MAKE) $(JOBS) train_gpt
 	@echo "built ./train_gpt for $(if $(NVCC),CPU and CUDA $(CUDA_VERSION),CPU only$(if $(filter 0,$(CUDA)),, (no CUDA Toolkit found))); next: ./train_gpt train --data FILE.txt, or make demo"
@@ -153,8 +145,8 @@ demo: ## train a small model on a text, evaluate it and let it write (DATA=FILE.
 
 test: ## build and run the tests (TEST_FLAGS='-tc=*gemm*': some of them)
 	@$(SETUP)
-	@$(MAKE) $(JOBS) $(BUILD)/run_tests
-	@$(TEST_RUNNER) $(BUILD)/run_tests $(TEST_FLAGS)
+	@$(MAKE) $(JOBS) $(BUILD)/train_gpt $(BUILD)/run_tests
+	@TRAIN_GPT_BINARY=$(BUILD)/train_gpt $(TEST_RUNNER) $(BUILD)/run_tests $(TEST_FLAGS)
 
 # The sanitizers watch the CPU's code; CUDA's libraries do not go together with them.
 asan: ## run the tests under AddressSanitizer and UndefinedBehaviorSanitizer
