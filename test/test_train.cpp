@@ -40,7 +40,8 @@ Trainer::Outcome train(const std::string& run, const std::string& text, int64_t 
                        bool resume, size_t memory_budget = 0) {
   ThreadTeam team(threads);
   TrainOptions o;
-  o.data = text, o.out = run, o.batch = 4, o.grad_accum = 2, o.steps = steps, o.lr = 0.01, o.memory_budget = memory_budget;
+  o.data = text, o.out = run, o.batch = 4, o.grad_accum = 2, o.steps = steps, o.lr = 0.01,
+  o.memory_budget = memory_budget;
   o.eval_every = 5, o.save_every = stop_at, o.sample_every = 0, o.keep_last = 0;
   Dataset dataset = open_dataset(text, run + "/tokens", team);
   const ModelConfig model = small_model();
@@ -78,8 +79,8 @@ TEST_CASE("schedules behave at their ends") {
   CHECK(Schedule{ScheduleKind::wsd, 1.0, 0.0, 100, 10}.at(79) == 1.0);
   CHECK(Schedule{ScheduleKind::wsd, 1.0, 0.0, 100, 10}.at(90) == doctest::Approx(0.5));
   CHECK(Schedule{ScheduleKind::cosine, 1.0, 0.1, 100, 0}.at(100) == doctest::Approx(0.1));
-  CHECK(Schedule{ScheduleKind::linear, 1.0, 0.0, 1, 0}.at(0) == 1.0);      // a run of one step
-  CHECK(Schedule{ScheduleKind::linear, 1.0, 0.0, 5, 5}.at(4) == 1.0);      // a warm-up as long as the run
+  CHECK(Schedule{ScheduleKind::linear, 1.0, 0.0, 1, 0}.at(0) == 1.0);                    // a run of one step
+  CHECK(Schedule{ScheduleKind::linear, 1.0, 0.0, 5, 5}.at(4) == 1.0);                    // a warm-up as long as the run
   CHECK(Schedule{ScheduleKind::linear, 1.0, 0.0, 5, 50}.at(4) == doctest::Approx(0.1));  // and a longer one
   CHECK_THROWS_AS(schedule_named("step"), UsageError);
 }
@@ -124,8 +125,7 @@ TEST_CASE("settings survive their JSON") {
 
 TEST_CASE("spikes and losses that are not finite are told apart from noise") {
   SpikeWatch watch;
-  for (int i = 0; i < 200; ++i)
-    CHECK(watch.look(3.0 + 0.1 * std::sin(i), 1.0) == SpikeWatch::Verdict::ordinary);
+  for (int i = 0; i < 200; ++i) CHECK(watch.look(3.0 + 0.1 * std::sin(i), 1.0) == SpikeWatch::Verdict::ordinary);
   CHECK(watch.look(3.3, 1.0) == SpikeWatch::Verdict::ordinary);
   CHECK(watch.look(6.0, 1.0) == SpikeWatch::Verdict::spike);
   CHECK(watch.look(std::numeric_limits<double>::quiet_NaN(), 1.0) == SpikeWatch::Verdict::not_finite);

@@ -12,7 +12,8 @@ namespace llm {
 inline size_t process_memory(const char* field) {
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);)
-    if (line.rfind(field, 0) == 0) return static_cast<size_t>(std::strtoull(line.c_str() + std::string(field).size(), nullptr, 10)) * 1024;
+    if (line.rfind(field, 0) == 0)
+      return static_cast<size_t>(std::strtoull(line.c_str() + std::string(field).size(), nullptr, 10)) * 1024;
   return 0;
 }
 
@@ -37,7 +38,8 @@ class StopRequest {
 
  private:
   static inline volatile std::sig_atomic_t requested_ = 0;  // a signal handler can reach nothing else
-  struct sigaction old_interrupt_ {}, old_terminate_ {};
+  struct sigaction old_interrupt_ {
+  }, old_terminate_{};
 };
 
 }  // namespace llm

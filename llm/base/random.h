@@ -34,8 +34,8 @@ class Random {
       : key_{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)}, stream_(stream) {}
 
   std::array<uint32_t, 4> block(uint64_t index) const {
-    return philox({static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32),
-                   static_cast<uint32_t>(stream_), static_cast<uint32_t>(stream_ >> 32)},
+    return philox({static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), static_cast<uint32_t>(stream_),
+                   static_cast<uint32_t>(stream_ >> 32)},
                   key_);
   }
   uint64_t bits(uint64_t index) const {

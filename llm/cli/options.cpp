@@ -9,7 +9,9 @@ namespace llm {
 
 void DeviceOptions::add_to(CLI::App& app) {
   app.add_option("--device", device, "Where to run: auto, cpu or cuda")->capture_default_str()->group("Machine");
-  app.add_option("--dtype", dtype, "Precision of parameters and activations: fp32")->capture_default_str()->group("Machine");
+  app.add_option("--dtype", dtype, "Precision of parameters and activations: fp32")
+      ->capture_default_str()
+      ->group("Machine");
   app.add_option("--threads", threads, "CPU threads; 0: all that this process may use")
       ->capture_default_str()
       ->check(CLI::Range(0, 1024))
@@ -17,10 +19,13 @@ void DeviceOptions::add_to(CLI::App& app) {
 }
 
 void DeviceOptions::check() const {
-  if (device != "auto" && device != "cpu" && device != "cuda") fail_usage("unknown --device ", device, "; known: auto, cpu, cuda");
+  if (device != "auto" && device != "cpu" && device != "cuda")
+    fail_usage("unknown --device ", device, "; known: auto, cpu, cuda");
   if (device == "cuda")
-    fail_usage("--device cuda: the ops have no CUDA kernels in this version (", describe_cuda_devices(), "); use --device cpu");
-  if (dtype == "bf16" || dtype == "fp8") fail_usage("--dtype ", dtype, " is not supported on the CPU in this version; use --dtype fp32");
+    fail_usage("--device cuda: the ops have no CUDA kernels in this version (", describe_cuda_devices(),
+               "); use --device cpu");
+  if (dtype == "bf16" || dtype == "fp8")
+    fail_usage("--dtype ", dtype, " is not supported on the CPU in this version; use --dtype fp32");
   if (dtype != "fp32") fail_usage("unknown --dtype ", dtype, "; known: fp32");
 }
 
@@ -29,7 +34,8 @@ void ModelOptions::add_to(CLI::App& app, const char* named) {
   for (const Preset& p : presets()) known += (known.empty() ? "" : ", ") + std::string(p.name);
   app.add_option(named, preset, "A preset: " + known);
   const char* group = "Model";
-  app.add_option("--architecture", architecture, "modern, gpt2, llama or qwen3: a bundle of the switches below")->group(group);
+  app.add_option("--architecture", architecture, "modern, gpt2, llama or qwen3: a bundle of the switches below")
+      ->group(group);
   const auto dimension = [&](const char* flag, int64_t& value, const char* text) {
     app.add_option(flag, value, text)->check(CLI::Range(int64_t{1}, int64_t{1} << 24))->group(group);
   };
@@ -72,7 +78,8 @@ ModelConfig ModelOptions::resolve(int64_t data_vocabulary, const char* otherwise
     const int64_t wide = channels ? channels : c.channels;
     // Without --heads: heads of the preset's size, as many as fit.
     const int64_t count = heads ? heads : std::max<int64_t>(1, wide / (head_size ? head_size : c.head_size));
-    if (!head_size && wide % count) fail_usage("--channels ", wide, " is not a multiple of --heads ", count, "; or give --head-size");
+    if (!head_size && wide % count)
+      fail_usage("--channels ", wide, " is not a multiple of --heads ", count, "; or give --head-size");
     c.channels = wide;
     c.heads = c.kv_heads = count;
     c.head_size = wide / count;

@@ -11,12 +11,15 @@
 #include "llm/base/process.h"
 #include "llm/cli/commands.h"
 #include "llm/cli/options.h"
+#include "llm/cli/progress.h"
 #include "llm/device/ceilings.h"
 #include "llm/model/huggingface.h"
 #include "llm/train/trainer.h"
 
 namespace llm {
 namespace {
+
+constexpr const char* kDefaultModel = "tiny";
 
 struct Arguments {
   ModelOptions model;
@@ -38,32 +41,73 @@ void add_flags(CLI::App& app, Arguments& a) {
 
   app.add_option("--steps", o.steps, "Optimizer steps (20 tokens a parameter)")->check(positive)->group("Length");
   app.add_option("--tokens", o.tokens, "Tokens to train on, instead of --steps")->check(positive)->group("Length");
-  app.add_option("--batch", o.batch, "Sequences a micro-step (about 1024 tokens)")->check(CLI::Range(1, 65536))->group("Length");
+  app.add_option("--batch", o.batch, "Sequences a micro-step (about 1024 tokens)")
+      ->check(CLI::Range(1, 65536))
+      ->group("Length");
   app.add_option("--grad-accum", o.grad_accum, "Micro-steps a step")->check(CLI::Range(1, 1 << 20))->group("Length");
-  app.add_option("--total-batch-tokens", o.total_batch_tokens, "Tokens a step, instead of --grad-accum")->check(positive)->group("Length");
+  app.add_option("--total-batch-tokens", o.total_batch_tokens, "Tokens a step, instead of --grad-accum")
+      ->check(positive)
+      ->group("Length");
 
   app.add_option("--optimizer", o.optimizer, "adamw")->capture_default_str()->group("Optimizer");
-  app.add_option("--lr", o.lr, "Peak learning rate (0.64 / channels)")->check(CLI::Range(1e-12, 1e3))->group("Optimizer");
-  app.add_option("--beta1", o.beta1, "First moment's decay")->capture_default_str()->check(CLI::Range(0.0, 0.9999))->group("Optimizer");
-  app.add_option("--beta2", o.beta2, "Second moment's decay (0.99, or 0.95 for large steps)")->check(CLI::Range(1e-6, 0.999999))->group("Optimizer");
-  app.add_option("--epsilon", o.epsilon, "Added to the root of the second moment")->capture_default_str()->check(CLI::Range(1e-30, 1.0))->group("Optimizer");
-  app.add_option("--weight-decay", o.weight_decay, "Of matrices, times the learning rate")->capture_default_str()->check(CLI::Range(0.0, 100.0))->group("Optimizer");
-  app.add_option("--grad-clip", o.grad_clip, "Largest norm of all gradients together; 0: no limit")->capture_default_str()->check(CLI::Range(0.0, 1e9))->group("Optimizer");
-  app.add_option("--schedule", o.schedule, "linear, cosine, wsd or constant; all but the last end at zero")->capture_default_str()->group("Optimizer");
+  app.add_option("--lr", o.lr, "Peak learning rate (0.64 / channels)")
+      ->check(CLI::Range(1e-12, 1e3))
+      ->group("Optimizer");
+  app.add_option("--beta1", o.beta1, "First moment's decay")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 0.9999))
+      ->group("Optimizer");
+  app.add_option("--beta2", o.beta2, "Second moment's decay (0.99, or 0.95 for large steps)")
+      ->check(CLI::Range(1e-6, 0.999999))
+      ->group("Optimizer");
+  app.add_option("--epsilon", o.epsilon, "Added to the root of the second moment")
+      ->capture_default_str()
+      ->check(CLI::Range(1e-30, 1.0))
+      ->group("Optimizer");
+  app.add_option("--weight-decay", o.weight_decay, "Of matrices, times the learning rate")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 100.0))
+      ->group("Optimizer");
+  app.add_option("--grad-clip", o.grad_clip, "Largest norm of all gradients together; 0: no limit")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1e9))
+      ->group("Optimizer");
+  app.add_option("--schedule", o.schedule, "linear, cosine, wsd or constant; all but the last end at zero")
+      ->capture_default_str()
+      ->group("Optimizer");
   app.add_option("--warmup", o.warmup, "Steps of linear warm-up (5 %)")->check(not_negative)->group("Optimizer");
-  app.add_option("--seed", o.seed, "Of initial weights, sample order and samples")->capture_default_str()->group("Optimizer");
+  app.add_option("--seed", o.seed, "Of initial weights, sample order and samples")
+      ->capture_default_str()
+      ->group("Optimizer");
 
-  app.add_option("--eval-every", o.eval_every, "Steps between evaluations; 0: none")->check(not_negative)->group("Watching");
+  app.add_option("--eval-every", o.eval_every, "Steps between evaluations; 0: none")
+      ->check(not_negative)
+      ->group("Watching");
   app.add_option("--eval-batches", o.eval_batches, "Batches an evaluation takes")->check(positive)->group("Watching");
-  app.add_option("--val-fraction", o.val_fraction, "The end of a text file that is held out")->capture_default_str()->check(CLI::Range(0.0, 0.9))->group("Watching");
-  app.add_option("--sample-every", o.sample_every, "Steps between samples; 0: none")->check(not_negative)->group("Watching");
-  app.add_option("--sample-prompt", o.sample_prompt, "What samples begin with (the held-out text's first words)")->group("Watching");
-  app.add_option("--save-every", o.save_every, "Steps between checkpoints; 0: none")->check(not_negative)->group("Watching");
-  app.add_option("--keep-last", o.keep_last, "Checkpoints to keep beside the best; 0: all")->capture_default_str()->check(CLI::Range(0, 1 << 20))->group("Watching");
-  app.add_option("--log-format", a.log_format, "text, or jsonl: the log's lines on standard output")->capture_default_str()->check(CLI::IsMember({"text", "jsonl"}))->group("Watching");
+  app.add_option("--val-fraction", o.val_fraction, "The end of a text file that is held out")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 0.9))
+      ->group("Watching");
+  app.add_option("--sample-every", o.sample_every, "Steps between samples; 0: none")
+      ->check(not_negative)
+      ->group("Watching");
+  app.add_option("--sample-prompt", o.sample_prompt, "What samples begin with (the held-out text's first words)")
+      ->group("Watching");
+  app.add_option("--save-every", o.save_every, "Steps between checkpoints; 0: none")
+      ->check(not_negative)
+      ->group("Watching");
+  app.add_option("--keep-last", o.keep_last, "Checkpoints to keep beside the best; 0: all")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1 << 20))
+      ->group("Watching");
+  app.add_option("--log-format", a.log_format, "text, or jsonl: the log's lines on standard output")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"text", "jsonl"}))
+      ->group("Watching");
 
   a.device.add_to(app);
-  app.add_option("--memory-budget", a.memory_budget, "Recompute activations until the run fits, e.g. 20GiB")->group("Machine");
+  app.add_option("--memory-budget", a.memory_budget, "Recompute activations until the run fits, e.g. 20GiB")
+      ->group("Machine");
   app.footer(
       "What is not given follows from the model's size and the data; the first lines of a run say how.\n\n"
       "Examples:\n"
@@ -75,22 +119,25 @@ void add_flags(CLI::App& app, Arguments& a) {
 
 // What a resumed run may change: how it is watched and how long it is, not what it computes.
 bool may_change_on_resume(const std::string& flag) {
-  static const std::set<std::string> allowed = {"--out",          "--resume",     "--steps",      "--tokens",        "--eval-every",
-                                                "--eval-batches", "--save-every", "--sample-every", "--sample-prompt", "--keep-last",
-                                                "--log-format",   "--threads",    "--device",     "--memory-budget"};
+  static const std::set<std::string> allowed = {"--out",           "--resume",       "--steps",      "--tokens",
+                                                "--eval-every",    "--eval-batches", "--save-every", "--sample-every",
+                                                "--sample-prompt", "--keep-last",    "--log-format", "--threads",
+                                                "--device",        "--memory-budget"};
   return allowed.contains(flag);
 }
 
 // Takes the options of the run in `out`, with the given flags on top.
 TrainOptions resumed_options(const Arguments& a, const CheckpointInfo& checkpoint) {
-  TrainOptions o = TrainOptions::parse(read_trainer_state(checkpoint.path).settings_json, checkpoint.path + "/trainer.json");
+  TrainOptions o =
+      TrainOptions::parse(read_trainer_state(checkpoint.path).settings_json, checkpoint.path + "/trainer.json");
   const TrainOptions& given = a.train;
   for (const CLI::Option* option : a.app->get_options()) {
     if (option->count() == 0 || option->get_name() == "--help") continue;
     const std::string flag = option->get_name();
     if (flag == "--data" && given.data == o.data) continue;
     if (!may_change_on_resume(flag))
-      fail_usage(flag, " belongs to the run in ", given.out, " and cannot change with --resume; start a new run with another --out");
+      fail_usage(flag, " belongs to the run in ", given.out,
+                 " and cannot change with --resume; start a new run with another --out");
   }
   const auto count = [&](const char* flag) { return a.app->count(flag) > 0; };
   if (count("--steps")) o.steps = given.steps;
@@ -119,13 +166,14 @@ std::string default_run_directory(const std::string& data) {
   return name;
 }
 
-void print_plan(const ModelConfig& model, const TrainOptions& o, const std::vector<Rule>& rules, const Trainer& trainer) {
-  std::cerr << "model: " << format_count(static_cast<double>(parameter_count(model))) << " parameters, " << model.layers << " layers, "
-            << model.channels << " channels, " << model.heads << " heads, context " << model.context << ", vocabulary "
-            << model.vocabulary << " (" << name_of(model.norm) << ", " << name_of(model.positions) << ", " << name_of(model.activation)
-            << ")\n"
-            << "run:   " << o.steps << " steps of " << o.total_batch_tokens << " tokens = " << format_count(static_cast<double>(o.tokens))
-            << " tokens; " << o.out << "\n";
+void print_plan(const ModelConfig& model, const TrainOptions& o, const std::vector<Rule>& rules,
+                const Trainer& trainer) {
+  std::cerr << "model: " << format_count(static_cast<double>(parameter_count(model))) << " parameters, " << model.layers
+            << " layers, " << model.channels << " channels, " << model.heads << " heads, context " << model.context
+            << ", vocabulary " << model.vocabulary << " (" << name_of(model.norm) << ", " << name_of(model.positions)
+            << ", " << name_of(model.activation) << ")\n"
+            << "run:   " << o.steps << " steps of " << o.total_batch_tokens
+            << " tokens = " << format_count(static_cast<double>(o.tokens)) << " tokens; " << o.out << "\n";
   for (const Rule& r : rules) std::cerr << "       --" << r.name << " " << r.value << "  (" << r.reason << ")\n";
   if (trainer.program().compiled().recomputation.level != Recompute::none)
     for (const PassReport& r : trainer.program().compiled().reports)
@@ -138,6 +186,16 @@ void train(Arguments& a) {
   if (o.optimizer != "adamw") fail_usage("unknown --optimizer ", o.optimizer, "; known: adamw");
   schedule_named(o.schedule);
   if (!a.memory_budget.empty()) o.memory_budget = parse_bytes(a.memory_budget);
+  // A range check lets "nan" through.
+  for (auto& [flag, value] : {std::pair{"--lr", o.lr},
+                              {"--beta1", o.beta1},
+                              {"--beta2", o.beta2},
+                              {"--epsilon", o.epsilon},
+                              {"--weight-decay", o.weight_decay},
+                              {"--grad-clip", o.grad_clip},
+                              {"--val-fraction", o.val_fraction}})
+    if (!std::isfinite(value)) fail_usage(flag, " must be a number, not ", value);
+  a.model.resolve(1, kDefaultModel);  // what is wrong with the model's flags is said before any work
   ThreadTeam threads(a.device.threads);
 
   CheckpointInfo checkpoint;
@@ -150,26 +208,29 @@ void train(Arguments& a) {
     if (o.data.empty()) fail_usage("--data is missing: give a text file or a directory of token shards");
     if (o.steps && o.tokens) fail_usage("--steps and --tokens both say how long; give one");
     if (o.out.empty()) o.out = default_run_directory(o.data);
-    if (std::filesystem::exists(o.out + "/checkpoints"))
+    if (std::filesystem::exists(o.out + "/checkpoints") && !list_checkpoints(o.out).empty())
       fail_usage(o.out, " already holds a run: go on with it by --resume, or choose another --out");
   }
   make_directories(o.out);
 
-  ProgressLine tokenizing;
-  Dataset dataset = open_dataset(o.data, o.out + "/tokens", threads, o.val_fraction, [&](int64_t done, int64_t total) {
-    tokenizing.show(concat("tokenizing ", o.data, ": ", 100 * done / std::max<int64_t>(1, total), " %"));
-  });
-  tokenizing.clear();
+  Dataset dataset = [&] {
+    Progress bar("tokenize");  // cleared away at the end: the result is the run itself
+    return open_dataset(o.data, o.out + "/tokens", threads, o.val_fraction,
+                        [&](int64_t done, int64_t total) { bar.update(done, total); });
+  }();
   const int64_t train_tokens = TokenStream(dataset.train).size();
   const int64_t val_tokens = dataset.val.empty() ? 0 : TokenStream(dataset.val).size();
   if (a.resume && o.data_tokens != train_tokens)
-    fail("the data of ", o.out, " had ", o.data_tokens, " training tokens but ", o.data, " has ", train_tokens, ": it is not the same data");
+    fail("the data of ", o.out, " had ", o.data_tokens, " training tokens but ", o.data, " has ", train_tokens,
+         ": it is not the same data");
   o.data_tokens = train_tokens;
 
   const int64_t vocabulary = dataset.vocabulary ? dataset.vocabulary : 50257;
-  const ModelConfig model = a.resume ? read_config(checkpoint.path + "/config.json") : a.model.resolve(vocabulary, "tiny");
+  const ModelConfig model =
+      a.resume ? read_config(checkpoint.path + "/config.json") : a.model.resolve(vocabulary, kDefaultModel);
   if (train_tokens < model.context + 1)
-    fail(o.data, " has only ", train_tokens, " training tokens, fewer than the context of ", model.context, " and one more; lower --context");
+    fail(o.data, " has only ", train_tokens, " training tokens, fewer than the context of ", model.context,
+         " and one more; lower --context");
   const std::vector<Rule> rules = apply_rules(o, model, val_tokens);
   Trainer trainer(model, o, std::move(dataset), threads);
   print_plan(model, o, a.resume ? std::vector<Rule>{} : rules, trainer);
@@ -197,7 +258,8 @@ void train(Arguments& a) {
     if (outcome.val_loss > 0) std::cout << "validation loss: " << outcome.val_loss << " nats/token";
     if (outcome.val_bits_per_byte > 0) std::cout << ", " << outcome.val_bits_per_byte << " bits/byte";
     if (outcome.val_loss > 0) std::cout << "\n";
-    std::cout << "trained in " << format_seconds(outcome.seconds) << " at " << format_count(outcome.tokens_per_second) << " tokens/s: " << o.out << "\n";
+    std::cout << "trained in " << format_seconds(outcome.seconds) << " at " << format_count(outcome.tokens_per_second)
+              << " tokens/s: " << o.out << "\n";
   }
   std::cout << "peak memory: " << (process_memory("VmHWM:") + (1 << 19)) / (1 << 20) << " MiB\n";
 }

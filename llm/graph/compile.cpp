@@ -11,7 +11,8 @@ size_t bytes_of_persistent(const Graph& graph) {
   return bytes;
 }
 
-Compiled compile_with(Graph graph, const std::vector<TensorId>& results, const CompileOptions& options, RecomputeChoice choice) {
+Compiled compile_with(Graph graph, const std::vector<TensorId>& results, const CompileOptions& options,
+                      RecomputeChoice choice) {
   Compiled c;
   c.graph = std::move(graph);
   c.recomputation = choice;
@@ -41,8 +42,9 @@ Compiled compile(Graph graph, const std::vector<TensorId>& results, const Compil
   int low = 0, high = 4 * layers - 1;
   if (layers > 0) best = compile_with(graph, results, options, choice(high));
   if (layers == 0 || !fits(best))
-    fail("--memory-budget ", mebibytes(options.memory_budget), " is too small: with everything recomputed the run needs ",
-         mebibytes(best.persistent_bytes + best.plan.bytes), "; lower --batch or choose a smaller model");
+    fail("--memory-budget ", mebibytes(options.memory_budget),
+         " is too small: with everything recomputed the run needs ", mebibytes(best.persistent_bytes + best.plan.bytes),
+         "; lower --batch or choose a smaller model");
   while (low < high) {
     const int middle = (low + high) / 2;
     Compiled candidate = compile_with(graph, results, options, choice(middle));

@@ -149,7 +149,8 @@ class Fuser {
   // logits = linear(x, w); losses = cross_entropy(logits) [and their three backward nodes] -> head_loss.
   bool head(size_t index) {
     const Node linear = g_.nodes[index];
-    if (!is(static_cast<int>(index), "linear") || linear.inputs.size() > 2 || linear.attributes.has("activation")) return false;
+    if (!is(static_cast<int>(index), "linear") || linear.inputs.size() > 2 || linear.attributes.has("activation"))
+      return false;
     const TensorId logits = linear.outputs[0];
     const std::vector<int> uses = readers(logits);
     if (uses.empty() || uses.size() > 2 || is_result(logits) || !is(uses[0], "cross_entropy")) return false;
@@ -161,7 +162,8 @@ class Fuser {
       if (!is(uses[1], "cross_entropy_backward")) return false;
       const Node backward = node(uses[1]);
       const std::vector<int> products = readers(backward.outputs[0]);
-      if (products.size() != 2 || !is(products[0], "linear_backward_input") || !is(products[1], "linear_backward_weight"))
+      if (products.size() != 2 || !is(products[0], "linear_backward_input") ||
+          !is(products[1], "linear_backward_weight"))
         return false;
       inputs.push_back(backward.inputs[0]);
       outputs.push_back(node(products[0]).outputs[0]);

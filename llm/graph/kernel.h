@@ -26,7 +26,9 @@ struct KernelCall {
   const Shape& in_shape(size_t i) const { return graph.shape(node.inputs[i]); }
   const Shape& out_shape(size_t i) const { return graph.shape(node.outputs[i]); }
   // Null when the optional tensor is absent.
-  const float* in(size_t i) const { return has_input(i) ? static_cast<const float*>(address(node.inputs[i])) : nullptr; }
+  const float* in(size_t i) const {
+    return has_input(i) ? static_cast<const float*>(address(node.inputs[i])) : nullptr;
+  }
   const int32_t* in_int(size_t i) const { return static_cast<const int32_t*>(address(node.inputs[i])); }
   float* out(size_t i) const { return has_output(i) ? static_cast<float*>(address(node.outputs[i])) : nullptr; }
   float* workspace() const { return node.workspace == kNone ? nullptr : static_cast<float*>(address(node.workspace)); }

@@ -82,10 +82,12 @@ class Planner {
     for (size_t n = 0; n < g_.nodes.size(); ++n) {
       const Node& node = g_.nodes[n];
       for (const InPlace& pair : node.op->in_place) {
-        const TensorId out = node.output(static_cast<size_t>(pair.output)), in = node.input(static_cast<size_t>(pair.input));
+        const TensorId out = node.output(static_cast<size_t>(pair.output)),
+                       in = node.input(static_cast<size_t>(pair.input));
         if (out == kNone || in == kNone) continue;
         const auto o = static_cast<size_t>(out), i = static_cast<size_t>(in);
-        const bool fresh = group_of_[o] == o && g_.tensor(out).role == Role::activation && groups_[o].first == static_cast<int>(n);
+        const bool fresh =
+            group_of_[o] == o && g_.tensor(out).role == Role::activation && groups_[o].first == static_cast<int>(n);
         if (!fresh || !is_placed(group_of_[i]) || g_.tensor(in).role != Role::activation) continue;
         Group& target = group(i);
         const bool ends_here = target.last == static_cast<int>(n) && target.first < static_cast<int>(n);
@@ -103,7 +105,8 @@ class Planner {
   // Two inputs that lie in one place (one laid over the other) cannot both be read while it is overwritten.
   bool shared_with_other_input(const Node& node, TensorId in) const {
     return std::any_of(node.inputs.begin(), node.inputs.end(), [&](TensorId other) {
-      return other != kNone && other != in && group_of_[static_cast<size_t>(other)] == group_of_[static_cast<size_t>(in)];
+      return other != kNone && other != in &&
+             group_of_[static_cast<size_t>(other)] == group_of_[static_cast<size_t>(in)];
     });
   }
 
@@ -111,7 +114,8 @@ class Planner {
     std::vector<size_t> order;
     for (size_t i = 0; i < groups_.size(); ++i)
       if (is_placed(i)) order.push_back(i);
-    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return groups_[a].bytes > groups_[b].bytes; });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return groups_[a].bytes > groups_[b].bytes; });
     std::vector<size_t> placed;  // by offset
     size_t top = 0;
     for (size_t i : order) {

@@ -38,8 +38,8 @@ struct InPlace {
 
 struct Op {
   const char* name;
-  const char* summary;                                         // one line for `train_gpt graph --ops` and the docs
-  void (*infer)(Graph&, Node&);                                // makes the outputs and the workspace
+  const char* summary;                                          // one line for `train_gpt graph --ops` and the docs
+  void (*infer)(Graph&, Node&);                                 // makes the outputs and the workspace
   void (*backward)(Graph&, const Node&, Gradients&) = nullptr;  // appends the backward nodes; null: no gradient
   Cost (*cost)(const Graph&, const Node&) = nullptr;
   void (*cpu)(const KernelCall&) = nullptr;

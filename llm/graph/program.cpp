@@ -31,14 +31,16 @@ size_t PersistentLayout::offset(const std::string& name) const {
 Arena::Arena(size_t bytes) {
   constexpr size_t kHugePage = size_t{2} << 20;
   bytes_ = std::max(aligned(bytes, kHugePage), kHugePage);
-  void* data = ::mmap(nullptr, bytes_ + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* data =
+      ::mmap(nullptr, bytes_ + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data == MAP_FAILED)
     fail("the system does not give ", bytes_ >> 20, " MiB of memory; lower --batch or set --memory-budget");
   // Start on a huge page's boundary, and give the pages in front of it and behind back.
   const auto address = reinterpret_cast<size_t>(data);
   const size_t start = aligned(address, kHugePage);
   if (start > address) ::munmap(data, start - address);
-  if (const size_t tail = address + kHugePage - start; tail > 0) ::munmap(reinterpret_cast<void*>(start + bytes_), tail);
+  if (const size_t tail = address + kHugePage - start; tail > 0)
+    ::munmap(reinterpret_cast<void*>(start + bytes_), tail);
   data_ = reinterpret_cast<std::byte*>(start);
   ::madvise(data_, bytes_, MADV_HUGEPAGE);  // only an advice: small pages work too
 }
@@ -62,12 +64,14 @@ Program::Program(Compiled compiled, const PersistentLayout& layout)
 }
 
 void Program::bind(const Arena& arena, ThreadTeam& threads) {
-  if (arena.bytes() < arena_bytes()) fail("the arena has ", arena.bytes(), " bytes but the program needs ", arena_bytes());
+  if (arena.bytes() < arena_bytes())
+    fail("the arena has ", arena.bytes(), " bytes but the program needs ", arena_bytes());
   addresses_.assign(offsets_.size(), nullptr);
   for (size_t i = 0; i < offsets_.size(); ++i)
     if (offsets_[i] != MemoryPlan::kNowhere) addresses_[i] = arena.data() + offsets_[i];
   calls_.clear();
-  for (const Node& node : compiled_.graph.nodes) calls_.push_back({compiled_.graph, node, threads, step, addresses_.data()});
+  for (const Node& node : compiled_.graph.nodes)
+    calls_.push_back({compiled_.graph, node, threads, step, addresses_.data()});
 }
 
 void Program::run(Phase first, Phase last, std::vector<double>* seconds) {

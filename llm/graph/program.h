@@ -17,7 +17,7 @@ namespace llm {
 
 class PersistentLayout {
  public:
-  void add(const Graph& graph);  // all its persistent tensors that have no place yet
+  void add(const Graph& graph);                  // all its persistent tensors that have no place yet
   size_t offset(const std::string& name) const;  // throws for an unknown name
   bool has(const std::string& name) const { return offsets_.contains(name); }
   size_t bytes() const { return bytes_; }

@@ -59,14 +59,16 @@ class Recomputer {
     return static_cast<Recompute>(layer < choice_.layers ? level : std::max(0, level - 1));
   }
 
-  std::vector<Node> clone_layer(Recompute level, const std::vector<size_t>& forward, const std::vector<size_t>& backward) {
+  std::vector<Node> clone_layer(Recompute level, const std::vector<size_t>& forward,
+                                const std::vector<size_t>& backward) {
     std::set<TensorId> needed;
     for (size_t i : backward)
       for (TensorId id : g_.nodes[i].inputs) needed.insert(id);
     std::vector<size_t> cloned;
     for (size_t k = forward.size(); k-- > 0;) {
       const Node& node = g_.nodes[forward[k]];
-      const bool wanted = std::any_of(node.outputs.begin(), node.outputs.end(), [&](TensorId id) { return needed.contains(id); });
+      const bool wanted =
+          std::any_of(node.outputs.begin(), node.outputs.end(), [&](TensorId id) { return needed.contains(id); });
       if (!wanted || !recomputes(level, node.op->name)) continue;
       for (TensorId id : node.inputs) needed.insert(id);
       cloned.push_back(forward[k]);
@@ -117,7 +119,8 @@ PassReport recompute(Graph& graph, RecomputeChoice choice) {
     const int clones = Recomputer(graph, choice).run();
     report.detail = std::string(name_of(choice.level)) + " in " + std::to_string(choice.layers) + " layers" +
                     (static_cast<int>(choice.level) > 1
-                         ? ", " + std::string(name_of(static_cast<Recompute>(static_cast<int>(choice.level) - 1))) + " in the others"
+                         ? ", " + std::string(name_of(static_cast<Recompute>(static_cast<int>(choice.level) - 1))) +
+                               " in the others"
                          : "") +
                     ": " + std::to_string(clones) + " nodes run again";
   }

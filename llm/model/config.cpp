@@ -45,9 +45,7 @@ const char* name_of(Activation activation) {
   return "?";
 }
 
-Norm norm_named(const std::string& name) {
-  return by_name(name, std::array{Norm::layernorm, Norm::rmsnorm}, "norm");
-}
+Norm norm_named(const std::string& name) { return by_name(name, std::array{Norm::layernorm, Norm::rmsnorm}, "norm"); }
 Positions positions_named(const std::string& name) {
   return by_name(name, std::array{Positions::learned, Positions::rope}, "positions");
 }
@@ -62,14 +60,16 @@ void ModelConfig::check() const {
   for (auto& [name, value] : counts)
     if (value < 1 || value > (int64_t{1} << 24)) fail_usage("the model's ", name, " cannot be ", value);
   if (heads % kv_heads) fail_usage("--heads ", heads, " is not a multiple of --kv-heads ", kv_heads);
-  if (positions == Positions::rope && head_size % 2) fail_usage("rotary positions need an even head size, not ", head_size);
+  if (positions == Positions::rope && head_size % 2)
+    fail_usage("rotary positions need an even head size, not ", head_size);
   if (!(norm_epsilon > 0 && norm_epsilon < 1)) fail_usage("norm epsilon must lie in (0, 1), not ", norm_epsilon);
   if (!(rope_theta > 1)) fail_usage("rope theta must be over 1, not ", rope_theta);
 }
 
 void set_architecture(ModelConfig& c, const std::string& name) {
   const bool gpt2 = name == "gpt2", llama = name == "llama", modern = name == "modern" || name == "qwen3";
-  if (!gpt2 && !llama && !modern) fail_usage("unknown --architecture \"", name, "\"; known: modern, gpt2, llama, qwen3");
+  if (!gpt2 && !llama && !modern)
+    fail_usage("unknown --architecture \"", name, "\"; known: modern, gpt2, llama, qwen3");
   c.norm = gpt2 ? Norm::layernorm : Norm::rmsnorm;
   c.positions = gpt2 ? Positions::learned : Positions::rope;
   c.activation = gpt2 ? Activation::gelu : Activation::swiglu;

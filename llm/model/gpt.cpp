@@ -16,13 +16,15 @@ class Builder {
   // tokens (B, T) -> the final norm's output (B, T, C)
   TensorId body(TensorId tokens) {
     const Shape s = g_.shape(tokens);
-    if (!capacity_ && s[1] > c_.context) fail("a sequence of ", s[1], " tokens is longer than the context of ", c_.context);
+    if (!capacity_ && s[1] > c_.context)
+      fail("a sequence of ", s[1], " tokens is longer than the context of ", c_.context);
     std::vector<TensorId> inputs = {tokens, parameter("token_embedding.weight")};
     if (c_.positions == Positions::learned) {
       inputs.push_back(parameter("position_embedding.weight"));
     } else {
-      angles_ = g_.add("rope_angles", {{"tokens", number(s[1])}, {"head_size", number(c_.head_size)}, {"theta", c_.rope_theta}},
-                       {}, "rope_angles")[0];
+      angles_ = g_.add("rope_angles",
+                       {{"tokens", number(s[1])}, {"head_size", number(c_.head_size)}, {"theta", c_.rope_theta}}, {},
+                       "rope_angles")[0];
     }
     TensorId x = g_.add("embedding", {}, inputs, "embedding")[0];
     for (int l = 0; l < c_.layers; ++l) {
@@ -41,7 +43,8 @@ class Builder {
   static double number(int64_t value) { return static_cast<double>(value); }
 
   TensorId block(TensorId x, int64_t batch, const std::string& name) {
-    const Attributes heads = {{"heads", number(c_.heads)}, {"kv_heads", number(c_.kv_heads)}, {"head_size", number(c_.head_size)}};
+    const Attributes heads = {
+        {"heads", number(c_.heads)}, {"kv_heads", number(c_.kv_heads)}, {"head_size", number(c_.head_size)}};
     TensorId qkv = linear(norm(x, name + "attention_norm"), name + "qkv");
     if (c_.qk_norm) {
       Attributes a = heads;
@@ -96,8 +99,8 @@ TensorId add_input(Graph& g, const char* name, DType dtype, int64_t batch, int64
 
 }  // namespace
 
-TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int64_t tokens, const OptimizerOptions& options,
-                                   int threads) {
+TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int64_t tokens,
+                                   const OptimizerOptions& options, int threads) {
   TrainingGraph t;
   Graph& g = t.graph;
   g.threads = threads;
@@ -139,7 +142,8 @@ EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch,
   return e;
 }
 
-GenerationGraph build_generation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, int64_t capacity, int threads) {
+GenerationGraph build_generation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, int64_t capacity,
+                                       int threads) {
   GenerationGraph n;
   n.graph.threads = threads;
   Builder builder(n.graph, config, capacity);

@@ -21,8 +21,8 @@ struct TrainingGraph {
   TensorId tokens, targets, loss_weights, losses, gradient_norm;
   std::vector<TensorId> results() const { return {losses, gradient_norm}; }
 };
-TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int64_t tokens, const OptimizerOptions& options,
-                                   int threads);
+TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int64_t tokens,
+                                   const OptimizerOptions& options, int threads);
 
 // Forward alone, to the losses (B, T) of each token.
 struct EvaluationGraph {
@@ -39,7 +39,8 @@ struct GenerationGraph {
   TensorId tokens, logits;
   std::vector<TensorId> results() const { return {logits}; }
 };
-GenerationGraph build_generation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, int64_t capacity, int threads);
+GenerationGraph build_generation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, int64_t capacity,
+                                       int threads);
 
 // FLOPs that training needs for one token: 6 for each weight of a matrix product (the head's included, embeddings not)
 // and the causal attention's two products, forward and backward (Kaplan et al. 2020, counted without the masked half).

@@ -65,9 +65,7 @@ class Table {
   }
 
   // 0.02 at GPT-2's widths; narrower models get the larger 1 / sqrt(fan-in) so that their signal does not fade.
-  static double gpt2_std(int64_t fan_in) {
-    return fan_in >= 768 ? 0.02 : 0.5 / std::sqrt(static_cast<double>(fan_in));
-  }
+  static double gpt2_std(int64_t fan_in) { return fan_in >= 768 ? 0.02 : 0.5 / std::sqrt(static_cast<double>(fan_in)); }
 
   struct Part {
     std::string file;
@@ -76,7 +74,8 @@ class Table {
 
   void matrix(std::string name, Shape shape, double std, LearningRateGroup group, int shard_axis,
               std::vector<std::string> file) {
-    Parameter p{.name = std::move(name), .shape = shape, .init = Parameter::Init::normal, .init_std = std, .decay = true};
+    Parameter p{
+        .name = std::move(name), .shape = shape, .init = Parameter::Init::normal, .init_std = std, .decay = true};
     p.group = group, p.shard_axis = shard_axis, p.layer = layer_;
     p.file_parts = {FilePart{file[0], 0, shape[0], false, shape}};
     table_.push_back(std::move(p));
@@ -97,7 +96,7 @@ class Table {
     int64_t row = 0;
     for (const Part& part : parts) {
       const bool transposed = gpt2_names_ && columns > 0;
-      const Shape shape = columns == 0   ? Shape{part.rows}
+      const Shape shape = columns == 0 ? Shape{part.rows}
                           : transposed ? Shape{columns, part.rows}
                                        : Shape{part.rows, columns};
       result.push_back({part.file + suffix, row, part.rows, transposed, shape});

@@ -1,6 +1,6 @@
 // gelu and relu2, element by element: h -> a; and their backward: (da, h) -> dh.
-#include "llm/ops/activation_functions.h"
 #include "llm/graph/autodiff.h"
+#include "llm/ops/activation_functions.h"
 #include "llm/ops/ops.h"
 #include "llm/ops/rows.h"
 
@@ -44,7 +44,9 @@ void relu2_backward(Graph& g, const Node& node, Gradients& gradients) {
   gradients.contribute(node.inputs[0], g.add("relu2_backward", {}, {gradients.of(node.outputs[0]), node.inputs[0]})[0]);
 }
 
-std::vector<Example> examples() { return {{{}, {{{3, 37}, DType::fp32, -6, 6}}}, {{}, {{{64}, DType::fp32, -12, 12}}}}; }
+std::vector<Example> examples() {
+  return {{{}, {{{3, 37}, DType::fp32, -6, 6}}}, {{}, {{{64}, DType::fp32, -12, 12}}}};
+}
 
 }  // namespace
 

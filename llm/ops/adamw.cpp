@@ -16,7 +16,11 @@ void infer(Graph& g, Node& node) {
   for (size_t i : {0u, 2u, 3u}) {
     if (g.shape(node.inputs[i]) != g.shape(node.inputs[1])) fail("adamw: the shapes of its tensors differ");
     const Tensor owner = g.tensor(node.inputs[i]);
-    const TensorId updated = g.add_output(node, i == 0 ? "parameter" : i == 2 ? "first" : "second", owner.dtype, owner.shape);
+    const TensorId updated = g.add_output(node,
+                                          i == 0   ? "parameter"
+                                          : i == 2 ? "first"
+                                                   : "second",
+                                          owner.dtype, owner.shape);
     g.tensor(updated).alias = node.inputs[i];
     g.tensor(updated).role = owner.role;
   }
@@ -56,7 +60,8 @@ void cpu(const KernelCall& call) {
       const simd::Vec v = lanes.load(second + i) * b2 + g * g * c2;
       lanes.store(first + i, m);
       lanes.store(second + i, v);
-      lanes.store(parameter + i, lanes.load(parameter + i) * keep - step_size * m / (square_root(v) * second_scale + epsilon));
+      lanes.store(parameter + i,
+                  lanes.load(parameter + i) * keep - step_size * m / (square_root(v) * second_scale + epsilon));
     });
   });
 }
@@ -66,10 +71,17 @@ std::vector<Example> examples() {
     const auto fixed = [&](double low, double high, Role role) {
       return Example::Input{.shape = shape, .low = low, .high = high, .role = role, .differentiable = false};
     };
-    return {{{"beta1", 0.9}, {"beta2", 0.95}, {"epsilon", 1e-8}, {"weight_decay", decay}, {"grad_clip", clip},
+    return {{{"beta1", 0.9},
+             {"beta2", 0.95},
+             {"epsilon", 1e-8},
+             {"weight_decay", decay},
+             {"grad_clip", clip},
              {"learning_rate_scale", 0.5}},
-            {fixed(-1, 1, Role::parameter), fixed(-1, 1, Role::activation), fixed(-0.1, 0.1, Role::state),
-             fixed(0.001, 0.1, Role::state), {.shape = {1}, .low = 0.5, .high = 3, .differentiable = false}}};
+            {fixed(-1, 1, Role::parameter),
+             fixed(-1, 1, Role::activation),
+             fixed(-0.1, 0.1, Role::state),
+             fixed(0.001, 0.1, Role::state),
+             {.shape = {1}, .low = 0.5, .high = 3, .differentiable = false}}};
   };
   return {example({5, 7}, 0.1, 1.0), example({40}, 0, 0)};
 }

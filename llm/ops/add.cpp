@@ -32,9 +32,7 @@ void cpu(const KernelCall& call) {
   });
 }
 
-std::vector<Example> examples() {
-  return {{{}, {{{2, 3, 5}}, {{2, 3, 5}}}}, {{}, {{{4, 64}}, {{4, 64}}}}};
-}
+std::vector<Example> examples() { return {{{}, {{{2, 3, 5}}, {{2, 3, 5}}}}, {{}, {{{4, 64}}, {{4, 64}}}}}; }
 
 }  // namespace
 

@@ -42,8 +42,8 @@ Cost cost(const Graph& g, const Node& node) {
 }
 
 void cpu(const KernelCall& call) {
-  attention_forward(call.threads, shape_of(call.graph, call.node, call.node.inputs[0]), call.in(0), call.out(0), call.out(1),
-                    call.workspace());
+  attention_forward(call.threads, shape_of(call.graph, call.node, call.node.inputs[0]), call.in(0), call.out(0),
+                    call.out(1), call.workspace());
 }
 
 // (d_out, qkv, out, log_sum_exp) -> d_qkv
@@ -61,8 +61,8 @@ Cost backward_cost(const Graph& g, const Node& node) {
 }
 
 void cpu_backward(const KernelCall& call) {
-  attention_backward(call.threads, shape_of(call.graph, call.node, call.node.inputs[1]), call.in(1), call.in(2), call.in(3),
-                     call.in(0), call.out(0), call.workspace());
+  attention_backward(call.threads, shape_of(call.graph, call.node, call.node.inputs[1]), call.in(1), call.in(2),
+                     call.in(3), call.in(0), call.out(0), call.workspace());
 }
 
 void infer_cached(Graph& g, Node& node) {
@@ -83,7 +83,8 @@ void infer_cached(Graph& g, Node& node) {
 // At a full cache: all of it is read.
 Cost cached_cost(const Graph& g, const Node& node) {
   const AttentionShape s = shape_of(g, node, node.inputs[0]);
-  const double pairs = static_cast<double>(s.batch * s.heads * s.tokens) * static_cast<double>(g.shape(node.inputs[1])[1]);
+  const double pairs =
+      static_cast<double>(s.batch * s.heads * s.tokens) * static_cast<double>(g.shape(node.inputs[1])[1]);
   Cost c = streaming_cost(g, node, pairs * static_cast<double>(4 * s.head_size));
   c.bytes_written = static_cast<double>(g.tensor(node.outputs[0]).bytes()) +
                     8.0 * static_cast<double>(s.batch * s.tokens * s.kv_heads * s.head_size);
@@ -111,7 +112,8 @@ std::vector<Example> examples() {
 std::vector<Example> cached_examples() {
   const auto example = [](int64_t H, int64_t K, int64_t D, int64_t B, int64_t T, int64_t capacity) -> Example {
     const Example::Input cache{.shape = {B, capacity, K, D}, .role = Role::state, .differentiable = false};
-    return {heads(H, K, D), {{.shape = {B, T, (H + 2 * K) * D}, .low = -2, .high = 2, .differentiable = false}, cache, cache}};
+    return {heads(H, K, D),
+            {{.shape = {B, T, (H + 2 * K) * D}, .low = -2, .high = 2, .differentiable = false}, cache, cache}};
   };
   return {example(2, 2, 8, 2, 5, 12), example(4, 2, 6, 1, 1, 9), example(2, 1, 20, 1, 3, 40)};
 }

@@ -47,7 +47,8 @@ void cpu(const KernelCall& call) {
   const float inverse = 1.0f / static_cast<float>(C);
   call.threads.for_blocks(rows, row_grain(C), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      const float* in = add_residual(x + r * C, delta ? delta + r * C : nullptr, sum_out ? sum_out + r * C : nullptr, C);
+      const float* in =
+          add_residual(x + r * C, delta ? delta + r * C : nullptr, sum_out ? sum_out + r * C : nullptr, C);
       simd::Vec sum{};
       for_vectors(C, [&](int64_t c, auto lanes) { sum += lanes.load(in + c); });
       const float mean = simd::reduce_add(sum) * inverse;

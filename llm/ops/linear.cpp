@@ -80,7 +80,8 @@ void activate_piece(const void* context, float* c, int64_t row, int64_t column, 
 
 void add_bias_to_piece(const void* context, float* c, int64_t, int64_t column, int64_t count) {
   const Finish& f = *static_cast<const Finish*>(context);
-  for_vectors(count, [&](int64_t i, auto lanes) { lanes.store(c + i, lanes.load(c + i) + lanes.load(f.bias + column + i)); });
+  for_vectors(count,
+              [&](int64_t i, auto lanes) { lanes.store(c + i, lanes.load(c + i) + lanes.load(f.bias + column + i)); });
 }
 
 void cpu(const KernelCall& call) {
@@ -91,7 +92,8 @@ void cpu(const KernelCall& call) {
   Finish finish{call.in(2), activated, n};
   Epilogue epilogue{finish.bias ? add_bias_to_piece : nullptr, &finish};
   with_activation(activation_of(call.node), [&](auto f) { epilogue.apply = activate_piece<decltype(f)>; });
-  gemm(call.threads, {m, n, k, row_major(call.in(0), k), transposed(call.in(1), k), y, n, nullptr, epilogue}, call.workspace());
+  gemm(call.threads, {m, n, k, row_major(call.in(0), k), transposed(call.in(1), k), y, n, nullptr, epilogue},
+       call.workspace());
 }
 
 void infer_backward_input(Graph& g, Node& node) {
@@ -104,7 +106,9 @@ template <class Function>
 void multiply_by_derivative(const void* context, float* c, int64_t row, int64_t column, int64_t count) {
   const Finish& f = *static_cast<const Finish*>(context);
   const float* h = f.bias + row * f.stride + column;
-  for_vectors(count, [&](int64_t i, auto lanes) { lanes.store(c + i, lanes.load(c + i) * Function::derivative(lanes.load(h + i))); });
+  for_vectors(count, [&](int64_t i, auto lanes) {
+    lanes.store(c + i, lanes.load(c + i) * Function::derivative(lanes.load(h + i)));
+  });
 }
 
 void cpu_backward_input(const KernelCall& call) {
@@ -140,12 +144,13 @@ void cpu_backward_weight(const KernelCall& call) {
       float* sum = partial + begin / block * O;
       std::fill_n(sum, O, 0.0f);
       for (int64_t t = begin; t < end; ++t)
-        for_vectors(O, [&](int64_t i, auto lanes) { lanes.store(sum + i, lanes.load(sum + i) + lanes.load(dy + t * O + i)); });
+        for_vectors(
+            O, [&](int64_t i, auto lanes) { lanes.store(sum + i, lanes.load(sum + i) + lanes.load(dy + t * O + i)); });
     });
     sum_blocks(call.threads, partial, blocks, O, call.accumulates(1), call.out(1));
   }
-  gemm(call.threads,
-       {O, I, tokens, transposed(dy, O), row_major(x, I), dw, I, call.accumulates(0) ? dw : nullptr}, call.workspace());
+  gemm(call.threads, {O, I, tokens, transposed(dy, O), row_major(x, I), dw, I, call.accumulates(0) ? dw : nullptr},
+       call.workspace());
 }
 
 std::vector<Example> examples() {

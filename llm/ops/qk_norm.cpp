@@ -29,8 +29,9 @@ void infer(Graph& g, Node& node) {
 }
 
 void backward(Graph& g, const Node& node, Gradients& gradients) {
-  const auto d = g.add("qk_norm_backward", node.attributes,
-                       {gradients.of(node.outputs[0]), node.inputs[0], node.inputs[1], node.inputs[2], node.outputs[1]});
+  const auto d =
+      g.add("qk_norm_backward", node.attributes,
+            {gradients.of(node.outputs[0]), node.inputs[0], node.inputs[1], node.inputs[2], node.outputs[1]});
   gradients.contribute(node.inputs[0], d[0]);
   gradients.contribute(node.inputs[1], d[1]);
   gradients.contribute(node.inputs[2], d[2]);

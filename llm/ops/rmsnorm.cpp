@@ -43,7 +43,8 @@ void cpu(const KernelCall& call) {
   const auto epsilon = static_cast<float>(call.node.attributes.number("epsilon"));
   call.threads.for_blocks(rows, row_grain(C), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      const float* in = add_residual(x + r * C, delta ? delta + r * C : nullptr, sum_out ? sum_out + r * C : nullptr, C);
+      const float* in =
+          add_residual(x + r * C, delta ? delta + r * C : nullptr, sum_out ? sum_out + r * C : nullptr, C);
       simd::Vec squares{};
       for_vectors(C, [&](int64_t c, auto lanes) {
         const simd::Vec v = lanes.load(in + c);

@@ -50,7 +50,7 @@ void infer(Graph& g, Node& node) {
 }
 
 void backward(Graph& g, const Node& node, Gradients& gradients) {
-  gradients.contribute(node.inputs[0], 
+  gradients.contribute(node.inputs[0],
                        g.add("rope_backward", node.attributes, {gradients.of(node.outputs[0]), node.inputs[1]})[0]);
 }
 
@@ -90,7 +90,8 @@ void cpu(const KernelCall& call) { turn(call, 1.0f); }
 void cpu_backward(const KernelCall& call) { turn(call, -1.0f); }
 
 std::vector<Example> angles_examples() {
-  return {{{{"tokens", 9}, {"head_size", 8}, {"theta", 10000}}, {}}, {{{"tokens", 40}, {"head_size", 6}, {"theta", 500}}, {}}};
+  return {{{{"tokens", 9}, {"head_size", 8}, {"theta", 10000}}, {}},
+          {{{"tokens", 40}, {"head_size", 6}, {"theta", 500}}, {}}};
 }
 
 std::vector<Example> examples() {

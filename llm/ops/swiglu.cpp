@@ -14,7 +14,8 @@ void infer(Graph& g, Node& node) {
 }
 
 void backward(Graph& g, const Node& node, Gradients& gradients) {
-  gradients.contribute(node.inputs[0], g.add("swiglu_backward", {}, {gradients.of(node.outputs[0]), node.inputs[0]})[0]);
+  gradients.contribute(node.inputs[0],
+                       g.add("swiglu_backward", {}, {gradients.of(node.outputs[0]), node.inputs[0]})[0]);
 }
 
 Cost cost(const Graph& g, const Node& node) {

@@ -32,7 +32,8 @@ RunLog::RunLog(const std::string& run, int64_t keep_up_to) : path_(run + "/log.j
     for (std::string line; std::getline(lines, line);) {
       // A line that a killed process left half-written is no JSON: it is dropped too.
       const auto j = nlohmann::json::parse(line, nullptr, false);
-      if (j.is_object() && j.contains("step") && j["step"].is_number_integer() && j["step"].get<int64_t>() <= keep_up_to)
+      if (j.is_object() && j.contains("step") && j["step"].is_number_integer() &&
+          j["step"].get<int64_t>() <= keep_up_to)
         kept += line + "\n";
     }
     write_file_atomically(path_, kept);
@@ -77,7 +78,8 @@ std::string format_seconds(double seconds) {
   const auto s = static_cast<int64_t>(std::llround(seconds));
   char text[32];
   if (s >= 3600) {
-    std::snprintf(text, sizeof text, "%d:%02d:%02d", static_cast<int>(s / 3600), static_cast<int>(s / 60 % 60), static_cast<int>(s % 60));
+    std::snprintf(text, sizeof text, "%d:%02d:%02d", static_cast<int>(s / 3600), static_cast<int>(s / 60 % 60),
+                  static_cast<int>(s % 60));
   } else {
     std::snprintf(text, sizeof text, "%d:%02d", static_cast<int>(s / 60), static_cast<int>(s % 60));
   }

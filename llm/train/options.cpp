@@ -37,13 +37,20 @@ std::string short_number(double value) {
 std::string TrainOptions::json(const ModelConfig& m) const {
   nlohmann::ordered_json j;
   each_option(*this, [&](const char* name, const auto& value) { j[name] = value; });
-  j["model"] = {{"vocabulary", m.vocabulary},   {"context", m.context},
-                {"layers", m.layers},           {"heads", m.heads},
-                {"kv_heads", m.kv_heads},       {"channels", m.channels},
-                {"head_size", m.head_size},     {"hidden", m.hidden},
-                {"norm", name_of(m.norm)},      {"positions", name_of(m.positions)},
-                {"activation", name_of(m.activation)}, {"qk_norm", m.qk_norm},
-                {"bias", m.bias},               {"tied_head", m.tied_head},
+  j["model"] = {{"vocabulary", m.vocabulary},
+                {"context", m.context},
+                {"layers", m.layers},
+                {"heads", m.heads},
+                {"kv_heads", m.kv_heads},
+                {"channels", m.channels},
+                {"head_size", m.head_size},
+                {"hidden", m.hidden},
+                {"norm", name_of(m.norm)},
+                {"positions", name_of(m.positions)},
+                {"activation", name_of(m.activation)},
+                {"qk_norm", m.qk_norm},
+                {"bias", m.bias},
+                {"tied_head", m.tied_head},
                 {"parameters", parameter_count(m)}};
   return j.dump(2) + "\n";
 }
@@ -77,7 +84,8 @@ std::vector<Rule> apply_rules(TrainOptions& o, const ModelConfig& m, int64_t val
   if (o.total_batch_tokens) {
     const int64_t micro = o.batch * T;
     if (o.grad_accum && o.grad_accum * micro != o.total_batch_tokens)
-      fail_usage("--total-batch-tokens ", o.total_batch_tokens, " is not --batch x --context x --grad-accum = ", o.grad_accum * micro);
+      fail_usage("--total-batch-tokens ", o.total_batch_tokens,
+                 " is not --batch x --context x --grad-accum = ", o.grad_accum * micro);
     if (o.total_batch_tokens % micro)
       fail_usage("--total-batch-tokens ", o.total_batch_tokens, " is not a multiple of --batch x --context = ", micro);
     o.grad_accum = o.total_batch_tokens / micro;

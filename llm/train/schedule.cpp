@@ -31,7 +31,8 @@ double Schedule::at(int64_t step) const {
   int64_t start = std::max<int64_t>(warmup - 1, 0);
   if (kind == ScheduleKind::wsd) start = std::max(start, steps - std::max<int64_t>(1, steps / 5));
   if (step <= start) return peak;
-  const double done = std::min(1.0, static_cast<double>(step - start) / static_cast<double>(std::max<int64_t>(1, steps - start)));
+  const double done =
+      std::min(1.0, static_cast<double>(step - start) / static_cast<double>(std::max<int64_t>(1, steps - start)));
   const double left = kind == ScheduleKind::cosine ? 0.5 * (1 + std::cos(std::numbers::pi * done)) : 1 - done;
   return peak * (end_fraction + (1 - end_fraction) * left);
 }

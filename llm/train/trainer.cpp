@@ -39,7 +39,11 @@ SpikeWatch::Verdict SpikeWatch::look(double loss, double gradient_norm) {
 }
 
 Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset dataset, ThreadTeam& threads)
-    : model_(model), options_(options), dataset_(std::move(dataset)), threads_(threads), table_(parameter_table(model)) {
+    : model_(model),
+      options_(options),
+      dataset_(std::move(dataset)),
+      threads_(threads),
+      table_(parameter_table(model)) {
   schedule_ = {schedule_named(options_.schedule), options_.lr, 0.0, options_.steps, options_.warmup};
   train_stream_ = std::make_unique<TokenStream>(dataset_.train);
   loader_ = std::make_unique<Loader>(*train_stream_, model_.context, options_.seed);
@@ -49,7 +53,8 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
       fail("the data holds token ", stream->largest_token(), " but the model's vocabulary is ", model_.vocabulary,
            "; choose a model without a fixed vocabulary, or tokenize the data for this one");
 
-  const OptimizerOptions optimizer{options_.beta1, options_.beta2, options_.epsilon, options_.weight_decay, options_.grad_clip};
+  const OptimizerOptions optimizer{options_.beta1, options_.beta2, options_.epsilon, options_.weight_decay,
+                                   options_.grad_clip};
   TrainingGraph t = build_training_graph(model_, options_.batch, model_.context, optimizer, threads_.size());
   tokens_ = t.tokens, targets_ = t.targets, loss_weights_ = t.loss_weights;
   losses_ = t.losses, gradient_norm_ = t.gradient_norm;
@@ -59,7 +64,8 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
   training_ = std::make_unique<Program>(compile(std::move(t.graph), {losses_, gradient_norm_}, compiling), layout_);
   if (val_stream_ && val_stream_->size() > 1)
     evaluator_ = std::make_unique<Evaluator>(model_, options_.batch, model_.context, layout_, threads_.size());
-  if (options_.sample_every && dataset_.tokenizer) generator_ = std::make_unique<Generator>(model_, layout_, threads_.size());
+  if (options_.sample_every && dataset_.tokenizer)
+    generator_ = std::make_unique<Generator>(model_, layout_, threads_.size());
 }
 
 size_t Trainer::arena_bytes() const {
@@ -84,7 +90,9 @@ void Trainer::initialise() {
 void Trainer::load(const std::string& checkpoint) {
   if (read_config(checkpoint + "/config.json") != model_) fail(checkpoint, ": its config.json is not this run's model");
   state_ = read_trainer_state(checkpoint);
-  const auto place = [&](const std::string& name) { return reinterpret_cast<float*>(arena_->data() + layout_.offset(name)); };
+  const auto place = [&](const std::string& name) {
+    return reinterpret_cast<float*>(arena_->data() + layout_.offset(name));
+  };
   load_parameters(checkpoint, table_, [&](size_t i) { return place(table_[i].name); });
   const auto moments = moment_tensors(table_);
   load_optimizer(checkpoint, moments, [&](size_t i) { return place(moments[i].name); });
@@ -97,7 +105,8 @@ Trainer::StepResult Trainer::step() {
   StepState& s = training_->step;
   s.step = state_.step;
   s.learning_rate = static_cast<float>(result.learning_rate);
-  std::fill_n(training_->data(loss_weights_), B * T, static_cast<float>(1.0 / static_cast<double>(B * T * micro_steps)));
+  std::fill_n(training_->data(loss_weights_), B * T,
+              static_cast<float>(1.0 / static_cast<double>(B * T * micro_steps)));
   double sum = 0;
   for (int64_t micro = 0; micro < micro_steps; ++micro) {
     s.micro_step = micro;
@@ -114,8 +123,9 @@ Trainer::StepResult Trainer::step() {
 
 std::string Trainer::batch_position() const {
   const int64_t count = options_.batch * options_.grad_accum, first = state_.samples;
-  return concat("its batch: samples ", first, " to ", first + count - 1, ", the first at token ", loader_->position(first),
-                " of ", dataset_.train.front(), dataset_.train.size() > 1 ? " and its followers" : "");
+  return concat("its batch: samples ", first, " to ", first + count - 1, ", the first at token ",
+                loader_->position(first), " of ", dataset_.train.front(),
+                dataset_.train.size() > 1 ? " and its followers" : "");
 }
 
 // Called before the step is counted. A step that is not finite has changed nothing: the optimizer leaves the weights alone.
@@ -173,7 +183,9 @@ void Trainer::save(double val_loss) {
   content.config = model_;
   content.table = table_;
   content.optimizer = moment_tensors(table_);
-  const auto place = [&](const std::string& name) { return reinterpret_cast<const float*>(arena_->data() + layout_.offset(name)); };
+  const auto place = [&](const std::string& name) {
+    return reinterpret_cast<const float*>(arena_->data() + layout_.offset(name));
+  };
   content.parameter = [&](size_t i) { return place(table_[i].name); };
   content.optimizer_tensor = [&](size_t i) { return place(content.optimizer[i].name); };
   if (dataset_.tokenizer) {

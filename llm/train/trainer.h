@@ -39,12 +39,12 @@ class Trainer {
   const Program& program() const { return *training_; }
   size_t arena_bytes() const;
 
-  void allocate();                                 // the one arena
-  void initialise();                               // parameters by the table, moments zero
-  void load(const std::string& checkpoint);        // throws Error when it does not belong to this run
+  void allocate();                           // the one arena
+  void initialise();                         // parameters by the table, moments zero
+  void load(const std::string& checkpoint);  // throws Error when it does not belong to this run
 
   struct Outcome {
-    bool stopped = false;  // by a signal; a checkpoint was saved
+    bool stopped = false;                        // by a signal; a checkpoint was saved
     double val_loss = 0, val_bits_per_byte = 0;  // of all held-out text; 0 when there is none
     double seconds = 0, tokens_per_second = 0;
   };
