@@ -115,7 +115,8 @@ inline float reduce_max(Vec v) { return detail::fold_max<kLanes / 2>(v); }
 // (Cephes' expf coefficients), and n added to the exponent. Below -87.3 the result is 0, above 88.37 it is the largest
 // e^x.
 inline Vec exp(Vec x) {
-  const Vec clamped = min(max(x, broadcast(-87.3f)), broadcast(88.37f));
+  // In this order of operands a NaN passes through both comparisons, and so shows in the result.
+  const Vec clamped = min(broadcast(88.37f), max(broadcast(-87.3f), x));
   const Vec shifted =
       clamped * broadcast(1.44269504088896341f) + broadcast(12582912.0f);  // rounds to nearest: 1.5 * 2^23
   const Vec n = shifted - broadcast(12582912.0f);
@@ -137,7 +138,7 @@ inline Vec exp(Vec x) {
 
 // tanh by e^(2x), stable at both ends; about 1e-7 absolute.
 inline Vec tanh(Vec x) {
-  const Vec e = exp(broadcast(2.0f) * min(max(x, broadcast(-10.0f)), broadcast(10.0f)));
+  const Vec e = exp(broadcast(2.0f) * min(broadcast(10.0f), max(broadcast(-10.0f), x)));
   return (e - broadcast(1.0f)) / (e + broadcast(1.0f));
 }
 
