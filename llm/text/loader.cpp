@@ -9,10 +9,12 @@
 namespace llm {
 namespace {
 
+__extension__ typedef unsigned __int128 Product;
+
 // The mixing of a Philox round: both halves of a product with Philox2x64's multiplier, here folded into one word. A whole
 // Philox block a round would be several times slower, for a quality that an order of samples has no use for.
 inline uint32_t scramble(uint32_t half, uint64_t key) {
-  const unsigned __int128 product = static_cast<unsigned __int128>(half ^ key) * 0xD2B74407B1CE6E93;
+  const Product product = static_cast<Product>(half ^ key) * 0xD2B74407B1CE6E93;
   const uint64_t folded = static_cast<uint64_t>(product >> 64) ^ static_cast<uint64_t>(product);
   return static_cast<uint32_t>(folded >> 32) ^ static_cast<uint32_t>(folded);
 }
