@@ -53,8 +53,8 @@ endif
 
 # Kernels and text are worth the optimiser's time; the rest has nothing to be fast at and takes long to optimise.
 release_flags = $(if $(filter llm/base/% llm/device/% llm/ops/% llm/text/% llm/infer/%,$<),-O3,-O1)
-asan_flags := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
-tsan_flags := -O1 -g -fsanitize=thread
+asan_flags := -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+tsan_flags := -O1 -g1 -fsanitize=thread
 lint_flags := -O1 -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wextra-semi -Wvla \
   -Wduplicated-cond -Wlogical-op -Werror
 
@@ -63,7 +63,7 @@ lint_flags := -O1 -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wextra-semi 
 # Without errno a square root is one instruction. GCC 12's -Wrestrict is wrong about "text" + std::string (GCC bug 105651).
 HOST_FLAGS = $($(VARIANT)_flags) -march=$(MARCH) -fno-math-errno -pthread -Wall -Wextra -Wno-restrict
 COMPILE = $(CXX) -std=c++20 $(HOST_FLAGS) $(if $(filter lint,$(VARIANT)),-Wpedantic) -I. \
-  $(if $(NVCC),-DLLM_CUDA=1) $(CPPFLAGS) $(CXXFLAGS)
+  $(if $(NVCC),-DLLM_CUDA=1) $(if $(filter test/%,$<),-DDOCTEST_CONFIG_SUPER_FAST_ASSERTS) $(CPPFLAGS) $(CXXFLAGS)
 LINK = $(CXX) $(HOST_FLAGS) $(CXXFLAGS) $(LDFLAGS)
 LIBS :=
 # main()'s file ends in .cu, but is C++ where there is no nvcc.

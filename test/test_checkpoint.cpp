@@ -17,20 +17,13 @@
 #include "llm/base/error.h"
 #include "llm/model/huggingface.h"
 #include "llm/train/checkpoint.h"
+#include "test/helpers.h"
 
 using namespace llm;
+using namespace test;
 namespace fs = std::filesystem;
 
 namespace {
-
-struct Folder {
-  std::string path;
-  Folder() : path((fs::temp_directory_path() / "train_gpt-checkpoint-XXXXXX").string()) {
-    REQUIRE(::mkdtemp(path.data()) != nullptr);
-  }
-  ~Folder() { fs::remove_all(path); }
-  std::string operator/(const std::string& name) const { return path + "/" + name; }
-};
 
 ModelConfig small_config() {
   ModelConfig c;
@@ -105,19 +98,6 @@ std::vector<int64_t> steps_of(const std::string& run) {
 size_t entries(const std::string& directory) {
   return static_cast<size_t>(std::distance(fs::directory_iterator(directory), fs::directory_iterator()));
 }
-
-std::string error_of(const std::function<void()>& work) {
-  try {
-    work();
-  } catch (const Error& e) {
-    const std::string message = e.what();
-    CHECK(message.find('\n') == message.npos);
-    return message;
-  }
-  return "no error";
-}
-
-bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
 using Steps = std::vector<int64_t>;
 

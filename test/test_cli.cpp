@@ -19,23 +19,16 @@
 #include "llm/base/atomic_file.h"
 #include "llm/base/random.h"
 #include "llm/text/shards.h"
+#include "test/helpers.h"
 
 using namespace llm;
+using namespace test;
 using nlohmann::json;
 namespace fs = std::filesystem;
 
 namespace {
 
 using Arguments = std::vector<std::string>;
-
-struct Folder {
-  std::string path;
-  Folder() : path((fs::temp_directory_path() / "train_gpt-cli-XXXXXX").string()) {
-    REQUIRE(::mkdtemp(path.data()) != nullptr);
-  }
-  ~Folder() { fs::remove_all(path); }
-  std::string operator/(const std::string& name) const { return path + "/" + name; }
-};
 
 // Empty: there is none, and nobody promised one.
 std::string binary() {
@@ -46,8 +39,6 @@ std::string binary() {
   if (!there) MESSAGE("no ./train_gpt and no TRAIN_GPT_BINARY: the command line is not tested");
   return there ? path : "";
 }
-
-bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
 struct Result {
   int status = -1;  // of exit; -1: a signal ended it

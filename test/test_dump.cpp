@@ -12,8 +12,10 @@
 #include "llm/base/bytes.h"
 #include "llm/graph/dump.h"
 #include "llm/model/gpt.h"
+#include "test/helpers.h"
 
 using namespace llm;
+using namespace test;
 using nlohmann::json;
 
 namespace {
@@ -35,8 +37,6 @@ std::string text_of(const Compiled& c, bool all = false) {
   dump_text(out, c, {.all = all});
   return out.str();
 }
-
-bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
 std::vector<std::string> lines_of(const std::string& text) {
   std::vector<std::string> lines;

@@ -14,21 +14,14 @@
 #include "llm/base/random.h"
 #include "llm/model/huggingface.h"
 #include "llm/model/safetensors.h"
+#include "test/helpers.h"
 
 using namespace llm;
+using namespace test;
 using nlohmann::json;
 namespace fs = std::filesystem;
 
 namespace {
-
-struct Folder {
-  std::string path;
-  Folder() : path((fs::temp_directory_path() / "train_gpt-formats-XXXXXX").string()) {
-    REQUIRE(::mkdtemp(path.data()) != nullptr);
-  }
-  ~Folder() { fs::remove_all(path); }
-  std::string operator/(const std::string& name) const { return path + "/" + name; }
-};
 
 std::string safetensors(const std::string& header, const std::string& data) {
   const uint64_t length = header.size();
@@ -40,19 +33,6 @@ std::string safetensors(const std::string& header, const std::string& data) {
 SafetensorsContent parse(const std::string& file) {
   return parse_safetensors(std::as_bytes(std::span(file.data(), file.size())), "f.safetensors");
 }
-
-std::string error_of(const std::function<void()>& work) {
-  try {
-    work();
-  } catch (const Error& e) {
-    const std::string message = e.what();
-    CHECK(message.find('\n') == message.npos);
-    return message;
-  }
-  return "no error";
-}
-
-bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
 ModelConfig small_config(const std::string& architecture) {
   ModelConfig c;

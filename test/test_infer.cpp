@@ -17,35 +17,16 @@
 #include "llm/model/huggingface.h"
 #include "llm/model/parameters.h"
 #include "llm/train/evaluate.h"
+#include "test/helpers.h"
 
 using namespace llm;
+using namespace test;
 namespace fs = std::filesystem;
 
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int kThreads = 2;
-
-struct Folder {
-  std::string path;
-  Folder() : path((fs::temp_directory_path() / "train_gpt-infer-XXXXXX").string()) {
-    REQUIRE(::mkdtemp(path.data()) != nullptr);
-  }
-  ~Folder() { fs::remove_all(path); }
-  std::string operator/(const std::string& name) const { return path + "/" + name; }
-};
-
-std::string error_of(const std::function<void()>& work) {
-  try {
-    work();
-  } catch (const Error& e) {
-    const std::string message = e.what();
-    CHECK(message.find('\n') == message.npos);
-    return message;
-  }
-  return "no error";
-}
-bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
 // gpt2, llama with grouped queries, qwen3, and a mix of switches that no transformers class has.
 ModelConfig small_config(const std::string& kind) {

@@ -22,30 +22,19 @@
 #include "llm/text/shards.h"
 #include "llm/text/tokenize.h"
 #include "llm/text/tokenizer.h"
+#include "test/helpers.h"
 
 namespace fs = std::filesystem;
 using namespace llm;
+using namespace test;
 
 namespace {
 
-struct TemporaryDirectory {
-  TemporaryDirectory() {
-    static std::atomic<int> count{0};
-    path = fs::temp_directory_path() / concat("test_text-", ::getpid(), "-", count++);
-    fs::create_directories(path);
-  }
-  ~TemporaryDirectory() {
-    std::error_code ignored;
-    fs::remove_all(path, ignored);
-  }
-  std::string operator/(const std::string& name) const { return (path / name).string(); }
-  std::set<std::string> names() const {
-    std::set<std::string> found;
-    for (const auto& entry : fs::directory_iterator(path)) found.insert(entry.path().filename().string());
-    return found;
-  }
-  fs::path path;
-};
+std::set<std::string> names_in(const Folder& directory) {
+  std::set<std::string> found;
+  for (const auto& entry : fs::directory_iterator(directory.path)) found.insert(entry.path().filename().string());
+  return found;
+}
 
 void write_text(const std::string& path, std::string_view text) {
   std::ofstream(path, std::ios::binary).write(text.data(), static_cast<std::streamsize>(text.size()));
@@ -61,17 +50,6 @@ void replace(std::string& text, std::string_view from, std::string_view to) {
   const size_t at = text.find(from);
   REQUIRE(at != text.npos);
   text.replace(at, from.size(), to);
-}
-
-// The message of the Error that `work` throws; "" when it throws none.
-template <class Work>
-std::string error_of(Work&& work) {
-  try {
-    work();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
 }
 
 bool contains(const std::string& text, std::string_view part) {
@@ -182,15 +160,15 @@ TEST_CASE("text: wherever safe_cut cuts, the parts' ids are the whole's") {
 }
 
 TEST_CASE("text: a tokenizer.json of the bytes kind is read back, others are refused") {
-  const TemporaryDirectory directory;
+  const Folder directory;
   const std::string path = directory / "tokenizer.json";
   const std::string json = load_tokenizer("bytes")->json();
   const auto load = [&](std::string_view content) {
     write_text(path, content);
     return error_of([&] { load_tokenizer(path); });
   };
-  CHECK(load(json) == "");
-  CHECK(load_tokenizer(directory.path.string())->vocabulary() == 257);  // the directory that holds it
+  CHECK(load(json) == "no error");
+  CHECK(load_tokenizer(directory.path)->vocabulary() == 257);  // the directory that holds it
 
   std::string other = json;
   replace(other, "\"merges\": []", "\"merges\": [\"a b\", \"c d\"]");
@@ -224,7 +202,7 @@ TEST_CASE("text: a tokenizer.json of the bytes kind is read back, others are ref
 }
 
 TEST_CASE("text: shards of both widths, whatever the pieces they are written and read in") {
-  const TemporaryDirectory directory;
+  const Folder directory;
   for (const int64_t vocabulary : {int64_t{65536}, int64_t{65537}}) {
     const std::string path = directory / "shard.bin";
     std::vector<int32_t> tokens = count_up(300'000);
@@ -251,11 +229,11 @@ TEST_CASE("text: shards of both widths, whatever the pieces they are written and
       CHECK(contains(error_of([&] { TokenShard(path).read(begin, count, part); }), "asked for"));
     fs::remove(path);
   }
-  CHECK(directory.names().empty());
+  CHECK(names_in(directory).empty());
 }
 
 TEST_CASE("text: a shard whose header or length is wrong is refused, by name") {
-  const TemporaryDirectory directory;
+  const Folder directory;
   const std::string path = directory / "shard.bin";
   for (const int64_t vocabulary : {257, 100'000}) {
     write_shard(path, count_up(50), vocabulary);
@@ -269,7 +247,7 @@ TEST_CASE("text: a shard whose header or length is wrong is refused, by name") {
       std::memcpy(changed.data() + 4 * field, &value, 4);
       return changed;
     };
-    CHECK(open(good) == "");
+    CHECK(open(good) == "no error");
     CHECK(contains(open(""), path + ": not a token shard, its 0 bytes"));
     CHECK(contains(open(good.substr(0, 1023)), "1024"));
     CHECK(contains(open(with(0, 20240326)), "magic number is 20240326"));
@@ -292,7 +270,7 @@ TEST_CASE("text: a shard whose header or length is wrong is refused, by name") {
 }
 
 TEST_CASE("text: a shard that cannot be written is an error, and nothing is left of it") {
-  const TemporaryDirectory directory;
+  const Folder directory;
   const std::string path = directory / "shard.bin";
   const auto write = [&](const std::vector<int32_t>& tokens, int64_t vocabulary) {
     return error_of([&] { write_shard(path, tokens, vocabulary); });
@@ -300,20 +278,20 @@ TEST_CASE("text: a shard that cannot be written is an error, and nothing is left
   CHECK(contains(write({1, 65536}, 65536), "token 65536 (number 1)"));
   CHECK(contains(write({-1}, 257), "token -1"));
   CHECK(contains(write({1, 2, -5}, 100'000), "token -5 (number 2)"));
-  CHECK(directory.names().empty());
+  CHECK(names_in(directory).empty());
   if (fs::exists("/dev/full")) {
     for (const int64_t size : {10, 2'000'000}) {  // less and more than a buffer
       fs::create_symlink("/dev/full", path + ".tmp");
       CHECK(contains(write(std::vector<int32_t>(static_cast<size_t>(size)), 257),
                      "cannot write " + path + ": No space left on device"));
-      CHECK(directory.names().empty());
+      CHECK(names_in(directory).empty());
     }
   }
   CHECK(contains(error_of([&] { ShardWriter writer(directory / "none/shard.bin", 257); }), "No such file"));
 }
 
 TEST_CASE("text: a stream joins its shards in the order of their names") {
-  const TemporaryDirectory directory;
+  const Folder directory;
   const std::vector<int32_t> tokens = count_up(100);
   write_shard(directory / "b.bin", count_up(70, 30), 100'000);  // the widths may differ
   write_shard(directory / "a.bin", count_up(30));
@@ -376,7 +354,7 @@ TEST_CASE("text: permute is a bijection, and another one for each seed and epoch
 }
 
 TEST_CASE("text: the loader's windows tile each epoch, lie inside the stream, and do not depend on how they are read") {
-  const TemporaryDirectory directory;
+  const Folder directory;
   for (const int64_t size : {9, 10, 15, 16, 17, 23, 24, 100, 1000}) {
     write_shard(directory / "a.bin", count_up(size / 2));
     write_shard(directory / "b.bin", count_up(size - size / 2, static_cast<int32_t>(size / 2)));
@@ -419,7 +397,7 @@ TEST_CASE("text: the loader's windows tile each epoch, lie inside the stream, an
 }
 
 TEST_CASE("text: files become shards, joined by end-of-text, the last part held out exactly") {
-  const TemporaryDirectory directory;
+  const Folder directory;
   ThreadTeam threads(2);
   const auto tokenizer = load_tokenizer("bytes");
   write_text(directory / "a.txt", std::string(60, 'a'));
@@ -457,7 +435,7 @@ TEST_CASE("text: files become shards, joined by end-of-text, the last part held 
 }
 
 TEST_CASE("text: the shards are the same for every number of threads and every tokenizer that cuts where it may") {
-  const TemporaryDirectory directory;
+  const Folder directory;
   const std::string text = make_text(3'500'000);
   write_text(directory / "text.txt", text);
   const auto bytes = load_tokenizer("bytes");
@@ -494,31 +472,31 @@ TEST_CASE("text: the shards are the same for every number of threads and every t
 }
 
 TEST_CASE("text: a data set that is written over leaves nothing behind, and a failure leaves nothing at all") {
-  const TemporaryDirectory directory, inputs;
+  const Folder directory, inputs;
   ThreadTeam threads(2);
   const auto tokenizer = load_tokenizer("bytes");
-  const std::string out = directory.path.string(), big = inputs / "big.txt", small = inputs / "small.txt";
+  const std::string out = directory.path, big = inputs / "big.txt", small = inputs / "small.txt";
   write_text(big, std::string(600, 'x'));
   write_text(small, std::string(50, 'y') + "!");
   tokenize_files({big}, *tokenizer, out, 0.5, threads, {}, 100);
-  CHECK(directory.names().size() == 6 + 2);
+  CHECK(names_in(directory).size() == 6 + 2);
   write_text(directory / "train_000123.bin.tmp", "what a killed process leaves");
   write_text(directory / "notes.txt", "not ours");
   tokenize_files({small}, *tokenizer, out, 0.1, threads, {}, 100);
-  CHECK(directory.names() ==
+  CHECK(names_in(directory) ==
         std::set<std::string>{"dataset.json", "notes.txt", "tokenizer.json", "train_000000.bin", "val_000000.bin"});
 
   // Shards that are somebody else's are not removed, and not mixed in.
   write_text(directory / "train_mine.bin", "");
   CHECK(contains(error_of([&] { tokenize_files({big}, *tokenizer, out, 0.1, threads); }), "train_mine.bin"));
-  CHECK(directory.names().count("dataset.json") == 1);
+  CHECK(names_in(directory).count("dataset.json") == 1);
   fs::remove(directory / "train_mine.bin");
 
   for (const int count : {1, 4}) {
     ThreadTeam team(count);
     const WordTokenizer fused('!');
     CHECK(contains(error_of([&] { tokenize_files({big, small}, fused, out, 0.1, team, {}, 1); }), "fuse"));
-    CHECK(directory.names() == std::set<std::string>{"notes.txt", "tokenizer.json"});
+    CHECK(names_in(directory) == std::set<std::string>{"notes.txt", "tokenizer.json"});
   }
 
   // A full disk, played by a limit on the size of files.
@@ -532,11 +510,11 @@ TEST_CASE("text: a data set that is written over leaves nothing behind, and a fa
   ::setrlimit(RLIMIT_FSIZE, &before);
   std::signal(SIGXFSZ, handler);
   CHECK(contains(message, "cannot write " + out + "/train_"));
-  CHECK(directory.names() == std::set<std::string>{"notes.txt", "tokenizer.json"});
+  CHECK(names_in(directory) == std::set<std::string>{"notes.txt", "tokenizer.json"});
 }
 
 TEST_CASE("text: wrong inputs and arguments of tokenize_files are errors that name them") {
-  const TemporaryDirectory directory;
+  const Folder directory;
   ThreadTeam threads(1);
   const auto tokenizer = load_tokenizer("bytes");
   write_text(directory / "text.txt", "some text");
@@ -546,7 +524,7 @@ TEST_CASE("text: wrong inputs and arguments of tokenize_files are errors that na
   };
   const std::string text = directory / "text.txt", out = directory / "out";
   CHECK(contains(run({text, directory / "none.txt"}, out), "none.txt: No such file"));
-  CHECK(contains(run({directory.path.string()}, out), "is a directory"));
+  CHECK(contains(run({directory.path}, out), "is a directory"));
   CHECK(contains(run({directory / "empty.txt", text}, out), "empty.txt: it is empty"));
   CHECK(contains(run({text}, text), text));
   CHECK(contains(run({text}, text + "/out"), "text.txt/out"));
@@ -558,14 +536,14 @@ TEST_CASE("text: wrong inputs and arguments of tokenize_files are errors that na
   CHECK_THROWS_AS(tokenize_files({text}, *tokenizer, out, 0.1, threads, {}, 0), UsageError);
   // Text that is not UTF-8 is bytes like any other.
   write_text(directory / "latin1.txt", "caf\xe9\xff\xfe");
-  CHECK(run({directory / "latin1.txt"}, out, 0) == "");
+  CHECK(run({directory / "latin1.txt"}, out, 0) == "no error");
   CHECK(tokenizer->decode(all_tokens({out + "/train_000000.bin"})) == "caf\xe9\xff\xfe");
 }
 
 TEST_CASE("text: --data may name a directory, a pattern, a shard or a text") {
-  const TemporaryDirectory directory;
+  const Folder directory;
   ThreadTeam threads(1);
-  const std::string dir = directory.path.string(), cache = directory / "cache";
+  const std::string dir = directory.path, cache = directory / "cache";
   const auto names = [&](const std::vector<std::string>& paths) {
     std::string joined;
     for (const std::string& path : paths) joined += fs::path(path).filename().string() + " ";
@@ -630,15 +608,15 @@ TEST_CASE("text: --data may name a directory, a pattern, a shard or a text") {
 }
 
 TEST_CASE("text: a data set whose dataset.json and files disagree is refused") {
-  const TemporaryDirectory directory;
+  const Folder directory;
   ThreadTeam threads(1);
-  const std::string dir = directory.path.string(), path = directory / "dataset.json";
-  const TemporaryDirectory inputs;
+  const std::string dir = directory.path, path = directory / "dataset.json";
+  const Folder inputs;
   write_text(inputs / "text.txt", std::string(100, 'a'));
   const auto make = [&] { tokenize_files({inputs / "text.txt"}, *load_tokenizer("bytes"), dir, 0.1, threads, {}, 40); };
   const auto open = [&] { return error_of([&] { open_dataset(dir, "", threads); }); };
   make();
-  CHECK(open() == "");
+  CHECK(open() == "no error");
   const std::string good = read_text(path);
   for (const auto& [from, to, message] : std::vector<std::array<const char*, 3>>{
            {"\"vocabulary\": 257", "\"vocabulary\": 256", "a vocabulary of 256"},
@@ -677,5 +655,5 @@ TEST_CASE("text: a data set whose dataset.json and files disagree is refused") {
   write_text(directory / "tokenize.incomplete", "");
   CHECK(contains(open(), "stopped before it was done"));
   make();
-  CHECK(open() == "");
+  CHECK(open() == "no error");
 }

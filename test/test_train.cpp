@@ -9,19 +9,12 @@
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
 #include "llm/train/trainer.h"
+#include "test/helpers.h"
 
 using namespace llm;
+using namespace test;
 
 namespace {
-
-struct TemporaryDirectory {
-  std::string path;
-  TemporaryDirectory() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "test_train_XXXXXX").string();
-    path = ::mkdtemp(pattern.data());
-  }
-  ~TemporaryDirectory() { std::filesystem::remove_all(path); }
-};
 
 ModelConfig small_model() {
   ModelConfig c = config_of(preset_named("nano"));
@@ -135,7 +128,7 @@ TEST_CASE("spikes and losses that are not finite are told apart from noise") {
 }
 
 TEST_CASE("a resumed log drops what will be written again, and half lines") {
-  TemporaryDirectory d;
+  Folder d;
   {
     RunLog log(d.path, 0);
     for (int64_t step = 1; step <= 5; ++step) {
@@ -157,7 +150,7 @@ TEST_CASE("a resumed log drops what will be written again, and half lines") {
 }
 
 TEST_CASE("a run is bit for bit the same resumed, on other threads, and with recomputation") {
-  TemporaryDirectory d;
+  Folder d;
   const std::string text = d.path + "/text.txt";
   std::ofstream(text) << pattern_text(300);
   const Trainer::Outcome whole = train(d.path + "/whole", text, 12, 6, 2, false);
@@ -196,7 +189,7 @@ TEST_CASE("a run is bit for bit the same resumed, on other threads, and with rec
 }
 
 TEST_CASE("a step that is not finite changes nothing, and ten of them end the run") {
-  TemporaryDirectory d;
+  Folder d;
   const std::string text = d.path + "/text.txt";
   std::ofstream(text) << pattern_text(300);
   ThreadTeam team(1);

@@ -361,9 +361,9 @@ void add_bench(CLI::App& app) {
   CLI::App* command = app.add_subcommand("bench", "Time every op of a training step against this machine's ceilings");
   flags->model.add_to(*command);
   command->add_option("--batch", flags->batch, "sequences in a step (about 1024 tokens)")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20).description(""));
   command->add_option("--steps", flags->steps, "steps to take the medians of, after a warm-up")
-      ->check(CLI::Range(int64_t{1}, int64_t{100000}))
+      ->check(CLI::Range(int64_t{1}, int64_t{100000}).description(""))
       ->capture_default_str();
   command->add_flag("--nodes", flags->nodes, "a line for each shape, not only for each op");
   command->add_option("--only", flags->only, "time the nodes of this op alone (`train_gpt graph --ops` lists them)");

@@ -203,11 +203,12 @@ void add_eval(CLI::App& app) {
           "val: what was held out, of a text file the same last part as in training; train; or all (val, or all of "
           "named shards that have no val)")
       ->check(CLI::IsMember({"val", "train", "all"}));
-  command->add_option("--batch", flags->batch, "windows at a time (about 4096 tokens)")->check(CLI::Range(1, 65536));
+  command->add_option("--batch", flags->batch, "windows at a time (about 4096 tokens)")
+      ->check(CLI::Range(1, 65536).description(""));
   command->add_option("--context", flags->context, "tokens a window (the model's context)")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24).description(""));
   command->add_option("--batches", flags->batches, "only so many batches, evenly spaced; 0: all")
-      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40))
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40).description(""))
       ->capture_default_str();
   command->add_option("--format", flags->format, "text or json")
       ->check(CLI::IsMember({"text", "json"}))

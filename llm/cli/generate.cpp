@@ -169,7 +169,7 @@ void add_generate(CLI::App& app) {
                           "start of a new text)");
   command->add_option("--prompt-ids", flags->prompt_ids, "the same as token ids: \"1 2 3\"")->excludes(prompt);
   command->add_option("--max-tokens", flags->max_tokens, "how many tokens at most")
-      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40))
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40).description(""))
       ->capture_default_str();
   command
       ->add_option("--temperature", flags->sampling.temperature, "0: always the likeliest token; 1: as the model says")

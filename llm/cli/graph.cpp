@@ -141,12 +141,12 @@ void add_graph(CLI::App& app) {
       app.add_subcommand("graph", "Print a model's graph: ops, shapes, FLOPs, bytes, lifetimes, memory");
   flags->model.add_to(*command, "MODEL|RUN");
   command->add_option("--batch", flags->batch, "sequences in a step (about 1024 tokens)")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20).description(""));
   command->add_option("--memory-budget", flags->memory_budget, "recompute as much as needed to fit, e.g. 20GiB");
   command
       ->add_option("--threads", flags->threads,
                    "of the machine it is for: some workspaces are per thread; 0: this one's")
-      ->check(CLI::Range(0, 1024))
+      ->check(CLI::Range(0, 1024).description(""))
       ->capture_default_str();
   command->add_option("--format", flags->format, "text, dot (for Graphviz) or json")->capture_default_str();
   command->add_flag("--no-fusion", flags->no_fusion, "leave the fusion pass out");

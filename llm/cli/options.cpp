@@ -14,7 +14,7 @@ void DeviceOptions::add_to(CLI::App& app) {
       ->group("Machine");
   app.add_option("--threads", threads, "CPU threads; 0: all that this process may use")
       ->capture_default_str()
-      ->check(CLI::Range(0, 1024))
+      ->check(CLI::Range(0, 1024).description(""))
       ->group("Machine");
 }
 
@@ -37,7 +37,7 @@ void ModelOptions::add_to(CLI::App& app, const char* named) {
   app.add_option("--architecture", architecture, "modern, gpt2, llama or qwen3: a bundle of the switches below")
       ->group(group);
   const auto dimension = [&](const char* flag, int64_t& value, const char* text) {
-    app.add_option(flag, value, text)->check(CLI::Range(int64_t{1}, int64_t{1} << 24))->group(group);
+    app.add_option(flag, value, text)->check(CLI::Range(int64_t{1}, int64_t{1} << 24).description(""))->group(group);
   };
   dimension("--layers", layers, "Transformer blocks");
   dimension("--heads", heads, "Query heads");

@@ -36,41 +36,43 @@ void add_flags(CLI::App& app, Arguments& a) {
   app.add_option("--data", o.data, "A text file, a directory of token shards, one shard, or a quoted glob of shards");
   app.add_option("--out", o.out, "The run's directory (runs/NAME-OF-DATA)");
   app.add_flag("--resume", a.resume, "Go on with the run in --out from its newest checkpoint, bit for bit");
-  const auto positive = CLI::Range(int64_t{1}, int64_t{1} << 50);
-  const auto not_negative = CLI::Range(int64_t{0}, int64_t{1} << 50);
+  const auto positive = CLI::Range(int64_t{1}, int64_t{1} << 50).description("");
+  const auto not_negative = CLI::Range(int64_t{0}, int64_t{1} << 50).description("");
 
   app.add_option("--steps", o.steps, "Optimizer steps (20 tokens a parameter)")->check(positive)->group("Length");
   app.add_option("--tokens", o.tokens, "Tokens to train on, instead of --steps")->check(positive)->group("Length");
   app.add_option("--batch", o.batch, "Sequences a micro-step (about 1024 tokens)")
-      ->check(CLI::Range(1, 65536))
+      ->check(CLI::Range(1, 65536).description(""))
       ->group("Length");
-  app.add_option("--grad-accum", o.grad_accum, "Micro-steps a step")->check(CLI::Range(1, 1 << 20))->group("Length");
+  app.add_option("--grad-accum", o.grad_accum, "Micro-steps a step")
+      ->check(CLI::Range(1, 1 << 20).description(""))
+      ->group("Length");
   app.add_option("--total-batch-tokens", o.total_batch_tokens, "Tokens a step, instead of --grad-accum")
       ->check(positive)
       ->group("Length");
 
   app.add_option("--optimizer", o.optimizer, "adamw")->capture_default_str()->group("Optimizer");
   app.add_option("--lr", o.lr, "Peak learning rate (0.64 / channels)")
-      ->check(CLI::Range(1e-12, 1e3))
+      ->check(CLI::Range(1e-12, 1e3).description(""))
       ->group("Optimizer");
   app.add_option("--beta1", o.beta1, "First moment's decay")
       ->capture_default_str()
-      ->check(CLI::Range(0.0, 0.9999))
+      ->check(CLI::Range(0.0, 0.9999).description(""))
       ->group("Optimizer");
   app.add_option("--beta2", o.beta2, "Second moment's decay (0.99, or 0.95 for large steps)")
-      ->check(CLI::Range(1e-6, 0.999999))
+      ->check(CLI::Range(1e-6, 0.999999).description(""))
       ->group("Optimizer");
   app.add_option("--epsilon", o.epsilon, "Added to the root of the second moment")
       ->capture_default_str()
-      ->check(CLI::Range(1e-30, 1.0))
+      ->check(CLI::Range(1e-30, 1.0).description(""))
       ->group("Optimizer");
   app.add_option("--weight-decay", o.weight_decay, "Of matrices, times the learning rate")
       ->capture_default_str()
-      ->check(CLI::Range(0.0, 100.0))
+      ->check(CLI::Range(0.0, 100.0).description(""))
       ->group("Optimizer");
   app.add_option("--grad-clip", o.grad_clip, "Largest norm of all gradients together; 0: no limit")
       ->capture_default_str()
-      ->check(CLI::Range(0.0, 1e9))
+      ->check(CLI::Range(0.0, 1e9).description(""))
       ->group("Optimizer");
   app.add_option("--schedule", o.schedule, "linear, cosine, wsd or constant; all but the last end at zero")
       ->capture_default_str()
@@ -86,7 +88,7 @@ void add_flags(CLI::App& app, Arguments& a) {
   app.add_option("--eval-batches", o.eval_batches, "Batches an evaluation takes")->check(positive)->group("Watching");
   app.add_option("--val-fraction", o.val_fraction, "The end of a text file that is held out")
       ->capture_default_str()
-      ->check(CLI::Range(0.0, 0.9))
+      ->check(CLI::Range(0.0, 0.9).description(""))
       ->group("Watching");
   app.add_option("--sample-every", o.sample_every, "Steps between samples; 0: none")
       ->check(not_negative)
@@ -98,7 +100,7 @@ void add_flags(CLI::App& app, Arguments& a) {
       ->group("Watching");
   app.add_option("--keep-last", o.keep_last, "Checkpoints to keep beside the best; 0: all")
       ->capture_default_str()
-      ->check(CLI::Range(0, 1 << 20))
+      ->check(CLI::Range(0, 1 << 20).description(""))
       ->group("Watching");
   app.add_option("--log-format", a.log_format, "text, or jsonl: the log's lines on standard output")
       ->capture_default_str()

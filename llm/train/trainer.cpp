@@ -20,6 +20,7 @@ constexpr int64_t kMostSkippedSteps = 10;
 constexpr int64_t kSampleTokens = 200;
 
 std::string fixed(double value, int digits) {
+  if (std::isnan(value)) return "nan";  // whatever its sign
   char text[64];
   std::snprintf(text, sizeof text, "%.*f", digits, value);
   return text;
@@ -141,8 +142,8 @@ void Trainer::report(SpikeWatch::Verdict verdict, const StepResult& r) {
               << fixed(r.gradient_norm, 2) << "); " << batch_position() << "\n";
     return;
   }
-  std::cerr << "step " << state_.step + 1 << ": loss " << r.loss << ", gradient norm " << r.gradient_norm
-            << ": not finite, the step was skipped; " << batch_position() << "\n";
+  std::cerr << "step " << state_.step + 1 << ": loss " << fixed(r.loss, 3) << ", gradient norm "
+            << fixed(r.gradient_norm, 2) << ": not finite, the step was skipped; " << batch_position() << "\n";
   if (++skipped_ == kMostSkippedSteps)
     fail("the last ", kMostSkippedSteps, " steps up to step ", state_.step + 1,
          " were not finite; go back with --resume from a checkpoint and a lower --lr");

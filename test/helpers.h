@@ -1,0 +1,42 @@
+// What several test files need: a folder of their own, and the message of an error.
+#pragma once
+#include <doctest/doctest.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <system_error>
+
+#include "llm/base/error.h"
+
+namespace test {
+
+// A new folder under the system's place for temporary files, removed with all in it.
+struct Folder {
+  std::string path = (std::filesystem::temp_directory_path() / "train_gpt-XXXXXX").string();
+  Folder() { REQUIRE(::mkdtemp(path.data()) != nullptr); }
+  ~Folder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path, ignored);
+  }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+  std::string operator/(const std::string& name) const { return path + "/" + name; }
+};
+
+// The message of the Error that `work` throws, which must be one line; "no error" when it throws none.
+inline std::string error_of(const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const llm::Error& e) {
+    const std::string message = e.what();
+    CHECK(message.find('\n') == message.npos);
+    return message;
+  }
+  return "no error";
+}
+
+inline bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
+
+}  // namespace test
