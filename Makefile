@@ -54,7 +54,8 @@ endif
 # Kernels and text are worth the optimiser's time; the rest has nothing to be fast at and takes long to optimise.
 release_flags = $(if $(filter llm/base/% llm/device/% llm/ops/% llm/text/% llm/infer/%,$<),-O3,-O1)
 asan_flags := -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
-tsan_flags := -O1 -g1 -fsanitize=thread
+# Vectors must stay in registers here: each access to memory is a call.
+tsan_flags = $(if $(filter llm/device/% llm/ops/%,$<),-O3,-O1) -g1 -fsanitize=thread
 lint_flags := -O1 -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wextra-semi -Wvla \
   -Wduplicated-cond -Wlogical-op -Werror
 
