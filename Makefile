@@ -15,7 +15,7 @@ CUDA_ARCHS ?= 80 90
 MARCH ?= native
 VARIANT ?= release
 # About a minute on two cores.
-DEMO_FLAGS ?= --steps 300
+DEMO_FLAGS ?= tiny --steps 1500
 TEST_RUNNER :=
 
 .DEFAULT_GOAL := all
