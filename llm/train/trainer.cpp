@@ -160,9 +160,13 @@ void Trainer::sample() {
   if (!options_.sample_prompt.empty()) {
     dataset_.tokenizer->encode(options_.sample_prompt, true, prompt);
   } else if (evaluator_) {
-    // The first words of the held-out text: the model has to go on with something it has not seen.
-    prompt.resize(static_cast<size_t>(std::min<int64_t>({16, val_stream_->size(), model_.context})));
-    val_stream_->read(0, static_cast<int64_t>(prompt.size()), prompt.data());
+    // The first words of a line of the held-out text: the model has to go on with something it has not seen.
+    std::vector<int32_t> text(static_cast<size_t>(std::min<int64_t>(1024, val_stream_->size())));
+    val_stream_->read(0, static_cast<int64_t>(text.size()), text.data());
+    const auto ends_line = [&](int32_t id) { return dataset_.tokenizer->bytes_of(id).ends_with('\n'); };
+    auto begin = std::find_if(text.begin(), text.end(), ends_line);
+    begin = text.end() - begin > 16 ? begin + 1 : text.begin();
+    prompt.assign(begin, begin + std::min<int64_t>({16, text.end() - begin, model_.context}));
   } else {
     prompt = {std::max(0, dataset_.tokenizer->end_of_text())};
   }
