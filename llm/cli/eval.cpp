@@ -187,12 +187,7 @@ void evaluate(const EvalFlags& flags) {
 void add_eval(CLI::App& app) {
   const auto flags = std::make_shared<EvalFlags>();
   CLI::App* command = app.add_subcommand("eval", "Measure the loss of a trained model on data");
-  command
-      ->add_option(
-          "RUN|CHECKPOINT", flags->model,
-          "a run (its checkpoint with the lowest validation loss; the newest where none was measured), one of its "
-          "checkpoints, or a Hugging Face directory")
-      ->required();
+  add_trained_model(*command, flags->model);
   command
       ->add_option("--data", flags->data,
                    "a text file, a directory of token shards, one shard, or a quoted glob of shards")

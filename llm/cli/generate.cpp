@@ -157,12 +157,7 @@ void generate(const GenerateFlags& flags) {
 void add_generate(CLI::App& app) {
   const auto flags = std::make_shared<GenerateFlags>();
   CLI::App* command = app.add_subcommand("generate", "Let a trained model go on with a prompt");
-  command
-      ->add_option(
-          "RUN|CHECKPOINT", flags->model,
-          "a run (its checkpoint with the lowest validation loss; the newest where none was measured), one of its "
-          "checkpoints, or a Hugging Face directory")
-      ->required();
+  add_trained_model(*command, flags->model);
   CLI::Option* prompt =
       command->add_option("--prompt", flags->prompt,
                           "the text to go on with; names of special tokens in it are those tokens (the "

@@ -95,4 +95,12 @@ ModelConfig ModelOptions::resolve(int64_t data_vocabulary, const char* otherwise
   return c;
 }
 
+void add_trained_model(CLI::App& app, std::string& path) {
+  app.add_option(
+         "RUN|CHECKPOINT", path,
+         "a run (its checkpoint with the lowest validation loss; the newest where none was measured), one of its "
+         "checkpoints, or a Hugging Face directory")
+      ->required();
+}
+
 }  // namespace llm

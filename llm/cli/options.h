@@ -34,4 +34,7 @@ struct ModelOptions {
   ModelConfig resolve(int64_t data_vocabulary, const char* otherwise) const;
 };
 
+// The positional RUN|CHECKPOINT: what LoadedModel opens.
+void add_trained_model(CLI::App& app, std::string& path);
+
 }  // namespace llm

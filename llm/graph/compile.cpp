@@ -1,15 +1,9 @@
 #include "llm/base/error.h"
 #include "llm/graph/passes.h"
+#include "llm/graph/program.h"
 
 namespace llm {
 namespace {
-
-size_t bytes_of_persistent(const Graph& graph) {
-  size_t bytes = 0;
-  for (const Tensor& t : graph.tensors)
-    if (is_persistent(t.role) && t.alias == kNone) bytes += (t.bytes() + 255) / 256 * 256;
-  return bytes;
-}
 
 Compiled compile_with(Graph graph, const std::vector<TensorId>& results, const CompileOptions& options,
                       RecomputeChoice choice) {
@@ -20,7 +14,9 @@ Compiled compile_with(Graph graph, const std::vector<TensorId>& results, const C
   if (options.fuse) c.reports.push_back(fuse(c.graph, results));
   c.reports.push_back(remove_dead_code(c.graph, results));
   c.plan = plan_memory(c.graph, results, options.share_memory);
-  c.persistent_bytes = bytes_of_persistent(c.graph);
+  PersistentLayout layout;
+  layout.add(c.graph);
+  c.persistent_bytes = layout.bytes();
   return c;
 }
 

@@ -10,9 +10,6 @@
 namespace llm {
 namespace {
 
-constexpr size_t kAlignment = 256;
-size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
 // Tensors that share one place: a storage owner, its aliases, and what lies over it.
 struct Group {
   int first = -1, last = -1;
@@ -48,7 +45,7 @@ class Planner {
     plan.lifetimes.resize(g_.tensors.size());
     for (size_t i = 0; i < g_.tensors.size(); ++i) plan.lifetimes[i] = {group(i).first, group(i).last};
     for (size_t i = 0; i < groups_.size(); ++i)
-      if (is_placed(i)) plan.unshared_bytes += aligned(groups_[i].bytes);
+      if (is_placed(i)) plan.unshared_bytes += placed_bytes(groups_[i].bytes);
     if (share_) plan.in_place = lay_over_inputs();
     plan.bytes = place();
     plan.offsets.assign(g_.tensors.size(), MemoryPlan::kNowhere);
@@ -58,7 +55,7 @@ class Planner {
     for (size_t i = 0; i < groups_.size(); ++i)
       if (is_placed(i))
         for (int n = groups_[i].first; n <= groups_[i].last && n < static_cast<int>(plan.live.size()); ++n)
-          plan.live[static_cast<size_t>(n)] += aligned(groups_[i].bytes);
+          plan.live[static_cast<size_t>(n)] += placed_bytes(groups_[i].bytes);
     return plan;
   }
 
@@ -120,14 +117,14 @@ class Planner {
     size_t top = 0;
     for (size_t i : order) {
       Group& g = groups_[i];
-      const size_t bytes = aligned(g.bytes);
+      const size_t bytes = placed_bytes(g.bytes);
       size_t offset = 0;
       if (share_) {
         for (size_t p : placed) {
           const Group& other = groups_[p];
           if (other.last < g.first || other.first > g.last) continue;
           if (offset + bytes <= other.offset) break;  // it fits into the gap in front of this one
-          offset = std::max(offset, other.offset + aligned(other.bytes));
+          offset = std::max(offset, other.offset + placed_bytes(other.bytes));
         }
       } else {
         offset = top;

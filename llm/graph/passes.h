@@ -32,6 +32,9 @@ struct RecomputeChoice {
 };
 PassReport recompute(Graph& graph, RecomputeChoice choice);
 
+// The room a tensor takes in the arena: each starts at a multiple of 256 bytes.
+inline size_t placed_bytes(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
 // When each tensor lives and where it lies. Positions are node indices; a tensor lives in [first, last], both included.
 struct MemoryPlan {
   static constexpr size_t kNowhere = ~size_t{0};

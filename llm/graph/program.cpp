@@ -7,18 +7,11 @@
 #include "llm/graph/op.h"
 
 namespace llm {
-namespace {
-
-constexpr size_t kAlignment = 256;
-size_t aligned(size_t bytes, size_t alignment = kAlignment) { return (bytes + alignment - 1) / alignment * alignment; }
-
-}  // namespace
-
 void PersistentLayout::add(const Graph& graph) {
   for (const Tensor& t : graph.tensors) {
     if (!is_persistent(t.role) || t.alias != kNone || offsets_.contains(t.name)) continue;
     offsets_[t.name] = bytes_;
-    bytes_ += aligned(t.bytes());
+    bytes_ += placed_bytes(t.bytes());
   }
 }
 
@@ -30,14 +23,15 @@ size_t PersistentLayout::offset(const std::string& name) const {
 
 Arena::Arena(size_t bytes) {
   constexpr size_t kHugePage = size_t{2} << 20;
-  bytes_ = std::max(aligned(bytes, kHugePage), kHugePage);
+  const auto aligned = [](size_t to_huge_page) { return (to_huge_page + kHugePage - 1) / kHugePage * kHugePage; };
+  bytes_ = std::max(aligned(bytes), kHugePage);
   void* data =
       ::mmap(nullptr, bytes_ + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data == MAP_FAILED)
     fail("the system does not give ", bytes_ >> 20, " MiB of memory; lower --batch or set --memory-budget");
   // Start on a huge page's boundary, and give the pages in front of it and behind back.
   const auto address = reinterpret_cast<size_t>(data);
-  const size_t start = aligned(address, kHugePage);
+  const size_t start = aligned(address);
   if (start > address) ::munmap(data, start - address);
   if (const size_t tail = address + kHugePage - start; tail > 0)
     ::munmap(reinterpret_cast<void*>(start + bytes_), tail);
@@ -48,7 +42,7 @@ Arena::Arena(size_t bytes) {
 Arena::~Arena() { ::munmap(data_, bytes_); }
 
 Program::Program(Compiled compiled, const PersistentLayout& layout)
-    : compiled_(std::move(compiled)), transient_base_(aligned(layout.bytes())) {
+    : compiled_(std::move(compiled)), transient_base_(placed_bytes(layout.bytes())) {
   const Graph& g = compiled_.graph;
   offsets_.assign(g.tensors.size(), MemoryPlan::kNowhere);
   for (size_t i = 0; i < g.tensors.size(); ++i) {
