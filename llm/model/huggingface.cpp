@@ -77,18 +77,23 @@ class Keys {
 };
 
 // rope_theta beside an optional rope_scaling; transformers 5 has both in rope_parameters.
-double read_rope(const Keys& keys) {
-  double theta = keys.number("rope_theta", 10000);
+void read_rope(const Keys& keys, ModelConfig& c) {
+  c.rope_theta = keys.number("rope_theta", 10000);
   for (const char* name : {"rope_scaling", "rope_parameters"}) {
     if (!keys.has(name)) continue;
     const Keys rope = keys.object(name);
     // "type" is the older spelling.
-    for (const char* key : {"rope_type", "type"}) rope.require(key, {"default", "none"});
+    for (const char* key : {"rope_type", "type"}) rope.require(key, {"default", "none", "llama3"});
+    if (rope.text(rope.has("rope_type") ? "rope_type" : "type", "default") == "llama3") {
+      c.rope_factor = rope.number("factor");
+      c.rope_low = rope.number("low_freq_factor");
+      c.rope_high = rope.number("high_freq_factor");
+      c.rope_original = rope.count("original_max_position_embeddings");
+    }
     if (rope.number("partial_rotary_factor", 1) != 1)
       fail(keys.path(), ": \"partial_rotary_factor\" is not supported: all of a head is rotated");
-    theta = rope.number("rope_theta", theta);
+    c.rope_theta = rope.number("rope_theta", c.rope_theta);
   }
-  return theta;
 }
 
 ModelConfig read_gpt2(const Keys& keys) {
@@ -106,7 +111,7 @@ ModelConfig read_gpt2(const Keys& keys) {
   c.norm_epsilon = keys.number("layer_norm_epsilon", 1e-5);
   // All names of the tanh form; "gelu" is the exact one.
   keys.require("activation_function", {"gelu_new", "gelu_pytorch_tanh", "gelu_fast"});
-  keys.require("tie_word_embeddings", true, "a GPT-2 has one matrix for the embedding and the head");
+  c.tied_head = keys.flag("tie_word_embeddings", true);
   keys.require("scale_attn_weights", true, "attention scores are divided by the root of the head size");
   keys.require("scale_attn_by_inverse_layer_idx", false, "attention scores are scaled alike in all layers");
   keys.require("add_cross_attention", false, "there is no encoder to attend to");
@@ -130,7 +135,7 @@ ModelConfig read_llama(const Keys& keys, bool qwen3) {
     fail(keys.path(), ": \"hidden_size\" ", c.channels, " is not a multiple of \"num_attention_heads\" ", c.heads);
   c.head_size = keys.count("head_dim", c.channels / c.heads);
   c.norm_epsilon = keys.number("rms_norm_eps", 1e-6);
-  c.rope_theta = read_rope(keys);
+  read_rope(keys, c);
   c.tied_head = keys.flag("tie_word_embeddings", false);
   keys.require("hidden_act", {"silu", "swish"});
   keys.require("attention_bias", false, "a model without biases has none in its attention");
@@ -160,6 +165,10 @@ ModelConfig read_own(const Keys& keys) {
   c.tied_head = keys.flag("tied_head");
   c.norm_epsilon = keys.number("norm_epsilon");
   c.rope_theta = keys.number("rope_theta", c.rope_theta);
+  c.rope_factor = keys.number("rope_factor", 1);
+  c.rope_low = keys.number("rope_low", 1);
+  c.rope_high = keys.number("rope_high", 4);
+  c.rope_original = keys.count("rope_original", 8192);
   return c;
 }
 
@@ -171,9 +180,11 @@ void check_size(const ModelConfig& c, const std::string& path) {
     fail(path, ": the model's sizes make a matrix of more than 2^40 elements");
 }
 
-ordered_json token_ids(int eos_token_id) {
-  const ordered_json id = eos_token_id < 0 ? ordered_json() : ordered_json(eos_token_id);
-  return {{"bos_token_id", id}, {"eos_token_id", id}};
+ordered_json token_ids(const EndTokens& tokens) {
+  const ordered_json bos = tokens.bos < 0 ? ordered_json() : ordered_json(tokens.bos);
+  if (tokens.eos.empty()) return {{"bos_token_id", bos}, {"eos_token_id", nullptr}};
+  return {{"bos_token_id", bos},
+          {"eos_token_id", tokens.eos.size() == 1 ? ordered_json(tokens.eos[0]) : ordered_json(tokens.eos)}};
 }
 
 std::string shape_text(const std::vector<int64_t>& shape) {
@@ -306,7 +317,28 @@ ModelConfig read_config(const std::string& path) {
   return parse_config(read_file(file), file);
 }
 
-std::string config_json(const ModelConfig& c, int eos_token_id) {
+EndTokens read_end_tokens(const std::string& directory) {
+  EndTokens tokens;
+  // The generation's own settings come before the model's.
+  for (const char* name : {"generation_config.json", "config.json"}) {
+    std::error_code error;
+    const std::string path = directory + "/" + name;
+    if (!fs::exists(path, error)) continue;
+    const json values = json::parse(read_file(path), nullptr, false);
+    if (!values.is_object()) continue;
+    const auto id = [&](const json& value) {
+      return value.is_number_unsigned() && value.get<uint64_t>() < uint64_t{1} << 24 ? value.get<int>() : -1;
+    };
+    if (tokens.bos < 0 && values.contains("bos_token_id")) tokens.bos = id(values["bos_token_id"]);
+    if (!tokens.eos.empty() || !values.contains("eos_token_id")) continue;
+    const json& eos = values["eos_token_id"];
+    for (const json& value : eos.is_array() ? eos : json::array({eos}))
+      if (id(value) >= 0) tokens.eos.push_back(id(value));
+  }
+  return tokens;
+}
+
+std::string config_json(const ModelConfig& c, const EndTokens& tokens) {
   const std::string type = model_type_of(c);
   ordered_json j;
   if (type == "gpt2") {
@@ -343,6 +375,11 @@ std::string config_json(const ModelConfig& c, int eos_token_id) {
          {"tied_head", c.tied_head},
          {"norm_epsilon", c.norm_epsilon},
          {"rope_theta", c.rope_theta}};
+    if (c.rope_factor != 1)
+      j.update({{"rope_factor", c.rope_factor},
+                {"rope_low", c.rope_low},
+                {"rope_high", c.rope_high},
+                {"rope_original", c.rope_original}});
   } else {
     const bool qwen3 = type == "qwen3";
     j = {{"architectures", {qwen3 ? "Qwen3ForCausalLM" : "LlamaForCausalLM"}},
@@ -358,7 +395,12 @@ std::string config_json(const ModelConfig& c, int eos_token_id) {
          {"max_position_embeddings", c.context},
          {"rms_norm_eps", c.norm_epsilon},
          {"rope_theta", c.rope_theta},
-         {"rope_scaling", nullptr},
+         {"rope_scaling", c.rope_factor == 1 ? ordered_json()
+                                             : ordered_json{{"rope_type", "llama3"},
+                                                            {"factor", c.rope_factor},
+                                                            {"low_freq_factor", c.rope_low},
+                                                            {"high_freq_factor", c.rope_high},
+                                                            {"original_max_position_embeddings", c.rope_original}}},
          {"attention_bias", false},
          {"attention_dropout", 0.0},
          {"initializer_range", 0.02},
@@ -372,14 +414,14 @@ std::string config_json(const ModelConfig& c, int eos_token_id) {
       j["mlp_bias"] = false;
     }
   }
-  j.update(token_ids(eos_token_id));
+  j.update(token_ids(tokens));
   if (type != "train_gpt") j["tie_word_embeddings"] = c.tied_head;
   j["torch_dtype"] = "float32";
   return j.dump(2) + "\n";
 }
 
-std::string generation_config_json(int eos_token_id) {
-  ordered_json j = token_ids(eos_token_id);
+std::string generation_config_json(const EndTokens& tokens) {
+  ordered_json j = token_ids(tokens);
   j["_from_model_config"] = true;
   return j.dump(2) + "\n";
 }

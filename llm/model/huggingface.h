@@ -16,10 +16,22 @@ ModelConfig read_config(const std::string& path);
 // The same from text; `path` is for messages only.
 ModelConfig parse_config(const std::string& json, const std::string& path);
 
-// A config.json with all keys transformers needs, for model_type_of(config). `eos_token_id`: also the beginning-of-text
-// token, as in GPT-2; -1: none.
-std::string config_json(const ModelConfig& config, int eos_token_id);
-std::string generation_config_json(int eos_token_id);
+// The tokens that begin a text and that end one, of which chat models have several.
+struct EndTokens {
+  int bos = -1;          // -1: none
+  std::vector<int> eos;  // empty: none
+  EndTokens() = default;
+  // One token for both, as in GPT-2; -1: none.
+  EndTokens(int both) : bos(both) {
+    if (both >= 0) eos = {both};
+  }
+};
+// What generation_config.json and config.json say, as far as they are there.
+EndTokens read_end_tokens(const std::string& directory);
+
+// A config.json with all keys transformers needs, for model_type_of(config).
+std::string config_json(const ModelConfig& config, const EndTokens& tokens);
+std::string generation_config_json(const EndTokens& tokens);
 
 // Fills the parameters of `table` from a .safetensors file, or a directory with model.safetensors or with
 // model.safetensors.index.json and its shards; F32, F16, BF16 or F64. GPT-2's names may lack their "transformer.".

@@ -22,13 +22,24 @@ class Tokenizer {
   // Where text may be cut so that the parts' ids joined are the whole's ids, special tokens recognised or not: the first
   // such place at or after `from`, text.size() when there is none. This is what makes encoding multi-threaded.
   virtual size_t safe_cut(std::string_view text, size_t from) const = 0;
+  // What a whole text is put between where special tokens count, as Llama's beginning-of-text token. encode() leaves it out.
+  virtual std::vector<int32_t> text_prefix() const { return {}; }
+  virtual std::vector<int32_t> text_suffix() const { return {}; }
+  // Whether the first blank of a text is one that encode() put there.
+  virtual bool strips_leading_blank() const { return false; }
   // The Hugging Face tokenizer.json that stands for it.
   virtual std::string json() const = 0;
 
-  std::string decode(const std::vector<int32_t>& ids) const;  // throws Error for an id outside the vocabulary
+  // The text of the ids, without the blank that encode() put first. Throws Error for an id outside the vocabulary.
+  std::string decode(const std::vector<int32_t>& ids) const;
 };
 
-// `spec` is "bytes" or a path to a tokenizer.json that json() wrote (or to the directory that holds it). Throws Error naming what is wrong with it.
-std::unique_ptr<Tokenizer> load_tokenizer(const std::string& spec);
+// `spec` is "bytes" or a path:
+// - tokenizer.json, Hugging Face's, or the directory that holds it;
+// - GPT-2's vocab.bpe (merges.txt) or encoder.json (vocab.json), each with the other beside it, or their directory;
+// - a tiktoken rank file, with `pattern` gpt2, cl100k_base or o200k_base (empty: as its name or its size tells);
+// - llama2.c's tokenizer.bin (tok512.bin).
+// Throws Error naming what is wrong with it.
+std::unique_ptr<Tokenizer> load_tokenizer(const std::string& spec, const std::string& pattern = "");
 
 }  // namespace llm

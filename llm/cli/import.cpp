@@ -1,0 +1,191 @@
+// The subcommands import (a model of another program becomes a run) and export (a run becomes a model for transformers).
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "llm/base/atomic_file.h"
+#include "llm/base/error.h"
+#include "llm/cli/commands.h"
+#include "llm/model/bin_checkpoint.h"
+#include "llm/model/huggingface.h"
+#include "llm/text/tokenizer.h"
+#include "llm/train/checkpoint.h"
+
+namespace llm {
+namespace {
+
+namespace fs = std::filesystem;
+
+// What lies beside a Hugging Face model's tokenizer.json and goes where it goes.
+constexpr const char* kTokenizerFiles[] = {"tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"};
+
+struct ImportFlags {
+  std::string from, out, tokenizer;
+};
+
+struct ExportFlags {
+  std::string from, out, format = "huggingface";
+};
+
+bool is_file(const std::string& path) {
+  std::error_code none;
+  return fs::is_regular_file(path, none);
+}
+
+// A whole model in memory.
+struct Model {
+  ModelConfig config;
+  std::vector<Parameter> table;
+  std::vector<std::vector<float>> values;
+  EndTokens end_tokens;
+  std::string tokenizer_json;                                    // empty: none
+  std::vector<std::pair<std::string, std::string>> other_files;  // name, content
+};
+
+Model read_directory(const std::string& path) {
+  Model m;
+  const std::string directory = find_checkpoint(path, Which::best).path;
+  m.config = read_config(directory);
+  m.table = parameter_table(m.config);
+  m.values.resize(m.table.size());
+  load_parameters(directory, m.table, [&](size_t i) {
+    m.values[i].resize(static_cast<size_t>(m.table[i].shape.elements()));
+    return m.values[i].data();
+  });
+  m.end_tokens = read_end_tokens(directory);
+  if (is_file(directory + "/tokenizer.json")) m.tokenizer_json = read_file(directory + "/tokenizer.json");
+  for (const char* name : kTokenizerFiles)
+    if (is_file(directory + "/" + name)) m.other_files.emplace_back(name, read_file(directory + "/" + name));
+  return m;
+}
+
+Model read_bin(const std::string& path) {
+  const BinCheckpoint file(path);
+  Model m;
+  m.config = file.config();
+  m.table = parameter_table(m.config);
+  m.values.resize(m.table.size());
+  file.load(m.table, [&](size_t i) {
+    m.values[i].resize(static_cast<size_t>(m.table[i].shape.elements()));
+    return m.values[i].data();
+  });
+  // The ends that the two programs take for granted, where the vocabulary has them.
+  if (file.is_llmc() && m.config.vocabulary == 50257) m.end_tokens = 50256;
+  if (!file.is_llmc()) {
+    m.end_tokens.bos = 1;
+    m.end_tokens.eos = {2};
+  }
+  return m;
+}
+
+void import_model(const ImportFlags& flags) {
+  std::error_code none;
+  if (!fs::exists(flags.from, none)) fail("cannot import ", flags.from, ": no such file or directory");
+  if (fs::exists(flags.out + "/checkpoints", none)) fail_usage(flags.out, " already holds a run: choose another --out");
+  // The tokenizer first: it is quicker to be wrong.
+  const auto tokenizer = flags.tokenizer.empty() ? nullptr : load_tokenizer(flags.tokenizer);
+  Model m = fs::is_directory(flags.from, none) ? read_directory(flags.from) : read_bin(flags.from);
+  if (tokenizer) {
+    if (tokenizer->vocabulary() > m.config.vocabulary)
+      fail("--tokenizer ", flags.tokenizer, " has ", tokenizer->vocabulary(), " tokens, the model only ",
+           m.config.vocabulary);
+    m.tokenizer_json = tokenizer->json();
+  }
+  CheckpointContent content;
+  content.config = m.config;
+  content.table = m.table;
+  content.parameter = [&](size_t i) { return m.values[i].data(); };
+  content.tokenizer_json = m.tokenizer_json;
+  content.end_tokens = m.end_tokens;
+  content.extra_files = m.other_files;
+  const std::string path = save_checkpoint(flags.out, content);
+  std::printf("%s: %lld parameters%s\n", path.c_str(), static_cast<long long>(parameter_count(m.config)),
+              m.tokenizer_json.empty() ? ", no tokenizer (import --tokenizer PATH gives it one)" : "");
+}
+
+// What transformers needs beside tokenizer.json to open it.
+std::string tokenizer_config(const Model& m) {
+  nlohmann::ordered_json j = {{"tokenizer_class", "PreTrainedTokenizerFast"},
+                              {"model_max_length", m.config.context},
+                              {"clean_up_tokenization_spaces", false}};
+  const auto document = nlohmann::json::parse(m.tokenizer_json, nullptr, false);
+  const auto name_of = [&](int id) -> nlohmann::ordered_json {
+    const auto list =
+        document.is_object() && document.contains("added_tokens") ? document["added_tokens"] : nlohmann::json::array();
+    for (const auto& token : list)
+      if (token.is_object() && token.contains("content") && token.value("id", -1) == id) return token["content"];
+    return nullptr;
+  };
+  if (const auto bos = name_of(m.end_tokens.bos); !bos.is_null()) j["bos_token"] = bos;
+  if (!m.end_tokens.eos.empty())
+    if (const auto eos = name_of(m.end_tokens.eos[0]); !eos.is_null()) j["eos_token"] = eos;
+  return j.dump(2) + "\n";
+}
+
+void export_model(const ExportFlags& flags) {
+  std::error_code none;
+  fs::path out = fs::absolute(flags.out).lexically_normal();
+  if (!out.has_filename()) out = out.parent_path();
+  if (fs::exists(out, none) && !(fs::is_directory(out, none) && fs::is_empty(out, none)))
+    fail_usage("--out ", flags.out, " is there already and not an empty directory: choose another");
+  const Model m = read_directory(flags.from);
+  AtomicDirectory directory(out.parent_path().string(), out.filename().string());
+  const auto put = [&](const std::string& name, const std::string& text) {
+    write_file_atomically(directory.path() + "/" + name, text);
+  };
+  save_parameters(directory.path() + "/model.safetensors", m.table, [&](size_t i) { return m.values[i].data(); });
+  put("config.json", config_json(m.config, m.end_tokens));
+  put("generation_config.json", generation_config_json(m.end_tokens));
+  bool has_config = false;
+  for (auto& [name, text] : m.other_files) {
+    put(name, text);
+    has_config |= name == "tokenizer_config.json";
+  }
+  if (!m.tokenizer_json.empty()) {
+    put("tokenizer.json", m.tokenizer_json);
+    if (!has_config) put("tokenizer_config.json", tokenizer_config(m));
+  }
+  directory.commit();
+  const std::string type = model_type_of(m.config);
+  std::printf("%s: %s, %lld parameters\n", flags.out.c_str(), type.c_str(),
+              static_cast<long long>(parameter_count(m.config)));
+  if (type == "train_gpt")
+    std::fprintf(stderr, "note: no class of transformers combines this model's switches; train_gpt itself opens it\n");
+}
+
+}  // namespace
+
+void add_import(CLI::App& app) {
+  const auto flags = std::make_shared<ImportFlags>();
+  CLI::App* command = app.add_subcommand("import", "Make a run of a Hugging Face, llm.c or llama2.c model");
+  command
+      ->add_option(
+          "PATH", flags->from,
+          "a Hugging Face directory (GPT-2, Llama, Qwen3), or a .bin file of llm.c (versions 3, 5) or llama2.c")
+      ->required();
+  command->add_option("--out", flags->out, "the run's directory")->required();
+  command->add_option("--tokenizer", flags->tokenizer, "the model's tokenizer, as tokenize takes it (the directory's)");
+  command->footer(
+      "generate, eval and train also work on a Hugging Face directory as it is.\n\n"
+      "Examples:\n"
+      "  train_gpt import Llama-3.2-1B --out runs/llama\n"
+      "  train_gpt import stories15M.bin --tokenizer tokenizer.bin --out runs/stories");
+  command->callback([flags] { import_model(*flags); });
+}
+
+void add_export(CLI::App& app) {
+  const auto flags = std::make_shared<ExportFlags>();
+  CLI::App* command = app.add_subcommand("export", "Write a trained model as transformers reads it");
+  command->add_option("RUN", flags->from, "a run (its best checkpoint), a checkpoint or a Hugging Face directory")
+      ->required();
+  command->add_option("--format", flags->format, "huggingface")
+      ->check(CLI::IsMember({"huggingface"}))
+      ->capture_default_str();
+  command->add_option("--out", flags->out, "a new directory")->required();
+  command->callback([flags] { export_model(*flags); });
+}
+
+}  // namespace llm

@@ -1,0 +1,11 @@
+// A config.json: one that is accepted is written as one that says the same.
+#include "llm/model/huggingface.h"
+#include "test/fuzz/fuzz.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  return fuzz::run([&] {
+    const auto config = llm::parse_config(std::string(reinterpret_cast<const char*>(data), size), "config.json");
+    if (config.layers > 1000) return;
+    if (llm::parse_config(llm::config_json(config, -1), "config.json") != config) std::abort();
+  });
+}
