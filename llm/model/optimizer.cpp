@@ -1,0 +1,164 @@
+#include "llm/model/optimizer.h"
+
+#include <array>
+
+#include "llm/base/error.h"
+
+namespace llm {
+namespace {
+
+// Five steps for singular values in (0, 1), with room for the rounding of bf16 (the schedule of modded-nanogpt: five steps,
+// safety factor 2e-2, cushion 2).
+constexpr double kMargin = 1.02;
+constexpr std::array<std::array<double, 3>, 5> kPolarExpress = {{
+    {8.156554524902461, -22.48329292557795, 15.878769915207462},
+    {4.042929935166739, -2.808917465908714, 0.5000178451051316},
+    {3.8916678022926607, -2.772484153217685, 0.5060648178503393},
+    {3.285753657755655, -2.3681294933425376, 0.46449024233003106},
+    {2.3465413258596377, -1.7097828382687081, 0.42323551169305323},
+}};
+constexpr double kUpdateSize = 0.2;  // root mean square of an update's elements, in learning rates; AdamW's lies there
+
+bool takes_muon(const Parameter& p, OptimizerKind kind) {
+  return kind == OptimizerKind::muon && p.group == LearningRateGroup::matrix && p.shape.rank() == 2;
+}
+
+class Builder {
+ public:
+  Builder(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
+          const OptimizerOptions& options, const Target& target)
+      : g_(graph), table_(table), gradients_(gradients), o_(options), bf16_(target.dtype == DType::bf16) {}
+
+  TensorId run() {
+    norm_ = g_.add("gradient_norm", {}, gradients_, "gradient_norm")[0];
+    for (const bool decay : {true, false}) adamw(decay);
+    // The matrices of one block at a time: few nodes, and little memory between them.
+    for (size_t i = 0; i < table_.size();) {
+      std::vector<size_t> matrices;
+      const int layer = table_[i].layer;
+      for (; i < table_.size() && table_[i].layer == layer; ++i)
+        if (takes_muon(table_[i], o_.kind)) matrices.push_back(i);
+      if (!matrices.empty()) muon(matrices, concat("layers.", layer, ".step"));
+    }
+    return norm_;
+  }
+
+ private:
+  TensorId parameter(size_t i) const { return g_.find(table_[i].name); }
+  TensorId state(const Parameter& p, const std::string& name) {
+    return g_.add_tensor(name, DType::fp32, p.shape, Role::state);
+  }
+  TensorId master(const Parameter& p) { return bf16_ ? state(p, master_of(p.name)) : kNone; }
+
+  // One node for all parameters of the same settings.
+  void adamw(bool decay) {
+    std::vector<TensorId> inputs = {norm_};
+    for (size_t i = 0; i < table_.size(); ++i) {
+      const Parameter& p = table_[i];
+      if (p.decay != decay || takes_muon(p, o_.kind)) continue;
+      inputs.insert(inputs.end(), {parameter(i), gradients_[i], state(p, p.name + ".first_moment"),
+                                   state(p, p.name + ".second_moment"), master(p)});
+    }
+    if (inputs.size() == 1) return;
+    g_.add("adamw",
+           {{"beta1", o_.beta1},
+            {"beta2", o_.beta2},
+            {"epsilon", o_.epsilon},
+            {"weight_decay", decay ? o_.weight_decay : 0.0},
+            {"grad_clip", o_.grad_clip},
+            {"learning_rate_scale", 1.0}},
+           inputs, decay ? "step.decayed" : "step.others");
+  }
+
+  void muon(const std::vector<size_t>& matrices, const std::string& name) {
+    Attributes attributes = {
+        {"momentum", o_.momentum}, {"grad_clip", o_.grad_clip}, {"margin", kMargin}, {"bf16", bf16_ ? 1.0 : 0.0}};
+    std::vector<TensorId> inputs = {norm_};
+    std::vector<size_t> parts;  // of each matrix
+    size_t count = 0;
+    for (size_t i : matrices) {
+      const Parameter& p = table_[i];
+      inputs.insert(inputs.end(), {gradients_[i], state(p, p.name + ".momentum")});
+      const std::vector<int64_t> rows = p.joined.empty() ? std::vector{p.shape[0]} : p.joined;
+      for (int64_t r : rows) attributes.set(concat("rows.", count++), static_cast<double>(r));
+      parts.push_back(rows.size());
+    }
+    const std::vector<TensorId> outputs = g_.add("muon_momentum", attributes, inputs, name);
+    const std::vector<TensorId> x =
+        orthogonal({outputs.begin() + static_cast<std::ptrdiff_t>(matrices.size()), outputs.end()}, name);
+
+    std::vector<TensorId> applied = {norm_};
+    auto next = x.begin();
+    for (size_t m = 0; m < matrices.size(); ++m) {
+      applied.insert(applied.end(), {parameter(matrices[m]), master(table_[matrices[m]])});
+      for (size_t k = 0; k < parts[m]; ++k) applied.push_back(*next++);
+    }
+    g_.add("muon_apply", {{"weight_decay", o_.weight_decay}, {"rms", kUpdateSize}, {"learning_rate_scale", 1.0}},
+           applied, name + ".apply");
+  }
+
+  // Each x becomes (nearly) the orthogonal matrix closest to it. A tall x takes the smaller product x^T x and x B.
+  std::vector<TensorId> orthogonal(std::vector<TensorId> x, const std::string& name) {
+    for (const auto& [a, b, c] : kPolarExpress) {
+      std::vector<TensorId> squares, products;
+      for (TensorId id : x) {
+        const TensorId square = gram(id, name);
+        squares.insert(squares.end(), {square, g_.add("linear", {}, {square, square}, name + ".fourth")[0]});
+      }
+      const std::vector<TensorId> polynomial = g_.add("combine", {{"a", b}, {"b", c}}, squares, name + ".polynomial");
+      for (size_t k = 0; k < x.size(); ++k) {
+        const std::vector<TensorId> tall = {x[k], polynomial[k]}, wide = {polynomial[k], x[k]};
+        products.insert(products.end(),
+                        {x[k], is_tall(x[k]) ? g_.add("linear", {}, tall, name + ".product")[0]
+                                             : g_.add("linear_backward_input", {}, wide, name + ".product")[0]});
+      }
+      x = g_.add("combine", {{"a", a}, {"b", 1}}, products, name + ".x");
+    }
+    return x;
+  }
+
+  bool is_tall(TensorId x) const { return g_.shape(x)[0] > g_.shape(x)[1]; }
+
+  TensorId gram(TensorId x, const std::string& name) {
+    if (!is_tall(x)) return g_.add("linear", {}, {x, x}, name + ".square")[0];
+    const TensorId square = g_.add("linear_backward_weight", {}, {x, x}, name + ".square")[0];  // in fp32
+    return bf16_ ? g_.add("cast", {{"bf16", 1}}, {square}, name + ".square")[0] : square;
+  }
+
+  Graph& g_;
+  const std::vector<Parameter>& table_;
+  const std::vector<TensorId>& gradients_;
+  const OptimizerOptions& o_;
+  bool bf16_;
+  TensorId norm_ = kNone;
+};
+
+}  // namespace
+
+const char* name_of(OptimizerKind kind) { return kind == OptimizerKind::adamw ? "adamw" : "muon"; }
+
+OptimizerKind optimizer_named(const std::string& name) {
+  for (const OptimizerKind kind : {OptimizerKind::adamw, OptimizerKind::muon})
+    if (name == name_of(kind)) return kind;
+  fail_usage("unknown --optimizer ", name, "; known: adamw, muon");
+}
+
+std::vector<StateTensor> optimizer_state(const std::vector<Parameter>& table, OptimizerKind kind) {
+  std::vector<StateTensor> result;
+  for (const Parameter& p : table) {
+    if (takes_muon(p, kind)) {
+      result.push_back({p.name + ".momentum", p.shape});
+    } else {
+      for (const char* moment : {".first_moment", ".second_moment"}) result.push_back({p.name + moment, p.shape});
+    }
+  }
+  return result;
+}
+
+TensorId add_optimizer(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
+                       const OptimizerOptions& options, const Target& target) {
+  graph.phase = Phase::optimizer;
+  return Builder(graph, table, gradients, options, target).run();
+}
+
+}  // namespace llm

@@ -1,0 +1,45 @@
+// The optimizer's part of the training graph: what state each parameter has, and the nodes that step it.
+//
+// AdamW (Loshchilov and Hutter 2019) serves all parameters, or, with Muon (Jordan et al. 2024), those that are no matrices of the
+// blocks: embeddings, head, vectors. Muon steps a matrix along the orthogonal matrix nearest to its momentum. That is
+// found by five steps x = a x + (b A + c A A) x with A = x x^T, which move all singular values towards 1; they are made of
+// the nodes of the linear layers (x x^T is `linear` of x by x), so both devices and the cost model know them already. The
+// five (a, b, c) are the Polar Express's (Amsel et al. 2025, arXiv 2505.16932), the best for singular values of which one knows
+// no more than that they lie in (0, 1). Query, key, value, gate and up projections are matrices of their own.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "llm/graph/graph.h"
+#include "llm/model/parameters.h"
+
+namespace llm {
+
+enum class OptimizerKind { adamw, muon };
+OptimizerKind optimizer_named(const std::string& name);  // throws UsageError
+const char* name_of(OptimizerKind kind);
+
+struct OptimizerOptions {
+  double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8;
+  double weight_decay = 0.1;
+  double grad_clip = 1.0;  // 0: none
+  OptimizerKind kind = OptimizerKind::adamw;
+  double momentum = 0.95;  // Muon's
+};
+
+// The fp32 master of a bf16 parameter: a state tensor of the training graph.
+inline std::string master_of(const std::string& parameter) { return parameter + ".master"; }
+
+// A tensor of optimizer state: "layers.0.qkv.weight.first_moment". All are fp32.
+struct StateTensor {
+  std::string name;
+  Shape shape;
+};
+// All but the masters, in the parameters' order: what a checkpoint holds beside the parameters.
+std::vector<StateTensor> optimizer_state(const std::vector<Parameter>& table, OptimizerKind kind);
+
+// Appends the nodes that step all parameters; `gradients` are in the table's order. Gives the gradients' norm (1).
+TensorId add_optimizer(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
+                       const OptimizerOptions& options, const Target& target);
+
+}  // namespace llm

@@ -1,0 +1,72 @@
+// combine: y = a x + b z, element by element, for many pairs of tensors at once.
+//   x, z of each pair -> y of each. Attributes: a, b.
+#include "llm/graph/autodiff.h"
+#include "llm/ops/cuda_kernels.h"
+#include "llm/ops/ops.h"
+#include "llm/ops/rows.h"
+
+namespace llm {
+namespace {
+
+void infer(Graph& g, Node& node) {
+  if (node.inputs.empty() || node.inputs.size() % 2) fail("combine: it takes pairs of tensors");
+  for (size_t i = 0; i < node.inputs.size(); i += 2) {
+    const Tensor x = g.tensor(node.inputs[i]), z = g.tensor(node.inputs[i + 1]);
+    if (x.shape != z.shape || x.dtype != z.dtype || x.dtype != g.dtype(node.inputs[0]))
+      fail("combine: ", x.name, " ", x.shape.text(), " and ", z.name, " ", z.shape.text(), " are not of one kind");
+    g.add_output(node, "", x.dtype, x.shape);
+  }
+}
+
+Cost cost(const Graph& g, const Node& node) {
+  double elements = 0;
+  for (TensorId id : node.outputs) elements += static_cast<double>(g.shape(id).elements());
+  return streaming_cost(g, node, 3 * elements);
+}
+
+// A sum of two products is rounded in one of two ways, as the compiler likes; compiled once for all callers, so that a block
+// gets the same bits whichever thread takes it.
+[[gnu::noinline]] void combine_block(const float* x, const float* z, float* y, int64_t count, float a, float b) {
+  for_vectors(count, [&](int64_t i, auto lanes) { lanes.store(y + i, lanes.load(x + i) * a + lanes.load(z + i) * b); });
+}
+
+void cpu(const KernelCall& call) {
+  const auto a = static_cast<float>(call.node.attributes.number("a"));
+  const auto b = static_cast<float>(call.node.attributes.number("b"));
+  for (size_t k = 0; k < call.node.outputs.size(); ++k) {
+    const float *x = call.in(2 * k), *z = call.in(2 * k + 1);
+    float* y = call.out(k);
+    call.threads.for_blocks(call.out_shape(k).elements(), 8192, [&](int64_t begin, int64_t end) {
+      combine_block(x + begin, z + begin, y + begin, end - begin, a, b);
+    });
+  }
+}
+
+std::vector<Example> examples() {
+  const auto input = [](Shape shape) { return Example::Input{.shape = shape, .differentiable = false}; };
+  return {{{{"a", 2}, {"b", -0.5}}, {input({5, 7}), input({5, 7})}},
+          {{{"a", -1.5}, {"b", 1}}, {input({64}), input({64}), input({33, 3}), input({33, 3})}},
+          {{{"a", 0.7}, {"b", 0.3}}, {input({130, 129}), input({130, 129})}}};
+}
+
+// Each y over its x or its z, for as many pairs as a node is likely to have.
+std::vector<InPlace> over_inputs() {
+  std::vector<InPlace> pairs;
+  for (int k = 0; k < 16; ++k) pairs.insert(pairs.end(), {{k, 2 * k}, {k, 2 * k + 1}});
+  return pairs;
+}
+
+}  // namespace
+
+std::vector<Op> combine_ops() {
+  return {{.name = "combine",
+           .summary = "y = a x + b z, of many pairs",
+           .infer = infer,
+           .cost = cost,
+           .cpu = cpu,
+           .cuda = cuda::combine,
+           .examples = examples,
+           .in_place = over_inputs()}};
+}
+
+}  // namespace llm
