@@ -2,16 +2,18 @@
 #
 #   CUDA=auto|0|1          auto: with the GPU's code where nvcc is found; 0: without; 1: nvcc must be there
 #   CUDART=static|shared   how the CUDA runtime is linked
-#   CUDA_ARCHS="80 90"     compute capabilities to compile kernels for; the first also as PTX, for those not listed
+#   CUDA_ARCHS="80 90 120" compute capabilities to compile kernels for; the first also as PTX, for those not listed
+#                          (without it: this machine's GPUs, or those three where there is none)
 #   MARCH=native           the CPU to compile for, as g++'s -march takes it, e.g. x86-64-v3
 #   CXX CPPFLAGS CXXFLAGS LDFLAGS TEST_FLAGS BENCH_FLAGS DEMO_FLAGS DATA
 #
-# Sources are found by name: llm/*/*.{cpp,cu} make train_gpt together with train_gpt.cu, and the test binary together with
-# test/*.cpp. Each variant (release, asan, tsan, lint; with or without CUDA) has its objects in a directory of its own.
+# Sources are found by name: llm/*/*.cpp and train_gpt.cu make train_gpt, with nvcc llm/*/*.cu as well. The tests are
+# test/*.cpp; they run the kernels of llm/*/*.cu in a test bed (test/simt), for which the same files are compiled as C++, so
+# they need neither nvcc nor a GPU. (`make gpu-test` runs them on a GPU.) Each variant (release, asan, tsan, lint) has its
+# objects in a directory of its own: build/VARIANT, build/VARIANT/cuda (by nvcc), build/VARIANT/simt (for the test bed).
 
 CUDA ?= auto
 CUDART ?= static
-CUDA_ARCHS ?= 80 90
 MARCH ?= native
 VARIANT ?= release
 # About a minute on two cores.
@@ -36,10 +38,11 @@ CUDA_FOUND := $(if $(filter-out 0,$(CUDA)),$(shell scripts/find_cuda.sh '$(CUDA)
 NVCC := $(patsubst nvcc=%,%,$(filter nvcc=%,$(CUDA_FOUND)))
 CUDA_VERSION := $(patsubst version=%,%,$(filter version=%,$(CUDA_FOUND)))
 CUDA_LIBS := $(patsubst lib=%,%,$(filter lib=%,$(CUDA_FOUND)))
+CUDA_ARCHS ?= $(or $(patsubst arch=%,%,$(filter arch=%,$(CUDA_FOUND))),80 90 120)
 
 # What cannot be built is said before anything is compiled.
 GOALS := $(or $(MAKECMDGOALS),all)
-ifneq ($(filter-out clean help setup asan tsan,$(GOALS)),)
+ifneq ($(filter-out clean help setup asan tsan fuzz,$(GOALS)),)
 ifeq ($(filter CUDA:,$(CUDA_FOUND)),CUDA:)
 $(error $(CUDA_FOUND))
 endif
@@ -52,7 +55,7 @@ endif
 endif
 
 # Kernels and text are worth the optimiser's time; the rest has nothing to be fast at and takes long to optimise.
-release_flags = $(if $(filter llm/base/% llm/device/% llm/ops/% llm/text/% llm/infer/%,$<),-O3,-O1)
+release_flags = $(if $(filter llm/base/% llm/device/% llm/ops/% llm/text/% llm/infer/% test/simt/%,$<),-O3,-O1)
 asan_flags := -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 # Vectors must stay in registers here: each access to memory is a call.
 tsan_flags = $(if $(filter llm/device/% llm/ops/%,$<),-O3,-O1) -g1 -fsanitize=thread
@@ -64,38 +67,45 @@ lint_flags := -O1 -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wextra-semi 
 # Without errno a square root is one instruction. GCC 12's -Wrestrict is wrong about "text" + std::string (GCC bug 105651).
 HOST_FLAGS = $($(VARIANT)_flags) -march=$(MARCH) -fno-math-errno -pthread -Wall -Wextra -Wno-restrict
 COMPILE = $(CXX) -std=c++20 $(HOST_FLAGS) $(if $(filter lint,$(VARIANT)),-Wpedantic) -I. \
-  $(if $(NVCC),-DLLM_CUDA=1) $(if $(filter test/%,$<),-DDOCTEST_CONFIG_SUPER_FAST_ASSERTS) $(CPPFLAGS) $(CXXFLAGS)
+  $(if $(filter test/%,$<),-DDOCTEST_CONFIG_SUPER_FAST_ASSERTS) $(CPPFLAGS) $(CXXFLAGS)
 LINK = $(CXX) $(HOST_FLAGS) $(CXXFLAGS) $(LDFLAGS)
-LIBS :=
-# main()'s file ends in .cu, but is C++ where there is no nvcc.
+# A .cu file as C++: main()'s, which holds no kernel, and the kernels for the test bed, whose cuda_runtime.h comes first.
 COMPILE_CU = $(COMPILE) -x c++
+# They are compiled as for ThreadSanitizer, but linked without it: the bed takes its calls and watches every access itself.
+WATCH := $(if $(filter release,$(VARIANT)),-fsanitize=thread)
+COMPILE_SIMT = $(COMPILE) -Itest/simt -Wno-unknown-pragmas $(if $(filter %.cu test/simt/samples.cpp,$<),$(WATCH)) $(if $(filter %.cu,$<),-x c++)
 
+LIBS := -lpcre2-8
 ifneq ($(NVCC),)
 comma := ,
 cuda_code = -gencode arch=compute_$(1),code=[sm_$(1)$(2)]
-COMPILE_CU = $(NVCC) -ccbin $(lastword $(CXX)) -std=c++20 -I. -DLLM_CUDA=1 $(CPPFLAGS) \
+# (A file that only calls a library of CUDA's has no code for a GPU; nvcc 13.0's own front end aborts on it.)
+COMPILE_CUDA = $(NVCC) $(if $(filter %_cublaslt.cu,$<),-x c++) -ccbin $(lastword $(CXX)) -std=c++20 -I. --expt-relaxed-constexpr -lineinfo $(CPPFLAGS) \
   $(call cuda_code,$(firstword $(CUDA_ARCHS)),$(comma)compute_$(firstword $(CUDA_ARCHS))) \
   $(foreach arch,$(wordlist 2,99,$(CUDA_ARCHS)),$(call cuda_code,$(arch))) \
   $(foreach flag,$(HOST_FLAGS) $(CXXFLAGS),-Xcompiler=$(flag)) $(if $(filter lint,$(VARIANT)),-Werror all-warnings)
 # The libraries are found again at run time where they were found now. cuBLASLt is a shared library in either case.
-LIBS := $(foreach dir,$(CUDA_LIBS),-L$(dir) -Wl,-rpath,$(dir)) -Wl,--as-needed -lcublasLt \
+LIBS += $(foreach dir,$(CUDA_LIBS),-L$(dir) -Wl,-rpath,$(dir)) -Wl,--as-needed -lcublasLt \
   $(if $(filter shared,$(CUDART)),-lcudart,-lcudart_static -ldl -lrt)
 endif
 
-BUILD := build/$(VARIANT)$(if $(NVCC),-cuda)
-LLM_SOURCES := $(wildcard llm/*/*.cpp) $(if $(NVCC),$(wildcard llm/*/*.cu))
-TEST_SOURCES := $(wildcard test/*.cpp)
-LLM_OBJECTS := $(LLM_SOURCES:%=$(BUILD)/%.o)
+BUILD := build/$(VARIANT)
+KERNELS := $(wildcard llm/*/*.cu)
+LLM_OBJECTS := $(patsubst %,$(BUILD)/%.o,$(wildcard llm/*/*.cpp))
 MAIN_OBJECTS := $(BUILD)/train_gpt.cu.o
-TEST_OBJECTS := $(TEST_SOURCES:%=$(BUILD)/%.o)
+TEST_OBJECTS := $(patsubst %,$(BUILD)/%.o,$(wildcard test/*.cpp))
+CUDA_OBJECTS := $(if $(NVCC),$(KERNELS:%=$(BUILD)/cuda/%.o))
+# What only a GPU's libraries can do has a stand-in in test/simt.
+SIMT_OBJECTS := $(patsubst %,$(BUILD)/simt/%.o,$(filter-out %_cublaslt.cu,$(KERNELS)) $(wildcard test/simt/*.cpp))
 
 # The binary in the top directory is the variant built last.
 train_gpt: $(BUILD)/train_gpt FORCE
 	@cmp -s $< $@ || cp -f $< $@
 
-$(BUILD)/train_gpt: $(MAIN_OBJECTS) $(LLM_OBJECTS) $(BUILD)/link.stamp
-$(BUILD)/run_tests: $(TEST_OBJECTS) $(LLM_OBJECTS) $(BUILD)/link.stamp
-$(BUILD)/train_gpt $(BUILD)/run_tests:
+$(BUILD)/train_gpt: $(MAIN_OBJECTS) $(LLM_OBJECTS) $(CUDA_OBJECTS) $(BUILD)/link.stamp
+$(BUILD)/run_tests: $(TEST_OBJECTS) $(SIMT_OBJECTS) $(LLM_OBJECTS) $(BUILD)/link.stamp
+$(BUILD)/run_gpu_tests: $(TEST_OBJECTS) $(CUDA_OBJECTS) $(LLM_OBJECTS) $(BUILD)/link.stamp
+$(BUILD)/train_gpt $(BUILD)/run_tests $(BUILD)/run_gpu_tests:
 	@echo "  link    $@"
 	@$(LINK) $(filter %.o,$^) $(LIBS) -o $@
 
@@ -104,6 +114,16 @@ $(BUILD)/%.cpp.o: %.cpp $(BUILD)/compile.stamp
 	@echo "  compile $<"
 	@$(COMPILE) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
 
+$(BUILD)/simt/%.o: % $(BUILD)/compile_simt.stamp
+	@mkdir -p $(@D)
+	@echo "  compile $< for the test bed"
+	@$(COMPILE_SIMT) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
+
+$(BUILD)/cuda/%.o: % $(BUILD)/compile_cuda.stamp
+	@mkdir -p $(@D)
+	@echo "  nvcc    $<"
+	@$(COMPILE_CUDA) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
+
 $(BUILD)/%.cu.o: %.cu $(BUILD)/compile.stamp
 	@mkdir -p $(@D)
 	@echo "  compile $<"
@@ -111,16 +131,18 @@ $(BUILD)/%.cu.o: %.cu $(BUILD)/compile.stamp
 
 # A stamp holds the text of what else the objects or the binaries depend on: flags, the compiler and the CPU that `native`
 # means here; which objects there are. It is written, and so gets newer, only when that text changes.
-compile_text = echo '$(COMPILE) $(COMPILE_CU)'; $(CXX) -march=$(MARCH) -E -v - </dev/null 2>&1 | grep cc1
-link_text = echo '$(LINK) $(LIBS) $(MAIN_OBJECTS) $(LLM_OBJECTS) $(TEST_OBJECTS)'
-$(BUILD)/compile.stamp $(BUILD)/link.stamp: FORCE
+compile_text = echo '$(COMPILE)'; $(CXX) -march=$(MARCH) -E -v - </dev/null 2>&1 | grep cc1
+compile_simt_text = echo '$(COMPILE_SIMT) $(WATCH)'; $(CXX) -march=$(MARCH) -E -v - </dev/null 2>&1 | grep cc1
+compile_cuda_text = echo '$(COMPILE_CUDA)'; $(CXX) -march=$(MARCH) -E -v - </dev/null 2>&1 | grep cc1
+link_text = echo '$(LINK) $(LIBS) $(MAIN_OBJECTS) $(LLM_OBJECTS) $(CUDA_OBJECTS) $(SIMT_OBJECTS) $(TEST_OBJECTS)'
+$(BUILD)/compile.stamp $(BUILD)/compile_simt.stamp $(BUILD)/compile_cuda.stamp $(BUILD)/link.stamp: FORCE
 	@mkdir -p $(@D)
 	@{ $($(basename $(@F))_text); } >$@.new; if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
-objects: $(MAIN_OBJECTS) $(LLM_OBJECTS) $(TEST_OBJECTS)
+objects: $(MAIN_OBJECTS) $(LLM_OBJECTS) $(CUDA_OBJECTS) $(SIMT_OBJECTS) $(TEST_OBJECTS)
 
 # What each source included when it was compiled last.
--include $(patsubst %.o,%.d,$(MAIN_OBJECTS) $(LLM_OBJECTS) $(TEST_OBJECTS))
+-include $(patsubst %.o,%.d,$(MAIN_OBJECTS) $(LLM_OBJECTS) $(CUDA_OBJECTS) $(SIMT_OBJECTS) $(TEST_OBJECTS))
 
 all: ## build ./train_gpt (the default)
 	@$(MAKE) $(JOBS) train_gpt
@@ -149,7 +171,16 @@ test: ## build and run the tests (TEST_FLAGS='-tc=*gemm*': some of them)
 	@$(MAKE) $(JOBS) $(BUILD)/train_gpt $(BUILD)/run_tests
 	@TRAIN_GPT_BINARY=$(BUILD)/train_gpt $(TEST_RUNNER) $(BUILD)/run_tests $(TEST_FLAGS)
 
-# The sanitizers watch the CPU's code; CUDA's libraries do not go together with them.
+gpu-test: ## run the tests with the kernels on this machine's GPU
+	@$(MAKE) $(JOBS) $(BUILD)/train_gpt $(BUILD)/run_gpu_tests
+	@TRAIN_GPT_BINARY=$(BUILD)/train_gpt $(TEST_RUNNER) $(BUILD)/run_gpu_tests $(TEST_FLAGS)
+
+fuzz: ## fuzz every reader for a minute each (FUZZ_SECONDS=600, FUZZ='safetensors config')
+	@$(SETUP) fuzz
+	@$(MAKE) $(JOBS) -f test/fuzz/Makefile $(patsubst %,build/fuzz/%,$(basename $(notdir $(wildcard test/fuzz/*.cpp))))
+	@$(MAKE) -j1 -f test/fuzz/Makefile
+
+# The sanitizers watch the CPU's code and the kernels in the test bed; CUDA's libraries do not go together with them.
 asan: ## run the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(MAKE) VARIANT=asan CUDA=0 test
 
@@ -161,13 +192,16 @@ lint: ## check the format, who includes whom, and the compilers' warnings
 	@$(SETUP) lint
 	@scripts/check_rooms.sh
 	@$$(command -v clang-format-14 || echo clang-format) --dry-run --Werror \
-	  $(wildcard *.cu llm/*/*.h llm/*/*.cpp llm/*/*.cu test/*.h test/*.cpp test/*.cu)
+	  $(wildcard *.cu llm/*/*.h llm/*/*.cpp llm/*/*.cu test/*.h test/*.cpp test/*/*.h test/*/*.cpp)
 	@$(MAKE) $(JOBS) VARIANT=lint objects
 	@echo "lint: clean"
 
 bench: ## measure this machine and every op on it (BENCH_FLAGS=...)
 	@$(MAKE) $(JOBS) train_gpt
 	@./train_gpt bench $(BENCH_FLAGS)
+
+gpu-report: ## build, test and measure on this machine's GPU; writes gpu-report.md
+	@scripts/gpu_report.sh gpu-report.md
 
 clean: ## remove what was built
 	@rm -rf build train_gpt
@@ -176,4 +210,4 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 FORCE:
-.PHONY: all setup demo test asan tsan lint bench clean help objects FORCE
+.PHONY: all setup demo test gpu-test gpu-report asan tsan lint bench fuzz clean help objects FORCE

@@ -9,7 +9,10 @@
 
 int main(int argc, char** argv) {
   CLI::App app("train_gpt: from text to a trained GPT, on the CPU and the GPU.", "train_gpt");
-  app.set_version_flag("--version", [] { return "train_gpt 0.1\nCUDA: " + llm::describe_cuda_devices(); });
+  app.set_version_flag("--version", [] {
+    return "train_gpt 0.1\nCUDA: " + (llm::cuda_is_built_in() ? llm::describe_cuda_devices()
+                                                              : "not built in (this binary was built without nvcc)");
+  });
   app.require_subcommand(1);
   app.footer(
       "Start here:\n"
@@ -21,6 +24,8 @@ int main(int argc, char** argv) {
   llm::add_train(app);
   llm::add_eval(app);
   llm::add_generate(app);
+  llm::add_import(app);
+  llm::add_export(app);
   llm::add_graph(app);
   llm::add_bench(app);
   try {

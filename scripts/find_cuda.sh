@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Finds the CUDA Toolkit for the Makefile and prints what it needs as words: nvcc=FILE version=13.0 lib=DIR...; or
-# nothing, where there is no CUDA. A toolkit that is there but cannot be built with is an error, not a build without it.
+# Finds the CUDA Toolkit for the Makefile and prints what it needs as words: nvcc=FILE version=13.0 lib=DIR..., and
+# arch=90 for each kind of GPU that this machine has; or nothing, where there is no CUDA. A toolkit that is there but cannot be built with is an error, not a build without it.
 #
 #   scripts/find_cuda.sh auto|1 static|shared    (CUDA=, CUDART= of the Makefile)
 set -euo pipefail
@@ -60,4 +60,8 @@ for library in $cudart libcublasLt.so; do
   case " $libraries " in *" lib=$directory "*) ;; *) libraries+=" lib=$directory" ;; esac
 done
 
-echo "nvcc=$nvcc version=$version$libraries"
+# The GPUs' compute capabilities, without repeats: "9.0" -> 90. A driver that does not answer means there is none to build for.
+archs=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | grep -xE '[0-9]+' | sort -nu |
+  sed 's/^/ arch=/' | tr -d '\n') || true
+
+echo "nvcc=$nvcc version=$version$libraries$archs"

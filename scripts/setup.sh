@@ -2,7 +2,7 @@
 # Installs what the build needs on Debian 12+ and Ubuntu 22.04+, and only what is missing; when nothing is, it needs
 # neither the network nor root.
 #
-#   scripts/setup.sh [demo] [lint]    the build's and the tests' packages; also the demo's text, the formatter
+#   scripts/setup.sh [demo] [lint] [fuzz]    the build's and the tests' packages; also the demo's text, the formatter, clang
 #   scripts/setup.sh --check          installs nothing: one line that names what is missing, exit status 1
 #   scripts/setup.sh --compiler       prints the C++ compiler to use ($CXX, or the first g++ of version 12 or later)
 set -euo pipefail
@@ -17,6 +17,7 @@ headers="
 CLI/CLI.hpp        libcli11-dev
 doctest/doctest.h  doctest-dev
 nlohmann/json.hpp  nlohmann-json3-dev
+pcre2.h            libpcre2-dev
 "
 
 # A compiler will do if it takes C++20 and, being GCC, is of version 12 or later.
@@ -71,7 +72,8 @@ find_missing() {
             *) missing+=(clang-format) ;;
           esac
         ;;
-      *) die "unknown purpose \"$purpose\"; known: demo, lint" ;;
+      fuzz) command -v "${FUZZ_CXX:-clang++}" >/dev/null || missing+=(clang) ;;
+      *) die "unknown purpose \"$purpose\"; known: demo, lint, fuzz" ;;
     esac
   done
 }

@@ -31,13 +31,15 @@ Array zeros(const Shape& shape);
 using Reference = std::function<std::vector<Array>(const Attributes&, const std::vector<Array>&, const StepState&)>;
 using References = std::map<std::string, Reference, std::less<>>;
 void add_row_references(References& table);      // ops that treat rows or elements one by one
-void add_product_references(References& table);  // matrix products, attention, losses, the optimizer
-const References& references();                  // all of them, by the op's name
+void add_product_references(References& table);  // matrix products, attention, losses, AdamW
+void add_muon_references(References& table);
+const References& references();  // all of them, by the op's name
 
 // Runs the nodes of `graph` in double. `values`, by tensor, holds its inputs and gets everything else.
 void evaluate(const Graph& graph, std::vector<Array>& values, const StepState& step);
 
-// `count` numbers in [low, high) that fp32 holds exactly (whole numbers for int32), keyed by `name`.
+// `count` numbers in [low, high) that the type holds exactly (whole numbers for int32), keyed by `name`. Those for bf16 are
+// those for fp32, rounded.
 std::vector<double> random_values(const std::string& name, int64_t count, DType dtype, double low, double high);
 
 // max |a - b| / max |b|; infinite where a value is not finite or the sizes differ.
@@ -52,8 +54,13 @@ class Sandbox {
 
   void fill(TensorId id, const std::vector<double>& values);
   void copy(TensorId id, const Sandbox& other);
-  void run(ThreadTeam& threads, const StepState& step);  // all nodes in order
+  void run(ThreadTeam& threads, const StepState& step);  // all nodes in order, on the CPU
   void run_node(size_t index, ThreadTeam& threads, const StepState& step);
+  // On a GPU: everything is copied there and back, all in one piece, or each tensor in an allocation of its own, whose bounds
+  // a memory checker can watch.
+  enum class Place { together, apart };
+  void run(CudaDevice& device, const StepState& step, Place place);
+  void run_node(size_t index, CudaDevice& device, const StepState& step);
 
   std::vector<double> values(TensorId id) const;
   bool same_bits(TensorId id, const Sandbox& other) const;
@@ -62,12 +69,13 @@ class Sandbox {
 
  private:
   size_t index(TensorId id) const { return static_cast<size_t>(id); }
+  void run_nodes(size_t first, size_t end, CudaDevice& device, const StepState& step, Place place);
 
   const Graph& graph_;
-  std::vector<uint32_t> memory_;
-  std::vector<size_t> offsets_;  // by tensor, in words
+  std::vector<std::byte> memory_;
+  std::vector<size_t> offsets_;  // by tensor
   std::vector<void*> addresses_;
-  std::map<TensorId, std::vector<uint32_t>> filled_;  // the tensors that must stay as they were filled
+  std::map<TensorId, std::vector<std::byte>> filled_;  // the tensors that must stay as they were filled
 };
 
 using Words = std::vector<uint32_t>;            // a tensor's bits
@@ -87,6 +95,7 @@ struct Trainer {
     int64_t batch = kBatch;  // rows of a micro-step; a step's loss is always the mean over kBatch rows
     CompileOptions compile = {};
     RecomputeChoice recompute = {};
+    OptimizerOptions optimizer = {};
     bool keep_logits = false;  // as a result: then the head cannot be fused
   };
   Trainer(const ModelConfig& config, const Settings& settings);

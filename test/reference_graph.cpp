@@ -4,15 +4,23 @@
 #include <cstring>
 #include <limits>
 #include <set>
+#include <type_traits>
 
+#include "llm/base/fp8.h"
 #include "llm/base/random.h"
+#include "llm/device/cuda.h"
 #include "test/reference.h"
 
 namespace llm::reference {
 namespace {
 
-constexpr uint32_t kUnwritten = 0x7fc0dead, kGuard = 0x7fc0beef;  // both quiet NaNs
-constexpr size_t kGuardWords = 64;                                // keeps the 256-byte alignment of a program's arena
+// By pairs of bytes: a NaN in bf16, two of them one in fp32.
+constexpr uint16_t kUnwritten = 0xffff, kGuard = 0xfffb;
+constexpr size_t kAlign = 256;  // as a program's arena; a guard is as wide
+
+void fill_pairs(std::byte* from, size_t bytes, uint16_t pair) {
+  for (size_t i = 0; i < bytes; ++i) from[i] = static_cast<std::byte>(pair >> (i % 2 ? 8 : 0));
+}
 
 }  // namespace
 
@@ -23,6 +31,7 @@ const References& references() {
     References t;
     add_row_references(t);
     add_product_references(t);
+    add_muon_references(t);
     return t;
   }();
   return table;
@@ -46,7 +55,14 @@ std::vector<double> random_values(const std::string& name, int64_t count, DType 
   std::vector<double> values(static_cast<size_t>(count));
   for (size_t i = 0; i < values.size(); ++i) {
     const double v = low + (high - low) * random.uniform(i);
-    values[i] = dtype == DType::int32 ? std::floor(v) : static_cast<double>(static_cast<float>(v));
+    const auto real = static_cast<float>(v);
+    switch (dtype) {
+      case DType::fp32: values[i] = real; break;
+      case DType::bf16: values[i] = to_float(nearest_bf16(real)); break;
+      case DType::e4m3: values[i] = to_float(nearest_fp8<e4m3>(real)); break;
+      case DType::e5m2: values[i] = to_float(nearest_fp8<e5m2>(real)); break;
+      case DType::int32: values[i] = std::floor(v); break;
+    }
   }
   return values;
 }
@@ -68,35 +84,37 @@ Sandbox::Sandbox(const Graph& graph, TensorId output, TensorId input) : graph_(g
     return storage == output ? graph.storage(input) : storage;
   };
   std::vector<size_t> places(graph.tensors.size());
-  size_t words = kGuardWords;
+  size_t bytes = kAlign;
   for (size_t i = 0; i < places.size(); ++i) {
     if (index(owner(static_cast<TensorId>(i))) != i) continue;
-    places[i] = words;
-    words += graph.tensors[i].bytes() / 4;
-    words = (words + kGuardWords - 1) / kGuardWords * kGuardWords + kGuardWords;
+    places[i] = bytes;
+    bytes += (graph.tensors[i].bytes() + kAlign - 1) / kAlign * kAlign + kAlign;
   }
-  memory_.assign(words + kGuardWords, kGuard);
+  memory_.resize(bytes + kAlign);
   // The vector's own memory may start anywhere.
-  const size_t start = (256 - reinterpret_cast<uintptr_t>(memory_.data()) % 256) % 256 / 4;
+  const size_t start = (kAlign - reinterpret_cast<uintptr_t>(memory_.data()) % kAlign) % kAlign;
+  fill_pairs(memory_.data(), memory_.size(), kGuard);
   for (size_t i = 0; i < places.size(); ++i) {
     offsets_.push_back(start + places[index(owner(static_cast<TensorId>(i)))]);
     addresses_.push_back(memory_.data() + offsets_[i]);
-    std::fill_n(memory_.begin() + static_cast<std::ptrdiff_t>(offsets_[i]), graph.tensors[i].bytes() / 4, kUnwritten);
+    fill_pairs(memory_.data() + offsets_[i], graph.tensors[i].bytes(), kUnwritten);
   }
 }
 
 void Sandbox::fill(TensorId id, const std::vector<double>& values) {
-  std::vector<uint32_t> words(values.size());
+  std::vector<std::byte> bytes(graph_.tensor(id).bytes());
   for (size_t i = 0; i < values.size(); ++i) {
-    const auto whole = static_cast<int32_t>(values[i]);
-    const auto real = static_cast<float>(values[i]);
-    if (graph_.tensor(id).dtype == DType::int32)
-      std::memcpy(&words[i], &whole, 4);
-    else
-      std::memcpy(&words[i], &real, 4);
+    const auto put = [&](auto value) { std::memcpy(bytes.data() + i * sizeof value, &value, sizeof value); };
+    switch (graph_.dtype(id)) {
+      case DType::fp32: put(static_cast<float>(values[i])); break;
+      case DType::bf16: put(nearest_bf16(static_cast<float>(values[i]))); break;
+      case DType::e4m3: put(nearest_fp8<e4m3>(static_cast<float>(values[i]))); break;
+      case DType::e5m2: put(nearest_fp8<e5m2>(static_cast<float>(values[i]))); break;
+      case DType::int32: put(static_cast<int32_t>(values[i])); break;
+    }
   }
-  std::copy(words.begin(), words.end(), memory_.begin() + static_cast<std::ptrdiff_t>(offsets_[index(id)]));
-  filled_[id] = std::move(words);
+  std::memcpy(addresses_[index(id)], bytes.data(), bytes.size());
+  filled_[id] = std::move(bytes);
 }
 
 void Sandbox::copy(TensorId id, const Sandbox& other) {
@@ -111,9 +129,76 @@ void Sandbox::run_node(size_t node, ThreadTeam& threads, const StepState& step) 
   graph_.nodes[node].op->cpu({graph_, graph_.nodes[node], threads, step, addresses_.data()});
 }
 
+void Sandbox::run(CudaDevice& device, const StepState& step, Place place) {
+  run_nodes(0, graph_.nodes.size(), device, step, place);
+}
+
+void Sandbox::run_node(size_t node, CudaDevice& device, const StepState& step) {
+  run_nodes(node, node + 1, device, step, Place::together);
+}
+
+void Sandbox::run_nodes(size_t first, size_t end, CudaDevice& device, const StepState& step, Place place) {
+  struct Release {
+    CudaDevice* device;
+    void operator()(void* memory) const { device->release(memory); }
+  };
+  using Memory = std::unique_ptr<void, Release>;
+  const auto allocate = [&](size_t bytes) { return Memory(device.allocate(bytes), Release{&device}); };
+  struct Piece {
+    Memory memory;
+    std::byte* host;
+    size_t bytes;
+  };
+  std::vector<Piece> pieces;
+  std::vector<void*> addresses(addresses_.size());
+  if (place == Place::together) {
+    // From the first multiple of 256 bytes on.
+    const size_t start = offsets_.empty() ? 0 : *std::min_element(offsets_.begin(), offsets_.end()) - kAlign;
+    pieces.push_back({allocate(memory_.size() - start), memory_.data() + start, memory_.size() - start});
+    for (size_t i = 0; i < addresses.size(); ++i)
+      addresses[i] = static_cast<std::byte*>(pieces[0].memory.get()) + (offsets_[i] - start);
+  } else {
+    std::map<size_t, void*> by_offset;
+    for (size_t i = 0; i < addresses.size(); ++i) {
+      void*& address = by_offset[offsets_[i]];
+      if (!address) {
+        pieces.push_back(
+            {allocate(graph_.tensors[i].bytes()), memory_.data() + offsets_[i], graph_.tensors[i].bytes()});
+        address = pieces.back().memory.get();
+      }
+      addresses[i] = address;
+    }
+  }
+  for (const Piece& piece : pieces) device.copy_in(piece.memory.get(), piece.host, piece.bytes);
+  const Memory on_device = allocate(sizeof step);
+  device.copy_in(on_device.get(), &step, sizeof step);
+  ThreadTeam none(1);
+  for (size_t i = first; i < end; ++i)
+    graph_.nodes[i].op->cuda({graph_, graph_.nodes[i], none, step, addresses.data(), &device,
+                              static_cast<const StepState*>(on_device.get())});
+  device.wait();
+  for (const Piece& piece : pieces) device.copy_out(piece.host, piece.memory.get(), piece.bytes);
+}
+
 std::vector<double> Sandbox::values(TensorId id) const {
-  const auto* data = static_cast<const float*>(addresses_[index(id)]);
-  return {data, data + graph_.shape(id).elements()};
+  std::vector<double> values;
+  const auto add = [&](const auto* data) {
+    for (int64_t i = 0; i < graph_.shape(id).elements(); ++i) {
+      if constexpr (std::is_same_v<decltype(*data), const int32_t&>)
+        values.push_back(data[i]);
+      else
+        values.push_back(to_float(data[i]));
+    }
+  };
+  const void* address = addresses_[index(id)];
+  switch (graph_.dtype(id)) {
+    case DType::fp32: add(static_cast<const float*>(address)); break;
+    case DType::bf16: add(static_cast<const bf16*>(address)); break;
+    case DType::e4m3: add(static_cast<const e4m3*>(address)); break;
+    case DType::e5m2: add(static_cast<const e5m2*>(address)); break;
+    case DType::int32: add(static_cast<const int32_t*>(address)); break;
+  }
+  return values;
 }
 
 bool Sandbox::same_bits(TensorId id, const Sandbox& other) const {
@@ -123,22 +208,22 @@ bool Sandbox::same_bits(TensorId id, const Sandbox& other) const {
 std::string Sandbox::damage() const {
   std::map<size_t, TensorId> by_offset;
   for (size_t i = 0; i < offsets_.size(); ++i) by_offset[offsets_[i]] = static_cast<TensorId>(i);
+  const auto is_guard = [&](size_t i) { return memory_[i] == static_cast<std::byte>(kGuard >> (i % 2 ? 8 : 0)); };
   size_t from = 0;
   for (auto& [offset, id] : by_offset) {
     for (; from < offset; ++from)
-      if (memory_[from] != kGuard) return "memory in front of " + graph_.tensor(id).name;
-    from = offset + graph_.tensor(id).bytes() / 4;
+      if (!is_guard(from)) return "memory in front of " + graph_.tensor(id).name;
+    from = offset + graph_.tensor(id).bytes();
   }
   for (; from < memory_.size(); ++from)
-    if (memory_[from] != kGuard) return "memory behind " + graph_.tensor(by_offset.rbegin()->second).name;
+    if (!is_guard(from)) return "memory behind " + graph_.tensor(by_offset.rbegin()->second).name;
 
   std::set<size_t> written;
   for (const Node& node : graph_.nodes)
     for (TensorId id : node.outputs)
       if (id != kNone) written.insert(offsets_[index(id)]);
-  for (auto& [id, words] : filled_)
-    if (!written.contains(offsets_[index(id)]) &&
-        std::memcmp(addresses_[index(id)], words.data(), words.size() * 4) != 0)
+  for (auto& [id, bytes] : filled_)
+    if (!written.contains(offsets_[index(id)]) && std::memcmp(addresses_[index(id)], bytes.data(), bytes.size()) != 0)
       return graph_.tensor(id).name;
   return "";
 }

@@ -132,22 +132,60 @@ Arrays gradient_norm(const Attributes&, const Arrays& in, const StepState&) {
   return {{Shape{1}, {std::sqrt(squares)}}};
 }
 
-// torch.optim.AdamW after torch.nn.utils.clip_grad_norm_.
+// torch.optim.AdamW after torch.nn.utils.clip_grad_norm_. A rounded parameter is its master as far as this loop knows.
 Arrays adamw(const Attributes& a, const Arrays& in, const StepState& step) {
-  Array parameter = in[0], first = in[2], second = in[3];
-  const double clip = a.number("grad_clip"), norm = in[4][0];
+  Arrays outputs;
+  const double clip = a.number("grad_clip"), norm = in[0][0];
   const double scale = clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1.0;
   const double beta1 = a.number("beta1"), beta2 = a.number("beta2"), steps = static_cast<double>(step.step + 1);
   const double learning_rate = step.learning_rate * a.number("learning_rate_scale");
-  for (int64_t i = 0; i < parameter.shape.elements(); ++i) {
-    const double g = in[1][i] * scale;
-    first[i] = beta1 * first[i] + (1 - beta1) * g;
-    second[i] = beta2 * second[i] + (1 - beta2) * g * g;
-    const double m = first[i] / (1 - std::pow(beta1, steps)), v = second[i] / (1 - std::pow(beta2, steps));
-    parameter[i] *= 1 - learning_rate * a.number("weight_decay");
-    parameter[i] -= learning_rate * m / (std::sqrt(v) + a.number("epsilon"));
+  for (size_t p = 1; p < in.size(); p += 5) {
+    const bool has_master = in[p + 4].present();
+    Array parameter = in[has_master ? p + 4 : p], first = in[p + 2], second = in[p + 3];
+    for (int64_t i = 0; i < parameter.shape.elements(); ++i) {
+      const double g = in[p + 1][i] * scale;
+      first[i] = beta1 * first[i] + (1 - beta1) * g;
+      second[i] = beta2 * second[i] + (1 - beta2) * g * g;
+      const double m = first[i] / (1 - std::pow(beta1, steps)), v = second[i] / (1 - std::pow(beta2, steps));
+      parameter[i] *= 1 - learning_rate * a.number("weight_decay");
+      parameter[i] -= learning_rate * m / (std::sqrt(v) + a.number("epsilon"));
+    }
+    outputs.insert(outputs.end(), {parameter, first, second, has_master ? parameter : Array{}});
   }
-  return {parameter, first, second};
+  return outputs;
+}
+
+Arrays bias_gradient(const Attributes&, const Arrays& in, const StepState&) {
+  const int64_t O = in[0].shape.last();
+  Array db = zeros({O});
+  for (int64_t i = 0; i < in[0].shape.elements(); ++i) db[i % O] += in[0][i];
+  return {db};
+}
+
+// Not rounded: the error of the kernel's results is their rounding.
+Arrays quantize(const Attributes& a, const Arrays& in, const StepState&) {
+  double most = 0;
+  for (double v : in[0].values) most = std::max(most, std::abs(v));
+  const int64_t rows = in[0].shape.rows(), C = in[0].shape.last();
+  const double scale = most > 0 ? most / (a.flag("e5m2") ? 57344 : 448) : 1;
+  Array q = in[0], transposed = zeros({C, rows});
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < C; ++c) transposed[c * rows + r] = q[r * C + c] /= scale;
+  return {a.flag("rows") ? q : Array{}, a.flag("transposed") ? transposed : Array{}, {Shape{1}, {scale}}};
+}
+
+Arrays product_fp8(const Attributes&, const Arrays& in, const StepState& step) {
+  Arrays factors = {in[0], in[2]};
+  if (in.size() > 4 && in[4].present()) factors.push_back(in[4]);
+  for (double& v : factors[0].values) v *= in[1][0];
+  for (double& v : factors[1].values) v *= in[3][0];
+  return linear({}, factors, step);
+}
+
+Arrays mean_loss(const Attributes&, const Arrays& in, const StepState&) {
+  double sum = 0;
+  for (int64_t i = 0; i < in[0].shape.elements(); ++i) sum += in[0][i] * in[1][i];
+  return {{Shape{1}, {sum}}};
 }
 
 }  // namespace
@@ -160,6 +198,11 @@ void add_product_references(References& table) {
   table["head_loss"] = head_loss;
   table["gradient_norm"] = gradient_norm;
   table["adamw"] = adamw;
+  table["mean_loss"] = mean_loss;
+  table["bias_gradient"] = bias_gradient;
+  table["quantize"] = quantize;
+  table["product_fp8"] = product_fp8;
+  table["cast"] = [](const Attributes&, const Arrays& in, const StepState&) { return Arrays{in[0]}; };
 }
 
 }  // namespace llm::reference

@@ -32,7 +32,7 @@ ModelConfig small_config(const std::string& architecture) {
 }
 
 Trainer::Trainer(const ModelConfig& config, const Settings& s)
-    : graph(build_training_graph(config, s.batch, kTokens, {}, s.threads)),
+    : graph(build_training_graph(config, s.batch, kTokens, s.optimizer, s.threads)),
       logits(graph.graph.find("logits")),
       team(s.threads) {
   layout.add(graph.graph);

@@ -44,7 +44,7 @@ CheckpointContent content_at(int64_t step, double val_loss = std::nan(""), int64
   content.config = small_config();
   content.config.channels = channels;
   content.table = parameter_table(content.config);
-  content.optimizer = moment_tensors(content.table);
+  content.optimizer = optimizer_state(content.table, OptimizerKind::adamw);
   size_t largest = 0;
   for (const Parameter& p : content.table) largest = std::max(largest, static_cast<size_t>(p.shape.elements()));
   const auto staging = std::make_shared<std::vector<float>>(largest);
@@ -57,7 +57,7 @@ CheckpointContent content_at(int64_t step, double val_loss = std::nan(""), int64
     return staging->data();
   };
   content.tokenizer_json = "{\"tokenizer\":1}";
-  content.eos_token_id = 16;
+  content.end_tokens = 16;
   return content;
 }
 
@@ -65,7 +65,7 @@ CheckpointContent content_at(int64_t step, double val_loss = std::nan(""), int64
 void check_whole(const CheckpointInfo& info) {
   const ModelConfig config = read_config(info.path);
   const auto table = parameter_table(config);
-  const auto moments = moment_tensors(table);
+  const auto moments = optimizer_state(table, OptimizerKind::adamw);
   const TrainerState state = read_trainer_state(info.path);
   if (state.step != info.step || state.tokens != 32 * info.step) fail("wrong state in ", info.path);
   const auto check = [&](const std::vector<std::vector<float>>& all, size_t first) {

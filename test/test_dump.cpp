@@ -131,9 +131,9 @@ TEST_CASE("dump: repeated layers are folded, and every node is either shown or f
     for (size_t i : f.nodes) CHECK(hidden.insert(i).second);
   }
   const std::string text = text_of(c), whole = text_of(c, true);
-  // The first layer's norm has no sum in front of it, so in the forward pass the second one stands for the others.
+  // The first layer has no sum in front of it and the last one no norm behind it: others stand for the rest.
   CHECK(has(text, "layers 2 to 5 as layer 1: "));
-  CHECK(has(text, "layers 1 to 5 as layer 0: "));
+  CHECK(has(text, "layers 1 to 4 as layer 0: "));
   CHECK_FALSE(has(text, "layers.3.mlp_in "));
   CHECK(has(whole, "layers.3.mlp_in "));
   CHECK_FALSE(has(whole, "as layer"));

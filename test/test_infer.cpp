@@ -59,14 +59,14 @@ PersistentLayout layout_of(const ModelConfig& config) {
   return layout;
 }
 
-struct Machine {
+struct Rig {
   ModelConfig config;
   PersistentLayout layout;
   ThreadTeam threads{kThreads};
   Generator generator;
   Arena arena;
 
-  explicit Machine(const ModelConfig& c)
+  explicit Rig(const ModelConfig& c)
       : config(c), layout(layout_of(c)), generator(c, layout, kThreads), arena(generator.arena_bytes()) {
     generator.bind(arena, threads);
     fill_weights(config, layout, arena);
@@ -268,7 +268,7 @@ TEST_CASE("generator: the tokens are those of a full recomputation") {
   for (const std::string kind : {"gpt2", "llama", "qwen3", "mix"}) {
     CAPTURE(kind);
     const ModelConfig config = small_config(kind);
-    Machine machine(config);
+    Rig machine(config);
     // 70 new tokens overflow the context of 40 twice; the prompts take pieces of all sizes.
     for (const int64_t length : {1, 13, 31, 40}) {
       CAPTURE(length);
@@ -286,7 +286,7 @@ TEST_CASE("generator: the tokens are those of a full recomputation") {
 TEST_CASE("generator: long prompts, pieces of 128") {
   ModelConfig config = small_config("qwen3");
   config.context = 300;
-  Machine machine(config);
+  Rig machine(config);
   for (const int64_t length : {128, 255, 297, 300, 400}) {
     CAPTURE(length);
     const std::vector<int32_t> prompt = random_tokens(length, config.vocabulary, 8);
@@ -297,7 +297,7 @@ TEST_CASE("generator: long prompts, pieces of 128") {
 
 TEST_CASE("generator: where it ends") {
   ModelConfig config = small_config("llama");
-  Machine machine(config);
+  Rig machine(config);
   const std::vector<int32_t> prompt = {5, 6, 7}, all = machine.generate(prompt, 30, {});
   REQUIRE(all.size() == 30);
   CHECK(machine.generate(prompt, 0, {}).empty());
@@ -314,7 +314,7 @@ TEST_CASE("generator: where it ends") {
   CHECK(has(error_of([&] { machine.generate(prompt, 1, {}); }), "nan"));
 
   config.context = 1;  // every token depends on the one before it alone
-  Machine shortest(config);
+  Rig shortest(config);
   CHECK(shortest.generate({4, 9}, 5, {.temperature = 0}).size() == 5);
 }
 

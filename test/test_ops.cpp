@@ -10,15 +10,12 @@
 #include <iostream>
 #include <set>
 
-#include "llm/graph/autodiff.h"
-#include "llm/graph/passes.h"
-#include "test/reference.h"
+#include "test/op_subjects.h"
 
 namespace {
 
 using namespace llm;
-using reference::Array;
-using reference::Sandbox;
+using namespace llm::reference;
 
 // Relative to the largest value of the tensor. The largest errors measured (AVX-512, g++ 12 -O3; set the environment
 // variable OP_ERRORS to print them): outputs 2.3e-7, gradients 9.5e-7 (GELU: 1 - sigmoid cancels), accumulation 5.6e-8.
@@ -34,104 +31,13 @@ struct Worst {
 };
 Worst worst_output, worst_gradient, worst_accumulation;
 
-// Something to test: inputs, and what is made of them.
-struct Subject {
-  std::string name;
-  std::vector<Example::Input> inputs;
-  std::function<void(Graph&, const std::vector<TensorId>&)> build;
-  bool fused = false;
-  bool forward_only = false;
-};
-
-// A subject's graphs; tensors have the same ids in both, inputs[i] is the subject's input i (kNone: absent).
-struct Built {
-  Graph forward, whole;
-  std::vector<TensorId> inputs, outputs;                 // outputs: those that nothing reads
-  std::vector<std::pair<TensorId, TensorId>> seeds;      // (output, its given gradient)
-  std::vector<std::pair<TensorId, TensorId>> gradients;  // (input, its gradient)
-};
-
-// What norms and softmaxes give for their backward pass alone: no gradient flows into it.
-bool is_statistic(const std::string& name) {
-  return name.ends_with(".mean") || name.ends_with(".rstd") || name.ends_with(".log_sum_exp");
-}
-
-// `only` >= 0: of the outputs that can have a gradient, only this one gets one.
-Built build(const Subject& subject, int threads, int only = -1) {
-  Built b;
-  Graph& g = b.forward;
-  g.threads = threads;
-  for (size_t i = 0; i < subject.inputs.size(); ++i) {
-    const Example::Input& input = subject.inputs[i];
-    b.inputs.push_back(input.shape.rank() == 0
-                           ? kNone
-                           : g.add_tensor("input" + std::to_string(i), input.dtype, input.shape, input.role));
-  }
-  subject.build(g, b.inputs);
-  std::set<TensorId> read;
-  for (const Node& node : g.nodes) read.insert(node.inputs.begin(), node.inputs.end());
-  for (const Node& node : g.nodes)
-    for (TensorId id : node.outputs)
-      if (id != kNone && !read.contains(id)) b.outputs.push_back(id);
-  b.whole = g;
-
-  std::vector<TensorId> targets;
-  for (size_t i = 0; i < subject.inputs.size(); ++i)
-    if (b.inputs[i] != kNone && subject.inputs[i].dtype == DType::fp32 && subject.inputs[i].differentiable)
-      targets.push_back(b.inputs[i]);
-  const bool differentiable =
-      !targets.empty() && std::all_of(g.nodes.begin(), g.nodes.end(), [](const Node& n) { return n.op->backward; });
-  std::vector<TensorId> results = b.outputs;
-  if (differentiable && !subject.forward_only) {
-    int count = 0;
-    for (TensorId id : b.outputs)
-      if (!is_statistic(g.tensor(id).name) && (only < 0 || count++ == only))
-        b.seeds.emplace_back(id, b.whole.add_tensor("seed", DType::fp32, g.shape(id), Role::input));
-    const Gradients gradients = differentiate(b.whole, b.seeds, targets);
-    for (TensorId id : targets)
-      if (gradients.of(id) != kNone) b.gradients.emplace_back(id, gradients.of(id));
-    for (auto& [id, gradient] : b.gradients) results.push_back(gradient);
-  }
-  if (subject.fused) {
-    fuse(b.whole, results);
-    remove_dead_code(b.whole, results);
-  }
-  return b;
-}
-
-std::vector<double> values_of(const Subject& subject, size_t i) {
-  const Example::Input& input = subject.inputs[i];
-  return reference::random_values(subject.name + "/" + std::to_string(i), input.shape.elements(), input.dtype,
-                                  input.low, input.high);
-}
-
-std::vector<double> seed_of(const Built& b, TensorId output) {
-  return reference::random_values("seed of " + b.forward.tensor(output).name, b.forward.shape(output).elements(),
-                                  DType::fp32, -1, 1);
-}
-
-void fill(Sandbox& sandbox, const Subject& subject, const Built& b) {
-  for (size_t i = 0; i < b.inputs.size(); ++i)
-    if (b.inputs[i] != kNone) sandbox.fill(b.inputs[i], values_of(subject, i));
-  for (auto& [output, seed] : b.seeds) sandbox.fill(seed, seed_of(b, output));
-}
-
-std::vector<Array> evaluate(const Subject& subject, const Built& b, const StepState& step) {
-  std::vector<Array> values(b.forward.tensors.size());
-  for (size_t i = 0; i < b.inputs.size(); ++i)
-    if (b.inputs[i] != kNone)
-      values[static_cast<size_t>(b.inputs[i])] = {subject.inputs[i].shape, values_of(subject, i)};
-  reference::evaluate(b.forward, values, step);
-  return values;
-}
-
 // d(sum of seeds * outputs) / d(input) by central differences of the reference.
 std::vector<double> finite_differences(const Subject& subject, const Built& b, TensorId input) {
   std::vector<Array> values = evaluate(subject, b, {});
   std::vector<std::pair<TensorId, std::vector<double>>> seeds;
   for (auto& [output, seed] : b.seeds) seeds.emplace_back(output, seed_of(b, output));
   const auto objective = [&] {
-    reference::evaluate(b.forward, values, {});
+    evaluate(b.forward, values, {});
     double sum = 0;
     for (auto& [output, seed] : seeds)
       for (size_t i = 0; i < seed.size(); ++i) sum += seed[i] * values[static_cast<size_t>(output)].values[i];
@@ -207,7 +113,7 @@ void check_in_place(const Built& b, const Sandbox& done, const Sandbox& start, T
 }
 
 void check_outputs(const Subject& subject, ThreadTeam& one, ThreadTeam& three, const StepState& step) {
-  const Built b = build(subject, 1), b3 = build(subject, 3);
+  const Built b = build(subject), b3 = build(subject, {.threads = 3});
   const std::vector<Array> expected = evaluate(subject, b, step);
   Sandbox sandbox(b.whole), sandbox3(b3.whole);
   fill(sandbox, subject, b);
@@ -222,15 +128,20 @@ void check_outputs(const Subject& subject, ThreadTeam& one, ThreadTeam& three, c
     for (TensorId id : node.outputs) {
       if (id == kNone || static_cast<size_t>(id) >= expected.size()) continue;
       const std::string name = subject.name + ": " + b.whole.tensor(id).name;
-      const double error = reference::relative_error(sandbox.values(id), expected[static_cast<size_t>(id)].values);
+      const double error = relative_error(sandbox.values(id), expected[static_cast<size_t>(id)].values);
       INFO(name);
-      CHECK(error <= kOutputBound);
-      worst_output.add(error, name);
+      // The last bit, of AdamW's parameters rounded up or down by chance; of 8 bits half of it.
+      switch (b.whole.dtype(id)) {
+        case DType::bf16: CHECK(error <= 0x1p-7); break;
+        case DType::e4m3: CHECK(error <= 0x1p-4); break;
+        case DType::e5m2: CHECK(error <= 0x1p-3); break;
+        default: CHECK(error <= kOutputBound); worst_output.add(error, name);
+      }
     }
 }
 
 void check_gradients(const Subject& subject, ThreadTeam& one, ThreadTeam& three, int only) {
-  const Built b = build(subject, 1, only), b3 = build(subject, 3, only);
+  const Built b = build(subject, {.only = only}), b3 = build(subject, {.threads = 3, .only = only});
   if (b.seeds.empty()) return;
   CHECK(!b.gradients.empty());
   Sandbox start(b.whole), sandbox(b.whole), sandbox3(b3.whole);
@@ -246,7 +157,7 @@ void check_gradients(const Subject& subject, ThreadTeam& one, ThreadTeam& three,
   for (auto& [input, gradient] : b.gradients) {
     const std::string name = subject.name + ": " + b.whole.tensor(gradient).name + " of " + b.whole.tensor(input).name;
     INFO(name);
-    const double error = reference::relative_error(sandbox.values(gradient), finite_differences(subject, b, input));
+    const double error = relative_error(sandbox.values(gradient), finite_differences(subject, b, input));
     CHECK(error <= kGradientBound);
     worst_gradient.add(error, name);
     if (b.whole.tensor(input).role == Role::parameter) of_parameters.emplace_back(gradient, sandbox.values(gradient));
@@ -257,7 +168,7 @@ void check_gradients(const Subject& subject, ThreadTeam& one, ThreadTeam& three,
   check_same(b.whole, sandbox, sandbox3);
   for (auto& [gradient, once] : of_parameters) {
     for (double& v : once) v *= 2;
-    const double error = reference::relative_error(sandbox.values(gradient), once);
+    const double error = relative_error(sandbox.values(gradient), once);
     INFO(subject.name);
     CHECK(error <= kAccumulationBound);
     worst_accumulation.add(error, subject.name);
@@ -272,7 +183,7 @@ void check(const Subject& subject, std::set<std::string>& executed) {
     // A later step, some tokens into a text; most ops do not care.
     check_outputs(subject, one, three, {.learning_rate = 0.01f, .step = 7, .position = 3});
   }
-  const Built b = build(subject, 1);
+  const Built b = build(subject);
   for (const Node& node : b.whole.nodes) {
     check_cost(b.whole, node);
     executed.insert(node.op->name);
@@ -288,53 +199,6 @@ void check(const Subject& subject, std::set<std::string>& executed) {
   }
 }
 
-Subject subject_of(const Op& op, const Example& example, size_t number) {
-  return {op.name + std::string(" ") + std::to_string(number), example.inputs,
-          [&op, attributes = example.attributes](Graph& g, const std::vector<TensorId>& inputs) {
-            g.add(op.name, attributes, inputs, op.name);
-          }};
-}
-
-// What the fusion pass makes: products with an activation function at their end or its derivative, norms with a
-// residual addition, the head with its loss.
-std::vector<Subject> fused_subjects() {
-  using Ids = std::vector<TensorId>;
-  const auto parameter = [](Shape shape) { return Example::Input{.shape = shape, .role = Role::parameter}; };
-  std::vector<Subject> subjects;
-  for (const char* activation : {"gelu", "relu2"}) {
-    const auto half = [=](Graph& g, const Ids& in) {
-      return g.add(activation, {}, {g.add("linear", {}, {in[0], in[1], in[2]}, "hidden")[0]}, "activated")[0];
-    };
-    const auto whole = [=](Graph& g, const Ids& in) { g.add("linear", {}, {half(g, in), in[3]}, "y"); };
-    const std::vector<Example::Input> inputs = {
-        {.shape = {2, 3, 33}}, parameter({37, 33}), parameter({37}), parameter({5, 37})};
-    const std::vector<Example::Input> first(inputs.begin(), inputs.begin() + 3);
-    subjects.push_back({concat("linear + ", activation), first, half, true});
-    subjects.push_back({concat("linear + ", activation, ", forward alone"), first, half, true, true});
-    subjects.push_back({concat("MLP with ", activation), inputs, whole, true});
-  }
-  for (const char* norm : {"layernorm", "rmsnorm"}) {
-    const auto residual = [=](Graph& g, const Ids& in) {
-      const TensorId sum = g.add("add", {}, {in[0], in[1]}, "sum")[0];
-      Ids inputs = {sum, in[2]};
-      if (in.size() > 3) inputs.push_back(in[3]);
-      g.add("add", {}, {sum, g.add(norm, {{"epsilon", 1e-5}}, inputs, "normal")[0]}, "y");
-    };
-    std::vector<Example::Input> inputs = {{.shape = {3, 5, 18}}, {.shape = {3, 5, 18}}, parameter({18})};
-    if (norm == std::string("layernorm")) inputs.push_back(parameter({18}));
-    subjects.push_back({concat("residual + ", norm), inputs, residual, true});
-  }
-  const Example::Input tokens{{2, 6}, DType::int32, 0, 19}, targets{{2, 6}, DType::int32, -1, 19};
-  const auto head = [](Graph& g, const Ids& in) {
-    const TensorId x = g.add("embedding", {}, {in[0], in[2]}, "x")[0];
-    g.add("cross_entropy", {}, {g.add("linear", {}, {x, in.back()}, "logits")[0], in[1]}, "losses");
-  };
-  subjects.push_back({"head and loss", {tokens, targets, parameter({19, 10}), parameter({19, 10})}, head, true});
-  subjects.push_back({"tied head and loss", {tokens, targets, parameter({19, 10})}, head, true});
-  subjects.push_back({"head and loss, forward alone", {tokens, targets, parameter({19, 10})}, head, true, true});
-  return subjects;
-}
-
 }  // namespace
 
 TEST_CASE("ops: every row of the table") {
@@ -345,7 +209,7 @@ TEST_CASE("ops: every row of the table") {
     REQUIRE(static_cast<bool>(op.infer));
     REQUIRE(static_cast<bool>(op.cpu));
     if (!op.examples) continue;
-    REQUIRE_MESSAGE(reference::references().contains(op.name), "an op with examples needs a reference loop: ", op.name);
+    REQUIRE_MESSAGE(references().contains(op.name), "an op with examples needs a reference loop: ", op.name);
     const std::vector<Example> examples = op.examples();
     for (size_t i = 0; i < examples.size(); ++i) check(subject_of(op, examples[i], i), executed);
     CHECK(op_named(op.name) == &op);
@@ -379,15 +243,15 @@ TEST_CASE("ops: a head whose logits take several blocks of rows") {
 TEST_CASE("ops: AdamW leaves everything as it was when the norm is not finite") {
   const std::vector<Example> examples = op_named("adamw")->examples();
   const Subject subject = subject_of(*op_named("adamw"), examples.front(), 0);
-  const Built b = build(subject, 1);
+  const Built b = build(subject);
   ThreadTeam team(2);
   for (double norm : {HUGE_VAL, std::nan("")}) {
     Sandbox before(b.whole), after(b.whole);
     for (Sandbox* s : {&before, &after}) {
       fill(*s, subject, b);
-      s->fill(b.inputs[4], {norm});
+      s->fill(b.inputs[0], {norm});
     }
     after.run(team, {.learning_rate = 0.1f});
-    for (size_t i : {0u, 2u, 3u}) CHECK(before.same_bits(b.inputs[i], after));
+    for (size_t i : {1u, 3u, 4u}) CHECK(before.same_bits(b.inputs[i], after));
   }
 }

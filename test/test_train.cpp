@@ -30,16 +30,16 @@ std::string pattern_text(int lines) {
 
 // A run of `steps` steps in RUN; parameters and losses are compared through the files it leaves.
 Trainer::Outcome train(const std::string& run, const std::string& text, int64_t steps, int64_t stop_at, int threads,
-                       bool resume, size_t memory_budget = 0) {
+                       bool resume, size_t memory_budget = 0, const std::string& optimizer = "adamw") {
   ThreadTeam team(threads);
   TrainOptions o;
   o.data = text, o.out = run, o.batch = 4, o.grad_accum = 2, o.steps = steps, o.lr = 0.01,
-  o.memory_budget = memory_budget;
+  o.memory_budget = memory_budget, o.optimizer = optimizer;
   o.eval_every = 5, o.save_every = stop_at, o.sample_every = 0, o.keep_last = 0;
   Dataset dataset = open_dataset(text, run + "/tokens", team);
   const ModelConfig model = small_model();
   apply_rules(o, model, 100);
-  Trainer trainer(model, o, std::move(dataset), team);
+  Trainer trainer(model, o, std::move(dataset), {team});
   trainer.allocate();
   if (resume) {
     trainer.load(run + "/checkpoints/" + std::to_string(stop_at));
@@ -174,6 +174,23 @@ TEST_CASE("a run is bit for bit the same resumed, on other threads, and with rec
       CHECK(read_file(run + "/checkpoints/12/model.safetensors") == weights);
     }
   }
+  SUBCASE("resumed and on three threads, with Muon") {
+    const auto weights_at_12 = [&](const std::string& run) {
+      return read_file(d.path + run + "/checkpoints/12/model.safetensors");
+    };
+    const double val_loss = train(d.path + "/muon", text, 12, 6, 2, false, 0, "muon").val_loss;
+    CHECK(val_loss < 5.0);
+    CHECK(weights_at_12("/muon") != weights);
+    std::filesystem::create_directories(d.path + "/muon_resumed/checkpoints");
+    std::filesystem::copy(d.path + "/muon/checkpoints/6", d.path + "/muon_resumed/checkpoints/6");
+    CHECK(train(d.path + "/muon_resumed", text, 12, 6, 3, true, 0, "muon").val_loss == val_loss);
+    CHECK(weights_at_12("/muon_resumed") == weights_at_12("/muon"));
+    CHECK(read_file(d.path + "/muon_resumed/checkpoints/12/optimizer.safetensors") ==
+          read_file(d.path + "/muon/checkpoints/12/optimizer.safetensors"));
+    // Another optimizer's state is refused.
+    CHECK_THROWS_WITH_AS(train(d.path + "/muon", text, 12, 6, 2, true),
+                         doctest::Contains("not the state of this optimizer"), Error);
+  }
   SUBCASE("with the smallest memory") {
     size_t budget = 0;
     for (size_t kib = 64; !budget; kib += 16) {  // the smallest budget that is not refused
@@ -198,7 +215,7 @@ TEST_CASE("a step that is not finite changes nothing, and ten of them end the ru
   o.eval_every = 0, o.save_every = 1, o.sample_every = 0, o.keep_last = 0;
   const ModelConfig model = small_model();
   apply_rules(o, model, 0);
-  Trainer trainer(model, o, open_dataset(text, o.out + "/tokens", team), team);
+  Trainer trainer(model, o, open_dataset(text, o.out + "/tokens", team), {team});
   trainer.allocate();
   trainer.initialise();
   CHECK_THROWS_WITH_AS(trainer.run(0), doctest::Contains("not finite"), Error);

@@ -9,7 +9,7 @@
 
 namespace llm {
 
-inline std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
+constexpr std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
   for (int round = 0; round < 10; ++round) {
     const uint64_t a = uint64_t{0xD2511F53} * counter[0];
     const uint64_t b = uint64_t{0xCD9E8D57} * counter[2];
@@ -26,6 +26,17 @@ constexpr uint64_t stream_of(std::string_view name) {
   uint64_t hash = 0xcbf29ce484222325;
   for (char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
   return hash;
+}
+
+// The random bits with which an optimizer step rounds elements 8 `group` to 8 `group` + 7 of a tensor to bf16: 16 bits each,
+// element i's in word i / 2, the lower half first. `stream` is stream_of(the tensor's name).
+constexpr std::array<uint32_t, 4> rounding_bits(uint64_t seed, int64_t step, uint64_t stream, int64_t group) {
+  return philox({static_cast<uint32_t>(group), static_cast<uint32_t>(group >> 32) ^ static_cast<uint32_t>(step >> 32),
+                 static_cast<uint32_t>(stream), static_cast<uint32_t>(stream >> 32)},
+                {static_cast<uint32_t>(seed) ^ static_cast<uint32_t>(seed >> 32), static_cast<uint32_t>(step)});
+}
+constexpr uint32_t rounding_bits_of(const std::array<uint32_t, 4>& bits, int element) {
+  return bits[static_cast<size_t>(element) / 2] >> (element % 2 ? 16 : 0) & 0xffff;
 }
 
 class Random {

@@ -10,14 +10,17 @@
 
 namespace llm {
 
-enum class DType : uint8_t { fp32, bf16, int32 };
+enum class DType : uint8_t { fp32, bf16, e4m3, e5m2, int32 };
 
-inline size_t size_of(DType dtype) { return dtype == DType::bf16 ? 2 : 4; }
+inline bool is_fp8(DType dtype) { return dtype == DType::e4m3 || dtype == DType::e5m2; }
+inline size_t size_of(DType dtype) { return is_fp8(dtype) ? 1 : dtype == DType::bf16 ? 2 : 4; }
 
 inline const char* name_of(DType dtype) {
   switch (dtype) {
     case DType::fp32: return "fp32";
     case DType::bf16: return "bf16";
+    case DType::e4m3: return "e4m3";
+    case DType::e5m2: return "e5m2";
     case DType::int32: return "int32";
   }
   return "?";

@@ -15,8 +15,10 @@
 #include "llm/cli/commands.h"
 #include "llm/cli/options.h"
 #include "llm/device/ceilings.h"
+#include "llm/device/ceilings_cuda.h"
 #include "llm/graph/dump.h"
 #include "llm/graph/program.h"
+#include "llm/graph/staging.h"
 #include "llm/model/gpt.h"
 #include "llm/train/log.h"
 
@@ -107,15 +109,17 @@ std::string shapes_of(const Graph& g, const Node& node) {
 
 class Bench {
  public:
-  Bench(const BenchFlags& flags, ThreadTeam& threads, const ModelConfig& config)
-      : flags_(flags), threads_(threads), config_(config) {
+  Bench(const BenchFlags& flags, const Machine& on, const ModelConfig& config)
+      : flags_(flags), on_(on), config_(config) {
     batch_ = flags.batch ? flags.batch : std::max<int64_t>(1, 1024 / config.context);
-    TrainingGraph t = build_training_graph(config, batch_, config.context, {}, threads.size());
+    TrainingGraph t = build_training_graph(config, batch_, config.context, {}, on.target());
     tokens_ = t.tokens, targets_ = t.targets, loss_weights_ = t.loss_weights;
     Compiled compiled = compile(std::move(t.graph), t.results(), {});
     layout_.add(compiled.graph);
     const size_t needed = compiled.persistent_bytes + compiled.plan.bytes;
-    std::cerr << "bench: " << format_bytes(needed) << " of memory, " << threads.size() << " threads\n";
+    std::cerr << "bench: " << format_bytes(needed) << " of memory, "
+              << (on.cuda ? on.cuda->properties().name : concat(on.threads.size(), " threads")) << ", "
+              << name_of(on.dtype) << "\n";
     if (!flags.only.empty()) {
       // The same places in memory, but no other node.
       Compiled part = compiled;
@@ -125,13 +129,13 @@ class Bench {
       part_ = std::make_unique<Program>(std::move(part), layout_);
     }
     whole_ = std::make_unique<Program>(std::move(compiled), layout_);
-    arena_ = std::make_unique<Arena>(whole_->arena_bytes());
-    whole_->bind(*arena_, threads);
-    if (part_) part_->bind(*arena_, threads);
+    arena_ = std::make_unique<Arena>(whole_->arena_bytes(), on.cuda);
+    whole_->bind(*arena_, on.threads);
+    if (part_) part_->bind(*arena_, on.threads);
   }
 
   void run() {
-    machine_ = measure_ceilings(threads_);
+    machine_ = on_.cuda ? measure_cuda_ceilings(*on_.cuda, on_.dtype) : measure_ceilings(on_.threads);
     initialise_parameters();
     // Warm-up: fresh memory is brought in page by page. It also fills the arena for the program of one op.
     fill_inputs(0);
@@ -144,7 +148,12 @@ class Bench {
     for (int64_t step = 0; step < flags_.steps; ++step) {
       fill_inputs(step + 2);
       std::vector<double> seconds(g.nodes.size(), 0);
-      const double wall = run_once(program, step + 2, &seconds);
+      double wall = run_once(program, step + 2, &seconds);
+      // On a GPU the nodes are timed one by one, the step as the captured whole that training launches.
+      if (on_.cuda) {
+        fill_inputs(step + 2);
+        wall = run_once(program, step + 2, nullptr);
+      }
       double sum = 0;
       for (Row& row : ops_) row.seconds.push_back(0);
       for (Row& row : nodes_) row.seconds.push_back(0);
@@ -186,7 +195,9 @@ class Bench {
             {"parameters", parameter_count(config_)},
             {"batch", batch_},
             {"context", config_.context},
-            {"threads", threads_.size()},
+            {"device", on_.cuda ? on_.cuda->properties().name : "cpu"},
+            {"dtype", name_of(on_.dtype)},
+            {"threads", on_.threads.size()},
             {"steps", flags_.steps},
             {"only", flags_.only},
             {"ceilings",
@@ -204,8 +215,12 @@ class Bench {
 
  private:
   void initialise_parameters() {
-    const Graph& g = whole_->graph();
-    for (const Parameter& p : parameter_table(config_)) initialise(threads_, p, 1, whole_->data(g.find(p.name)));
+    Staging staging(*arena_, layout_);
+    for (const Parameter& p : parameter_table(config_)) {
+      initialise(on_.threads, p, 1, staging.room(p.name, p.shape.elements()));
+      if (on_.dtype == DType::bf16) initialise(on_.threads, p, 1, staging.room(master_of(p.name), p.shape.elements()));
+    }
+    staging.flush();
   }
 
   // Before each step: inputs are places in the arena, too, that other tensors take over after their last use.
@@ -215,17 +230,19 @@ class Bench {
     const auto token = [&](int64_t i) {
       return static_cast<int32_t>(random.uniform(static_cast<uint64_t>(i)) * static_cast<double>(config_.vocabulary));
     };
-    for (int64_t i = 0; i < count; ++i) {
-      whole_->data<int32_t>(tokens_)[i] = token(i);
-      whole_->data<int32_t>(targets_)[i] = token(i + 1);
-      whole_->data(loss_weights_)[i] = 1.0f / static_cast<float>(count);
-    }
+    std::vector<int32_t> tokens(static_cast<size_t>(count) + 1);
+    for (int64_t i = 0; i <= count; ++i) tokens[static_cast<size_t>(i)] = token(i);
+    whole_->write(tokens_, tokens.data());
+    whole_->write(targets_, tokens.data() + 1);
+    const std::vector<float> weights(static_cast<size_t>(count), 1.0f / static_cast<float>(count));
+    whole_->write(loss_weights_, weights.data());
   }
 
-  static double run_once(Program& program, int64_t step, std::vector<double>* seconds) {
+  double run_once(Program& program, int64_t step, std::vector<double>* seconds) const {
     program.step = {.learning_rate = 1e-4f, .step = step};
     const auto start = std::chrono::steady_clock::now();
     program.run(Phase::forward, Phase::optimizer, seconds);
+    if (on_.cuda) on_.cuda->wait();
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
 
@@ -251,7 +268,7 @@ class Bench {
   }
 
   const BenchFlags& flags_;
-  ThreadTeam& threads_;
+  Machine on_;
   ModelConfig config_;
   int64_t batch_ = 0;
   TensorId tokens_ = kNone, targets_ = kNone, loss_weights_ = kNone;
@@ -309,7 +326,7 @@ void print_rows(const ordered_json& result, const ordered_json& earlier, const c
 void print_text(const ordered_json& r, const ordered_json& earlier, bool nodes) {
   const auto& c = r["ceilings"];
   const auto value = [](const ordered_json& object, const char* key) { return object[key].get<double>(); };
-  std::cout << "machine   " << format("%.0f GFLOP/s fp32; ", value(c, "gflops"))
+  std::cout << "machine   " << format("%.0f GFLOP/s %s; ", value(c, "gflops"), r["dtype"].get<std::string>().c_str())
             << format("memory: read %.1f, copy %.1f, update %.1f GB/s; ", value(c, "read_gbs"), value(c, "copy_gbs"),
                       value(c, "update_gbs"))
             << format("cache (%zu MiB): %.1f, %.1f, %.1f GB/s; %d threads\n", Ceilings::kCachedBytes >> 20,
@@ -332,23 +349,50 @@ void print_text(const ordered_json& r, const ordered_json& earlier, bool nodes) 
               << ratio_text(value(earlier["step"], "ms"), wall) << "\n";
 }
 
+// One table, for reports.
+void print_markdown(const ordered_json& r, bool nodes) {
+  const auto value = [](const ordered_json& object, const char* key) { return object[key].get<double>(); };
+  const auto &c = r["ceilings"], &step = r["step"];
+  std::cout << "| " << r["device"].get<std::string>() << ", " << r["dtype"].get<std::string>() << ", "
+            << r["model"].get<std::string>()
+            << format(", %d x %d tokens", r["batch"].get<int>(), r["context"].get<int>())
+            << " | calls | ms | % of step | TFLOP/s | GB/s | floor ms | bound | of the ceiling |\n"
+            << "|---|---:|---:|---:|---:|---:|---:|---|---:|\n";
+  for (const ordered_json& row : r[nodes ? "nodes" : "ops"]) {
+    const double ms = row["ms"], floor = row["floor_ms"];
+    std::cout << "| " << row["name"].get<std::string>()
+              << format(" | %d | %.3f | %.1f | %.1f | %.0f | %.3f | %s | %.0f %% |\n", row["calls"].get<int>(), ms,
+                        100 * ms / value(step, "ops_ms"), value(row, "gflops") * 1e-3, value(row, "gbs"), floor,
+                        row["bound"].get<std::string>().c_str(), ms > 0 ? 100 * floor / ms : 0.0);
+  }
+  std::cout << format("| the whole step | | %.3f | | | | %.3f | | %.0f %% |\n", value(step, "ms"),
+                      value(step, "floor_ms"), 100 * value(step, "floor_ms") / value(step, "ms"))
+            << format("\nCeilings measured: %.1f TFLOP/s, read %.0f, copy %.0f, update %.0f GB/s.",
+                      value(c, "gflops") * 1e-3, value(c, "read_gbs"), value(c, "copy_gbs"), value(c, "update_gbs"));
+  if (step.contains("mfu"))
+    std::cout << format(" %.0f tokens/s, MFU %.1f %%.", value(step, "tokens_per_second"), 100 * value(step, "mfu"));
+  std::cout << "\n";
+}
+
 void bench(const BenchFlags& flags) {
   flags.device.check();
-  if (flags.format != "text" && flags.format != "json")
-    fail_usage("unknown --format ", flags.format, "; known: text, json");
+  if (flags.format != "text" && flags.format != "json" && flags.format != "markdown")
+    fail_usage("unknown --format ", flags.format, "; known: text, json, markdown");
   // Read first: a wrong file should not cost a measurement.
   const ordered_json earlier = flags.compare.empty() ? ordered_json() : read_earlier(flags.compare);
-  ThreadTeam threads(flags.device.threads);
-  Bench bench(flags, threads, flags.model.resolve(0, "small"));
+  OpenedMachine opened(flags.device);
+  Bench bench(flags, opened.machine(), flags.model.resolve(0, "small"));
   bench.run();
   const ordered_json result = bench.result();
-  for (const char* key : {"model", "parameters", "batch", "context", "threads", "only"})
+  for (const char* key : {"model", "parameters", "batch", "context", "device", "dtype", "threads", "only"})
     if (!earlier.is_null() && earlier.value(key, ordered_json()) != result[key])
       std::cerr << "bench: " << flags.compare << " was measured with another " << key << ": "
                 << earlier.value(key, ordered_json()).dump() << ", now " << result[key].dump() << "\n";
   if (!flags.save.empty()) write_file_atomically(flags.save, result.dump(1) + "\n");
   if (flags.format == "json") {
     std::cout << result.dump(1) << "\n";
+  } else if (flags.format == "markdown") {
+    print_markdown(result, flags.nodes);
   } else {
     print_text(result, earlier, flags.nodes);
   }
@@ -367,7 +411,7 @@ void add_bench(CLI::App& app) {
       ->capture_default_str();
   command->add_flag("--nodes", flags->nodes, "a line for each shape, not only for each op");
   command->add_option("--only", flags->only, "time the nodes of this op alone (`train_gpt graph --ops` lists them)");
-  command->add_option("--format", flags->format, "text or json")->capture_default_str();
+  command->add_option("--format", flags->format, "text, json or markdown")->capture_default_str();
   command->add_option("--save", flags->save, "write the result to this file, as JSON");
   command->add_option("--compare", flags->compare, "a file from an earlier --save: print how much faster it is now");
   flags->device.add_to(*command);

@@ -9,6 +9,8 @@ void add_detokenize(CLI::App& app);
 void add_train(CLI::App& app);
 void add_eval(CLI::App& app);
 void add_generate(CLI::App& app);
+void add_import(CLI::App& app);
+void add_export(CLI::App& app);
 void add_graph(CLI::App& app);
 void add_bench(CLI::App& app);
 

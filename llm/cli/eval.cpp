@@ -156,8 +156,9 @@ std::string result_text(const EvalFlags& flags, const Evaluator::Result& result,
 
 void evaluate(const EvalFlags& flags) {
   flags.device.check();
-  ThreadTeam threads(flags.device.threads);
-  LoadedModel model(flags.model);
+  OpenedMachine opened(flags.device);
+  ThreadTeam& threads = opened.threads();
+  LoadedModel model(flags.model, opened.machine().dtype);
   const int64_t context = flags.context ? flags.context : model.config().context;
   if (context > model.config().context)
     fail_usage("--context ", context, " is longer than the model's of ", model.config().context);
@@ -165,8 +166,8 @@ void evaluate(const EvalFlags& flags) {
 
   // About 4096 tokens fill the threads; more would only take memory.
   const int64_t batch = flags.batch ? flags.batch : std::clamp<int64_t>(4096 / context, 1, 64);
-  Evaluator evaluator(model.config(), batch, context, model.layout(), threads.size());
-  evaluator.bind(model.load(evaluator.arena_bytes()), threads);
+  Evaluator evaluator(model.config(), batch, context, model.layout(), opened.machine().target());
+  evaluator.bind(model.load(evaluator.arena_bytes(), opened.cuda()), threads);
   const bool terminal = ::isatty(STDERR_FILENO) == 1;
   ProgressLine progress;
   const Evaluator::Result result = evaluator.run(*data.stream, flags.batches, [&](int64_t done, int64_t total) {

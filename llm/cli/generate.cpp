@@ -17,6 +17,7 @@
 #include "llm/cli/options.h"
 #include "llm/infer/generator.h"
 #include "llm/infer/loaded_model.h"
+#include "llm/model/huggingface.h"
 
 namespace llm {
 namespace {
@@ -84,8 +85,13 @@ std::vector<int32_t> prompt_of(const GenerateFlags& flags, const LoadedModel& mo
   const bool text = !flags.prompt.empty();
   if (!model.tokenizer() && (text || !flags.ids))
     fail("the model has no tokenizer for text (", model.no_tokenizer(), "); use --prompt-ids with --ids");
-  if (text) model.tokenizer()->encode(flags.prompt, true, prompt);
+  if (text) {
+    prompt = model.tokenizer()->text_prefix();
+    model.tokenizer()->encode(flags.prompt, true, prompt);
+  }
   if (prompt.empty()) {
+    if (model.tokenizer()) prompt = model.tokenizer()->text_prefix();
+    if (!prompt.empty()) return prompt;
     const int32_t end_of_text = model.tokenizer() ? model.tokenizer()->end_of_text() : -1;
     if (end_of_text < 0)
       fail_usage("an empty prompt needs an end-of-text token to start from, which this model has not; give --prompt");
@@ -102,21 +108,25 @@ std::vector<int32_t> prompt_of(const GenerateFlags& flags, const LoadedModel& mo
 void generate(const GenerateFlags& flags) {
   using Clock = std::chrono::steady_clock;
   flags.device.check();
-  LoadedModel model(flags.model);
+  LoadedModel model(flags.model, flags.device.precision());
   Sampler(flags.sampling, 1);  // checks the options before the weights are read
   const std::vector<int32_t> prompt = prompt_of(flags, model);
   const int32_t stop = model.tokenizer() && !flags.no_stop ? model.tokenizer()->end_of_text() : -1;
-  ThreadTeam threads(flags.device.threads);
-  Generator generator(model.config(), model.layout(), threads.size());
-  generator.bind(model.load(generator.arena_bytes()), threads);
+  std::vector<int> stops;  // what the model's files name
+  if (!flags.no_stop) stops = read_end_tokens(model.checkpoint().path).eos;
+  OpenedMachine opened(flags.device);
+  Generator generator(model.config(), model.layout(), opened.machine().target());
+  generator.bind(model.load(generator.arena_bytes(), opened.cuda()), opened.threads());
 
   Output output;
   std::string pending;
+  bool strip = false;  // the blank that the tokenizer's words begin with, of the first one
   if (!flags.ids) {
     // Ids that were given are shown as the text they stand for, unlike the end of text that an empty prompt becomes.
     if (!flags.prompt.empty()) pending = flags.prompt;
     if (!flags.prompt_ids.empty())
       for (const int32_t id : prompt) pending += text_of(*model.tokenizer(), id);
+    if (pending.empty()) strip = model.tokenizer()->strips_leading_blank();
     const size_t held = incomplete_tail(pending);
     output.write(std::string_view(pending).substr(0, pending.size() - held));
     pending.erase(0, pending.size() - held);
@@ -125,9 +135,12 @@ void generate(const GenerateFlags& flags) {
   auto first = begin;
   int64_t made = 0;
   generator.generate(prompt, flags.max_tokens, flags.sampling, stop, [&](int32_t id) {
+    if (std::find(stops.begin(), stops.end(), id) != stops.end()) return false;
     if (made++ == 0) first = Clock::now();
     if (flags.ids) return output.write((made > 1 ? " " : "") + std::to_string(id));
-    pending += text_of(*model.tokenizer(), id);
+    std::string_view piece = text_of(*model.tokenizer(), id);
+    if (strip && made == 1 && piece.starts_with(' ')) piece.remove_prefix(1);
+    pending += piece;
     const size_t whole = pending.size() - incomplete_tail(pending);
     const bool go_on = output.write(std::string_view(pending).substr(0, whole));
     pending.erase(0, whole);

@@ -2,15 +2,25 @@
 
 #include <CLI/CLI.hpp>
 
+#include <cctype>
+#include <cstdlib>
+
+#include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
 #include "llm/device/cuda.h"
+#include "llm/device/gemm_plans.h"
 
 namespace llm {
 
 void DeviceOptions::add_to(CLI::App& app) {
   app.add_option("--device", device, "Where to run: auto, cpu or cuda")->capture_default_str()->group("Machine");
-  app.add_option("--dtype", dtype, "Precision of parameters and activations: fp32")
-      ->capture_default_str()
+  app.add_option("--dtype", dtype,
+                 "Precision of parameters and activations: fp32, bf16, or fp8, which is bf16 with products in 8 bits "
+                 "(bf16 on a GPU, else fp32)")
+      ->group("Machine");
+  app.add_flag("--tf32", tf32, "fp32 products on a GPU's tensor cores, whose inputs have 10 bits")->group("Machine");
+  app.add_flag("!--no-gemm-tuning", gemm_tuning,
+               "On a GPU: take cuBLASLt's first choice instead of timing its algorithms once for each shape")
       ->group("Machine");
   app.add_option("--threads", threads, "CPU threads; 0: all that this process may use")
       ->capture_default_str()
@@ -21,12 +31,55 @@ void DeviceOptions::add_to(CLI::App& app) {
 void DeviceOptions::check() const {
   if (device != "auto" && device != "cpu" && device != "cuda")
     fail_usage("unknown --device ", device, "; known: auto, cpu, cuda");
-  if (device == "cuda")
-    fail_usage("--device cuda: the ops have no CUDA kernels in this version (", describe_cuda_devices(),
-               "); use --device cpu");
-  if (dtype == "bf16" || dtype == "fp8")
-    fail_usage("--dtype ", dtype, " is not supported on the CPU in this version; use --dtype fp32");
-  if (dtype != "fp32") fail_usage("unknown --dtype ", dtype, "; known: fp32");
+  if (dtype != "auto" && dtype != "fp32" && dtype != "bf16" && dtype != "fp8")
+    fail_usage("unknown --dtype ", dtype, "; known: fp32, bf16, fp8");
+  if (device == "cuda" && !cuda_is_built_in())
+    fail_usage(
+        "--device cuda: this binary was built without the CUDA Toolkit; build it with nvcc, or use --device cpu");
+  if (device == "cuda" && count_cuda_devices() == 0)
+    fail_usage("--device cuda: ", describe_cuda_devices(), "; use --device cpu");
+  if (tf32 && !on_cuda()) fail_usage("--tf32 is for GPUs; leave it out, or use --device cuda");
+  if (tf32 && precision() != DType::fp32) fail_usage("--tf32 is for --dtype fp32");
+}
+
+bool DeviceOptions::on_cuda() const {
+  return device == "cuda" || (device == "auto" && cuda_is_built_in() && count_cuda_devices() > 0);
+}
+
+DType DeviceOptions::precision() const {
+  if (dtype == "auto") return on_cuda() ? DType::bf16 : DType::fp32;
+  return dtype == "bf16" || dtype == "fp8" ? DType::bf16 : DType::fp32;
+}
+
+namespace {
+
+// Which algorithms were found fastest is kept, so that later runs on this machine have the same bits; empty: nowhere to.
+std::string tuning_file(const CudaProperties& device) {
+  const char *cache = std::getenv("XDG_CACHE_HOME"), *home = std::getenv("HOME");
+  if (!(cache && *cache) && !(home && *home)) return "";
+  const std::string directory = cache && *cache ? concat(cache, "/train_gpt") : concat(home, "/.cache/train_gpt");
+  std::string name = device.name;
+  for (char& c : name)
+    if (!std::isalnum(static_cast<unsigned char>(c))) c = '-';
+  make_directories(directory);
+  return directory + "/gemm-" + name + ".txt";
+}
+
+}  // namespace
+
+OpenedMachine::OpenedMachine(const DeviceOptions& options)
+    : threads_(options.threads), dtype_(options.precision()), fp8_(options.dtype == "fp8") {
+  if (!options.on_cuda()) return;
+  cuda_ = std::make_unique<CudaDevice>();
+  cuda_->allow_tf32 = options.tf32;
+  if (const std::string file = options.gemm_tuning ? tuning_file(cuda_->properties()) : ""; !file.empty()) {
+    cuda_->gemm_plans()->remember(file);
+    cuda_->gemm_plans()->tune(true);
+  }
+  constexpr int kFirstWithFp8 = 89;  // Ada; Hopper is 90
+  if (const CudaProperties& p = cuda_->properties(); fp8_ && p.compute_capability < kFirstWithFp8)
+    fail_usage("--dtype fp8 needs a GPU of compute capability 8.9 or later, ", p.name, " has ",
+               p.compute_capability / 10, ".", p.compute_capability % 10, "; use --dtype bf16");
 }
 
 void ModelOptions::add_to(CLI::App& app, const char* named) {

@@ -2,7 +2,10 @@
 #pragma once
 #include <string>
 
+#include <memory>
+
 #include "llm/base/threads.h"
+#include "llm/graph/program.h"
 #include "llm/model/config.h"
 
 namespace CLI {
@@ -11,14 +14,33 @@ class App;
 
 namespace llm {
 
-// --device, --dtype, --threads
+// --device, --dtype, --tf32, --no-gemm-tuning, --threads
 struct DeviceOptions {
-  std::string device = "auto", dtype = "fp32";
+  std::string device = "auto", dtype = "auto";
+  bool tf32 = false, gemm_tuning = true;
   int threads = 0;  // 0: all that this process may use
 
   void add_to(CLI::App& app);
   // Throws UsageError for what this build or machine cannot do, naming the flag that would; never falls back.
   void check() const;
+  bool on_cuda() const;     // what `device` means here
+  DType precision() const;  // what `dtype` means there, of tensors: fp8 runs hold bf16
+  std::string dtype_name() const { return dtype == "fp8" ? dtype : name_of(precision()); }
+};
+
+// The threads and the device that the options name.
+class OpenedMachine {
+ public:
+  explicit OpenedMachine(const DeviceOptions& options);
+  ThreadTeam& threads() { return threads_; }
+  CudaDevice* cuda() { return cuda_.get(); }
+  Machine machine() { return {threads_, cuda_.get(), dtype_, fp8_}; }
+
+ private:
+  ThreadTeam threads_;
+  std::unique_ptr<CudaDevice> cuda_;
+  DType dtype_;
+  bool fp8_;
 };
 
 // [MODEL] and the flags for dimensions and switches. What is not given comes from the preset or the defaults.

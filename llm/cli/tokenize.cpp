@@ -8,25 +8,33 @@
 #include <vector>
 
 #include "llm/base/error.h"
+#include "llm/base/mapped_file.h"
 #include "llm/base/threads.h"
 #include "llm/cli/commands.h"
 #include "llm/cli/progress.h"
+#include "llm/text/split_pattern.h"
 #include "llm/text/tokenize.h"
 #include "llm/text/tokenizer.h"
+#include "llm/text/train_bpe.h"
 
 namespace llm {
 namespace {
 
 struct TokenizeFlags {
   std::vector<std::string> inputs;
-  std::string tokenizer = "bytes";
-  std::string out;
+  std::string tokenizer, pattern, out;
   double val_fraction = 0.1;
+  int64_t train_vocabulary = 0;
   int threads = 0;
   bool ids = false, special = false;
 };
 
-constexpr char kTokenizerHelp[] = "\"bytes\" (ids are the bytes, 256 is <|endoftext|>) or the path of a tokenizer.json";
+constexpr char kTokenizerHelp[] =
+    "\"bytes\" (ids are the bytes, 256 is <|endoftext|>), or the path of a tokenizer.json, a tiktoken rank file, "
+    "GPT-2's vocab.bpe with encoder.json beside it, llama2.c's tokenizer.bin";
+constexpr char kPatternHelp[] =
+    "how text is split for a tiktoken rank file or a vocabulary to train: gpt2, cl100k_base or o200k_base (as the "
+    "file's name or size tells; gpt2)";
 
 std::string read_standard_input() {
   std::string text(size_t{1} << 16, '\0');
@@ -46,8 +54,12 @@ void write_standard_output(std::string_view text) {
 }
 
 void print_ids(const TokenizeFlags& flags) {
+  const auto tokenizer = load_tokenizer(flags.tokenizer, flags.pattern);
   std::vector<int32_t> ids;
-  load_tokenizer(flags.tokenizer)->encode(read_standard_input(), flags.special, ids);
+  if (flags.special) ids = tokenizer->text_prefix();
+  tokenizer->encode(read_standard_input(), flags.special, ids);
+  if (flags.special)
+    for (const int32_t id : tokenizer->text_suffix()) ids.push_back(id);
   std::string line;
   for (const int32_t id : ids) {
     char digits[16];
@@ -57,9 +69,31 @@ void print_ids(const TokenizeFlags& flags) {
   write_standard_output(line + "\n");
 }
 
+// Trained on the part of the text that is not held out.
+std::unique_ptr<Tokenizer> train_tokenizer(const TokenizeFlags& flags, ThreadTeam& threads) {
+  const std::string pattern = split_pattern_named(flags.pattern.empty() ? "gpt2" : flags.pattern);
+  std::vector<MappedFile> files;
+  size_t left = 0;
+  for (const std::string& input : flags.inputs) left += files.emplace_back(input).bytes().size();
+  left -= static_cast<size_t>(static_cast<double>(left) * flags.val_fraction);
+  std::vector<std::string_view> texts;
+  for (const MappedFile& file : files) {
+    const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+    texts.push_back(text.substr(0, left));
+    left -= texts.back().size();
+  }
+  Progress progress("count pieces");
+  auto tokenizer = train_bpe(texts, flags.train_vocabulary, pattern, threads,
+                             [&](int64_t done, int64_t total) { progress.update(done, total); });
+  std::fprintf(stderr, "trained a vocabulary of %lld tokens in %.2f s\n",
+               static_cast<long long>(tokenizer->vocabulary()), progress.seconds());
+  return tokenizer;
+}
+
 void write_shards(const TokenizeFlags& flags) {
-  const auto tokenizer = load_tokenizer(flags.tokenizer);
   ThreadTeam threads(flags.threads);
+  const auto tokenizer =
+      flags.train_vocabulary ? train_tokenizer(flags, threads) : load_tokenizer(flags.tokenizer, flags.pattern);
   Progress progress("tokenize");
   const TokenizeResult result = tokenize_files(flags.inputs, *tokenizer, flags.out, flags.val_fraction, threads,
                                                [&](int64_t done, int64_t total) { progress.update(done, total); });
@@ -78,6 +112,16 @@ void write_shards(const TokenizeFlags& flags) {
 
 void tokenize(const TokenizeFlags& flags) {
   const bool standard_input = flags.inputs.size() == 1 && flags.inputs[0] == "-";
+  if (flags.train_vocabulary) {
+    if (!flags.tokenizer.empty() && flags.tokenizer != "bytes")
+      fail_usage("--train-vocab makes a tokenizer of its own: it does not go with --tokenizer ", flags.tokenizer);
+    if (flags.ids) fail_usage("--train-vocab does not go with --ids");
+    if (flags.train_vocabulary < 257) fail_usage("--train-vocab must be 257 or more, not ", flags.train_vocabulary);
+    if (!(flags.val_fraction >= 0 && flags.val_fraction < 1))
+      fail_usage("--val-fraction must be in [0, 1), not ", flags.val_fraction);
+  } else if (flags.tokenizer.empty()) {
+    fail_usage("--tokenizer is required: bytes, a path, or --train-vocab N instead");
+  }
   if (flags.ids) {
     if (!standard_input) fail_usage("--ids reads standard input: tokenize - --ids < FILE");
     if (!flags.out.empty()) fail_usage("--ids prints to standard output: it does not go with --out");
@@ -90,11 +134,11 @@ void tokenize(const TokenizeFlags& flags) {
   write_shards(flags);
 }
 
-void detokenize(const std::string& spec) {
-  const auto tokenizer = load_tokenizer(spec);
+void detokenize(const std::string& spec, const std::string& pattern) {
+  const auto tokenizer = load_tokenizer(spec, pattern);
   const std::string text = read_standard_input();
   const auto is_space = [](char c) { return c == ' ' || (c >= '\t' && c <= '\r'); };
-  std::string bytes;
+  std::vector<int32_t> ids;
   const char *next = text.data(), *end = next + text.size();
   for (;;) {
     while (next != end && is_space(*next)) ++next;
@@ -103,10 +147,10 @@ void detokenize(const std::string& spec) {
     const auto [after, error] = std::from_chars(next, end, id);
     if (error != std::errc() || (after != end && !is_space(*after)))
       fail("standard input, byte ", next - text.data(), ": not a token id; ids are whole numbers between blanks");
-    bytes += tokenizer->bytes_of(id);
+    ids.push_back(id);
     next = after;
   }
-  write_standard_output(bytes);
+  write_standard_output(tokenizer->decode(ids));
 }
 
 }  // namespace
@@ -119,7 +163,10 @@ void add_tokenize(CLI::App& app) {
                    "text files, joined in this order with an end-of-text token between them; "
                    "or - for standard input, with --ids")
       ->required();
-  command->add_option("--tokenizer", flags->tokenizer, kTokenizerHelp)->required();
+  command->add_option("--tokenizer", flags->tokenizer, kTokenizerHelp);
+  command->add_option("--pattern", flags->pattern, kPatternHelp);
+  command->add_option("--train-vocab", flags->train_vocabulary,
+                      "instead of --tokenizer: train a byte-level BPE of so many tokens on the text");
   command->add_option("--out", flags->out,
                       "the directory to write train_*.bin, val_*.bin, tokenizer.json and dataset.json "
                       "to; an earlier data set there is replaced");
@@ -131,7 +178,8 @@ void add_tokenize(CLI::App& app) {
       ->capture_default_str();
   command->add_flag("--ids", flags->ids, "print the ids of standard input on one line instead");
   command->add_flag("--special", flags->special,
-                    "with --ids: <|endoftext|> in the text is the special token, not text");
+                    "with --ids: names of special tokens in the text are those tokens, and what the tokenizer puts "
+                    "around a text (a beginning-of-text token) is put there");
   command->footer(
       "In files the line <|endoftext|> between stories or books becomes the end-of-text token. The shards are those "
       "of\n"
@@ -139,21 +187,23 @@ void add_tokenize(CLI::App& app) {
       "Examples:\n"
       "  train_gpt tokenize tinyshakespeare.txt --tokenizer bytes --out data/shakespeare\n"
       "  train_gpt train --data data/shakespeare --out runs/shakespeare\n"
+      "  train_gpt tokenize books.txt --train-vocab 8192 --out data/books\n"
       "  echo -n 'Hello' | train_gpt tokenize - --tokenizer bytes --ids        prints 72 101 108 108 111");
   command->callback([flags] { tokenize(*flags); });
 }
 
 void add_detokenize(CLI::App& app) {
-  const auto spec = std::make_shared<std::string>();
+  const auto spec = std::make_shared<std::string>(), pattern = std::make_shared<std::string>();
   CLI::App* command =
       app.add_subcommand("detokenize", "Turn token ids on standard input into the bytes they stand for");
   command->add_option("--tokenizer", *spec, kTokenizerHelp)->required();
+  command->add_option("--pattern", *pattern, kPatternHelp);
   command->footer(
       "The ids stand between blanks or on lines of their own. The bytes go to standard output as they are, without a\n"
       "newline at the end; they need not be whole UTF-8 characters.\n\n"
       "Example:\n"
       "  echo 72 101 108 108 111 | train_gpt detokenize --tokenizer bytes        prints Hello");
-  command->callback([spec] { detokenize(*spec); });
+  command->callback([spec, pattern] { detokenize(*spec, *pattern); });
 }
 
 }  // namespace llm

@@ -13,6 +13,7 @@
 #include "llm/cli/options.h"
 #include "llm/cli/progress.h"
 #include "llm/device/ceilings.h"
+#include "llm/device/ceilings_cuda.h"
 #include "llm/model/huggingface.h"
 #include "llm/train/trainer.h"
 
@@ -51,7 +52,9 @@ void add_flags(CLI::App& app, Arguments& a) {
       ->check(positive)
       ->group("Length");
 
-  app.add_option("--optimizer", o.optimizer, "adamw")->capture_default_str()->group("Optimizer");
+  app.add_option("--optimizer", o.optimizer, "adamw, or muon for the matrices of the blocks")
+      ->capture_default_str()
+      ->group("Optimizer");
   app.add_option("--lr", o.lr, "Peak learning rate (0.64 / channels)")
       ->check(CLI::Range(1e-12, 1e3).description(""))
       ->group("Optimizer");
@@ -182,10 +185,34 @@ void print_plan(const ModelConfig& model, const TrainOptions& o, const std::vect
       if (r.pass == "recomputation") std::cerr << "memory: " << r.pass << " of " << r.detail << "\n";
 }
 
+bool is_text_file(const std::string& data) {
+  std::error_code none;
+  return std::filesystem::is_regular_file(data, none) && !data.ends_with(".bin");
+}
+
+// The config of the model that training begins with. Only the context may be another, and a shorter one.
+ModelConfig trained_config(const Arguments& a, const std::string& origin, int64_t data_vocabulary) {
+  ModelConfig model = read_config(origin);
+  for (const char* flag : {"--architecture", "--norm", "--positions", "--activation", "--qk-norm", "--bias",
+                           "--tied-head", "--layers", "--heads", "--kv-heads", "--channels", "--head-size", "--hidden"})
+    if (const CLI::Option* option = a.app->get_option_no_throw(flag); option && option->count())
+      fail_usage(flag, " belongs to the model in ", origin, " and cannot change");
+  if (a.model.context) {
+    if (a.model.context > model.context || (a.model.context < model.context && model.positions == Positions::learned))
+      fail_usage("--context ", a.model.context, " is not possible for the model in ", origin, ", which has ",
+                 model.context);
+    model.context = a.model.context;
+  }
+  if (data_vocabulary > model.vocabulary)
+    fail(a.train.data, " was tokenized for a vocabulary of ", data_vocabulary, ", more than the ", model.vocabulary,
+         " of the model in ", origin);
+  return model;
+}
+
 void train(Arguments& a) {
   a.device.check();
   TrainOptions& o = a.train;
-  if (o.optimizer != "adamw") fail_usage("unknown --optimizer ", o.optimizer, "; known: adamw");
+  optimizer_named(o.optimizer);
   schedule_named(o.schedule);
   if (!a.memory_budget.empty()) o.memory_budget = parse_bytes(a.memory_budget);
   // A range check lets "nan" through.
@@ -197,8 +224,13 @@ void train(Arguments& a) {
                               {"--grad-clip", o.grad_clip},
                               {"--val-fraction", o.val_fraction}})
     if (!std::isfinite(value)) fail_usage(flag, " must be a number, not ", value);
-  a.model.resolve(1, kDefaultModel);  // what is wrong with the model's flags is said before any work
-  ThreadTeam threads(a.device.threads);
+  // A trained model goes on from its weights.
+  std::error_code none;
+  const std::string origin = !a.resume && std::filesystem::is_directory(a.model.preset, none)
+                                 ? find_checkpoint(a.model.preset, Which::best).path
+                                 : "";
+  if (origin.empty())
+    a.model.resolve(1, kDefaultModel);  // what is wrong with the model's flags is said before any work
 
   CheckpointInfo checkpoint;
   if (a.resume) {
@@ -206,6 +238,7 @@ void train(Arguments& a) {
     checkpoint = find_checkpoint(o.out, Which::newest);
     if (!checkpoint.skipped.empty()) std::cerr << checkpoint.skipped << "\n";
     o = resumed_options(a, checkpoint);
+    a.device.dtype = o.dtype;
   } else {
     if (o.data.empty()) fail_usage("--data is missing: give a text file or a directory of token shards");
     if (o.steps && o.tokens) fail_usage("--steps and --tokens both say how long; give one");
@@ -213,10 +246,18 @@ void train(Arguments& a) {
     if (std::filesystem::exists(o.out + "/checkpoints") && !list_checkpoints(o.out).empty())
       fail_usage(o.out, " already holds a run: go on with it by --resume, or choose another --out");
   }
+  o.dtype = a.device.dtype_name();
+  OpenedMachine opened(a.device);
+  ThreadTeam& threads = opened.threads();
   make_directories(o.out);
 
   Dataset dataset = [&] {
     Progress bar("tokenize");  // cleared away at the end: the result is the run itself
+    if (!origin.empty() && is_text_file(o.data)) {
+      tokenize_files({o.data}, *load_tokenizer(origin), o.out + "/tokens", o.val_fraction, threads,
+                     [&](int64_t done, int64_t total) { bar.update(done, total); });
+      return open_dataset(o.out + "/tokens", "", threads, o.val_fraction);
+    }
     return open_dataset(o.data, o.out + "/tokens", threads, o.val_fraction,
                         [&](int64_t done, int64_t total) { bar.update(done, total); });
   }();
@@ -228,30 +269,36 @@ void train(Arguments& a) {
   o.data_tokens = train_tokens;
 
   const int64_t vocabulary = dataset.vocabulary ? dataset.vocabulary : 50257;
-  const ModelConfig model =
-      a.resume ? read_config(checkpoint.path + "/config.json") : a.model.resolve(vocabulary, kDefaultModel);
+  const ModelConfig model = a.resume          ? read_config(checkpoint.path + "/config.json")
+                            : !origin.empty() ? trained_config(a, origin, dataset.vocabulary)
+                                              : a.model.resolve(vocabulary, kDefaultModel);
   if (train_tokens < model.context + 1)
     fail(o.data, " has only ", train_tokens, " training tokens, fewer than the context of ", model.context,
          " and one more; lower --context");
   const std::vector<Rule> rules = apply_rules(o, model, val_tokens);
-  Trainer trainer(model, o, std::move(dataset), threads);
+  Trainer trainer(model, o, std::move(dataset), opened.machine());
   print_plan(model, o, a.resume ? std::vector<Rule>{} : rules, trainer);
 
-  // What this process holds already stays; the arena comes on top, and the token files are mapped.
+  // What this process holds already stays; the arena comes on top, unless it is the GPU's, and the token files are mapped.
   const size_t data_bytes = static_cast<size_t>(train_tokens + val_tokens) * (model.vocabulary > 65536 ? 4 : 2);
-  const size_t predicted = process_memory("VmRSS:") + trainer.arena_bytes() + data_bytes;
+  const size_t predicted = process_memory("VmRSS:") + (opened.cuda() ? 0 : trainer.arena_bytes()) + data_bytes;
+  if (opened.cuda())
+    std::cout << "device memory: " << (trainer.arena_bytes() + (1 << 19)) / (1 << 20) << " MiB on "
+              << opened.cuda()->properties().name << "\n";
   std::cout << "predicted memory: " << (predicted + (1 << 19)) / (1 << 20) << " MiB\n" << std::flush;
   trainer.allocate();
   if (a.resume) {
     trainer.load(checkpoint.path);
     std::cerr << "resuming " << o.out << " after step " << checkpoint.step << "\n";
   } else {
-    trainer.initialise();
+    origin.empty() ? trainer.initialise() : trainer.initialise_from(origin);
   }
   write_file_atomically(o.out + "/config.json", o.json(model));
 
+  const double peak_gflops =
+      opened.cuda() ? measure_cuda_peak_gflops(*opened.cuda(), opened.machine().dtype) : measure_peak_gflops(threads);
   const bool jsonl = a.log_format == "jsonl";
-  const Trainer::Outcome outcome = trainer.run(measure_peak_gflops(threads), [&](const LogEntry& entry) {
+  const Trainer::Outcome outcome = trainer.run(peak_gflops, [&](const LogEntry& entry) {
     if (jsonl) std::cout << entry.json() << "\n" << std::flush;
   });
   if (outcome.stopped) {

@@ -2,12 +2,17 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdio>
 
 #include "llm/base/error.h"
+#include "llm/device/check_cuda.h"
+#include "llm/device/gemm_plans.h"
 
 namespace llm {
 namespace {
+
+constexpr int kLeastComputeCapability = 80;  // bf16 on the tensor cores, copies in the background
 
 // CUDA writes a version as 1000 * major + 10 * minor.
 std::string version_text(int version) { return concat(version / 1000, ".", version % 1000 / 10); }
@@ -55,5 +60,91 @@ std::string describe_cuda_devices() {
   }
   return text;
 }
+
+int count_cuda_devices() {
+  int driver = 0, count = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  cudaGetLastError();  // so that no later check meets it
+  return 0;
+}
+
+CudaDevice::CudaDevice(int index) : index_(index) {
+  const int count = count_cuda_devices();
+  if (index < 0 || index >= count)
+    fail("CUDA: there is no device ", index, ": ", describe_cuda_devices(), "; --device cpu does without");
+  make_current();
+  cudaDeviceProp p;
+  check_cuda(cudaGetDeviceProperties(&p, index), "ask for the properties of device ", index);
+  properties_ = {p.name, 10 * p.major + p.minor, p.multiProcessorCount, p.totalGlobalMem, p.sharedMemPerBlockOptin};
+  if (properties_.compute_capability < kLeastComputeCapability)
+    fail("CUDA: ", p.name, " has compute capability ", p.major, ".", p.minor, ", but the kernels need ",
+         kLeastComputeCapability / 10, ".", kLeastComputeCapability % 10, " or more; --device cpu does without");
+  try {
+    check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "make a stream");
+    check_cuda(cudaStreamCreateWithFlags(&copy_stream_, cudaStreamNonBlocking), "make a stream");
+    if (make_gemm_plans) gemm_plans_ = make_gemm_plans(*this);
+  } catch (...) {
+    destroy();
+    throw;
+  }
+}
+
+CudaDevice::~CudaDevice() { destroy(); }
+
+// Nothing to be done about what fails here: the process gives all back at its end.
+void CudaDevice::destroy() {
+  if (stream_) cudaStreamSynchronize(stream_);
+  if (copy_stream_) cudaStreamSynchronize(copy_stream_);
+  gemm_plans_.reset();
+  if (copy_stream_) cudaStreamDestroy(copy_stream_);
+  if (stream_) cudaStreamDestroy(stream_);
+}
+
+void CudaDevice::make_current() { check_cuda(cudaSetDevice(index_), "use device ", index_); }
+
+size_t CudaDevice::free_bytes() {
+  size_t free = 0, total = 0;
+  check_cuda(cudaMemGetInfo(&free, &total), "ask how much memory is free");
+  return free;
+}
+
+void* CudaDevice::allocate(size_t bytes) {
+  void* memory = nullptr;
+  const cudaError_t status = cudaMalloc(&memory, std::max<size_t>(1, bytes));
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    fail("CUDA: ", gibibytes(bytes), " of memory are needed, but of the ", gibibytes(properties_.memory_bytes), " of ",
+         properties_.name, " only ", gibibytes(free_bytes()),
+         " are free; a smaller --batch or --memory-budget needs less");
+  }
+  check_cuda(status, "allocate ", bytes, " bytes");
+  check_cuda(cudaMemsetAsync(memory, 0, std::max<size_t>(1, bytes), stream_), "clear ", bytes, " bytes");
+  return memory;
+}
+
+void CudaDevice::release(void* memory) { check_cuda(cudaFree(memory), "release memory"); }
+
+void* CudaDevice::allocate_pinned(size_t bytes) {
+  void* memory = nullptr;
+  check_cuda(cudaMallocHost(&memory, std::max<size_t>(1, bytes)), "allocate ", bytes, " bytes of pinned memory");
+  return memory;
+}
+
+void CudaDevice::release_pinned(void* memory) { check_cuda(cudaFreeHost(memory), "release pinned memory"); }
+
+void CudaDevice::copy_in(void* device, const void* host, size_t bytes) {
+  check_cuda(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_), "copy ", bytes,
+             " bytes to the device");
+  wait();
+}
+
+void CudaDevice::copy_out(void* host, const void* device, size_t bytes) {
+  check_cuda(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_), "copy ", bytes,
+             " bytes from the device");
+  wait();
+}
+
+void CudaDevice::wait() { check_cuda(cudaStreamSynchronize(stream_), "finish what was started on the device"); }
 
 }  // namespace llm

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "llm/base/error.h"
 #include "llm/graph/passes.h"
 #include "llm/graph/program.h"
@@ -5,14 +7,21 @@
 namespace llm {
 namespace {
 
+bool is_mixed(const Graph& graph) {
+  return std::any_of(graph.tensors.begin(), graph.tensors.end(),
+                     [](const Tensor& t) { return t.dtype == DType::bf16; });
+}
+
 Compiled compile_with(Graph graph, const std::vector<TensorId>& results, const CompileOptions& options,
                       RecomputeChoice choice) {
   Compiled c;
   c.graph = std::move(graph);
   c.recomputation = choice;
+  if (c.graph.fp8) c.reports.push_back(narrow_to_fp8(c.graph));
   if (choice.level != Recompute::none) c.reports.push_back(recompute(c.graph, choice));
   if (options.fuse) c.reports.push_back(fuse(c.graph, results));
   c.reports.push_back(remove_dead_code(c.graph, results));
+  if (!c.graph.cuda && is_mixed(c.graph)) c.reports.push_back(cast_for_cpu(c.graph));
   c.plan = plan_memory(c.graph, results, options.share_memory);
   PersistentLayout layout;
   layout.add(c.graph);

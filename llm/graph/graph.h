@@ -74,6 +74,17 @@ struct Node {
   TensorId output(size_t i) const { return i < outputs.size() ? outputs[i] : kNone; }
 };
 
+// What a graph will run on. A bf16 run holds parameters and activations in bf16, with fp32 master weights for the optimizer;
+// statistics, losses, parameter gradients and moments are fp32 in either.
+struct Target {
+  Target(int team = 1, DType precision = DType::fp32, bool on_cuda = false, bool narrow = false)
+      : threads(team), dtype(precision), cuda(on_cuda), fp8(narrow) {}
+  int threads;
+  DType dtype;  // fp32 or bf16
+  bool cuda;
+  bool fp8;  // a bf16 run whose blocks multiply in 8 bits
+};
+
 struct Graph {
   std::vector<Tensor> tensors;
   std::vector<Node> nodes;  // in execution order
@@ -81,11 +92,14 @@ struct Graph {
   // What new nodes are marked with; the builder and autodiff set them as they go.
   Phase phase = Phase::forward;
   int layer = -1;
-  int threads = 1;  // of the team it will run on: some workspaces are per thread
+  int threads = 1;    // of the team it will run on: some workspaces are per thread
+  bool cuda = false;  // whether it will run on the GPU, whose kernels need other workspaces
+  bool fp8 = false;   // whether `compile` narrows the blocks' products to 8 bits
 
   Tensor& tensor(TensorId id) { return tensors[static_cast<size_t>(id)]; }
   const Tensor& tensor(TensorId id) const { return tensors[static_cast<size_t>(id)]; }
   const Shape& shape(TensorId id) const { return tensor(id).shape; }
+  DType dtype(TensorId id) const { return tensor(id).dtype; }
 
   TensorId add_tensor(std::string name, DType dtype, Shape shape, Role role);
   TensorId find(std::string_view name) const;  // kNone when there is none

@@ -1,9 +1,12 @@
 // What a kernel is given: the addresses of its node's tensors, the node itself, and the threads or stream to run on.
 #pragma once
+#include "llm/base/bf16.h"
 #include "llm/base/threads.h"
 #include "llm/graph/graph.h"
 
 namespace llm {
+
+class CudaDevice;
 
 // Values that change from run to run of the same program. On the GPU they lie in a small device struct, so that a
 // captured CUDA graph need not change.
@@ -12,6 +15,7 @@ struct StepState {
   int64_t step = 0;         // optimizer steps done before this one
   int64_t micro_step = 0;   // 0: parameter gradients are overwritten; later: added to
   int64_t position = 0;     // inference: tokens that are already in the key-value cache
+  uint64_t seed = 0;        // of the run: stochastic rounding depends on it
 };
 
 struct KernelCall {
@@ -20,18 +24,31 @@ struct KernelCall {
   ThreadTeam& threads;
   const StepState& step;
   void* const* addresses;  // by TensorId
+  // For the CUDA kernels: the device, whose stream they run on, and the step in its memory. A launch may be captured and
+  // replayed, so a kernel takes learning rate, step and position from there; of `step` only `accumulates` may be asked.
+  CudaDevice* cuda = nullptr;
+  const StepState* device_step = nullptr;
 
   bool has_input(size_t i) const { return node.input(i) != kNone; }
   bool has_output(size_t i) const { return node.output(i) != kNone; }
   const Shape& in_shape(size_t i) const { return graph.shape(node.inputs[i]); }
   const Shape& out_shape(size_t i) const { return graph.shape(node.outputs[i]); }
-  // Null when the optional tensor is absent.
-  const float* in(size_t i) const {
-    return has_input(i) ? static_cast<const float*>(address(node.inputs[i])) : nullptr;
+  DType in_dtype(size_t i) const { return graph.tensor(node.inputs[i]).dtype; }
+  DType out_dtype(size_t i) const { return graph.tensor(node.outputs[i]).dtype; }
+  // Null when the optional tensor is absent. The CPU's kernels know fp32 alone: llm/graph/cast.cpp stands between.
+  template <class T = float>
+  const T* in(size_t i) const {
+    return has_input(i) ? static_cast<const T*>(address(node.inputs[i])) : nullptr;
   }
-  const int32_t* in_int(size_t i) const { return static_cast<const int32_t*>(address(node.inputs[i])); }
-  float* out(size_t i) const { return has_output(i) ? static_cast<float*>(address(node.outputs[i])) : nullptr; }
-  float* workspace() const { return node.workspace == kNone ? nullptr : static_cast<float*>(address(node.workspace)); }
+  const int32_t* in_int(size_t i) const { return in<int32_t>(i); }
+  template <class T = float>
+  T* out(size_t i) const {
+    return has_output(i) ? static_cast<T*>(address(node.outputs[i])) : nullptr;
+  }
+  template <class T = float>
+  T* workspace() const {
+    return node.workspace == kNone ? nullptr : static_cast<T*>(address(node.workspace));
+  }
 
   // Whether output i, a parameter's gradient, must be added to instead of overwritten: from the second micro-step on,
   // and where another node of this graph has written it before.

@@ -22,10 +22,11 @@ struct Cost {
 struct Example {
   struct Input {
     Shape shape = {};           // rank 0: the optional input is absent
-    DType dtype = DType::fp32;  // fp32: filled from [low, high); int32: whole numbers from [low, high)
+    DType dtype = DType::fp32;  // fp32, bf16: filled from [low, high); int32: whole numbers from [low, high)
     double low = -1, high = 1;
     Role role = Role::activation;  // parameter: its gradient is a parameter gradient (kept, accumulated)
     bool differentiable = true;    // of an fp32 input: the op's backward gives its gradient
+    bool keeps_fp32 = false;  // of an fp32 input: it is fp32 in a bf16 run too (statistics, losses, optimizer state)
   };
   Attributes attributes;
   std::vector<Input> inputs;
@@ -43,9 +44,10 @@ struct Op {
   void (*backward)(Graph&, const Node&, Gradients&) = nullptr;  // appends the backward nodes; null: no gradient
   Cost (*cost)(const Graph&, const Node&) = nullptr;
   void (*cpu)(const KernelCall&) = nullptr;
-  void (*cuda)(const KernelCall&) = nullptr;
+  void (*cuda)(const KernelCall&) = nullptr;     // null too in a binary without the CUDA back end
   std::vector<Example> (*examples)() = nullptr;  // null: the op arises as another's backward and is tested there
   std::vector<InPlace> in_place = {};
+  bool cpu_takes_bf16 = false;  // else its CPU kernel sees bf16 tensors as fp32, by casts around it
 };
 
 // The value of the attribute "activation", with which the fusion pass tells a product what its epilogue does.

@@ -1,9 +1,11 @@
 // Graph transformations, one file each, in the order in which `compile` applies them:
+//   fp8.cpp         narrows the blocks' products to 8 bits, where that was asked for
 //   recompute.cpp   trades time for memory until the plan fits a budget
 //   fuse.cpp        joins neighbours that would pass a tensor through memory
 //   dead_code.cpp   drops nodes whose results nobody wants
+//   cast_for_cpu.cpp  puts casts around the CPU's fp32 kernels in a bf16 graph
 //   memory_plan.cpp places all tensors in one arena
-// None of them changes a result: recomputation, dead code and the plan change no bit; fusion none but the head's.
+// None of them changes a result: recomputation, dead code, casts and the plan change no bit; fusion none but the head's.
 #pragma once
 #include <string>
 #include <vector>
@@ -20,6 +22,14 @@ struct PassReport {
 // `results` are the tensors that the program around the graph reads after a run.
 PassReport remove_dead_code(Graph& graph, const std::vector<TensorId>& results);
 PassReport fuse(Graph& graph, const std::vector<TensorId>& results);
+
+// For a bf16 graph after autodiff. Throws Error for widths that 8-bit products cannot have.
+PassReport narrow_to_fp8(Graph& graph);
+
+// The CPU's kernels know fp32: each node with bf16 tensors gets a cast in front of it for every bf16 input and one behind
+// it for every bf16 output. So the CPU computes what a GPU does that reads bf16, computes in fp32 and rounds what it
+// writes: the reference for bf16 runs. (It is slower than fp32 there, which has no casts.)
+PassReport cast_for_cpu(Graph& graph);
 
 // What a layer does not keep for its backward pass but computes again there; each level includes those before it.
 enum class Recompute : int { none, activations, norms, attention, block };

@@ -2,26 +2,35 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <array>
 #include <chrono>
+#include <cstring>
 
+#include "llm/device/cuda_transfer.h"
 #include "llm/graph/op.h"
 
 namespace llm {
 void PersistentLayout::add(const Graph& graph) {
   for (const Tensor& t : graph.tensors) {
-    if (!is_persistent(t.role) || t.alias != kNone || offsets_.contains(t.name)) continue;
-    offsets_[t.name] = bytes_;
+    if (!is_persistent(t.role) || t.alias != kNone || places_.contains(t.name)) continue;
+    places_[t.name] = {bytes_, t.dtype};
     bytes_ += placed_bytes(t.bytes());
   }
 }
 
-size_t PersistentLayout::offset(const std::string& name) const {
-  const auto found = offsets_.find(name);
-  if (found == offsets_.end()) fail("no place was laid out for the tensor ", name);
+const PersistentLayout::Place& PersistentLayout::place(const std::string& name) const {
+  const auto found = places_.find(name);
+  if (found == places_.end()) fail("no place was laid out for the tensor ", name);
   return found->second;
 }
 
-Arena::Arena(size_t bytes) {
+Arena::Arena(size_t bytes, CudaDevice* cuda) : cuda_(cuda) {
+  if (cuda) {
+    bytes_ = bytes;
+    data_ = static_cast<std::byte*>(cuda->allocate(bytes));
+    return;
+  }
   constexpr size_t kHugePage = size_t{2} << 20;
   const auto aligned = [](size_t to_huge_page) { return (to_huge_page + kHugePage - 1) / kHugePage * kHugePage; };
   bytes_ = std::max(aligned(bytes), kHugePage);
@@ -39,7 +48,42 @@ Arena::Arena(size_t bytes) {
   ::madvise(data_, bytes_, MADV_HUGEPAGE);  // only an advice: small pages work too
 }
 
-Arena::~Arena() { ::munmap(data_, bytes_); }
+Arena::~Arena() {
+  if (cuda_)
+    cuda_->release(data_);
+  else
+    ::munmap(data_, bytes_);
+}
+
+void Arena::write(size_t offset, const void* from, size_t bytes) const {
+  if (cuda_)
+    cuda_->copy_in(data_ + offset, from, bytes);
+  else
+    std::memcpy(data_ + offset, from, bytes);
+}
+
+void Arena::read(size_t offset, void* to, size_t bytes) const {
+  if (cuda_)
+    cuda_->copy_out(to, data_ + offset, bytes);
+  else
+    std::memcpy(to, data_ + offset, bytes);
+}
+
+// A walk over the nodes of some phases is captured when it runs for the second time, and from then on launched as a whole.
+// (The first time products choose their algorithms, which cannot be captured.) The first micro-step overwrites parameter
+// gradients and the later ones add to them, so they are two walks.
+struct Program::Replay {
+  struct Walk {
+    int runs = 0;
+    CudaGraph graph;
+  };
+  Walk& walk(Phase first, Phase last, bool accumulates) {
+    return walks_[static_cast<size_t>(first) * 6 + static_cast<size_t>(last) * 2 + (accumulates ? 1 : 0)];
+  }
+
+ private:
+  std::array<Walk, 18> walks_;
+};
 
 Program::Program(Compiled compiled, const PersistentLayout& layout)
     : compiled_(std::move(compiled)), transient_base_(placed_bytes(layout.bytes())) {
@@ -54,22 +98,79 @@ Program::Program(Compiled compiled, const PersistentLayout& layout)
     }
   }
   for (const Node& node : g.nodes)
-    if (!node.op->cpu) fail("op ", node.op->name, " has no CPU kernel");
+    if (!(g.cuda ? node.op->cuda : node.op->cpu))
+      fail("op ", node.op->name, " has no ", g.cuda ? "CUDA" : "CPU", " kernel");
+}
+
+Program::~Program() {
+  if (device_step_) cuda_->release(device_step_);
 }
 
 void Program::bind(const Arena& arena, ThreadTeam& threads) {
   if (arena.bytes() < arena_bytes())
     fail("the arena has ", arena.bytes(), " bytes but the program needs ", arena_bytes());
+  if (compiled_.graph.cuda != (arena.cuda() != nullptr)) fail("the graph and the arena are for different devices");
+  if (arena.cuda() && !device_step_) {
+    cuda_ = arena.cuda();
+    device_step_ = static_cast<StepState*>(cuda_->allocate(sizeof(StepState)));
+    replay_ = std::make_unique<Replay>();
+  }
   addresses_.assign(offsets_.size(), nullptr);
   for (size_t i = 0; i < offsets_.size(); ++i)
     if (offsets_[i] != MemoryPlan::kNowhere) addresses_[i] = arena.data() + offsets_[i];
   calls_.clear();
   for (const Node& node : compiled_.graph.nodes)
-    calls_.push_back({compiled_.graph, node, threads, step, addresses_.data()});
+    calls_.push_back({compiled_.graph, node, threads, step, addresses_.data(), cuda_, device_step_});
+}
+
+void Program::enqueue(Phase first, Phase last) {
+  const auto walk = [&] {
+    for (const KernelCall& kernel : calls_)
+      if (kernel.node.phase >= first && kernel.node.phase <= last) kernel.node.op->cuda(kernel);
+  };
+  Replay::Walk& replay = replay_->walk(first, last, step.micro_step > 0);
+  if (replay.runs++ == 0 || !CudaGraph::supported()) return walk();
+  if (!replay.graph.ready()) {
+    replay.graph.begin(*cuda_);
+    walk();
+    replay.graph.end(*cuda_);
+  }
+  replay.graph.launch(*cuda_);
+}
+
+void Program::time_on_cuda(Phase first, Phase last, std::vector<double>& seconds) {
+  Stopwatch watch(*cuda_, calls_.size() + 1);
+  watch.mark(0);
+  for (size_t i = 0; i < calls_.size(); ++i) {
+    if (calls_[i].node.phase >= first && calls_[i].node.phase <= last) calls_[i].node.op->cuda(calls_[i]);
+    watch.mark(i + 1);
+  }
+  for (size_t i = 0; i < calls_.size(); ++i) seconds[i] += watch.seconds(i, i + 1);
+}
+
+void Program::write(TensorId id, const void* from) const {
+  const size_t bytes = graph().tensor(id).bytes();
+  if (cuda_)
+    cuda_->copy_in(data<void>(id), from, bytes);
+  else
+    std::memcpy(data<void>(id), from, bytes);
+}
+
+void Program::read(TensorId id, void* to) const {
+  const size_t bytes = graph().tensor(id).bytes();
+  if (cuda_)
+    cuda_->copy_out(to, data<void>(id), bytes);
+  else
+    std::memcpy(to, data<void>(id), bytes);
 }
 
 void Program::run(Phase first, Phase last, std::vector<double>* seconds) {
   using Clock = std::chrono::steady_clock;
+  if (cuda_) {
+    store_small(*cuda_, device_step_, &step, sizeof step);
+    if (!seconds) return enqueue(first, last);
+  }
+  if (cuda_) return time_on_cuda(first, last, *seconds);
   for (size_t i = 0; i < calls_.size(); ++i) {
     const Node& node = calls_[i].node;
     if (node.phase < first || node.phase > last) continue;

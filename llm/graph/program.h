@@ -10,6 +10,8 @@
 #include <string_view>
 #include <vector>
 
+#include <memory>
+#include "llm/device/cuda.h"
 #include "llm/graph/kernel.h"
 #include "llm/graph/passes.h"
 
@@ -17,34 +19,58 @@ namespace llm {
 
 class PersistentLayout {
  public:
-  void add(const Graph& graph);                  // all its persistent tensors that have no place yet
-  size_t offset(const std::string& name) const;  // throws for an unknown name
-  bool has(const std::string& name) const { return offsets_.contains(name); }
+  void add(const Graph& graph);  // all its persistent tensors that have no place yet
+  size_t offset(const std::string& name) const { return place(name).offset; }  // throws for an unknown name
+  DType dtype(const std::string& name) const { return place(name).dtype; }
+  bool has(const std::string& name) const { return places_.contains(name); }
   size_t bytes() const { return bytes_; }
 
  private:
-  std::map<std::string, size_t> offsets_;
+  struct Place {
+    size_t offset;
+    DType dtype;
+  };
+  const Place& place(const std::string& name) const;
+  std::map<std::string, Place> places_;
   size_t bytes_ = 0;
 };
 
-// Zeroed memory straight from the system, in huge pages where it gives them. Nothing is allocated after this.
+// Zeroed memory: of the host, straight from the system and in huge pages where it gives them, or of a GPU. Nothing is
+// allocated after this.
 class Arena {
  public:
-  explicit Arena(size_t bytes);  // throws Error when the system has not that much
+  explicit Arena(size_t bytes, CudaDevice* cuda = nullptr);  // throws Error when there is not that much
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
-  std::byte* data() const { return data_; }
+  std::byte* data() const { return data_; }  // an address of the GPU where it lies there
   size_t bytes() const { return bytes_; }
+  CudaDevice* cuda() const { return cuda_; }
+
+  // To and from the host's memory.
+  void write(size_t offset, const void* from, size_t bytes) const;
+  void read(size_t offset, void* to, size_t bytes) const;
 
  private:
   std::byte* data_ = nullptr;
   size_t bytes_ = 0;
+  CudaDevice* cuda_;
+};
+
+// What a process runs its programs on.
+struct Machine {
+  ThreadTeam& threads;
+  CudaDevice* cuda = nullptr;  // null: the CPU
+  DType dtype = DType::fp32;   // of parameters and activations: fp32 or bf16
+  bool fp8 = false;            // see Target
+
+  Target target() const { return {threads.size(), dtype, cuda != nullptr, fp8}; }
 };
 
 class Program {
  public:
   Program(Compiled compiled, const PersistentLayout& layout);
+  ~Program();
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
 
@@ -52,25 +78,39 @@ class Program {
   const Compiled& compiled() const { return compiled_; }
   size_t arena_bytes() const { return transient_base_ + compiled_.plan.bytes; }
 
+  // A graph for the GPU needs an arena there.
   void bind(const Arena& arena, ThreadTeam& threads);
 
   StepState step;  // read by the kernels of the next run
 
   // Runs the nodes of phases [first, last] in order. `seconds`, if given, gets each node's time added (by node index).
+  // On the GPU this returns when the work is handed over; reading a result waits for it.
   void run(Phase first, Phase last, std::vector<double>* seconds = nullptr);
 
-  // The memory of a tensor, for inputs and results.
+  // Inputs and results, all `bytes` of a tensor, wherever it lies.
+  void write(TensorId id, const void* from) const;
+  void read(TensorId id, void* to) const;
+
+  // The address of a tensor; on the CPU inputs and results may be used in place.
   template <class T = float>
   T* data(TensorId id) const {
     return static_cast<T*>(addresses_[static_cast<size_t>(id)]);
   }
 
  private:
+  struct Replay;  // captured CUDA graphs
+
+  void enqueue(Phase first, Phase last);
+  void time_on_cuda(Phase first, Phase last, std::vector<double>& seconds);
+
   Compiled compiled_;
   size_t transient_base_;
   std::vector<size_t> offsets_;  // by tensor, in the arena
   std::vector<void*> addresses_;
   std::vector<KernelCall> calls_;
+  CudaDevice* cuda_ = nullptr;
+  StepState* device_step_ = nullptr;
+  std::unique_ptr<Replay> replay_;
 };
 
 }  // namespace llm

@@ -29,11 +29,12 @@ struct Generator::Implementation {
   // Of 1, 2, 4, ... tokens. All of them are made at the start, so that the size of the arena is known: a prompt of any
   // length is a sum of them.
   std::vector<std::unique_ptr<Piece>> pieces;
+  std::vector<float> logits;  // (V), of the last token
 
-  Implementation(const ModelConfig& config, PersistentLayout layout, int threads)
-      : vocabulary(config.vocabulary), context(config.context) {
+  Implementation(const ModelConfig& config, PersistentLayout layout, const Target& target)
+      : vocabulary(config.vocabulary), context(config.context), logits(static_cast<size_t>(config.vocabulary)) {
     for (int64_t tokens = 1; tokens <= std::min(kLargestPiece, context); tokens *= 2) {
-      GenerationGraph graph = build_generation_graph(config, 1, tokens, context, threads);
+      GenerationGraph graph = build_generation_graph(config, 1, tokens, context, target);
       layout.add(graph.graph);  // the caches, which all pieces share
       pieces.push_back(std::make_unique<Piece>(std::move(graph), layout));
     }
@@ -42,25 +43,24 @@ struct Generator::Implementation {
   // Logits (V) of what follows `tokens`, of which the first `cached` are in the cache already.
   const float* forward(const std::vector<int32_t>& tokens, int64_t cached) {
     const auto count = static_cast<int64_t>(tokens.size());
-    const float* logits = nullptr;
     for (size_t i = pieces.size(); cached < count;) {
       Piece& piece = *pieces[i - 1];
       if (piece.tokens > count - cached) {
         --i;
         continue;
       }
-      std::copy_n(tokens.begin() + cached, piece.tokens, piece.program.data<int32_t>(piece.input));
+      piece.program.write(piece.input, tokens.data() + cached);
       piece.program.step.position = cached;
       piece.program.run(Phase::forward, Phase::forward);
-      logits = piece.program.data<float>(piece.logits);
       cached += piece.tokens;
+      if (cached == count) piece.program.read(piece.logits, logits.data());
     }
-    return logits;
+    return logits.data();
   }
 };
 
-Generator::Generator(const ModelConfig& config, const PersistentLayout& layout, int threads)
-    : implementation_(std::make_unique<Implementation>(config, layout, threads)) {}
+Generator::Generator(const ModelConfig& config, const PersistentLayout& layout, const Target& target)
+    : implementation_(std::make_unique<Implementation>(config, layout, target)) {}
 
 Generator::~Generator() = default;
 

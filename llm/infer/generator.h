@@ -38,7 +38,7 @@ class Generator {
  public:
   // `layout` holds the parameters (and whatever else is persistent); the caches and the programs' transient tensors lie
   // behind it. The cache holds `config.context` positions.
-  Generator(const ModelConfig& config, const PersistentLayout& layout, int threads);
+  Generator(const ModelConfig& config, const PersistentLayout& layout, const Target& target);
   ~Generator();
 
   size_t arena_bytes() const;

@@ -6,12 +6,13 @@
 #include <filesystem>
 
 #include "llm/base/error.h"
+#include "llm/graph/staging.h"
 #include "llm/model/huggingface.h"
 #include "llm/model/parameters.h"
 
 namespace llm {
 
-LoadedModel::LoadedModel(const std::string& path)
+LoadedModel::LoadedModel(const std::string& path, DType dtype)
     : checkpoint_(find_checkpoint(path, Which::best)), config_(read_config(checkpoint_.path)) {
   const std::string tokenizer = checkpoint_.path + "/tokenizer.json";
   std::error_code none;
@@ -27,8 +28,7 @@ LoadedModel::LoadedModel(const std::string& path)
     no_tokenizer_ = checkpoint_.path + " has no tokenizer.json";
   }
   Graph parameters;
-  for (const Parameter& p : parameter_table(config_))
-    parameters.add_tensor(p.name, DType::fp32, p.shape, Role::parameter);
+  for (const Parameter& p : parameter_table(config_)) parameters.add_tensor(p.name, dtype, p.shape, Role::parameter);
   layout_.add(parameters);
 }
 
@@ -45,11 +45,13 @@ std::string LoadedModel::description() const {
   return text;
 }
 
-const Arena& LoadedModel::load(size_t arena_bytes) {
-  arena_ = std::make_unique<Arena>(std::max(arena_bytes, layout_.bytes()));
+const Arena& LoadedModel::load(size_t arena_bytes, CudaDevice* cuda) {
+  arena_ = std::make_unique<Arena>(std::max(arena_bytes, layout_.bytes()), cuda);
   const std::vector<Parameter> table = parameter_table(config_);
+  Staging staging(*arena_, layout_);
   load_parameters(checkpoint_.path, table,
-                  [&](size_t i) { return reinterpret_cast<float*>(arena_->data() + layout_.offset(table[i].name)); });
+                  [&](size_t i) { return staging.room(table[i].name, table[i].shape.elements()); });
+  staging.flush();
   return *arena_;
 }
 

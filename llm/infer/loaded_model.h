@@ -14,8 +14,8 @@ class LoadedModel {
  public:
   // `path`: a run, of which the checkpoint with the lowest validation loss is taken (the newest where none was
   // measured); one of its checkpoints; or a Hugging Face directory. Reads the config and the tokenizer, not the weights
-  // yet. Throws Error saying what is there instead.
-  explicit LoadedModel(const std::string& path);
+  // yet, which will be held as `dtype`. Throws Error saying what is there instead.
+  explicit LoadedModel(const std::string& path, DType dtype = DType::fp32);
 
   const ModelConfig& config() const { return config_; }
   const CheckpointInfo& checkpoint() const { return checkpoint_; }
@@ -31,9 +31,9 @@ class LoadedModel {
 
   // Where the parameters lie; behind them is room for programs.
   const PersistentLayout& layout() const { return layout_; }
-  // Makes the arena, of at least the parameters' size, and reads the weights to their places in it. There is no other
+  // Makes the arena, of at least the parameters' size, on the GPU if given, and reads the weights to their places in it. There is no other
   // copy of them but the mapped file, while it is read.
-  const Arena& load(size_t arena_bytes);
+  const Arena& load(size_t arena_bytes, CudaDevice* cuda = nullptr);
 
  private:
   CheckpointInfo checkpoint_;

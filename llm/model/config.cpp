@@ -63,6 +63,9 @@ void ModelConfig::check() const {
   if (positions == Positions::rope && head_size % 2)
     fail_usage("rotary positions need an even head size, not ", head_size);
   if (!(norm_epsilon > 0 && norm_epsilon < 1)) fail_usage("norm epsilon must lie in (0, 1), not ", norm_epsilon);
+  if (!(rope_factor >= 1 && rope_low > 0 && rope_high > rope_low && rope_original > 0))
+    fail_usage("rotary positions cannot be stretched by factor ", rope_factor, ", low ", rope_low, ", high ", rope_high,
+               ", original context ", rope_original);
   if (!(rope_theta > 1)) fail_usage("rope theta must be over 1, not ", rope_theta);
 }
 

@@ -29,6 +29,9 @@ struct ModelConfig {
   bool tied_head = true;  // the head's matrix is the token embedding
   double norm_epsilon = 1e-6;
   double rope_theta = 10000;
+  // Llama 3's stretching of slow rotations (llm/ops/rope_frequency.h); factor 1: none.
+  double rope_factor = 1, rope_low = 1, rope_high = 4;
+  int64_t rope_original = 8192;
 
   bool operator==(const ModelConfig&) const = default;
   void check() const;  // throws UsageError naming the value that cannot be

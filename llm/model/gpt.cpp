@@ -8,9 +8,13 @@ namespace {
 // One forward pass; `capacity` > 0 makes it the inference form with key-value caches.
 class Builder {
  public:
-  Builder(Graph& graph, const ModelConfig& config, int64_t capacity = 0) : g_(graph), c_(config), capacity_(capacity) {
+  Builder(Graph& graph, const ModelConfig& config, const Target& target, int64_t capacity = 0)
+      : g_(graph), c_(config), dtype_(target.dtype), capacity_(capacity) {
     c_.check();
-    for (const Parameter& p : parameter_table(c_)) g_.add_tensor(p.name, DType::fp32, p.shape, Role::parameter);
+    g_.threads = target.threads;
+    g_.cuda = target.cuda;
+    g_.fp8 = target.fp8;
+    for (const Parameter& p : parameter_table(c_)) g_.add_tensor(p.name, dtype_, p.shape, Role::parameter);
   }
 
   // tokens (B, T) -> the final norm's output (B, T, C)
@@ -22,9 +26,14 @@ class Builder {
     if (c_.positions == Positions::learned) {
       inputs.push_back(parameter("position_embedding.weight"));
     } else {
-      angles_ = g_.add("rope_angles",
-                       {{"tokens", number(s[1])}, {"head_size", number(c_.head_size)}, {"theta", c_.rope_theta}}, {},
-                       "rope_angles")[0];
+      Attributes a = {{"tokens", number(s[1])}, {"head_size", number(c_.head_size)}, {"theta", c_.rope_theta}};
+      if (c_.rope_factor != 1) {
+        a.set("factor", c_.rope_factor);
+        a.set("low", c_.rope_low);
+        a.set("high", c_.rope_high);
+        a.set("original", number(c_.rope_original));
+      }
+      angles_ = g_.add("rope_angles", a, {}, "rope_angles")[0];
     }
     TensorId x = g_.add("embedding", {}, inputs, "embedding")[0];
     for (int l = 0; l < c_.layers; ++l) {
@@ -56,8 +65,10 @@ class Builder {
     TensorId attended;
     if (capacity_) {
       const Shape cache = {batch, capacity_, c_.kv_heads, c_.head_size};
-      const TensorId keys = g_.add_tensor(name + "keys", DType::fp32, cache, Role::state);
-      const TensorId values = g_.add_tensor(name + "values", DType::fp32, cache, Role::state);
+      // The CPU's kernel writes them as fp32: the values are the same, and none of them is cast again for each token.
+      const DType stored = g_.cuda ? dtype_ : DType::fp32;
+      const TensorId keys = g_.add_tensor(name + "keys", stored, cache, Role::state);
+      const TensorId values = g_.add_tensor(name + "values", stored, cache, Role::state);
       attended = g_.add("attention_cached", heads, {qkv, keys, values}, name + "attention")[0];
     } else {
       attended = g_.add("attention", heads, {qkv}, name + "attention")[0];
@@ -89,6 +100,7 @@ class Builder {
 
   Graph& g_;
   const ModelConfig& c_;
+  DType dtype_;
   int64_t capacity_;
   TensorId angles_ = kNone;
 };
@@ -100,42 +112,27 @@ TensorId add_input(Graph& g, const char* name, DType dtype, int64_t batch, int64
 }  // namespace
 
 TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int64_t tokens,
-                                   const OptimizerOptions& options, int threads) {
+                                   const OptimizerOptions& options, const Target& target) {
   TrainingGraph t;
   Graph& g = t.graph;
-  g.threads = threads;
-  Builder builder(g, config);
+  Builder builder(g, config, target);
   t.tokens = add_input(g, "tokens", DType::int32, batch, tokens);
   t.targets = add_input(g, "targets", DType::int32, batch, tokens);
   t.loss_weights = add_input(g, "loss_weights", DType::fp32, batch, tokens);
   t.losses = g.add("cross_entropy", {}, {builder.head(builder.body(t.tokens)), t.targets}, "losses")[0];
+  t.loss = g.add("mean_loss", {}, {t.losses, t.loss_weights}, "loss")[0];
   const Gradients gradients = differentiate(g, {{t.losses, t.loss_weights}});
 
-  g.phase = Phase::optimizer;
-  std::vector<TensorId> all;
   const std::vector<Parameter> table = parameter_table(config);
+  std::vector<TensorId> all;
   for (const Parameter& p : table) all.push_back(gradients.of(g.find(p.name)));
-  t.gradient_norm = g.add("gradient_norm", {}, all, "gradient_norm")[0];
-  for (size_t i = 0; i < table.size(); ++i) {
-    const Parameter& p = table[i];
-    const TensorId first = g.add_tensor(p.name + ".first_moment", DType::fp32, p.shape, Role::state);
-    const TensorId second = g.add_tensor(p.name + ".second_moment", DType::fp32, p.shape, Role::state);
-    g.add("adamw",
-          {{"beta1", options.beta1},
-           {"beta2", options.beta2},
-           {"epsilon", options.epsilon},
-           {"weight_decay", p.decay ? options.weight_decay : 0.0},
-           {"grad_clip", options.grad_clip},
-           {"learning_rate_scale", 1.0}},
-          {g.find(p.name), all[i], first, second, t.gradient_norm}, p.name + ".step");
-  }
+  t.gradient_norm = add_optimizer(g, table, all, options, target);
   return t;
 }
 
-EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, int threads) {
+EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, const Target& target) {
   EvaluationGraph e;
-  e.graph.threads = threads;
-  Builder builder(e.graph, config);
+  Builder builder(e.graph, config, target);
   e.tokens = add_input(e.graph, "tokens", DType::int32, batch, tokens);
   e.targets = add_input(e.graph, "targets", DType::int32, batch, tokens);
   e.losses = e.graph.add("cross_entropy", {}, {builder.head(builder.body(e.tokens)), e.targets}, "losses")[0];
@@ -143,13 +140,13 @@ EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch,
 }
 
 GenerationGraph build_generation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, int64_t capacity,
-                                       int threads) {
+                                       const Target& target) {
   GenerationGraph n;
-  n.graph.threads = threads;
-  Builder builder(n.graph, config, capacity);
+  Builder builder(n.graph, config, target, capacity);
   n.tokens = add_input(n.graph, "tokens", DType::int32, batch, tokens);
   const TensorId last = n.graph.add("select_last", {}, {builder.body(n.tokens)}, "last")[0];
   n.logits = builder.head(last);
+  if (target.dtype != DType::fp32) n.logits = n.graph.add("cast", {{"bf16", 0}}, {n.logits}, "logits.fp32")[0];
   return n;
 }
 

@@ -4,25 +4,21 @@
 
 #include "llm/graph/graph.h"
 #include "llm/model/config.h"
+#include "llm/model/optimizer.h"
 #include "llm/model/parameters.h"
 
 namespace llm {
 
-struct OptimizerOptions {
-  double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8;
-  double weight_decay = 0.1;
-  double grad_clip = 1.0;  // 0: none
-};
-
 // Forward, backward and optimizer. Inputs: tokens and targets (B, T) int32, loss_weights (B, T): the weight of each
-// token's loss in the step's mean (1 / tokens of the step, 0 for targets that do not count).
+// token's loss in the step's mean (1 / tokens of the step, 0 for targets that do not count). Results: the losses (B, T) of
+// the micro-step, loss (1), their weighted sum over the micro-steps so far, and the gradients' norm (1).
 struct TrainingGraph {
   Graph graph;
-  TensorId tokens, targets, loss_weights, losses, gradient_norm;
-  std::vector<TensorId> results() const { return {losses, gradient_norm}; }
+  TensorId tokens, targets, loss_weights, losses, loss, gradient_norm;
+  std::vector<TensorId> results() const { return {losses, loss, gradient_norm}; }
 };
 TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int64_t tokens,
-                                   const OptimizerOptions& options, int threads);
+                                   const OptimizerOptions& options, const Target& target);
 
 // Forward alone, to the losses (B, T) of each token.
 struct EvaluationGraph {
@@ -30,7 +26,7 @@ struct EvaluationGraph {
   TensorId tokens, targets, losses;
   std::vector<TensorId> results() const { return {losses}; }
 };
-EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, int threads);
+EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, const Target& target);
 
 // Forward of `tokens` new tokens onto a key-value cache of `capacity` positions (state tensors "layers.N.keys" and
 // "layers.N.values", (B, capacity, K, D)); logits (B, 1, V) of the last one. StepState::position is the cache's fill.
@@ -40,7 +36,7 @@ struct GenerationGraph {
   std::vector<TensorId> results() const { return {logits}; }
 };
 GenerationGraph build_generation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, int64_t capacity,
-                                       int threads);
+                                       const Target& target);
 
 // FLOPs that training needs for one token: 6 for each weight of a matrix product (the head's included, embeddings not)
 // and the causal attention's two products, forward and backward (Kaplan et al. 2020, counted without the masked half).

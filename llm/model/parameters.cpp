@@ -41,11 +41,11 @@ class Table {
 
     norm(name + "attention_norm", c, file + (gpt2_names_ ? "ln_1" : "input_layernorm"));
     if (gpt2_names_) {
-      linear(name + "qkv", {c_.qkv_width(), c}, gpt2_std(c), 0, {{file + "attn.c_attn", c_.qkv_width()}});
+      linear(name + "qkv", {c_.qkv_width(), c}, gpt2_std(c), 0, {{file + "attn.c_attn", c_.qkv_width()}}, {q, kv, kv});
     } else {
       const std::string attention = file + "self_attn.";
       linear(name + "qkv", {c_.qkv_width(), c}, std(c), 0,
-             {{attention + "q_proj", q}, {attention + "k_proj", kv}, {attention + "v_proj", kv}});
+             {{attention + "q_proj", q}, {attention + "k_proj", kv}, {attention + "v_proj", kv}}, {q, kv, kv});
     }
     if (c_.qk_norm) {
       vector(name + "query_norm.weight", c_.head_size, Parameter::Init::ones, file + "self_attn.q_norm.weight");
@@ -55,7 +55,7 @@ class Table {
            {{file + (gpt2_names_ ? "attn.c_proj" : "self_attn.o_proj"), c}});
     norm(name + "mlp_norm", c, file + (gpt2_names_ ? "ln_2" : "post_attention_layernorm"));
     if (c_.activation == Activation::swiglu) {
-      linear(name + "mlp_in", {2 * f, c}, std(c), 0, {{file + "mlp.gate_proj", f}, {file + "mlp.up_proj", f}});
+      linear(name + "mlp_in", {2 * f, c}, std(c), 0, {{file + "mlp.gate_proj", f}, {file + "mlp.up_proj", f}}, {f, f});
     } else {
       linear(name + "mlp_in", {f, c}, gpt2_names_ ? gpt2_std(c) : std(c), 0,
              {{file + (gpt2_names_ ? "mlp.c_fc" : "mlp.up_proj"), f}});
@@ -81,8 +81,10 @@ class Table {
     table_.push_back(std::move(p));
   }
 
-  void linear(const std::string& name, Shape shape, double std, int shard_axis, const std::vector<Part>& parts) {
+  void linear(const std::string& name, Shape shape, double std, int shard_axis, const std::vector<Part>& parts,
+              std::vector<int64_t> joined = {}) {
     matrix(name + ".weight", shape, std, LearningRateGroup::matrix, shard_axis, {name});
+    table_.back().joined = std::move(joined);
     table_.back().file_parts = split(parts, ".weight", shape[1]);
     if (!c_.bias) return;
     // A bias follows its matrix's output: split where the rows are split, whole where the columns are.
@@ -138,7 +140,7 @@ const char* name_of(LearningRateGroup group) {
 std::string model_type_of(const ModelConfig& c) {
   const bool square = c.head_size * c.heads == c.channels && c.kv_heads == c.heads;
   if (c.norm == Norm::layernorm && c.positions == Positions::learned && c.activation == Activation::gelu && c.bias &&
-      !c.qk_norm && square && c.tied_head)
+      !c.qk_norm && square)
     return "gpt2";
   if (c.norm == Norm::rmsnorm && c.positions == Positions::rope && c.activation == Activation::swiglu && !c.bias)
     return c.qk_norm ? "qwen3" : "llama";

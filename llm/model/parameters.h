@@ -32,6 +32,7 @@ struct Parameter {
   int shard_axis = -1;  // the axis tensor parallelism splits; -1: replicated
   int layer = -1;       // the block it belongs to
   std::vector<FilePart> file_parts = {};
+  std::vector<int64_t> joined = {};  // the rows of each matrix, where several are one parameter
 };
 
 std::vector<Parameter> parameter_table(const ModelConfig& config);

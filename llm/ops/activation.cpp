@@ -1,6 +1,7 @@
 // gelu and relu2, element by element: h -> a; and their backward: (da, h) -> dh.
 #include "llm/graph/autodiff.h"
 #include "llm/ops/activation_functions.h"
+#include "llm/ops/cuda_kernels.h"
 #include "llm/ops/ops.h"
 #include "llm/ops/rows.h"
 
@@ -9,7 +10,7 @@ namespace {
 
 constexpr int64_t kGrain = 8192;
 
-void infer(Graph& g, Node& node) { g.add_output(node, "", DType::fp32, g.shape(node.inputs[0])); }
+void infer(Graph& g, Node& node) { g.add_output(node, "", g.dtype(node.inputs[0]), g.shape(node.inputs[0])); }
 
 Cost cost(const Graph& g, const Node& node) {
   return streaming_cost(g, node, 10.0 * static_cast<double>(g.shape(node.outputs[0]).elements()));
@@ -57,6 +58,7 @@ std::vector<Op> activation_ops() {
            .backward = gelu_backward,
            .cost = cost,
            .cpu = cpu<Gelu>,
+           .cuda = cuda::gelu,
            .examples = examples,
            .in_place = {{0, 0}}},
           {.name = "gelu_backward",
@@ -64,6 +66,7 @@ std::vector<Op> activation_ops() {
            .infer = infer,
            .cost = cost,
            .cpu = cpu_backward<Gelu>,
+           .cuda = cuda::gelu_backward,
            .in_place = {{0, 0}, {0, 1}}},
           {.name = "relu2",
            .summary = "a = relu(h)^2",
@@ -71,6 +74,7 @@ std::vector<Op> activation_ops() {
            .backward = relu2_backward,
            .cost = cost,
            .cpu = cpu<Relu2>,
+           .cuda = cuda::relu2,
            .examples = examples,
            .in_place = {{0, 0}}},
           {.name = "relu2_backward",
@@ -78,6 +82,7 @@ std::vector<Op> activation_ops() {
            .infer = infer,
            .cost = cost,
            .cpu = cpu_backward<Relu2>,
+           .cuda = cuda::relu2_backward,
            .in_place = {{0, 0}, {0, 1}}}};
 }
 

@@ -1,33 +1,56 @@
 // adamw: one step of Adam with decoupled weight decay (Loshchilov and Hutter 2019), clipped by the global norm, in one
-// pass over memory. All outputs lie in place of their inputs.
-//   parameter, gradient, first moment, second moment (all of one shape), norm (1) -> parameter, first, second
+// pass over memory, for all parameters that share their settings. All outputs lie in place of their inputs.
+//   norm (1), then of each parameter: parameter, gradient, first moment, second moment, [master]
+//   -> of each parameter: parameter, first moment, second moment, [master]
 // Attributes: beta1, beta2, epsilon, weight_decay, grad_clip (0: none), learning_rate_scale.
 // As PyTorch: g *= min(1, clip / (norm + 1e-6)); p *= 1 - lr decay; p -= lr m^ / (sqrt(v^) + epsilon).
+// A bf16 parameter has an fp32 master, which is what the step changes; the parameter is the master rounded stochastically, so
+// that steps smaller than its last bit are not lost on average.
 // A norm that is not finite leaves everything as it was; the trainer reports the step.
 #include <cmath>
 
+#include "llm/base/random.h"
+#include "llm/ops/cuda_kernels.h"
 #include "llm/ops/ops.h"
 #include "llm/ops/rows.h"
 
 namespace llm {
 namespace {
 
+constexpr size_t kInputs = 5, kOutputs = 4;  // of each parameter
+
+size_t parameters_of(const Node& node) { return (node.inputs.size() - 1) / kInputs; }
+
 void infer(Graph& g, Node& node) {
-  for (size_t i : {0u, 2u, 3u}) {
-    if (g.shape(node.inputs[i]) != g.shape(node.inputs[1])) fail("adamw: the shapes of its tensors differ");
-    const Tensor owner = g.tensor(node.inputs[i]);
-    const TensorId updated = g.add_output(node,
-                                          i == 0   ? "parameter"
-                                          : i == 2 ? "first"
-                                                   : "second",
-                                          owner.dtype, owner.shape);
-    g.tensor(updated).alias = node.inputs[i];
-    g.tensor(updated).role = owner.role;
+  if (node.inputs.size() % kInputs != 1) fail("adamw: it takes the norm and five tensors of each parameter");
+  for (size_t p = 0; p < parameters_of(node); ++p) {
+    const TensorId* in = &node.inputs[1 + p * kInputs];
+    const bool has_master = in[4] != kNone;
+    if (has_master != (g.dtype(in[0]) == DType::bf16)) fail("adamw: a bf16 parameter has a master, another has none");
+    for (const size_t i : {0u, 2u, 3u, 4u}) {
+      if (in[i] == kNone) {
+        node.outputs.push_back(kNone);
+        continue;
+      }
+      if (g.shape(in[i]) != g.shape(in[1])) fail("adamw: the shapes of a parameter's tensors differ");
+      const Tensor owner = g.tensor(in[i]);
+      const TensorId updated = g.add_output(node, owner.name, owner.dtype, owner.shape);
+      g.tensor(updated).alias = in[i];
+      g.tensor(updated).role = owner.role;
+    }
   }
 }
 
 Cost cost(const Graph& g, const Node& node) {
-  return streaming_cost(g, node, 14.0 * static_cast<double>(g.shape(node.inputs[0]).elements()));
+  double elements = 0;
+  for (size_t p = 0; p < parameters_of(node); ++p)
+    elements += static_cast<double>(g.shape(node.inputs[1 + p * kInputs]).elements());
+  Cost c = streaming_cost(g, node, 14.0 * elements);
+  // A parameter with a master is written, not read.
+  for (size_t p = 0; p < parameters_of(node); ++p)
+    if (node.inputs[1 + p * kInputs + 4] != kNone)
+      c.bytes_read -= static_cast<double>(g.tensor(node.inputs[1 + p * kInputs]).bytes());
+  return c;
 }
 
 // Vectors of square roots: there is no operator for it, and the loop becomes one instruction.
@@ -38,9 +61,7 @@ simd::Vec square_root(simd::Vec v) {
 
 void cpu(const KernelCall& call) {
   const Attributes& a = call.node.attributes;
-  const float* gradient = call.in(1);
-  float *parameter = call.out(0), *first = call.out(1), *second = call.out(2);
-  const float norm = *call.in(4);
+  const float norm = *call.in(0);
   if (!std::isfinite(norm)) return;
   const auto clip = static_cast<float>(a.number("grad_clip"));
   const float scale = clip > 0 && norm + 1e-6f > clip ? clip / (norm + 1e-6f) : 1.0f;
@@ -52,38 +73,61 @@ void cpu(const KernelCall& call) {
   const auto b1 = static_cast<float>(beta1), b2 = static_cast<float>(beta2);
   const auto c1 = static_cast<float>(1 - beta1), c2 = static_cast<float>(1 - beta2);
   const auto epsilon = static_cast<float>(a.number("epsilon"));
-  call.threads.for_blocks(call.out_shape(0).elements(), 16384, [&](int64_t begin, int64_t end) {
-    for_vectors(end - begin, [&](int64_t c, auto lanes) {
-      const int64_t i = begin + c;
-      const simd::Vec g = lanes.load(gradient + i) * scale;
-      const simd::Vec m = lanes.load(first + i) * b1 + g * c1;
-      const simd::Vec v = lanes.load(second + i) * b2 + g * g * c2;
-      lanes.store(first + i, m);
-      lanes.store(second + i, v);
-      lanes.store(parameter + i,
-                  lanes.load(parameter + i) * keep - step_size * m / (square_root(v) * second_scale + epsilon));
+  for (size_t p = 0; p < parameters_of(call.node); ++p) {
+    const size_t in = 1 + p * kInputs, out = p * kOutputs;
+    const float* gradient = call.in(in + 1);
+    const bool has_master = call.has_input(in + 4);
+    float *first = call.out(out + 1), *second = call.out(out + 2);
+    float* parameter = has_master ? call.out(out + 3) : call.out(out);
+    bf16* rounded = has_master ? call.out<bf16>(out) : nullptr;
+    const TensorId named = call.graph.storage(call.node.inputs[in]);
+    const uint64_t stream = has_master ? stream_of(call.graph.tensor(named).name) : 0;
+    call.threads.for_blocks(call.in_shape(in).elements(), 16384, [&](int64_t begin, int64_t end) {
+      for_vectors(end - begin, [&](int64_t c, auto lanes) {
+        const int64_t i = begin + c;
+        const simd::Vec g = lanes.load(gradient + i) * scale;
+        const simd::Vec m = lanes.load(first + i) * b1 + g * c1;
+        const simd::Vec v = lanes.load(second + i) * b2 + g * g * c2;
+        lanes.store(first + i, m);
+        lanes.store(second + i, v);
+        lanes.store(parameter + i,
+                    lanes.load(parameter + i) * keep - step_size * m / (square_root(v) * second_scale + epsilon));
+      });
+      if (!rounded) return;
+      for (int64_t i = begin; i < end; i += 8) {
+        const auto bits = rounding_bits(call.step.seed, call.step.step, stream, i / 8);
+        for (int64_t e = i; e < std::min(i + 8, end); ++e)
+          rounded[e] = stochastic_bf16(parameter[e], rounding_bits_of(bits, static_cast<int>(e - i)));
+      }
     });
-  });
+  }
 }
 
 std::vector<Example> examples() {
-  const auto example = [](Shape shape, double decay, double clip) -> Example {
-    const auto fixed = [&](double low, double high, Role role) {
-      return Example::Input{.shape = shape, .low = low, .high = high, .role = role, .differentiable = false};
-    };
-    return {{{"beta1", 0.9},
-             {"beta2", 0.95},
-             {"epsilon", 1e-8},
-             {"weight_decay", decay},
-             {"grad_clip", clip},
-             {"learning_rate_scale", 0.5}},
-            {fixed(-1, 1, Role::parameter),
-             fixed(-1, 1, Role::activation),
-             fixed(-0.1, 0.1, Role::state),
-             fixed(0.001, 0.1, Role::state),
-             {.shape = {1}, .low = 0.5, .high = 3, .differentiable = false}}};
+  const auto fixed = [](Shape shape, double low, double high, Role role) {
+    return Example::Input{
+        .shape = shape, .low = low, .high = high, .role = role, .differentiable = false, .keeps_fp32 = true};
   };
-  return {example({5, 7}, 0.1, 1.0), example({40}, 0, 0)};
+  const auto example = [&](std::initializer_list<Shape> shapes, double decay, double clip, bool master) {
+    Example e{{{"beta1", 0.9},
+               {"beta2", 0.95},
+               {"epsilon", 1e-8},
+               {"weight_decay", decay},
+               {"grad_clip", clip},
+               {"learning_rate_scale", 0.5}},
+              {fixed({1}, 0.5, 3, Role::activation)}};
+    for (const Shape& shape : shapes) {
+      e.inputs.push_back(fixed(shape, -1, 1, Role::parameter));
+      if (master) e.inputs.back().dtype = DType::bf16;
+      e.inputs.push_back(fixed(shape, -1, 1, Role::activation));
+      e.inputs.push_back(fixed(shape, -0.1, 0.1, Role::state));
+      e.inputs.push_back(fixed(shape, 0.001, 0.1, Role::state));
+      e.inputs.push_back(master ? fixed(shape, -1, 1, Role::state) : Example::Input{});
+    }
+    return e;
+  };
+  return {example({{5, 7}}, 0.1, 1.0, false), example({{40}, {3, 11}}, 0, 0, false),
+          example({{64}, {5, 9}}, 0.1, 1.0, true)};
 }
 
 }  // namespace
@@ -94,7 +138,9 @@ std::vector<Op> adamw_ops() {
            .infer = infer,
            .cost = cost,
            .cpu = cpu,
-           .examples = examples}};
+           .cuda = cuda::adamw,
+           .examples = examples,
+           .cpu_takes_bf16 = true}};
 }
 
 }  // namespace llm

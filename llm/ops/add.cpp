@@ -1,5 +1,6 @@
 // add: c = a + b, element by element. The residual connection, and the sum of two gradients of one tensor.
 #include "llm/graph/autodiff.h"
+#include "llm/ops/cuda_kernels.h"
 #include "llm/ops/ops.h"
 #include "llm/ops/rows.h"
 
@@ -9,7 +10,7 @@ namespace {
 void infer(Graph& g, Node& node) {
   if (g.shape(node.inputs[0]) != g.shape(node.inputs[1]))
     fail("add: shapes ", g.shape(node.inputs[0]).text(), " and ", g.shape(node.inputs[1]).text(), " differ");
-  g.add_output(node, "", DType::fp32, g.shape(node.inputs[0]));
+  g.add_output(node, "", g.dtype(node.inputs[0]), g.shape(node.inputs[0]));
 }
 
 void backward(Graph&, const Node& node, Gradients& gradients) {
@@ -43,6 +44,7 @@ std::vector<Op> add_ops() {
            .backward = backward,
            .cost = cost,
            .cpu = cpu,
+           .cuda = cuda::add,
            .examples = examples,
            .in_place = {{0, 0}, {0, 1}}}};
 }

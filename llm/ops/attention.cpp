@@ -5,6 +5,8 @@
 #include "llm/device/attention_cpu.h"
 
 #include "llm/graph/autodiff.h"
+#include "llm/ops/attention_cuda.h"
+#include "llm/ops/cuda_kernels.h"
 #include "llm/ops/ops.h"
 
 namespace llm {
@@ -23,9 +25,10 @@ size_t floats(int64_t count) { return static_cast<size_t>(count) * 4; }
 
 void infer(Graph& g, Node& node) {
   const AttentionShape s = shape_of(g, node, node.inputs[0]);
-  g.add_output(node, "", DType::fp32, {s.batch, s.tokens, s.heads * s.head_size});
+  g.add_output(node, "", g.dtype(node.inputs[0]), {s.batch, s.tokens, s.heads * s.head_size});
   g.add_output(node, "log_sum_exp", DType::fp32, {s.batch, s.heads, s.tokens});
-  g.set_workspace(node, floats(attention_workspace(s, g.threads)));
+  g.set_workspace(
+      node, g.cuda ? attention_workspace_cuda(s, g.dtype(node.inputs[0])) : floats(attention_workspace(s, g.threads)));
 }
 
 void backward(Graph& g, const Node& node, Gradients& gradients) {
@@ -49,8 +52,9 @@ void cpu(const KernelCall& call) {
 // (d_out, qkv, out, log_sum_exp) -> d_qkv
 void infer_backward(Graph& g, Node& node) {
   const AttentionShape s = shape_of(g, node, node.inputs[1]);
-  g.add_output(node, "qkv", DType::fp32, g.shape(node.inputs[1]));
-  g.set_workspace(node, floats(attention_backward_workspace(s, g.threads)));
+  g.add_output(node, "qkv", g.dtype(node.inputs[1]), g.shape(node.inputs[1]));
+  g.set_workspace(node, g.cuda ? attention_backward_workspace_cuda(s, g.dtype(node.inputs[1]))
+                               : floats(attention_backward_workspace(s, g.threads)));
 }
 
 // Five products: the scores again, dP, dV, dQ and dK.
@@ -71,13 +75,15 @@ void infer_cached(Graph& g, Node& node) {
   if (cache.rank() != 4 || cache[0] != s.batch || cache[2] != s.kv_heads || cache[3] != s.head_size ||
       cache != g.shape(node.inputs[2]))
     fail("attention_cached: the caches must be (B, capacity, K, D), not ", cache.text());
-  g.add_output(node, "", DType::fp32, {s.batch, s.tokens, s.heads * s.head_size});
+  g.add_output(node, "", g.dtype(node.inputs[0]), {s.batch, s.tokens, s.heads * s.head_size});
   for (int i = 1; i <= 2; ++i) {
-    const TensorId updated = g.add_output(node, i == 1 ? "keys" : "values", DType::fp32, cache);
+    const TensorId updated =
+        g.add_output(node, i == 1 ? "keys" : "values", g.dtype(node.inputs[static_cast<size_t>(i)]), cache);
     g.tensor(updated).alias = node.inputs[static_cast<size_t>(i)];
     g.tensor(updated).role = Role::state;
   }
-  g.set_workspace(node, floats(attention_cached_workspace(s, cache[1], g.threads)));
+  g.set_workspace(node, g.cuda ? attention_cached_workspace_cuda(s, cache[1], g.dtype(node.inputs[0]))
+                               : floats(attention_cached_workspace(s, cache[1], g.threads)));
 }
 
 // At a full cache: all of it is read.
@@ -87,7 +93,8 @@ Cost cached_cost(const Graph& g, const Node& node) {
       static_cast<double>(s.batch * s.heads * s.tokens) * static_cast<double>(g.shape(node.inputs[1])[1]);
   Cost c = streaming_cost(g, node, pairs * static_cast<double>(4 * s.head_size));
   c.bytes_written = static_cast<double>(g.tensor(node.outputs[0]).bytes()) +
-                    8.0 * static_cast<double>(s.batch * s.tokens * s.kv_heads * s.head_size);
+                    2.0 * static_cast<double>(size_of(g.dtype(node.inputs[1]))) *
+                        static_cast<double>(s.batch * s.tokens * s.kv_heads * s.head_size);
   return c;
 }
 
@@ -127,17 +134,20 @@ std::vector<Op> attention_ops() {
            .backward = backward,
            .cost = cost,
            .cpu = cpu,
+           .cuda = cuda::attention,
            .examples = examples},
           {.name = "attention_backward",
            .summary = "d_qkv, from the scores made again",
            .infer = infer_backward,
            .cost = backward_cost,
-           .cpu = cpu_backward},
+           .cpu = cpu_backward,
+           .cuda = cuda::attention_backward},
           {.name = "attention_cached",
            .summary = "attention of new tokens to a key-value cache",
            .infer = infer_cached,
            .cost = cached_cost,
            .cpu = cpu_cached,
+           .cuda = cuda::attention_cached,
            .examples = cached_examples}};
 }
 

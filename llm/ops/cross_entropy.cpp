@@ -3,6 +3,7 @@
 //   backward: (d_losses, logits, targets, log_sum_exp) -> d_logits = (softmax - one_hot(target)) d_loss
 // In a whole model the fusion pass puts head_loss in its place, which never holds all logits.
 #include "llm/graph/autodiff.h"
+#include "llm/ops/cuda_kernels.h"
 #include "llm/ops/ops.h"
 #include "llm/ops/softmax_rows.h"
 
@@ -41,7 +42,7 @@ void cpu(const KernelCall& call) {
   });
 }
 
-void infer_backward(Graph& g, Node& node) { g.add_output(node, "", DType::fp32, g.shape(node.inputs[1])); }
+void infer_backward(Graph& g, Node& node) { g.add_output(node, "", g.dtype(node.inputs[1]), g.shape(node.inputs[1])); }
 
 Cost backward_cost(const Graph& g, const Node& node) {
   return streaming_cost(g, node, 4.0 * static_cast<double>(g.shape(node.inputs[1]).elements()));
@@ -77,12 +78,14 @@ std::vector<Op> cross_entropy_ops() {
            .backward = backward,
            .cost = cost,
            .cpu = cpu,
+           .cuda = cuda::cross_entropy,
            .examples = examples},
           {.name = "cross_entropy_backward",
            .summary = "d_logits = (softmax - one_hot) d_loss",
            .infer = infer_backward,
            .cost = backward_cost,
            .cpu = cpu_backward,
+           .cuda = cuda::cross_entropy_backward,
            .in_place = {{0, 1}}}};
 }
 

@@ -4,6 +4,8 @@
 #include <algorithm>
 
 #include "llm/graph/autodiff.h"
+#include "llm/ops/cuda_kernels.h"
+#include "llm/ops/cuda_workspaces.h"
 #include "llm/ops/ops.h"
 #include "llm/ops/rows.h"
 
@@ -16,7 +18,7 @@ void infer(Graph& g, Node& node) {
     fail("embedding: tokens must be (B, T) int32");
   if (node.input(2) != kNone && g.shape(node.inputs[2])[0] < tokens[1])
     fail("embedding: ", tokens[1], " tokens but only ", g.shape(node.inputs[2])[0], " positions");
-  g.add_output(node, "", DType::fp32, {tokens[0], tokens[1], table[1]});
+  g.add_output(node, "", g.dtype(node.inputs[1]), {tokens[0], tokens[1], table[1]});
 }
 
 void backward(Graph& g, const Node& node, Gradients& gradients) {
@@ -36,7 +38,7 @@ Cost cost(const Graph& g, const Node& node) {
   Cost c{0, bytes(node.inputs[0]) + std::min(out, bytes(node.inputs[1])), out};
   if (node.input(2) != kNone) {
     c.flops = static_cast<double>(x.elements());
-    c.bytes_read += 4 * static_cast<double>(x[1] * x[2]);
+    c.bytes_read += static_cast<double>(size_of(g.dtype(node.inputs[2]))) * static_cast<double>(x[1] * x[2]);
   }
   return c;
 }
@@ -63,6 +65,9 @@ void cpu(const KernelCall& call) {
 void infer_backward(Graph& g, Node& node) {
   g.add_output(node, "token_table", DType::fp32, g.shape(node.inputs[2]));
   if (node.input(3) != kNone) g.add_output(node, "position_table", DType::fp32, g.shape(node.inputs[3]));
+  if (g.cuda)
+    g.set_workspace(node, static_cast<size_t>(embedding_backward_workspace_cuda(g.shape(node.inputs[0]).elements(),
+                                                                                g.shape(node.inputs[2])[1])));
 }
 
 // Clearing the tables writes all of them; the rows that occur are then added to.
@@ -116,12 +121,14 @@ std::vector<Op> embedding_ops() {
            .backward = backward,
            .cost = cost,
            .cpu = cpu,
+           .cuda = cuda::embedding,
            .examples = examples},
           {.name = "embedding_backward",
            .summary = "d_token_table[token] += dx, d_position_table[position] += dx",
            .infer = infer_backward,
            .cost = backward_cost,
-           .cpu = cpu_backward}};
+           .cpu = cpu_backward,
+           .cuda = cuda::embedding_backward}};
 }
 
 }  // namespace llm

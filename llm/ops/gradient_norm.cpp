@@ -2,6 +2,8 @@
 // blocks and tensors in double and in order, so the bits do not depend on the number of threads.
 #include <cmath>
 
+#include "llm/ops/cuda_kernels.h"
+#include "llm/ops/cuda_workspaces.h"
 #include "llm/ops/ops.h"
 #include "llm/ops/rows.h"
 
@@ -14,9 +16,13 @@ int64_t blocks_of(const Shape& s) { return (s.elements() + kBlock - 1) / kBlock;
 
 void infer(Graph& g, Node& node) {
   g.add_output(node, "", DType::fp32, {1});
-  int64_t most = 0;
-  for (TensorId id : node.inputs) most = std::max(most, blocks_of(g.shape(id)));
-  g.set_workspace(node, static_cast<size_t>(most) * sizeof(double));
+  int64_t most = 0, on_cuda = 0;
+  for (TensorId id : node.inputs) {
+    most = std::max(most, blocks_of(g.shape(id)));
+    on_cuda += gradient_norm_blocks_cuda(g.shape(id).elements());
+  }
+  g.set_workspace(node, g.cuda ? static_cast<size_t>(gradient_norm_workspace_cuda(on_cuda))
+                               : static_cast<size_t>(most) * sizeof(double));
 }
 
 Cost cost(const Graph& g, const Node& node) {
@@ -45,8 +51,10 @@ void cpu(const KernelCall& call) {
 }
 
 std::vector<Example> examples() {
-  return {{{}, {{.shape = {3, 7}, .differentiable = false}, {.shape = {40}, .differentiable = false}}},
-          {{}, {{.shape = {5, 7000}, .differentiable = false}}}};
+  return {{{},
+           {{.shape = {3, 7}, .differentiable = false, .keeps_fp32 = true},
+            {.shape = {40}, .differentiable = false, .keeps_fp32 = true}}},
+          {{}, {{.shape = {5, 7000}, .differentiable = false, .keeps_fp32 = true}}}};
 }
 
 }  // namespace
@@ -57,6 +65,7 @@ std::vector<Op> gradient_norm_ops() {
            .infer = infer,
            .cost = cost,
            .cpu = cpu,
+           .cuda = cuda::gradient_norm,
            .examples = examples}};
 }
 

@@ -2,10 +2,14 @@
 // batch never exist; with a gradient of the losses it also makes both gradients of the product from the logits' gradient,
 // which takes the logits' place (as in llm.c's fused classifier and Wijmans et al. 2024, "Cut your losses").
 //   x (B, T, C), weight (V, C), targets (B, T) int32, [d_losses (B, T)] -> losses (B, T), [dx (B, T, C), d_weight (V, C)]
+// Attribute "logits_bytes": what the logits may take on a GPU.
+// In a bf16 run the logits and their gradient are bf16 as well, on either device (attribute "bf16_logits", which is set here).
 #include <algorithm>
 
 #include "llm/device/gemm_cpu.h"
 #include "llm/graph/autodiff.h"
+#include "llm/ops/cuda_kernels.h"
+#include "llm/ops/head_loss_cuda.h"
 #include "llm/ops/ops.h"
 #include "llm/ops/softmax_rows.h"
 
@@ -28,14 +32,17 @@ void infer(Graph& g, Node& node) {
   if (w.rank() != 2 || w[1] != x.last()) fail("head_loss: x ", x.text(), " does not fit the weight ", w.text());
   if (targets.elements() != x.rows()) fail("head_loss: ", targets.text(), " targets for ", x.rows(), " rows");
   const int64_t rows = block_rows(x.rows(), w[0]), V = w[0], C = w[1];
+  if (g.dtype(node.inputs[0]) == DType::bf16) node.attributes.set("bf16_logits", 1);
   int64_t product = gemm_workspace(rows, V, C, g.threads);
   g.add_output(node, "", DType::fp32, targets);
   if (node.input(3) != kNone) {
-    g.add_output(node, "dx", DType::fp32, x);
+    g.add_output(node, "dx", g.dtype(node.inputs[0]), x);
     g.add_output(node, "d_weight", DType::fp32, w);
     product = std::max({product, gemm_workspace(rows, C, V, g.threads), gemm_workspace(V, C, rows, g.threads)});
   }
-  g.set_workspace(node, static_cast<size_t>(aligned(rows * V) + product) * 4);
+  g.set_workspace(node, g.cuda ? head_loss_workspace_cuda(x.rows(), V, g.dtype(node.inputs[0]),
+                                                          node.attributes.integer("logits_bytes", kHeadLogitsBytes))
+                               : static_cast<size_t>(aligned(rows * V) + product) * 4);
 }
 
 // Its outputs are gradients already, for the seed it was given: it is made by the fusion pass after autodiff, or stands
@@ -46,7 +53,12 @@ Cost cost(const Graph& g, const Node& node) {
   return streaming_cost(g, node, product * (node.input(3) != kNone ? 3 : 1));
 }
 
+void round_row(float* row, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) row[i] = to_float(nearest_bf16(row[i]));
+}
+
 void cpu(const KernelCall& call) {
+  const bool rounds = call.node.attributes.flag("bf16_logits");
   const int64_t rows = call.in_shape(0).rows(), V = call.in_shape(1)[0], C = call.in_shape(1)[1];
   const float *x = call.in(0), *weight = call.in(1), *d_losses = call.in(3);
   const int32_t* targets = call.in_int(2);
@@ -59,6 +71,7 @@ void cpu(const KernelCall& call) {
     call.threads.for_blocks(count, row_grain(V), [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         float* row = logits + r * V;
+        if (rounds) round_row(row, V);
         const int32_t target = targets[first + r];
         const float target_logit = target < 0 ? 0.0f : row[target];
         float sum = 0;
@@ -68,6 +81,7 @@ void cpu(const KernelCall& call) {
         const float d = target < 0 ? 0.0f : d_losses[first + r], scale = d / sum;
         for_vectors(V, [&](int64_t c, auto lanes) { lanes.store(row + c, lanes.load(row + c) * scale); });
         if (target >= 0) row[target] -= d;
+        if (rounds) round_row(row, V);
       }
     });
     if (!d_losses) continue;
@@ -83,8 +97,11 @@ std::vector<Example> examples() {
   const Example::Input x{.shape = {2, 3, 10}, .low = -2, .high = 2, .differentiable = false};
   const Example::Input weight{.shape = {21, 10}, .differentiable = false};
   const Example::Input targets{.shape = {2, 3}, .dtype = DType::int32, .low = -1, .high = 21};
-  const Example::Input d_losses{.shape = {2, 3}, .low = 0, .high = 1, .differentiable = false};
-  return {{{}, {x, weight, targets}}, {{}, {x, weight, targets, d_losses}}};
+  const Example::Input d_losses{.shape = {2, 3}, .low = 0, .high = 1, .differentiable = false, .keeps_fp32 = true};
+  // The last with room for the logits of few rows at a time.
+  return {{{}, {x, weight, targets}},
+          {{}, {x, weight, targets, d_losses}},
+          {{{"logits_bytes", 1024}}, {x, weight, targets, d_losses}}};
 }
 
 }  // namespace
@@ -95,6 +112,7 @@ std::vector<Op> head_loss_ops() {
            .infer = infer,
            .cost = cost,
            .cpu = cpu,
+           .cuda = cuda::head_loss,
            .examples = examples}};
 }
 

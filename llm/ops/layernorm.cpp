@@ -3,6 +3,8 @@
 #include <cmath>
 
 #include "llm/graph/autodiff.h"
+#include "llm/ops/cuda_kernels.h"
+#include "llm/ops/cuda_workspaces.h"
 #include "llm/ops/norm_rows.h"
 #include "llm/ops/ops.h"
 
@@ -13,10 +15,10 @@ void infer(Graph& g, Node& node) {
   const Shape x = g.shape(node.inputs[0]);
   if (g.shape(node.inputs[1]) != Shape{x.last()} || g.shape(node.inputs[2]) != Shape{x.last()})
     fail("layernorm: weight and bias must have ", x.last(), " elements");
-  g.add_output(node, "", DType::fp32, x);
+  g.add_output(node, "", g.dtype(node.inputs[0]), x);
   g.add_output(node, "mean", DType::fp32, {x.rows()});
   g.add_output(node, "rstd", DType::fp32, {x.rows()});
-  if (node.input(3) != kNone) g.add_output(node, "sum", DType::fp32, x);
+  if (node.input(3) != kNone) g.add_output(node, "sum", g.dtype(node.inputs[0]), x);
 }
 
 void backward(Graph& g, const Node& node, Gradients& gradients) {
@@ -71,10 +73,11 @@ void cpu(const KernelCall& call) {
 // (dy, x, weight, mean, rstd, [addend]) -> dx (+ addend), d_weight, d_bias
 void infer_backward(Graph& g, Node& node) {
   const Shape x = g.shape(node.inputs[1]);
-  g.add_output(node, "input", DType::fp32, x);
+  g.add_output(node, "input", g.dtype(node.inputs[1]), x);
   g.add_output(node, "weight", DType::fp32, {x.last()});
   g.add_output(node, "bias", DType::fp32, {x.last()});
-  g.set_workspace(node, static_cast<size_t>(kNormBlocks * x.last() * 2) * 4);
+  g.set_workspace(node, g.cuda ? static_cast<size_t>(layernorm_backward_workspace_cuda(x.rows(), x.last()))
+                               : static_cast<size_t>(kNormBlocks * x.last() * 2) * 4);
 }
 
 Cost backward_cost(const Graph& g, const Node& node) {
@@ -142,6 +145,7 @@ std::vector<Op> layernorm_ops() {
            .backward = backward,
            .cost = cost,
            .cpu = cpu,
+           .cuda = cuda::layernorm,
            .examples = examples,
            .in_place = {{3, 0}, {3, 3}}},
           {.name = "layernorm_backward",
@@ -149,6 +153,7 @@ std::vector<Op> layernorm_ops() {
            .infer = infer_backward,
            .cost = backward_cost,
            .cpu = cpu_backward,
+           .cuda = cuda::layernorm_backward,
            .in_place = {{0, 5}, {0, 0}}}};
 }
 

@@ -8,6 +8,8 @@
 
 #include "llm/graph/autodiff.h"
 #include "llm/ops/activation_functions.h"
+#include "llm/ops/cuda_kernels.h"
+#include "llm/ops/linear_cuda.h"
 #include "llm/ops/norm_rows.h"
 #include "llm/ops/ops.h"
 
@@ -34,13 +36,13 @@ void with_activation(ActivationKind kind, Body&& body) {
 }
 
 size_t gemm_bytes(const Graph& g, int64_t m, int64_t n, int64_t k) {
-  return static_cast<size_t>(gemm_workspace(m, n, k, g.threads)) * 4;
+  return g.cuda ? linear_workspace_cuda() : static_cast<size_t>(gemm_workspace(m, n, k, g.threads)) * 4;
 }
 
 void infer(Graph& g, Node& node) {
   const Shape x = g.shape(node.inputs[0]), w = g.shape(node.inputs[1]);
   if (w.rank() != 2 || w[1] != x.last()) fail("linear: x ", x.text(), " does not fit the weight ", w.text());
-  g.add_output(node, "", DType::fp32, with_last(x, w[0]));
+  g.add_output(node, "", g.dtype(node.inputs[0]), with_last(x, w[0]));
   g.set_workspace(node, gemm_bytes(g, x.rows(), w[0], w[1]));
 }
 
@@ -98,7 +100,7 @@ void cpu(const KernelCall& call) {
 
 void infer_backward_input(Graph& g, Node& node) {
   const Shape dy = g.shape(node.inputs[0]), w = g.shape(node.inputs[1]);
-  g.add_output(node, "", DType::fp32, with_last(dy, w[1]));
+  g.add_output(node, "", g.dtype(node.inputs[0]), with_last(dy, w[1]));
   g.set_workspace(node, gemm_bytes(g, dy.rows(), w[1], w[0]));
 }
 
@@ -125,6 +127,7 @@ void infer_backward_weight(Graph& g, Node& node) {
   g.add_output(node, "weight", DType::fp32, {dy.last(), x.last()});
   const bool bias = node.attributes.flag("bias");
   if (bias) g.add_output(node, "bias", DType::fp32, {dy.last()});
+  if (g.cuda) return g.set_workspace(node, linear_backward_weight_workspace_cuda(dy.rows(), dy.last(), bias));
   g.set_workspace(node, std::max(gemm_bytes(g, dy.last(), x.last(), dy.rows()),
                                  bias ? static_cast<size_t>(kNormBlocks * dy.last()) * 4 : size_t{0}));
 }
@@ -137,18 +140,7 @@ void cpu_backward_weight(const KernelCall& call) {
   const int64_t tokens = call.in_shape(0).rows(), O = call.in_shape(0).last(), I = call.in_shape(1).last();
   const float *dy = call.in(0), *x = call.in(1);
   float* dw = call.out(0);
-  if (call.has_output(1)) {
-    float* partial = call.workspace();
-    const int64_t block = norm_block_rows(tokens), blocks = (tokens + block - 1) / block;
-    call.threads.for_blocks(tokens, block, [&](int64_t begin, int64_t end) {
-      float* sum = partial + begin / block * O;
-      std::fill_n(sum, O, 0.0f);
-      for (int64_t t = begin; t < end; ++t)
-        for_vectors(
-            O, [&](int64_t i, auto lanes) { lanes.store(sum + i, lanes.load(sum + i) + lanes.load(dy + t * O + i)); });
-    });
-    sum_blocks(call.threads, partial, blocks, O, call.accumulates(1), call.out(1));
-  }
+  if (call.has_output(1)) sum_rows(call.threads, dy, tokens, O, call.accumulates(1), call.workspace(), call.out(1));
   gemm(call.threads, {O, I, tokens, transposed(dy, O), row_major(x, I), dw, I, call.accumulates(0) ? dw : nullptr},
        call.workspace());
 }
@@ -173,17 +165,20 @@ std::vector<Op> linear_ops() {
            .backward = backward,
            .cost = cost,
            .cpu = cpu,
+           .cuda = cuda::linear,
            .examples = examples},
           {.name = "linear_backward_input",
            .summary = "dx = dy W",
            .infer = infer_backward_input,
            .cost = cost,
-           .cpu = cpu_backward_input},
+           .cpu = cpu_backward_input,
+           .cuda = cuda::linear_backward_input},
           {.name = "linear_backward_weight",
            .summary = "dW = dy^T x, db = sum of dy",
            .infer = infer_backward_weight,
            .cost = backward_weight_cost,
-           .cpu = cpu_backward_weight}};
+           .cpu = cpu_backward_weight,
+           .cuda = cuda::linear_backward_weight}};
 }
 
 }  // namespace llm

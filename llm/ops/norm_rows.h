@@ -29,6 +29,21 @@ inline void sum_blocks(ThreadTeam& threads, const float* partial, int64_t blocks
   });
 }
 
+// sum (columns) of all rows of x, or on top of it; `partial` holds (kNormBlocks, columns).
+inline void sum_rows(ThreadTeam& threads, const float* x, int64_t rows, int64_t columns, bool add, float* partial,
+                     float* sum) {
+  const int64_t block = norm_block_rows(rows), blocks = (rows + block - 1) / block;
+  threads.for_blocks(rows, block, [&](int64_t begin, int64_t end) {
+    float* part = partial + begin / block * columns;
+    std::fill_n(part, columns, 0.0f);
+    for (int64_t r = begin; r < end; ++r)
+      for_vectors(columns, [&](int64_t i, auto lanes) {
+        lanes.store(part + i, lanes.load(part + i) + lanes.load(x + r * columns + i));
+      });
+  });
+  sum_blocks(threads, partial, blocks, columns, add, sum);
+}
+
 // y = x + delta where there is a delta; gives the row to normalise.
 inline const float* add_residual(const float* x, const float* delta, float* sum, int64_t C) {
   if (!delta) return x;

@@ -4,6 +4,8 @@
 #include <cmath>
 
 #include "llm/graph/autodiff.h"
+#include "llm/ops/cuda_kernels.h"
+#include "llm/ops/cuda_workspaces.h"
 #include "llm/ops/norm_rows.h"
 #include "llm/ops/ops.h"
 
@@ -24,7 +26,7 @@ void infer(Graph& g, Node& node) {
   const Heads h(node);
   const Shape qkv = g.shape(node.inputs[0]);
   if (qkv.last() != h.width()) fail("qk_norm: rows must have ", h.width(), " channels, not ", qkv.last());
-  g.add_output(node, "", DType::fp32, qkv);
+  g.add_output(node, "", g.dtype(node.inputs[0]), qkv);
   g.add_output(node, "rstd", DType::fp32, {qkv.rows(), h.normed()});
 }
 
@@ -73,10 +75,12 @@ void cpu(const KernelCall& call) {
 // (dy, qkv, query_weight, key_weight, rstd) -> d_qkv, d_query_weight, d_key_weight
 void infer_backward(Graph& g, Node& node) {
   const Heads h(node);
-  g.add_output(node, "qkv", DType::fp32, g.shape(node.inputs[1]));
+  g.add_output(node, "qkv", g.dtype(node.inputs[1]), g.shape(node.inputs[1]));
   g.add_output(node, "query_weight", DType::fp32, {h.size});
   g.add_output(node, "key_weight", DType::fp32, {h.size});
-  g.set_workspace(node, static_cast<size_t>(kNormBlocks * 2 * h.size) * 4);
+  const int64_t rows = g.shape(node.inputs[1]).rows();
+  g.set_workspace(node, g.cuda ? static_cast<size_t>(qk_norm_backward_workspace_cuda(rows, h.size))
+                               : static_cast<size_t>(kNormBlocks * 2 * h.size) * 4);
 }
 
 Cost backward_cost(const Graph& g, const Node& node) {
@@ -146,6 +150,7 @@ std::vector<Op> qk_norm_ops() {
            .backward = backward,
            .cost = cost,
            .cpu = cpu,
+           .cuda = cuda::qk_norm,
            .examples = examples,
            .in_place = {{0, 0}}},
           {.name = "qk_norm_backward",
@@ -153,6 +158,7 @@ std::vector<Op> qk_norm_ops() {
            .infer = infer_backward,
            .cost = backward_cost,
            .cpu = cpu_backward,
+           .cuda = cuda::qk_norm_backward,
            .in_place = {{0, 0}}}};
 }
 

@@ -3,6 +3,8 @@
 #include <cmath>
 
 #include "llm/graph/autodiff.h"
+#include "llm/ops/cuda_kernels.h"
+#include "llm/ops/cuda_workspaces.h"
 #include "llm/ops/norm_rows.h"
 #include "llm/ops/ops.h"
 
@@ -12,9 +14,9 @@ namespace {
 void infer(Graph& g, Node& node) {
   const Shape x = g.shape(node.inputs[0]);
   if (g.shape(node.inputs[1]) != Shape{x.last()}) fail("rmsnorm: weight must have ", x.last(), " elements");
-  g.add_output(node, "", DType::fp32, x);
+  g.add_output(node, "", g.dtype(node.inputs[0]), x);
   g.add_output(node, "rstd", DType::fp32, {x.rows()});
-  if (node.input(2) != kNone) g.add_output(node, "sum", DType::fp32, x);
+  if (node.input(2) != kNone) g.add_output(node, "sum", g.dtype(node.inputs[0]), x);
 }
 
 void backward(Graph& g, const Node& node, Gradients& gradients) {
@@ -62,9 +64,10 @@ void cpu(const KernelCall& call) {
 // (dy, x, weight, rstd, [addend]) -> dx (+ addend), d_weight
 void infer_backward(Graph& g, Node& node) {
   const Shape x = g.shape(node.inputs[1]);
-  g.add_output(node, "input", DType::fp32, x);
+  g.add_output(node, "input", g.dtype(node.inputs[1]), x);
   g.add_output(node, "weight", DType::fp32, {x.last()});
-  g.set_workspace(node, static_cast<size_t>(kNormBlocks * x.last()) * 4);
+  g.set_workspace(node, g.cuda ? static_cast<size_t>(rmsnorm_backward_workspace_cuda(x.rows(), x.last()))
+                               : static_cast<size_t>(kNormBlocks * x.last()) * 4);
 }
 
 Cost backward_cost(const Graph& g, const Node& node) {
@@ -122,6 +125,7 @@ std::vector<Op> rmsnorm_ops() {
            .backward = backward,
            .cost = cost,
            .cpu = cpu,
+           .cuda = cuda::rmsnorm,
            .examples = examples,
            .in_place = {{2, 0}, {2, 2}}},
           {.name = "rmsnorm_backward",
@@ -129,6 +133,7 @@ std::vector<Op> rmsnorm_ops() {
            .infer = infer_backward,
            .cost = backward_cost,
            .cpu = cpu_backward,
+           .cuda = cuda::rmsnorm_backward,
            .in_place = {{0, 4}, {0, 0}}}};
 }
 

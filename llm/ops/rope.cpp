@@ -1,13 +1,16 @@
 // rope: rotary positions (Su et al. 2021) on the query and key heads, in the half-split layout of Hugging Face: channel i
 // of a head is paired with channel i + D/2 and turned by the angle position * theta^(-2 i / D). Values pass through.
-//   rope_angles: -> (T, D): of each position D/2 cosines, then D/2 sines. Attributes: tokens T, head_size D, theta.
+//   rope_angles: -> (T, D): of each position D/2 cosines, then D/2 sines. Attributes: tokens T, head_size D, theta;
+//     factor, low, high, original: rope_frequency.h (none: 1, no stretching).
 //   rope: qkv (B, T, (H + 2 K) D), angles (T, D) -> the shape of qkv. Attributes: heads H, kv_heads K, head_size D.
 // Turning back by the same angle is the backward pass. All layers share one node's angles.
 #include <algorithm>
 #include <cmath>
 
 #include "llm/graph/autodiff.h"
+#include "llm/ops/cuda_kernels.h"
 #include "llm/ops/ops.h"
+#include "llm/ops/rope_frequency.h"
 #include "llm/ops/rows.h"
 
 namespace llm {
@@ -25,12 +28,14 @@ Cost angles_cost(const Graph& g, const Node& node) {
 
 void cpu_angles(const KernelCall& call) {
   const int64_t T = call.out_shape(0)[0], D = call.out_shape(0)[1], half = D / 2;
-  const double theta = call.node.attributes.number("theta");
+  const Attributes& a = call.node.attributes;
+  const double theta = a.number("theta");
+  const RopeScaling scaling{a.number("factor", 1), a.number("low", 1), a.number("high", 4), a.number("original", 8192)};
   float* angles = call.out(0);
   // In double: at position 8192 an angle in float would be wrong in its fourth digit.
   call.threads.for_blocks(T, 16, [&](int64_t begin, int64_t end) {
     for (int64_t i = 0; i < half; ++i) {
-      const double frequency = std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(D));
+      const double frequency = rope_frequency(theta, static_cast<double>(i), static_cast<double>(half), scaling);
       for (int64_t t = begin; t < end; ++t) {
         const double angle = static_cast<double>(call.step.position + t) * frequency;
         angles[t * D + i] = static_cast<float>(std::cos(angle));
@@ -46,7 +51,7 @@ void infer(Graph& g, Node& node) {
   const Shape qkv = g.shape(node.inputs[0]);
   if (qkv.rank() != 3 || qkv.last() != width) fail("rope: qkv must be (B, T, ", width, "), not ", qkv.text());
   if (g.shape(node.inputs[1]) != Shape{qkv[1], D}) fail("rope: angles must be (", qkv[1], ", ", D, ")");
-  g.add_output(node, "", DType::fp32, qkv);
+  g.add_output(node, "", g.dtype(node.inputs[0]), qkv);
 }
 
 void backward(Graph& g, const Node& node, Gradients& gradients) {
@@ -98,7 +103,7 @@ std::vector<Example> examples() {
   const auto example = [](double heads, double kv_heads, int64_t size, int64_t tokens) -> Example {
     const int64_t width = static_cast<int64_t>(heads + 2 * kv_heads) * size;
     return {{{"heads", heads}, {"kv_heads", kv_heads}, {"head_size", static_cast<double>(size)}},
-            {{{2, tokens, width}}, {.shape = {tokens, size}, .differentiable = false}}};
+            {{{2, tokens, width}}, {.shape = {tokens, size}, .differentiable = false, .keeps_fp32 = true}}};
   };
   return {example(2, 2, 8, 5), example(4, 2, 6, 3), example(1, 1, 40, 9)};
 }
@@ -111,6 +116,7 @@ std::vector<Op> rope_ops() {
            .infer = infer_angles,
            .cost = angles_cost,
            .cpu = cpu_angles,
+           .cuda = cuda::rope_angles,
            .examples = angles_examples},
           {.name = "rope",
            .summary = "rotary positions on query and key heads",
@@ -118,6 +124,7 @@ std::vector<Op> rope_ops() {
            .backward = backward,
            .cost = cost,
            .cpu = cpu,
+           .cuda = cuda::rope,
            .examples = examples,
            .in_place = {{0, 0}}},
           {.name = "rope_backward",
@@ -125,6 +132,7 @@ std::vector<Op> rope_ops() {
            .infer = infer,
            .cost = cost,
            .cpu = cpu_backward,
+           .cuda = cuda::rope_backward,
            .in_place = {{0, 0}}}};
 }
 

@@ -1,6 +1,7 @@
 // select_last: x (B, T, C) -> (B, 1, C), the last token's row: generation needs the logits of that one alone.
 #include <algorithm>
 
+#include "llm/ops/cuda_kernels.h"
 #include "llm/ops/ops.h"
 
 namespace llm {
@@ -9,7 +10,7 @@ namespace {
 void infer(Graph& g, Node& node) {
   const Shape x = g.shape(node.inputs[0]);
   if (x.rank() != 3 || x[1] < 1) fail("select_last: x must be (B, T, C), not ", x.text());
-  g.add_output(node, "", DType::fp32, {x[0], 1, x[2]});
+  g.add_output(node, "", g.dtype(node.inputs[0]), {x[0], 1, x[2]});
 }
 
 Cost cost(const Graph& g, const Node& node) {
@@ -34,6 +35,7 @@ std::vector<Op> select_last_ops() {
            .infer = infer,
            .cost = cost,
            .cpu = cpu,
+           .cuda = cuda::select_last,
            .examples = examples}};
 }
 

@@ -1,6 +1,7 @@
 // swiglu: a = silu(gate) up (Shazeer 2020), where a row of h is gate (F) then up (F), as one linear layer makes them.
 //   h (.., 2 F) -> a (.., F);   backward: (da, h) -> dh
 #include "llm/graph/autodiff.h"
+#include "llm/ops/cuda_kernels.h"
 #include "llm/ops/ops.h"
 #include "llm/ops/rows.h"
 
@@ -10,7 +11,7 @@ namespace {
 void infer(Graph& g, Node& node) {
   const Shape h = g.shape(node.inputs[0]);
   if (h.rank() != 3 || h.last() % 2) fail("swiglu: h must be (B, T, 2 F), not ", h.text());
-  g.add_output(node, "", DType::fp32, {h[0], h[1], h[2] / 2});
+  g.add_output(node, "", g.dtype(node.inputs[0]), {h[0], h[1], h[2] / 2});
 }
 
 void backward(Graph& g, const Node& node, Gradients& gradients) {
@@ -37,7 +38,7 @@ void cpu(const KernelCall& call) {
   });
 }
 
-void infer_backward(Graph& g, Node& node) { g.add_output(node, "", DType::fp32, g.shape(node.inputs[1])); }
+void infer_backward(Graph& g, Node& node) { g.add_output(node, "", g.dtype(node.inputs[1]), g.shape(node.inputs[1])); }
 
 void cpu_backward(const KernelCall& call) {
   const int64_t F = call.in_shape(0).last();
@@ -70,12 +71,14 @@ std::vector<Op> swiglu_ops() {
            .backward = backward,
            .cost = cost,
            .cpu = cpu,
+           .cuda = cuda::swiglu,
            .examples = examples},
           {.name = "swiglu_backward",
            .summary = "d_gate, d_up",
            .infer = infer_backward,
            .cost = cost,
            .cpu = cpu_backward,
+           .cuda = cuda::swiglu_backward,
            .in_place = {{0, 1}}}};
 }
 

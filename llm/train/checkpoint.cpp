@@ -34,6 +34,7 @@ std::string trainer_json(const TrainerState& state, const std::string& directory
     if (fs::exists(directory + "/" + name)) files[name] = fs::file_size(directory + "/" + name);
   const ordered_json j = {{"step", state.step},
                           {"samples", state.samples},
+                          {"rounded_step", state.rounded_step},
                           {"tokens", state.tokens},
                           {"seconds", state.seconds},
                           {"val_loss", number_or_null(state.val_loss)},
@@ -56,6 +57,7 @@ Trainer read_trainer(const std::string& directory) {
     Trainer t;
     t.state.step = j.at("step").get<int64_t>();
     t.state.samples = j.at("samples").get<int64_t>();
+    t.state.rounded_step = j.value("rounded_step", int64_t{-1});
     t.state.tokens = j.at("tokens").get<int64_t>();
     t.state.seconds = j.at("seconds").get<double>();
     t.state.val_loss = number_or_nan(j.at("val_loss"));
@@ -151,13 +153,6 @@ std::string joined(const std::vector<Broken>& broken, int64_t after) {
 
 }  // namespace
 
-std::vector<StateTensor> moment_tensors(const std::vector<Parameter>& table) {
-  std::vector<StateTensor> result;
-  for (const Parameter& p : table)
-    for (const char* moment : {".first_moment", ".second_moment"}) result.push_back({p.name + moment, p.shape});
-  return result;
-}
-
 std::string save_checkpoint(const std::string& run, const CheckpointContent& content, int keep_last) {
   const std::string parent = checkpoints_of(run), name = std::to_string(content.state.step);
   const std::string path = parent + "/" + name;
@@ -177,9 +172,9 @@ std::string save_checkpoint(const std::string& run, const CheckpointContent& con
       }
       write_safetensors(directory.path() + "/" + kOptimizer, tensors, content.optimizer_tensor);
     }
-    put("config.json", config_json(content.config, content.eos_token_id));
+    put("config.json", config_json(content.config, content.end_tokens));
     if (!content.tokenizer_json.empty()) put("tokenizer.json", content.tokenizer_json);
-    if (content.eos_token_id >= 0) put("generation_config.json", generation_config_json(content.eos_token_id));
+    if (!content.end_tokens.eos.empty()) put("generation_config.json", generation_config_json(content.end_tokens));
     for (auto& [file, text] : content.extra_files) put(file, text);
     put(kTrainer, trainer_json(content.state, directory.path()));
     directory.commit();

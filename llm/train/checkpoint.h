@@ -16,6 +16,8 @@
 #include <vector>
 
 #include "llm/model/config.h"
+#include "llm/model/huggingface.h"
+#include "llm/model/optimizer.h"
 #include "llm/model/parameters.h"
 
 namespace llm {
@@ -24,19 +26,12 @@ struct TrainerState {
   int64_t step = 0;     // optimizer steps done
   int64_t samples = 0;  // sequences taken from the loader
   int64_t tokens = 0;
-  double seconds = 0;                                               // spent training
+  int64_t rounded_step = -1;  // the last step that changed the weights; in a bf16 run, whose rounding they have
+  double seconds = 0;         // spent training
   double val_loss = std::numeric_limits<double>::quiet_NaN();       // measured at this step; NaN: not measured
   double best_val_loss = std::numeric_limits<double>::quiet_NaN();  // of the run so far; NaN: none
   std::string settings_json = "{}";  // the training options: any JSON, kept but for its white space
 };
-
-// A tensor of optimizer state: "layers.0.qkv.weight.first_moment".
-struct StateTensor {
-  std::string name;
-  Shape shape;
-};
-// Both moments of every parameter, as AdamW has them: tensor 2 i is parameter i's first moment, 2 i + 1 its second.
-std::vector<StateTensor> moment_tensors(const std::vector<Parameter>& table);
 
 // What a checkpoint is made of. The callbacks are called once for each index, in order; a pointer must stay valid until
 // the callback's next call, so a device's memory can pass through one staging buffer.
@@ -47,8 +42,8 @@ struct CheckpointContent {
   std::function<const float*(size_t index)> parameter;
   std::vector<StateTensor> optimizer;
   std::function<const float*(size_t index)> optimizer_tensor;
-  std::string tokenizer_json;                                    // empty: none
-  int eos_token_id = -1;                                         // -1: none
+  std::string tokenizer_json;  // empty: none
+  EndTokens end_tokens = {};
   std::vector<std::pair<std::string, std::string>> extra_files;  // name, content
 };
 

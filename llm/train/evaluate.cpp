@@ -8,8 +8,8 @@
 namespace llm {
 
 Evaluator::Evaluator(const ModelConfig& config, int64_t batch, int64_t tokens, const PersistentLayout& layout,
-                     int threads)
-    : Evaluator(build_evaluation_graph(config, batch, tokens, threads), config.vocabulary, layout) {}
+                     const Target& target)
+    : Evaluator(build_evaluation_graph(config, batch, tokens, target), config.vocabulary, layout) {}
 
 Evaluator::Evaluator(EvaluationGraph graph, int64_t vocabulary, const PersistentLayout& layout)
     : vocabulary_(vocabulary),
@@ -17,12 +17,16 @@ Evaluator::Evaluator(EvaluationGraph graph, int64_t vocabulary, const Persistent
       targets_(graph.targets),
       losses_(graph.losses),
       program_(compile(graph.graph, graph.results(), {}), layout) {
-  window_.resize(static_cast<size_t>(program_.graph().shape(tokens_)[1]) + 1);
+  const Shape shape = program_.graph().shape(tokens_);
+  window_.resize(static_cast<size_t>(shape[1]) + 1);
+  batch_tokens_.resize(static_cast<size_t>(shape.elements()));
+  batch_targets_.resize(batch_tokens_.size());
+  batch_losses_.resize(batch_tokens_.size());
 }
 
 void Evaluator::fill(const TokenStream& stream, int64_t begin, int64_t count, int64_t row) {
   const int64_t T = program_.graph().shape(tokens_)[1];
-  int32_t *tokens = program_.data<int32_t>(tokens_) + row * T, *targets = program_.data<int32_t>(targets_) + row * T;
+  int32_t *tokens = batch_tokens_.data() + row * T, *targets = batch_targets_.data() + row * T;
   stream.read(begin, count > 0 ? count + 1 : 0, window_.data());
   for (int64_t i = 0; count > 0 && i <= count; ++i)
     if (const int32_t token = window_[static_cast<size_t>(i)]; token < 0 || token >= vocabulary_)
@@ -42,7 +46,7 @@ Evaluator::Result Evaluator::run(const TokenStream& stream, int64_t max_batches,
   const int64_t all = (predicted + T - 1) / T;
   const int64_t windows = max_batches > 0 && max_batches <= all / B ? max_batches * B : all;
   const int64_t batches = (windows + B - 1) / B;
-  const float* losses = program_.data<float>(losses_);
+  const float* losses = batch_losses_.data();
 
   Result result;
   double sum = 0;
@@ -54,7 +58,10 @@ Evaluator::Result Evaluator::run(const TokenStream& stream, int64_t max_batches,
       counts[static_cast<size_t>(row)] = window < windows ? std::min(T, predicted - begin) : 0;
       fill(stream, begin, counts[static_cast<size_t>(row)], row);
     }
+    program_.write(tokens_, batch_tokens_.data());
+    program_.write(targets_, batch_targets_.data());
     program_.run(Phase::forward, Phase::forward);
+    program_.read(losses_, batch_losses_.data());
     for (int64_t row = 0; row < B; ++row) {
       const int64_t count = counts[static_cast<size_t>(row)];
       for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(losses[row * T + i]);

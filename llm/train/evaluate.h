@@ -12,7 +12,8 @@ namespace llm {
 class Evaluator {
  public:
   // Batches of `batch` windows of `tokens` tokens (usually the context).
-  Evaluator(const ModelConfig& config, int64_t batch, int64_t tokens, const PersistentLayout& layout, int threads);
+  Evaluator(const ModelConfig& config, int64_t batch, int64_t tokens, const PersistentLayout& layout,
+            const Target& target);
 
   size_t arena_bytes() const { return program_.arena_bytes(); }
   void bind(const Arena& arena, ThreadTeam& threads) { program_.bind(arena, threads); }
@@ -30,13 +31,15 @@ class Evaluator {
 
  private:
   Evaluator(EvaluationGraph graph, int64_t vocabulary, const PersistentLayout& layout);
-  // Window `begin` of the stream, `count` predictions, into row `row` of the inputs.
+  // Window `begin` of the stream, `count` predictions, as row `row` of the inputs.
   void fill(const TokenStream& stream, int64_t begin, int64_t count, int64_t row);
 
   int64_t vocabulary_;
   TensorId tokens_, targets_, losses_;
   Program program_;
-  std::vector<int32_t> window_;  // a window's tokens and the one after it
+  std::vector<int32_t> window_;                        // a window's tokens and the one after it
+  std::vector<int32_t> batch_tokens_, batch_targets_;  // (B, T)
+  std::vector<float> batch_losses_;                    // (B, T)
 };
 
 }  // namespace llm

@@ -22,7 +22,7 @@ void each_option(Options& o, Visit&& visit) {
   visit("schedule", o.schedule), visit("seed", o.seed), visit("eval_every", o.eval_every);
   visit("eval_batches", o.eval_batches), visit("save_every", o.save_every), visit("sample_every", o.sample_every);
   visit("keep_last", o.keep_last), visit("sample_prompt", o.sample_prompt), visit("memory_budget", o.memory_budget);
-  visit("data_tokens", o.data_tokens);
+  visit("data_tokens", o.data_tokens), visit("dtype", o.dtype);
 }
 
 std::string short_number(double value) {
@@ -59,7 +59,10 @@ TrainOptions TrainOptions::parse(const std::string& text, const std::string& whe
   TrainOptions o;
   try {
     const auto j = nlohmann::json::parse(text);
-    each_option(o, [&](const char* name, auto& value) { j.at(name).get_to(value); });
+    each_option(o, [&](const char* name, auto& value) {
+      // Runs from before there was a choice are fp32.
+      if (name != std::string_view("dtype") || j.contains(name)) j.at(name).get_to(value);
+    });
   } catch (const nlohmann::json::exception& e) {
     fail(where, ": not the settings of a run: ", e.what());
   }

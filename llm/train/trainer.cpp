@@ -8,6 +8,7 @@
 #include "llm/base/error.h"
 #include "llm/base/process.h"
 #include "llm/base/random.h"
+#include "llm/graph/staging.h"
 #include "llm/model/huggingface.h"
 
 namespace llm {
@@ -39,11 +40,11 @@ SpikeWatch::Verdict SpikeWatch::look(double loss, double gradient_norm) {
   return spike ? Verdict::spike : Verdict::ordinary;
 }
 
-Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset dataset, ThreadTeam& threads)
+Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset dataset, const Machine& machine)
     : model_(model),
       options_(options),
       dataset_(std::move(dataset)),
-      threads_(threads),
+      machine_(machine),
       table_(parameter_table(model)) {
   schedule_ = {schedule_named(options_.schedule), options_.lr, 0.0, options_.steps, options_.warmup};
   train_stream_ = std::make_unique<TokenStream>(dataset_.train);
@@ -54,19 +55,18 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
       fail("the data holds token ", stream->largest_token(), " but the model's vocabulary is ", model_.vocabulary,
            "; choose a model without a fixed vocabulary, or tokenize the data for this one");
 
-  const OptimizerOptions optimizer{options_.beta1, options_.beta2, options_.epsilon, options_.weight_decay,
-                                   options_.grad_clip};
-  TrainingGraph t = build_training_graph(model_, options_.batch, model_.context, optimizer, threads_.size());
-  tokens_ = t.tokens, targets_ = t.targets, loss_weights_ = t.loss_weights;
-  losses_ = t.losses, gradient_norm_ = t.gradient_norm;
+  const OptimizerOptions optimizer{options_.beta1,        options_.beta2,     options_.epsilon,
+                                   options_.weight_decay, options_.grad_clip, optimizer_named(options_.optimizer)};
+  TrainingGraph t = build_training_graph(model_, options_.batch, model_.context, optimizer, machine_.target());
+  tensors_ = {t.tokens, t.targets, t.loss_weights, t.loss, t.gradient_norm};
   layout_.add(t.graph);
   CompileOptions compiling;
   compiling.memory_budget = options_.memory_budget;
-  training_ = std::make_unique<Program>(compile(std::move(t.graph), {losses_, gradient_norm_}, compiling), layout_);
+  training_ = std::make_unique<Program>(compile(std::move(t.graph), {t.loss, t.gradient_norm}, compiling), layout_);
   if (val_stream_ && val_stream_->size() > 1)
-    evaluator_ = std::make_unique<Evaluator>(model_, options_.batch, model_.context, layout_, threads_.size());
+    evaluator_ = std::make_unique<Evaluator>(model_, options_.batch, model_.context, layout_, machine_.target());
   if (options_.sample_every && dataset_.tokenizer)
-    generator_ = std::make_unique<Generator>(model_, layout_, threads_.size());
+    generator_ = std::make_unique<Generator>(model_, layout_, machine_.target());
 }
 
 size_t Trainer::arena_bytes() const {
@@ -77,49 +77,87 @@ size_t Trainer::arena_bytes() const {
 }
 
 void Trainer::allocate() {
-  arena_ = std::make_unique<Arena>(arena_bytes());
-  training_->bind(*arena_, threads_);
-  if (evaluator_) evaluator_->bind(*arena_, threads_);
-  if (generator_) generator_->bind(*arena_, threads_);
+  arena_ = std::make_unique<Arena>(arena_bytes(), machine_.cuda);
+  training_->bind(*arena_, machine_.threads);
+  if (evaluator_) evaluator_->bind(*arena_, machine_.threads);
+  if (generator_) generator_->bind(*arena_, machine_.threads);
+  runner_ = std::make_unique<StepRunner>(*training_, tensors_, *loader_, options_.grad_accum, machine_.cuda);
 }
 
 void Trainer::initialise() {
-  for (const Parameter& p : table_)
-    llm::initialise(threads_, p, options_.seed, reinterpret_cast<float*>(arena_->data() + layout_.offset(p.name)));
+  Staging staging(*arena_, layout_);
+  for (const Parameter& p : table_) {
+    float* values = staging.room(weights_of(p), p.shape.elements());
+    llm::initialise(machine_.threads, p, options_.seed, values);
+  }
+  staging.flush();
+  round_parameters();
+}
+
+// Where a parameter's exact values lie.
+std::string Trainer::weights_of(const Parameter& p) const {
+  return machine_.dtype == DType::bf16 ? master_of(p.name) : p.name;
+}
+
+// In a bf16 run the parameters are made from their masters, with the rounding of the last step that changed them: so a
+// resumed run has the same bits.
+void Trainer::round_parameters() {
+  if (machine_.dtype != DType::bf16) return;
+  Staging staging(*arena_, layout_);
+  std::vector<bf16> rounded;
+  for (const Parameter& p : table_) {
+    const int64_t elements = p.shape.elements();
+    const float* master = staging.values(master_of(p.name), elements);
+    rounded.resize(static_cast<size_t>(elements));
+    machine_.threads.for_blocks(elements, 16384, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const auto at = static_cast<size_t>(i);
+        if (state_.rounded_step < 0) {
+          rounded[at] = nearest_bf16(master[i]);
+        } else {
+          const auto bits = rounding_bits(options_.seed, state_.rounded_step, stream_of(p.name), i / 8);
+          rounded[at] = stochastic_bf16(master[i], rounding_bits_of(bits, static_cast<int>(i % 8)));
+        }
+      }
+    });
+    arena_->write(layout_.offset(p.name), rounded.data(), rounded.size() * sizeof(bf16));
+  }
 }
 
 void Trainer::load(const std::string& checkpoint) {
   if (read_config(checkpoint + "/config.json") != model_) fail(checkpoint, ": its config.json is not this run's model");
   state_ = read_trainer_state(checkpoint);
-  const auto place = [&](const std::string& name) {
-    return reinterpret_cast<float*>(arena_->data() + layout_.offset(name));
-  };
-  load_parameters(checkpoint, table_, [&](size_t i) { return place(table_[i].name); });
-  const auto moments = moment_tensors(table_);
-  load_optimizer(checkpoint, moments, [&](size_t i) { return place(moments[i].name); });
+  Staging staging(*arena_, layout_);
+  load_parameters(checkpoint, table_,
+                  [&](size_t i) { return staging.room(weights_of(table_[i]), table_[i].shape.elements()); });
+  const auto optimizer = optimizer_state(table_, optimizer_named(options_.optimizer));
+  load_optimizer(checkpoint, optimizer,
+                 [&](size_t i) { return staging.room(optimizer[i].name, optimizer[i].shape.elements()); });
+  staging.flush();
+  round_parameters();
 }
 
-Trainer::StepResult Trainer::step() {
-  const int64_t B = options_.batch, T = model_.context, micro_steps = options_.grad_accum;
-  StepResult result;
-  result.learning_rate = schedule_.at(state_.step);
-  StepState& s = training_->step;
-  s.step = state_.step;
-  s.learning_rate = static_cast<float>(result.learning_rate);
-  std::fill_n(training_->data(loss_weights_), B * T,
-              static_cast<float>(1.0 / static_cast<double>(B * T * micro_steps)));
-  double sum = 0;
-  for (int64_t micro = 0; micro < micro_steps; ++micro) {
-    s.micro_step = micro;
-    loader_->read(state_.samples + micro * B, B, training_->data<int32_t>(tokens_), training_->data<int32_t>(targets_));
-    training_->run(Phase::forward, Phase::backward);
-    const float* losses = training_->data(losses_);
-    for (int64_t i = 0; i < B * T; ++i) sum += losses[i];
-  }
-  training_->run(Phase::optimizer, Phase::optimizer);
-  result.loss = sum / static_cast<double>(B * T * micro_steps);
-  result.gradient_norm = *training_->data(gradient_norm_);
-  return result;
+void Trainer::initialise_from(const std::string& directory) {
+  initialise();  // the moments
+  Staging staging(*arena_, layout_);
+  load_parameters(directory, table_,
+                  [&](size_t i) { return staging.room(weights_of(table_[i]), table_[i].shape.elements()); });
+  staging.flush();
+  round_parameters();
+}
+
+void Trainer::start_step(int64_t step) {
+  StepState state;
+  state.step = step;
+  state.seed = options_.seed;
+  state.learning_rate = static_cast<float>(schedule_.at(step));
+  runner_->start(state, state_.samples + (step - state_.step) * options_.batch * options_.grad_accum);
+}
+
+bool Trainer::looked_at(int64_t steps_done) const {
+  const auto due = [&](int64_t every) { return every > 0 && steps_done % every == 0; };
+  return (evaluator_ && due(options_.eval_every)) || (generator_ && due(options_.sample_every)) ||
+         due(options_.save_every) || steps_done == options_.steps;
 }
 
 std::string Trainer::batch_position() const {
@@ -187,15 +225,15 @@ void Trainer::save(double val_loss) {
   content.state.settings_json = options_.json(model_);
   content.config = model_;
   content.table = table_;
-  content.optimizer = moment_tensors(table_);
-  const auto place = [&](const std::string& name) {
-    return reinterpret_cast<const float*>(arena_->data() + layout_.offset(name));
+  content.optimizer = optimizer_state(table_, optimizer_named(options_.optimizer));
+  Staging staging(*arena_, layout_);
+  content.parameter = [&](size_t i) { return staging.values(weights_of(table_[i]), table_[i].shape.elements()); };
+  content.optimizer_tensor = [&](size_t i) {
+    return staging.values(content.optimizer[i].name, content.optimizer[i].shape.elements());
   };
-  content.parameter = [&](size_t i) { return place(table_[i].name); };
-  content.optimizer_tensor = [&](size_t i) { return place(content.optimizer[i].name); };
   if (dataset_.tokenizer) {
     content.tokenizer_json = dataset_.tokenizer->json();
-    content.eos_token_id = dataset_.tokenizer->end_of_text();
+    content.end_tokens = dataset_.tokenizer->end_of_text();
   }
   save_checkpoint(options_.out, content, static_cast<int>(options_.keep_last));
 }
@@ -212,11 +250,23 @@ Trainer::Outcome Trainer::run(double peak_gflops, const std::function<void(const
   double training_seconds = 0, recent = 0, last_val = state_.best_val_loss;
   int64_t saved_at = -1;
   Outcome outcome;
+  auto last_result = begin;
+  int64_t started = state_.step;
   while (state_.step < options_.steps && !outcome.stopped) {
-    const auto start = Clock::now();
-    const StepResult result = step();
-    const double seconds = seconds_since(start);
+    // As many steps as may be under way at once; none beyond one after which something looks at the weights.
+    while (started - state_.step <= runner_->ahead() && started < options_.steps && !stop.requested() &&
+           (started == state_.step || !looked_at(started)))
+      start_step(started++);
+    if (started == state_.step) {  // asked to stop, and nothing is under way
+      outcome.stopped = true;
+      break;
+    }
+    const StepResult result = runner_->take();
+    const auto now = Clock::now();
+    const double seconds = std::chrono::duration<double>(now - last_result).count();
+    last_result = now;
     report(watch_.look(result.loss, result.gradient_norm), result);
+    if (std::isfinite(result.gradient_norm)) state_.rounded_step = state_.step;
     state_.step += 1;
     state_.samples += options_.batch * options_.grad_accum;
     state_.tokens += step_tokens;
@@ -229,7 +279,7 @@ Trainer::Outcome Trainer::run(double peak_gflops, const std::function<void(const
     entry.tokens = state_.tokens, entry.ms = seconds * 1e3;
     entry.tokens_per_second = static_cast<double>(step_tokens) / seconds;
     if (peak_gflops > 0) entry.mfu = step_flops / seconds / (peak_gflops * 1e9);
-    outcome.stopped = stop.requested() && state_.step < options_.steps;
+    outcome.stopped = stop.requested() && state_.step < options_.steps && started == state_.step;
     const bool last = state_.step == options_.steps;
     double val_loss = std::numeric_limits<double>::quiet_NaN();
     if (evaluator_ && options_.eval_every && (due(options_.eval_every) || last) && !outcome.stopped) {
@@ -253,6 +303,8 @@ Trainer::Outcome Trainer::run(double peak_gflops, const std::function<void(const
       saved_at = state_.step;
     }
     if (last) outcome.val_loss = std::isnan(val_loss) ? 0 : val_loss;
+    // What was looked at is no part of the next step's time.
+    if (started == state_.step) last_result = Clock::now();
   }
   // Asked to stop without --save-every: what was learned is kept all the same.
   if (outcome.stopped && saved_at != state_.step) save(std::numeric_limits<double>::quiet_NaN());

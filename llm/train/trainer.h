@@ -16,6 +16,7 @@
 #include "llm/train/log.h"
 #include "llm/train/options.h"
 #include "llm/train/schedule.h"
+#include "llm/train/step_runner.h"
 
 namespace llm {
 
@@ -34,13 +35,15 @@ class SpikeWatch {
 class Trainer {
  public:
   // Builds and compiles all programs; no large memory yet. `options` are complete (apply_rules).
-  Trainer(const ModelConfig& model, const TrainOptions& options, Dataset dataset, ThreadTeam& threads);
+  Trainer(const ModelConfig& model, const TrainOptions& options, Dataset dataset, const Machine& machine);
 
   const Program& program() const { return *training_; }
   size_t arena_bytes() const;
 
-  void allocate();                           // the one arena
-  void initialise();                         // parameters by the table, moments zero
+  void allocate();    // the one arena
+  void initialise();  // parameters by the table, moments zero
+  // The same with the weights of a model directory, whose config must be that of this run.
+  void initialise_from(const std::string& directory);
   void load(const std::string& checkpoint);  // throws Error when it does not belong to this run
 
   struct Outcome {
@@ -52,10 +55,12 @@ class Trainer {
   Outcome run(double peak_gflops, const std::function<void(const LogEntry&)>& on_log = {});
 
  private:
-  struct StepResult {
-    double loss = 0, gradient_norm = 0, learning_rate = 0;
-  };
-  StepResult step();
+  using StepResult = StepRunner::Result;
+  void start_step(int64_t step);
+  // Whether something looks at the weights after so many steps: the next one cannot be started before that.
+  bool looked_at(int64_t steps_done) const;
+  std::string weights_of(const Parameter& p) const;
+  void round_parameters();
   double evaluate(int64_t max_batches);
   double bits_per_byte(double loss) const;
   void sample();
@@ -66,18 +71,19 @@ class Trainer {
   ModelConfig model_;
   TrainOptions options_;
   Dataset dataset_;
-  ThreadTeam& threads_;
+  Machine machine_;
   std::vector<Parameter> table_;
   Schedule schedule_;
   std::unique_ptr<TokenStream> train_stream_, val_stream_;
   std::unique_ptr<Loader> loader_;
 
-  TensorId tokens_, targets_, loss_weights_, losses_, gradient_norm_;
+  StepRunner::Tensors tensors_;
   PersistentLayout layout_;
   std::unique_ptr<Program> training_;
   std::unique_ptr<Evaluator> evaluator_;
   std::unique_ptr<Generator> generator_;
   std::unique_ptr<Arena> arena_;
+  std::unique_ptr<StepRunner> runner_;
 
   TrainerState state_;
   SpikeWatch watch_;

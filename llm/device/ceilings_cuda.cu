@@ -1,0 +1,127 @@
+#include "llm/device/ceilings_cuda.h"
+
+#include <algorithm>
+
+#include "llm/device/cuda_transfer.h"
+#include "llm/device/gemm_cuda.h"
+#include "llm/device/simt.h"
+
+namespace llm {
+namespace {
+
+constexpr double kEnoughSeconds = 1e-3;
+constexpr int kRounds = 5, kThreads = 256, kPacksAThread = 4;
+
+using Packed = simt::Pack<float>;
+
+// y[i] = x[i] + addend, 16 bytes a time; y == x updates, no y reads alone (the sum is written where it cannot be 1e30).
+__global__ void stream_kernel(const Packed* x, Packed* y, float* sums, float addend, int64_t packs) {
+  const int64_t first = (int64_t{blockIdx.x} * kThreads * kPacksAThread) + threadIdx.x;
+  Packed values[kPacksAThread];
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < kPacksAThread; ++i) {
+    const int64_t at = first + i * kThreads;
+    if (simt::in_bounds(at < packs)) values[i] = x[at];
+  }
+#pragma unroll
+  for (int i = 0; i < kPacksAThread; ++i) {
+    const int64_t at = first + i * kThreads;
+    if (simt::in_bounds(at < packs)) {
+      for (int k = 0; k < 4; ++k) sum += values[i].values[k];
+      for (int k = 0; k < 4; ++k) values[i].values[k] += addend;
+      if (y) y[at] = values[i];
+    }
+  }
+  if (!y && sum > 1e30f) sums[0] = sum;
+}
+
+class Memory {
+ public:
+  Memory(CudaDevice& device, size_t bytes) : device_(device), data_(device.allocate(bytes)) {}
+  ~Memory() { device_.release(data_); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  CudaDevice& device_;
+  void* data_;
+};
+
+// The median of kRounds runs of `work`, after one to warm up.
+template <class Work>
+double median_seconds(CudaDevice& device, Work&& work) {
+  Stopwatch watch(device, kRounds + 1);
+  work();
+  watch.mark(0);
+  for (int i = 0; i < kRounds; ++i) {
+    work();
+    watch.mark(static_cast<size_t>(i) + 1);
+  }
+  double seconds[kRounds];
+  for (int i = 0; i < kRounds; ++i) seconds[i] = watch.seconds(static_cast<size_t>(i), static_cast<size_t>(i) + 1);
+  std::nth_element(seconds, seconds + kRounds / 2, seconds + kRounds);
+  return seconds[kRounds / 2];
+}
+
+// How many bytes the arrays of a bandwidth measurement take: the device's free memory and 1 GiB are the limits.
+struct Streams {
+  double read = 0, copy = 0, update = 0;  // GB/s
+};
+
+Streams measure_streams(CudaDevice& device) {
+  Streams result;
+  const size_t most = std::min<size_t>(size_t{1} << 29, device.free_bytes() / 4);
+  for (size_t bytes = size_t{1} << 20; bytes <= most; bytes *= 8) {
+    const Memory x(device, bytes), y(device, bytes), sums(device, 256);
+    const auto packs = static_cast<int64_t>(bytes / sizeof(Packed));
+    const auto blocks = static_cast<unsigned>((packs + kThreads * kPacksAThread - 1) / (kThreads * kPacksAThread));
+    const auto run = [&](Packed* to) {
+      return median_seconds(device, [&] {
+        simt::launch(device.stream(), blocks, kThreads, 0, stream_kernel, x.as<Packed>(), to, sums.as<float>(), 1.0f,
+                     packs);
+      });
+    };
+    const auto rate = [&](double seconds, double times) {
+      return seconds > 0 ? times * static_cast<double>(bytes) / seconds * 1e-9 : 0;
+    };
+    const double reading = run(nullptr);
+    result = {rate(reading, 1), rate(run(y.as<Packed>()), 2), rate(run(x.as<Packed>()), 2)};
+    if (reading > kEnoughSeconds) break;
+  }
+  return result;
+}
+
+}  // namespace
+
+double measure_cuda_peak_gflops(CudaDevice& device, DType dtype) {
+  double best = 0;
+  for (int64_t n = 512; n <= 8192; n *= 2) {
+    const auto bytes = static_cast<size_t>(n * n) * size_of(dtype);
+    if (3 * bytes > device.free_bytes()) break;
+    const Memory a(device, bytes), b(device, bytes), c(device, bytes);
+    const CudaGemm gemm{n,     n, n, {a.as<void>(), dtype, n, false}, {b.as<void>(), dtype, n, true}, c.as<void>(),
+                        dtype, n};
+    const double seconds = median_seconds(device, [&] { cuda_gemm(device, gemm); });
+    const double n3 = static_cast<double>(n) * static_cast<double>(n) * static_cast<double>(n);
+    if (seconds > 0) best = std::max(best, 2 * n3 / seconds * 1e-9);
+    if (seconds > kEnoughSeconds) break;
+  }
+  return best;
+}
+
+Ceilings measure_cuda_ceilings(CudaDevice& device, DType dtype) {
+  Ceilings c;
+  c.gflops = measure_cuda_peak_gflops(device, dtype);
+  const Streams s = measure_streams(device);
+  c.read_gbs = c.cached_read_gbs = s.read;
+  c.copy_gbs = c.cached_copy_gbs = s.copy;
+  c.update_gbs = c.cached_update_gbs = s.update;
+  return c;
+}
+
+}  // namespace llm

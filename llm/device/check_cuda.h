@@ -1,0 +1,17 @@
+// A check of every call of the CUDA runtime.
+#pragma once
+#include <cuda_runtime.h>
+
+#include "llm/base/error.h"
+
+namespace llm {
+
+// `what` says what was tried, as in "cannot <what>".
+template <class... What>
+void check_cuda(cudaError_t status, const What&... what) {
+  if (status == cudaSuccess) return;
+  const char *text = cudaGetErrorString(status), *name = cudaGetErrorName(status);
+  fail("CUDA: cannot ", what..., ": ", text, " (", name, ")");
+}
+
+}  // namespace llm

@@ -1,0 +1,366 @@
+// cuBLASLt behind GemmPlans. It thinks in columns: a row-major matrix is its transpose there, and c = a b becomes
+// c^T = b^T a^T, so b is handed over as its first factor and a as the second, each as it lies in memory.
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <limits>
+#include <map>
+#include <sstream>
+#include <vector>
+
+#include "llm/base/atomic_file.h"
+#include "llm/device/check_cuda.h"
+#include "llm/device/gemm_plans.h"
+
+namespace llm {
+namespace {
+
+template <class... What>
+void check(cublasStatus_t status, const What&... what) {
+  if (status != CUBLAS_STATUS_SUCCESS)
+    fail("cuBLASLt: cannot ", what..., ": ", cublasLtGetStatusString(status), " (", cublasLtGetStatusName(status), ")");
+}
+
+struct Destroy {
+  void operator()(cublasLtMatmulDescOpaque_t* p) const { cublasLtMatmulDescDestroy(p); }
+  void operator()(cublasLtMatrixLayoutOpaque_t* p) const { cublasLtMatrixLayoutDestroy(p); }
+  void operator()(cublasLtMatmulPreferenceOpaque_t* p) const { cublasLtMatmulPreferenceDestroy(p); }
+};
+template <class Opaque>
+using Owned = std::unique_ptr<Opaque, Destroy>;
+
+struct Event {
+  cudaEvent_t event = nullptr;
+  Event() { check_cuda(cudaEventCreate(&event), "make an event"); }
+  ~Event() { cudaEventDestroy(event); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+};
+
+// Everything on which the choice of an algorithm may depend.
+constexpr size_t kKeySize = 22;
+using Key = std::array<int64_t, kKeySize>;
+
+using Algorithm = cublasLtMatmulAlgo_t;
+static_assert(sizeof(Algorithm) == 8 * sizeof(uint64_t));
+
+struct Plan {
+  Owned<cublasLtMatmulDescOpaque_t> product;
+  Owned<cublasLtMatrixLayoutOpaque_t> a, b, c;  // a, b in our order
+  bool possible = false, chosen = false;
+  Algorithm algorithm{};
+};
+
+// Up to 16 bytes, the widest load: finer distinctions would let the place in memory decide about the bits of a result.
+int64_t alignment(const void* address) {
+  const auto bits = reinterpret_cast<uintptr_t>(address);
+  return bits == 0 ? 16 : static_cast<int64_t>(std::min<uintptr_t>(16, bits & ~(bits - 1)));
+}
+
+cudaDataType_t type_of(DType dtype) {
+  switch (dtype) {
+    case DType::bf16: return CUDA_R_16BF;
+    case DType::e4m3: return CUDA_R_8F_E4M3;
+    case DType::e5m2: return CUDA_R_8F_E5M2;
+    default: return CUDA_R_32F;
+  }
+}
+
+// What cuBLASLt's documentation has in its tables of types and alignments; within these, the heuristic decides.
+bool is_supported(const CudaGemm& g) {
+  const bool to_float = g.c_dtype == DType::fp32, to_bf16 = g.c_dtype == DType::bf16;
+  if (is_fp8(g.a.dtype) || is_fp8(g.b.dtype)) {
+    const bool types = is_fp8(g.a.dtype) && is_fp8(g.b.dtype) && (g.a.dtype == DType::e4m3 || g.b.dtype == DType::e4m3);
+    const bool aligned = g.m % 16 == 0 && g.n % 16 == 0 && g.k % 16 == 0 && g.a.stride % 16 == 0 &&
+                         g.b.stride % 16 == 0 && g.c_stride % 16 == 0 && alignment(g.a.data) == 16 &&
+                         alignment(g.b.data) == 16 && alignment(g.c) == 16;
+    const bool rows_along_k = !g.a.transposed && g.b.transposed;
+    return types && aligned && rows_along_k && (to_bf16 || (to_float && !g.bias)) &&
+           (g.epilogue == GemmEpilogue::none || g.epilogue == GemmEpilogue::bias);
+  }
+  const bool types = (g.a.dtype == DType::fp32 && g.b.dtype == DType::fp32 && to_float) ||
+                     (g.a.dtype == DType::bf16 && g.b.dtype == DType::bf16 && (to_float || to_bf16));
+  // An auxiliary matrix must be aligned.
+  const bool has_auxiliary = g.auxiliary && g.epilogue != GemmEpilogue::none;
+  return types && (!has_auxiliary || (g.c_stride % 8 == 0 && alignment(g.auxiliary) == 16));
+}
+
+cublasLtEpilogue_t epilogue_of(const CudaGemm& g) {
+  switch (g.epilogue) {
+    case GemmEpilogue::none: return CUBLASLT_EPILOGUE_DEFAULT;
+    case GemmEpilogue::bias: return CUBLASLT_EPILOGUE_BIAS;
+    case GemmEpilogue::gelu:
+      if (g.auxiliary) return g.bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
+      return g.bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU;
+    case GemmEpilogue::gelu_backward: return CUBLASLT_EPILOGUE_DGELU;
+    case GemmEpilogue::bias_gradient_of_a: return CUBLASLT_EPILOGUE_BGRADB;  // its second factor is our a
+  }
+  return CUBLASLT_EPILOGUE_DEFAULT;
+}
+
+size_t bytes_of_c(const CudaGemm& g) { return static_cast<size_t>((g.m - 1) * g.c_stride + g.n) * size_of(g.c_dtype); }
+
+class CublasLtPlans final : public GemmPlans {
+ public:
+  explicit CublasLtPlans(CudaDevice& device) : device_(device) {
+    check(cublasLtCreate(&handle_), "start");
+    try {
+      workspace_ = device.allocate(kGemmWorkspaceBytes);
+    } catch (...) {
+      cublasLtDestroy(handle_);
+      throw;
+    }
+  }
+  ~CublasLtPlans() override {
+    cudaFree(workspace_);
+    cublasLtDestroy(handle_);
+  }
+
+  bool has(const CudaGemm& gemm) override { return is_supported(gemm) && plan_of(gemm).possible; }
+
+  bool run(const CudaGemm& gemm) override {
+    if (!is_supported(gemm)) return false;
+    Plan& plan = plan_of(gemm);
+    if (!plan.possible) return false;
+    set_pointers(plan, gemm);
+    if (!plan.chosen) choose(plan, gemm);
+    check(launch(plan, gemm, plan.algorithm, gemm.c), "run ", describe(gemm));
+    return true;
+  }
+
+  void tune(bool on) override { tune_ = on; }
+  void remember(const std::string& path) override;
+
+ private:
+  Key key_of(const CudaGemm& g) const {
+    return {g.m,
+            g.n,
+            g.k,
+            static_cast<int64_t>(g.a.dtype),
+            g.a.stride,
+            g.a.transposed,
+            alignment(g.a.data),
+            static_cast<int64_t>(g.b.dtype),
+            g.b.stride,
+            g.b.transposed,
+            alignment(g.b.data),
+            static_cast<int64_t>(g.c_dtype),
+            g.c_stride,
+            alignment(g.c),
+            g.accumulate,
+            static_cast<int64_t>(g.epilogue),
+            g.bias != nullptr,
+            alignment(g.bias),
+            g.auxiliary != nullptr,
+            g.a_scale != nullptr,
+            g.b_scale != nullptr,
+            device_.allow_tf32};
+  }
+
+  template <class T>
+  static void set(Plan& plan, cublasLtMatmulDescAttributes_t attribute, const T& value) {
+    check(cublasLtMatmulDescSetAttribute(plan.product.get(), attribute, &value, sizeof value), "describe a product");
+  }
+
+  static void set_pointers(Plan& plan, const CudaGemm& g) {
+    if (g.bias) set(plan, CUBLASLT_MATMUL_DESC_BIAS_POINTER, g.bias);
+    if (g.auxiliary) set(plan, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, g.auxiliary);
+    if (g.a_scale) set(plan, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, g.a_scale);
+    if (g.b_scale) set(plan, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, g.b_scale);
+  }
+
+  static Owned<cublasLtMatrixLayoutOpaque_t> layout(DType dtype, int64_t rows, int64_t columns, int64_t stride) {
+    cublasLtMatrixLayout_t made = nullptr;
+    check(cublasLtMatrixLayoutCreate(&made, type_of(dtype), static_cast<uint64_t>(rows), static_cast<uint64_t>(columns),
+                                     stride),
+          "describe a matrix");
+    return Owned<cublasLtMatrixLayoutOpaque_t>(made);
+  }
+
+  Plan& plan_of(const CudaGemm& gemm);
+  std::vector<cublasLtMatmulHeuristicResult_t> candidates(const Plan& plan, const CudaGemm& gemm, int count) const;
+  void choose(Plan& plan, const CudaGemm& gemm);
+  bool fastest(const Plan& plan, const CudaGemm& gemm, Algorithm& best) const;
+  bool still_works(const Plan& plan, const Algorithm& algorithm) const;
+
+  cublasStatus_t launch(const Plan& plan, const CudaGemm& g, const Algorithm& algorithm, void* c) const {
+    const float one = 1, beta = g.accumulate ? 1 : 0;
+    return cublasLtMatmul(handle_, plan.product.get(), &one, g.b.data, plan.b.get(), g.a.data, plan.a.get(), &beta, g.c,
+                          plan.c.get(), c, plan.c.get(), &algorithm, workspace_, kGemmWorkspaceBytes, device_.stream());
+  }
+
+  bool capturing() const {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    check_cuda(cudaStreamIsCapturing(device_.stream(), &status), "ask whether a capture is on");
+    return status != cudaStreamCaptureStatusNone;
+  }
+
+  std::string first_line() const {
+    const CudaProperties& p = device_.properties();
+    return concat("cuBLASLt ", cublasLtGetVersion(), ", ", p.name, ", ", p.multiprocessors, " multiprocessors");
+  }
+  void write_file() const;
+
+  CudaDevice& device_;
+  cublasLtHandle_t handle_ = nullptr;
+  void* workspace_ = nullptr;
+  std::map<Key, Plan> plans_;
+  bool tune_ = false;
+  std::string path_;
+  std::map<Key, Algorithm> remembered_;  // what the file holds
+};
+
+Plan& CublasLtPlans::plan_of(const CudaGemm& g) {
+  const auto [found, is_new] = plans_.try_emplace(key_of(g));
+  Plan& plan = found->second;
+  if (!is_new) return plan;
+  const bool tf32 = device_.allow_tf32 && g.a.dtype == DType::fp32;
+  cublasLtMatmulDesc_t product = nullptr;
+  check(cublasLtMatmulDescCreate(&product, tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F),
+        "describe ", describe(g));
+  plan.product.reset(product);
+  const auto operation = [](const CudaMatrix& x) -> int32_t { return x.transposed ? CUBLAS_OP_T : CUBLAS_OP_N; };
+  set(plan, CUBLASLT_MATMUL_DESC_TRANSA, operation(g.b));
+  set(plan, CUBLASLT_MATMUL_DESC_TRANSB, operation(g.a));
+  set(plan, CUBLASLT_MATMUL_DESC_EPILOGUE, static_cast<uint32_t>(epilogue_of(g)));
+  if (g.bias) {
+    const bool gradient = g.epilogue == GemmEpilogue::bias_gradient_of_a;
+    set(plan, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, static_cast<int32_t>(gradient ? CUDA_R_32F : type_of(g.c_dtype)));
+  }
+  if (g.auxiliary) {
+    set(plan, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, g.c_stride);
+    set(plan, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE, static_cast<int32_t>(type_of(g.c_dtype)));
+  }
+  set_pointers(plan, g);  // their alignment counts already
+  plan.a = g.a.transposed ? layout(g.a.dtype, g.m, g.k, g.a.stride) : layout(g.a.dtype, g.k, g.m, g.a.stride);
+  plan.b = g.b.transposed ? layout(g.b.dtype, g.k, g.n, g.b.stride) : layout(g.b.dtype, g.n, g.k, g.b.stride);
+  plan.c = layout(g.c_dtype, g.n, g.m, g.c_stride);
+  plan.possible = !candidates(plan, g, 1).empty();
+  return plan;
+}
+
+std::vector<cublasLtMatmulHeuristicResult_t> CublasLtPlans::candidates(const Plan& plan, const CudaGemm& g,
+                                                                       int count) const {
+  cublasLtMatmulPreference_t made = nullptr;
+  check(cublasLtMatmulPreferenceCreate(&made), "describe a preference");
+  const Owned<cublasLtMatmulPreferenceOpaque_t> preference(made);
+  const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
+    check(cublasLtMatmulPreferenceSetAttribute(made, attribute, &value, sizeof value), "describe a preference");
+  };
+  prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{kGemmWorkspaceBytes});
+  // Parts of a sum that several blocks make are added up in fp32, in the workspace, by one: in one order.
+  prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t{CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<uint32_t>(alignment(g.b.data)));
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<uint32_t>(alignment(g.a.data)));
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<uint32_t>(alignment(g.c)));
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<uint32_t>(alignment(g.c)));
+  std::vector<cublasLtMatmulHeuristicResult_t> results(static_cast<size_t>(count));
+  int found = 0;
+  const cublasStatus_t status =
+      cublasLtMatmulAlgoGetHeuristic(handle_, plan.product.get(), plan.b.get(), plan.a.get(), plan.c.get(),
+                                     plan.c.get(), preference.get(), count, results.data(), &found);
+  // For what it does not know, with an epilogue or on this GPU, the answer is any of these.
+  const bool refused =
+      status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_ARCH_MISMATCH ||
+      (status == CUBLAS_STATUS_INVALID_VALUE && (g.epilogue != GemmEpilogue::none || is_fp8(g.a.dtype)));
+  if (!refused) check(status, "find an algorithm for ", describe(g));
+  results.resize(refused ? 0 : static_cast<size_t>(found));
+  std::erase_if(results, [](const cublasLtMatmulHeuristicResult_t& r) {
+    return r.state != CUBLAS_STATUS_SUCCESS || r.workspaceSize > kGemmWorkspaceBytes;
+  });
+  return results;
+}
+
+bool CublasLtPlans::still_works(const Plan& plan, const Algorithm& algorithm) const {
+  cublasLtMatmulHeuristicResult_t result{};
+  return cublasLtMatmulAlgoCheck(handle_, plan.product.get(), plan.b.get(), plan.a.get(), plan.c.get(), plan.c.get(),
+                                 &algorithm, &result) == CUBLAS_STATUS_SUCCESS &&
+         result.workspaceSize <= kGemmWorkspaceBytes;
+}
+
+// Once for each plan: a later change of mind would change bits.
+void CublasLtPlans::choose(Plan& plan, const CudaGemm& gemm) {
+  const Key key = key_of(gemm);
+  const auto kept = remembered_.find(key);
+  if (kept != remembered_.end() && still_works(plan, kept->second)) {
+    plan.algorithm = kept->second;
+  } else if (tune_ && !capturing() && fastest(plan, gemm, plan.algorithm)) {
+    remembered_[key] = plan.algorithm;
+    write_file();
+  } else {
+    plan.algorithm = candidates(plan, gemm, 1).at(0).algo;
+  }
+  plan.chosen = true;
+}
+
+bool CublasLtPlans::fastest(const Plan& plan, const CudaGemm& gemm, Algorithm& best) const {
+  constexpr int kCandidates = 16, kRuns = 4;
+  // What must not be added to more than once is added up elsewhere; everything else may be written over and over.
+  void* scratch = nullptr;
+  if (gemm.accumulate && cudaMalloc(&scratch, bytes_of_c(gemm)) != cudaSuccess) {
+    cudaGetLastError();
+    return false;
+  }
+  const std::unique_ptr<void, cudaError_t (*)(void*)> owned(scratch, cudaFree);
+  void* c = scratch ? scratch : gemm.c;
+  const Event begin, end;
+  float least = std::numeric_limits<float>::infinity();
+  for (const cublasLtMatmulHeuristicResult_t& candidate : candidates(plan, gemm, kCandidates)) {
+    // The first run loads the kernel; of the others the quickest counts.
+    for (int i = 0; i < kRuns; ++i) {
+      check_cuda(cudaEventRecord(begin.event, device_.stream()), "time ", describe(gemm));
+      if (launch(plan, gemm, candidate.algo, c) != CUBLAS_STATUS_SUCCESS) break;
+      check_cuda(cudaEventRecord(end.event, device_.stream()), "time ", describe(gemm));
+      check_cuda(cudaEventSynchronize(end.event), "time ", describe(gemm));
+      float milliseconds = 0;
+      check_cuda(cudaEventElapsedTime(&milliseconds, begin.event, end.event), "time ", describe(gemm));
+      if (i > 0 && milliseconds < least) least = milliseconds, best = candidate.algo;
+    }
+  }
+  return least < std::numeric_limits<float>::infinity();
+}
+
+// The file: a line that says whose choices these are, then of each product its key and the eight words of the algorithm
+// (cuBLASLt allows to keep these for the same version), in hexadecimal.
+void CublasLtPlans::remember(const std::string& path) {
+  path_ = path;
+  remembered_.clear();
+  std::FILE* file = std::fopen(path.c_str(), "r");
+  if (!file) return;
+  std::fclose(file);
+  std::istringstream lines(read_file(path));
+  std::string line;
+  if (!std::getline(lines, line) || line != first_line()) return;
+  for (int number = 2; std::getline(lines, line); ++number) {
+    std::istringstream words(line);
+    Key key{};
+    Algorithm algorithm{};
+    for (int64_t& word : key) words >> word;
+    words >> std::hex;
+    for (uint64_t& word : algorithm.data) words >> word;
+    if (!words) fail(path, ", line ", number, ": this is no line of cuBLASLt's algorithms; remove the file");
+    remembered_[key] = algorithm;
+  }
+}
+
+void CublasLtPlans::write_file() const {
+  if (path_.empty()) return;
+  std::ostringstream text;
+  text << first_line() << '\n';
+  for (const auto& [key, algorithm] : remembered_) {
+    text << std::dec;
+    for (const int64_t word : key) text << word << ' ';
+    text << std::hex;
+    for (size_t i = 0; i < 8; ++i) text << algorithm.data[i] << (i == 7 ? '\n' : ' ');
+  }
+  write_file_atomically(path_, text.str());
+}
+
+}  // namespace
+
+std::unique_ptr<GemmPlans> make_gemm_plans(CudaDevice& device) { return std::make_unique<CublasLtPlans>(device); }
+
+}  // namespace llm

@@ -1,0 +1,44 @@
+// The CUDA side of attention: which kernel serves which call. bf16 with a head size that the tensor-core kernels have goes
+// there; everything else goes to the plain ones.
+#include "llm/graph/kernel.h"
+#include "llm/ops/attention_cuda.h"
+#include "llm/ops/cuda_kernels.h"
+
+namespace llm::cuda {
+namespace {
+
+bool aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
+
+void check_head_size(int64_t head_size) {
+  if (head_size > kPlainHeadSize)
+    fail("attention: the CUDA kernels have head sizes up to ", kPlainHeadSize, ", not ", head_size,
+         "; use more --heads or --device cpu");
+}
+
+}  // namespace
+
+AttentionShape attention_shape(const KernelCall& call, size_t qkv) {
+  const Shape& s = call.in_shape(qkv);
+  const Attributes& a = call.node.attributes;
+  return {s[0], s[1], a.integer("heads"), a.integer("kv_heads"), a.integer("head_size")};
+}
+
+void attention(const KernelCall& call) {
+  const AttentionShape s = attention_shape(call, 0);
+  check_head_size(s.head_size);
+  if (s.batch * s.tokens == 0) return;
+  const bool flash = call.in_dtype(0) == DType::bf16 && has_flash_attention(s.head_size) && aligned(call.in<bf16>(0)) &&
+                     aligned(call.out<bf16>(0));
+  flash ? flash_attention(call) : attention_plain(call);
+}
+
+void attention_backward(const KernelCall& call) {
+  const AttentionShape s = attention_shape(call, 1);
+  check_head_size(s.head_size);
+  if (s.batch * s.tokens == 0) return;
+  const bool flash = call.in_dtype(1) == DType::bf16 && has_flash_attention(s.head_size) && aligned(call.in<bf16>(0)) &&
+                     aligned(call.in<bf16>(1)) && aligned(call.in<bf16>(2)) && aligned(call.out<bf16>(0));
+  flash ? flash_attention_backward(call) : attention_backward_plain(call);
+}
+
+}  // namespace llm::cuda

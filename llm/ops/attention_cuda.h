@@ -1,0 +1,86 @@
+// What the files of CUDA attention kernels know of each other, and their workspaces in bytes, for the ops' `infer` and the
+// launchers alike. Plain C++.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include "llm/base/bf16.h"
+#include "llm/base/shape.h"
+#include "llm/device/attention_cpu.h"
+
+namespace llm {
+
+struct KernelCall;
+
+// attention: everything stays on the chip.
+inline size_t attention_workspace_cuda(const AttentionShape&, DType) { return 0; }
+
+// attention_backward: rowsum(d_out * out) of each query, (B, H, T) floats.
+inline size_t attention_backward_workspace_cuda(const AttentionShape& s, DType) {
+  return static_cast<size_t>(s.batch * s.heads * s.tokens) * sizeof(float);
+}
+
+// attention_cached: the cache is cut into splits that blocks work on side by side. How many there are follows from the
+// shape alone (a captured launch must serve every position); how long they are, from the position.
+inline constexpr int64_t kDecodeSplitKeys = 64;  // the least that a split is worth
+inline constexpr int64_t kDecodeMaxSplits = 64;
+inline constexpr int64_t kDecodeEnoughBlocks = 1024;
+
+// Query rows that one block handles together: those of all heads that share the keys, and of several new tokens.
+inline int attention_cached_rows(const AttentionShape& s) {
+  const int64_t rows = s.heads / s.kv_heads * s.tokens;
+  return rows == 1 ? 1 : rows <= 4 ? 4 : 8;
+}
+
+inline int64_t attention_cached_splits(const AttentionShape& s, int64_t capacity) {
+  const int64_t rows = s.heads / s.kv_heads * s.tokens, rows_per_block = attention_cached_rows(s);
+  const int64_t blocks = s.batch * s.kv_heads * ((rows + rows_per_block - 1) / rows_per_block);
+  const int64_t wanted = (kDecodeEnoughBlocks + blocks - 1) / std::max<int64_t>(1, blocks);
+  const int64_t possible = (capacity + kDecodeSplitKeys - 1) / kDecodeSplitKeys;
+  return std::clamp<int64_t>(std::min(wanted, possible), 1, kDecodeMaxSplits);
+}
+
+// Of each query row and split the largest score, the sum of exponentials and their weighted sum of the values:
+// outs (B, T, H, splits, D), then stats (B, T, H, splits, 2), in floats.
+inline size_t attention_cached_workspace_cuda(const AttentionShape& s, int64_t capacity, DType) {
+  const int64_t rows = s.batch * s.tokens * s.heads;
+  return static_cast<size_t>(rows * attention_cached_splits(s, capacity) * (s.head_size + 2)) * sizeof(float);
+}
+
+namespace cuda {
+
+// Where the heads lie in a row of qkv, (H + 2 K) D values: H query heads, K key heads, K value heads.
+struct PackedHeads {
+  int tokens, heads, kv_heads, head_size;  // T, H, K, D
+
+  explicit PackedHeads(const AttentionShape& s)
+      : tokens(static_cast<int>(s.tokens)),
+        heads(static_cast<int>(s.heads)),
+        kv_heads(static_cast<int>(s.kv_heads)),
+        head_size(static_cast<int>(s.head_size)) {}
+
+  LLM_HOST_DEVICE int64_t width() const { return int64_t{heads + 2 * kv_heads} * head_size; }
+  LLM_HOST_DEVICE int64_t out_width() const { return int64_t{heads} * head_size; }
+  LLM_HOST_DEVICE int64_t query(int head) const { return int64_t{head} * head_size; }
+  LLM_HOST_DEVICE int64_t key(int kv_head) const { return int64_t{heads + kv_head} * head_size; }
+  LLM_HOST_DEVICE int64_t value(int kv_head) const { return int64_t{heads + kv_heads + kv_head} * head_size; }
+  LLM_HOST_DEVICE int group() const { return heads / kv_heads; }
+  float scale() const { return 1 / std::sqrt(static_cast<float>(head_size)); }
+};
+
+AttentionShape attention_shape(const KernelCall& call, size_t qkv);  // from the attributes and input `qkv`
+
+// Arithmetic in fp32, head sizes up to kPlainHeadSize.
+inline constexpr int64_t kPlainHeadSize = 256;
+void attention_plain(const KernelCall& call);
+void attention_backward_plain(const KernelCall& call);
+
+// Products of bf16 on the tensor cores, for the head sizes that `has_flash_attention` names.
+bool has_flash_attention(int64_t head_size);
+void flash_attention(const KernelCall& call);
+void flash_attention_backward(const KernelCall& call);
+
+}  // namespace cuda
+}  // namespace llm

@@ -1,0 +1,109 @@
+// Causal attention in fp32 arithmetic, forward, for fp32 runs and for head sizes that flash_attention.cu doesn't have.
+//
+// The algorithm is FlashAttention-2's (Dao 2023): a block owns a tile of queries of one head and goes through the keys tile
+// by tile up to the diagonal, with a running softmax (Milakov and Gimelshein 2018) per row. The longest blocks start first.
+// Bytes: queries and outputs once; keys and values once for each tile of queries, from the L2 cache after the first.
+#include "llm/device/cuda.h"
+#include "llm/graph/kernel.h"
+#include "llm/ops/attention_cuda.h"
+#include "llm/ops/attention_plain_cuda.h"
+
+namespace llm::cuda {
+namespace {
+
+using namespace plain;
+
+template <int kTile, int kHead>
+struct ForwardShared {
+  HeadTile<kTile, kHead> queries, keys_then_values;
+  ScoreTile<kTile> p;
+};
+
+// qkv (B, T, (H + 2 K) D) -> out (B, T, H D), log_sum_exp (B, H, T). Grid (B H, tiles of queries, the longest first).
+template <class T, int kTile, int kHead>
+__global__ void __launch_bounds__(kThreads)
+    forward_kernel(PackedHeads heads, float scale, bool packed, const T* __restrict__ qkv, T* __restrict__ out,
+                   float* __restrict__ log_sum_exp) {
+  constexpr int kRows = kTile / kSide;
+  auto& shared = simt::shared_memory<ForwardShared<kTile, kHead>>();
+  const int head = static_cast<int>(blockIdx.x) % heads.heads, kv_head = head / heads.group();
+  const int64_t batch = static_cast<int>(blockIdx.x) / heads.heads;
+  const int first_query = static_cast<int>(gridDim.y - 1 - blockIdx.y) * kTile;
+  const T* const sequence = qkv + batch * heads.tokens * heads.width();
+  const int x = thread_x(), y = thread_y();
+
+  load_tile<T, kTile, kHead>(shared.queries, sequence + heads.query(head), heads.width(), first_query, heads.tokens,
+                             heads.head_size, packed);
+  float largest[kRows], sum[kRows], accumulated[kRows][kHead / kSide] = {};
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) largest[i] = -INFINITY, sum[i] = 0;
+
+  for (int first_key = 0; first_key <= first_query; first_key += kTile) {
+    __syncthreads();
+    load_tile<T, kTile, kHead>(shared.keys_then_values, sequence + heads.key(kv_head), heads.width(), first_key,
+                               heads.tokens, heads.head_size, packed);
+    __syncthreads();
+    float s[kRows][kRows];
+    score_product<kTile, kHead>(s, shared.queries, shared.keys_then_values);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      float row_largest = largest[i];
+#pragma unroll
+      for (int j = 0; j < kRows; ++j) {
+        s[i][j] = first_key + x + kSide * j <= first_query + y + kSide * i ? s[i][j] * scale : -INFINITY;
+        row_largest = fmaxf(row_largest, s[i][j]);
+      }
+      row_largest = max_over_x(row_largest);  // finite: key 0 is seen by all
+      const float correction = expf(largest[i] - row_largest);
+      largest[i] = row_largest;
+      sum[i] *= correction;
+#pragma unroll
+      for (int c = 0; c < kHead / kSide; ++c) accumulated[i][c] *= correction;
+#pragma unroll
+      for (int j = 0; j < kRows; ++j) {
+        s[i][j] = expf(s[i][j] - row_largest);
+        sum[i] += s[i][j];
+      }
+    }
+    store_scores<kTile>(shared.p, s);
+    __syncthreads();
+    load_tile<T, kTile, kHead>(shared.keys_then_values, sequence + heads.value(kv_head), heads.width(), first_key,
+                               heads.tokens, heads.head_size, packed);
+    __syncthreads();
+    output_product<kTile, kHead>(accumulated, shared.p, shared.keys_then_values);
+  }
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    const int query = first_query + y + kSide * i;
+    const float total = sum_over_x(sum[i]);
+    if (simt::in_bounds(query < heads.tokens)) {
+      store_row<T>(out + (batch * heads.tokens + query) * heads.out_width() + heads.query(head), accumulated[i],
+                   1 / total, heads.head_size, packed);
+      if (x == 0) log_sum_exp[int64_t{blockIdx.x} * heads.tokens + query] = largest[i] + logf(total);
+    }
+  }
+}
+
+template <class T, int kTile, int kHead>
+void forward(const KernelCall& call) {
+  const AttentionShape s = attention_shape(call, 0);
+  const PackedHeads heads(s);
+  const T* qkv = call.in<T>(0);
+  T* out = call.out<T>(0);
+  const bool packed = simt::packs(qkv, s.head_size) && simt::packs(out, s.head_size);
+  simt::launch(call.cuda->stream(), grid_of(s.batch * s.heads, s.tokens, kTile), dim3(kThreads),
+               sizeof(ForwardShared<kTile, kHead>), forward_kernel<T, kTile, kHead>, heads, heads.scale(), packed, qkv,
+               out, call.out(1));
+}
+
+}  // namespace
+
+void attention_plain(const KernelCall& call) {
+  const bool is_bf16 = call.in_dtype(0) == DType::bf16;
+  const int64_t head_size = attention_shape(call, 0).head_size;
+  if (head_size <= 64) return is_bf16 ? forward<bf16, 64, 64>(call) : forward<float, 64, 64>(call);
+  if (head_size <= 128) return is_bf16 ? forward<bf16, 64, 128>(call) : forward<float, 64, 128>(call);
+  return is_bf16 ? forward<bf16, 32, 256>(call) : forward<float, 32, 256>(call);
+}
+
+}  // namespace llm::cuda

@@ -1,0 +1,194 @@
+// Causal attention in fp32 arithmetic, backward, for fp32 runs and for head sizes that flash_attention_backward.cu doesn't have.
+//
+// Two kernels, so that each gradient has one writer and one order of sums: the first owns tiles of queries and goes through
+// the keys for dQ, and leaves delta = rowsum(d_out * out) for the second, which owns tiles of keys and goes through the
+// queries for dK and dV (Dao 2023, algorithm 2). Scores are made again in both.
+// Bytes: each block reads its own side once, and the other side's tiles, from the L2 cache after the first block.
+#include "llm/device/cuda.h"
+#include "llm/graph/kernel.h"
+#include "llm/ops/attention_cuda.h"
+#include "llm/ops/attention_plain_cuda.h"
+
+namespace llm::cuda {
+namespace {
+
+using namespace plain;
+
+template <int kTile, int kHead>
+struct BackwardShared {
+  HeadTile<kTile, kHead> queries, d_outs, keys, values;
+  ScoreTile<kTile> p;
+};
+
+// d_out, out (B, T, H D), qkv (B, T, (H + 2 K) D), log_sum_exp (B, H, T) -> d_qkv's query heads, delta (B, H, T).
+// Grid as the forward kernel's.
+template <class T, int kTile, int kHead>
+__global__ void __launch_bounds__(kThreads)
+    query_gradient_kernel(PackedHeads heads, float scale, bool packed, const T* __restrict__ d_out,
+                          const T* __restrict__ qkv, const T* __restrict__ out, const float* __restrict__ log_sum_exp,
+                          T* __restrict__ d_qkv, float* __restrict__ delta) {
+  constexpr int kRows = kTile / kSide;
+  auto& shared = simt::shared_memory<BackwardShared<kTile, kHead>>();
+  const int head = static_cast<int>(blockIdx.x) % heads.heads, kv_head = head / heads.group();
+  const int64_t batch = static_cast<int>(blockIdx.x) / heads.heads;
+  const int first_query = static_cast<int>(gridDim.y - 1 - blockIdx.y) * kTile;
+  const T* const sequence = qkv + batch * heads.tokens * heads.width();
+  const int64_t of_out = batch * heads.tokens * heads.out_width() + heads.query(head);
+  const int64_t of_statistic = int64_t{blockIdx.x} * heads.tokens;
+  const int x = thread_x(), y = thread_y();
+
+  load_tile<T, kTile, kHead>(shared.queries, sequence + heads.query(head), heads.width(), first_query, heads.tokens,
+                             heads.head_size, packed);
+  load_tile<T, kTile, kHead>(shared.d_outs, d_out + of_out, heads.out_width(), first_query, heads.tokens,
+                             heads.head_size, packed);
+  load_tile<T, kTile, kHead>(shared.keys, out + of_out, heads.out_width(), first_query, heads.tokens, heads.head_size,
+                             packed);  // out for a moment
+  __syncthreads();
+  float row_delta[kRows], row_log_sum_exp[kRows], gradient[kRows][kHead / kSide] = {};
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    const int row = y + kSide * i, query = first_query + row;
+    float partial = 0;
+    for (int column = 4 * x; column < kHead; column += 4 * kSide) {
+      const float4 d = *reinterpret_cast<const float4*>(&shared.d_outs[row][column]);
+      const float4 o = *reinterpret_cast<const float4*>(&shared.keys[row][column]);
+      partial += d.x * o.x + d.y * o.y + d.z * o.z + d.w * o.w;
+    }
+    row_delta[i] = sum_over_x(partial);
+    row_log_sum_exp[i] = INFINITY;  // of rows that don't exist: probabilities 0
+    if (simt::in_bounds(query < heads.tokens)) {
+      row_log_sum_exp[i] = log_sum_exp[of_statistic + query];
+      if (x == 0) delta[of_statistic + query] = row_delta[i];
+    }
+  }
+
+  for (int first_key = 0; first_key <= first_query; first_key += kTile) {
+    __syncthreads();
+    load_tile<T, kTile, kHead>(shared.keys, sequence + heads.key(kv_head), heads.width(), first_key, heads.tokens,
+                               heads.head_size, packed);
+    load_tile<T, kTile, kHead>(shared.values, sequence + heads.value(kv_head), heads.width(), first_key, heads.tokens,
+                               heads.head_size, packed);
+    __syncthreads();
+    float s[kRows][kRows], dp[kRows][kRows];
+    score_product<kTile, kHead>(s, shared.queries, shared.keys);
+    score_product<kTile, kHead>(dp, shared.d_outs, shared.values);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+#pragma unroll
+      for (int j = 0; j < kRows; ++j) {
+        const bool seen = first_key + x + kSide * j <= first_query + y + kSide * i;
+        const float p = seen ? expf(s[i][j] * scale - row_log_sum_exp[i]) : 0;
+        s[i][j] = p * (dp[i][j] - row_delta[i]);
+      }
+    store_scores<kTile>(shared.p, s);
+    __syncthreads();
+    output_product<kTile, kHead>(gradient, shared.p, shared.keys);
+  }
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    const int query = first_query + y + kSide * i;
+    if (simt::in_bounds(query < heads.tokens))
+      store_row<T>(d_qkv + (batch * heads.tokens + query) * heads.width() + heads.query(head), gradient[i], scale,
+                   heads.head_size, packed);
+  }
+}
+
+// d_out (B, T, H D), qkv (B, T, (H + 2 K) D), log_sum_exp, delta (B, H, T) -> d_qkv's key and value heads: sums over the
+// group's query heads, in order. Grid (B K, tiles of keys, the longest first). Scores stand transposed: keys are the rows.
+template <class T, int kTile, int kHead>
+__global__ void __launch_bounds__(kThreads)
+    key_value_gradient_kernel(PackedHeads heads, float scale, bool packed, const T* __restrict__ d_out,
+                              const T* __restrict__ qkv, const float* __restrict__ log_sum_exp,
+                              const float* __restrict__ delta, T* __restrict__ d_qkv) {
+  constexpr int kRows = kTile / kSide;
+  auto& shared = simt::shared_memory<BackwardShared<kTile, kHead>>();
+  const int kv_head = static_cast<int>(blockIdx.x) % heads.kv_heads;
+  const int64_t batch = static_cast<int>(blockIdx.x) / heads.kv_heads;
+  const int first_key = static_cast<int>(blockIdx.y) * kTile;
+  const T* const sequence = qkv + batch * heads.tokens * heads.width();
+  const int x = thread_x(), y = thread_y();
+
+  load_tile<T, kTile, kHead>(shared.keys, sequence + heads.key(kv_head), heads.width(), first_key, heads.tokens,
+                             heads.head_size, packed);
+  load_tile<T, kTile, kHead>(shared.values, sequence + heads.value(kv_head), heads.width(), first_key, heads.tokens,
+                             heads.head_size, packed);
+  float key_gradient[kRows][kHead / kSide] = {}, value_gradient[kRows][kHead / kSide] = {};
+
+  for (int head = kv_head * heads.group(); head < (kv_head + 1) * heads.group(); ++head) {
+    const T* const d_outs = d_out + batch * heads.tokens * heads.out_width() + heads.query(head);
+    const int64_t of_statistic = (batch * heads.heads + head) * heads.tokens;
+    for (int first_query = first_key; first_query < heads.tokens; first_query += kTile) {
+      __syncthreads();
+      load_tile<T, kTile, kHead>(shared.queries, sequence + heads.query(head), heads.width(), first_query, heads.tokens,
+                                 heads.head_size, packed);
+      load_tile<T, kTile, kHead>(shared.d_outs, d_outs, heads.out_width(), first_query, heads.tokens, heads.head_size,
+                                 packed);
+      __syncthreads();
+      float p[kRows][kRows], ds[kRows][kRows];
+      score_product<kTile, kHead>(p, shared.keys, shared.queries);
+      score_product<kTile, kHead>(ds, shared.values, shared.d_outs);
+#pragma unroll
+      for (int j = 0; j < kRows; ++j) {
+        const int query = first_query + x + kSide * j;
+        float column_log_sum_exp = INFINITY, column_delta = 0;
+        if (simt::in_bounds(query < heads.tokens)) {
+          column_log_sum_exp = log_sum_exp[of_statistic + query];
+          column_delta = delta[of_statistic + query];
+        }
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+          const bool seen = first_key + y + kSide * i <= query;
+          p[i][j] = seen ? expf(p[i][j] * scale - column_log_sum_exp) : 0;
+          ds[i][j] = p[i][j] * (ds[i][j] - column_delta);
+        }
+      }
+      store_scores<kTile>(shared.p, p);
+      __syncthreads();
+      output_product<kTile, kHead>(value_gradient, shared.p, shared.d_outs);
+      __syncthreads();
+      store_scores<kTile>(shared.p, ds);
+      __syncthreads();
+      output_product<kTile, kHead>(key_gradient, shared.p, shared.queries);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    const int key = first_key + y + kSide * i;
+    if (simt::in_bounds(key < heads.tokens)) {
+      T* const row = d_qkv + (batch * heads.tokens + key) * heads.width();
+      store_row<T>(row + heads.key(kv_head), key_gradient[i], scale, heads.head_size, packed);
+      store_row<T>(row + heads.value(kv_head), value_gradient[i], 1, heads.head_size, packed);
+    }
+  }
+}
+
+template <class T, int kTile, int kHead>
+void backward(const KernelCall& call) {
+  const AttentionShape s = attention_shape(call, 1);
+  const PackedHeads heads(s);
+  const T *d_out = call.in<T>(0), *qkv = call.in<T>(1), *out = call.in<T>(2);
+  const float* log_sum_exp = call.in(3);
+  T* d_qkv = call.out<T>(0);
+  auto* delta = call.workspace();
+  const bool packed = simt::packs(d_out, s.head_size) && simt::packs(qkv, s.head_size) &&
+                      simt::packs(out, s.head_size) && simt::packs(d_qkv, s.head_size);
+  constexpr size_t kShared = sizeof(BackwardShared<kTile, kHead>);
+  simt::launch(call.cuda->stream(), grid_of(s.batch * s.heads, s.tokens, kTile), dim3(kThreads), kShared,
+               query_gradient_kernel<T, kTile, kHead>, heads, heads.scale(), packed, d_out, qkv, out, log_sum_exp,
+               d_qkv, delta);
+  simt::launch(call.cuda->stream(), grid_of(s.batch * s.kv_heads, s.tokens, kTile), dim3(kThreads), kShared,
+               key_value_gradient_kernel<T, kTile, kHead>, heads, heads.scale(), packed, d_out, qkv, log_sum_exp, delta,
+               d_qkv);
+}
+
+}  // namespace
+
+void attention_backward_plain(const KernelCall& call) {
+  const bool is_bf16 = call.in_dtype(1) == DType::bf16;
+  const int64_t head_size = attention_shape(call, 1).head_size;
+  if (head_size <= 64) return is_bf16 ? backward<bf16, 64, 64>(call) : backward<float, 64, 64>(call);
+  if (head_size <= 128) return is_bf16 ? backward<bf16, 32, 128>(call) : backward<float, 32, 128>(call);
+  return is_bf16 ? backward<bf16, 16, 256>(call) : backward<float, 16, 256>(call);
+}
+
+}  // namespace llm::cuda

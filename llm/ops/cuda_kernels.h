@@ -1,0 +1,49 @@
+// The CUDA side of the op table: what starts an op's kernels on call.cuda's stream. Defined in the .cu files beside the ops,
+// which nvcc compiles for the program and the test bed's compiler for the tests. The names are weak: in a binary without
+// them they are null, and so is the row's `cuda`.
+#pragma once
+
+#include "llm/graph/kernel.h"
+
+namespace llm::cuda {
+
+[[gnu::weak]] void embedding(const KernelCall& call);
+[[gnu::weak]] void embedding_backward(const KernelCall& call);
+[[gnu::weak]] void add(const KernelCall& call);
+[[gnu::weak]] void cast(const KernelCall& call);
+[[gnu::weak]] void layernorm(const KernelCall& call);
+[[gnu::weak]] void layernorm_backward(const KernelCall& call);
+[[gnu::weak]] void rmsnorm(const KernelCall& call);
+[[gnu::weak]] void rmsnorm_backward(const KernelCall& call);
+[[gnu::weak]] void qk_norm(const KernelCall& call);
+[[gnu::weak]] void qk_norm_backward(const KernelCall& call);
+[[gnu::weak]] void rope_angles(const KernelCall& call);
+[[gnu::weak]] void rope(const KernelCall& call);
+[[gnu::weak]] void rope_backward(const KernelCall& call);
+[[gnu::weak]] void attention(const KernelCall& call);
+[[gnu::weak]] void attention_backward(const KernelCall& call);
+[[gnu::weak]] void attention_cached(const KernelCall& call);
+[[gnu::weak]] void quantize(const KernelCall& call);
+[[gnu::weak]] void product_fp8(const KernelCall& call);
+[[gnu::weak]] void bias_gradient(const KernelCall& call);
+[[gnu::weak]] void linear(const KernelCall& call);
+[[gnu::weak]] void linear_backward_input(const KernelCall& call);
+[[gnu::weak]] void linear_backward_weight(const KernelCall& call);
+[[gnu::weak]] void gelu(const KernelCall& call);
+[[gnu::weak]] void gelu_backward(const KernelCall& call);
+[[gnu::weak]] void relu2(const KernelCall& call);
+[[gnu::weak]] void relu2_backward(const KernelCall& call);
+[[gnu::weak]] void swiglu(const KernelCall& call);
+[[gnu::weak]] void swiglu_backward(const KernelCall& call);
+[[gnu::weak]] void cross_entropy(const KernelCall& call);
+[[gnu::weak]] void cross_entropy_backward(const KernelCall& call);
+[[gnu::weak]] void head_loss(const KernelCall& call);
+[[gnu::weak]] void mean_loss(const KernelCall& call);
+[[gnu::weak]] void select_last(const KernelCall& call);
+[[gnu::weak]] void gradient_norm(const KernelCall& call);
+[[gnu::weak]] void adamw(const KernelCall& call);
+[[gnu::weak]] void muon_momentum(const KernelCall& call);
+[[gnu::weak]] void muon_apply(const KernelCall& call);
+[[gnu::weak]] void combine(const KernelCall& call);
+
+}  // namespace llm::cuda

@@ -1,0 +1,49 @@
+// How many bytes of workspace the CUDA kernels of this room's ops need, for `infer` (where the graph is for the GPU) and for the
+// kernels, which lay the workspace out by the same numbers. Nothing here depends on the GPU: blocks are cut by the
+// shapes alone, so that sums have the same order on every machine. Plain C++.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+namespace llm {
+
+// embedding_backward. Its tokens are sorted in tiles of kSortTile, then runs of equal tokens are summed in tiles of
+// kEmbeddingTile occurrences; a run that crosses tiles leaves partial sums, at most two rows of C floats in each tile.
+inline constexpr int64_t kSortTile = 1024, kEmbeddingTile = 32;
+
+inline int64_t embedding_tiles_cuda(int64_t tokens) { return (tokens + kEmbeddingTile - 1) / kEmbeddingTile; }
+// Two lists of (token, position), 8 bytes each, between which the merges alternate, before the partial sums.
+inline int64_t embedding_keys_bytes_cuda(int64_t tokens) { return (2 * 8 * tokens + 15) / 16 * 16; }
+inline int64_t embedding_backward_workspace_cuda(int64_t tokens, int64_t channels) {  // tokens: B T
+  return embedding_keys_bytes_cuda(tokens) + embedding_tiles_cuda(tokens) * 2 * channels * 4;
+}
+
+// Gradients of norm weights: sums over at most kNormBlocksCuda blocks of rows, then over the blocks.
+inline constexpr int64_t kNormBlocksCuda = 128, kNormRowsCuda = 16;  // blocks at the most, rows at the least
+
+inline int64_t norm_block_rows_cuda(int64_t rows) {
+  return std::max(kNormRowsCuda, (rows + kNormBlocksCuda - 1) / kNormBlocksCuda);
+}
+inline int64_t norm_blocks_cuda(int64_t rows) {
+  const int64_t block = norm_block_rows_cuda(rows);
+  return (rows + block - 1) / block;
+}
+inline int64_t layernorm_backward_workspace_cuda(int64_t rows, int64_t columns) {
+  return norm_blocks_cuda(rows) * 2 * columns * 4;
+}
+inline int64_t rmsnorm_backward_workspace_cuda(int64_t rows, int64_t columns) {
+  return norm_blocks_cuda(rows) * columns * 4;
+}
+inline int64_t qk_norm_backward_workspace_cuda(int64_t rows, int64_t head_size) {  // rows: B T
+  return norm_blocks_cuda(rows) * 2 * head_size * 4;
+}
+
+// gradient_norm: one double for each block of each tensor.
+inline constexpr int64_t kGradientNormBlock = 16384;  // floats
+
+inline int64_t gradient_norm_blocks_cuda(int64_t elements) {  // of one tensor
+  return (elements + kGradientNormBlock - 1) / kGradientNormBlock;
+}
+inline int64_t gradient_norm_workspace_cuda(int64_t blocks) { return blocks * 8; }  // of all tensors together
+
+}  // namespace llm

@@ -1,0 +1,46 @@
+// Kernels that compute each element of the output from the same element of the inputs: function(in...) -> out.
+//
+// A thread takes as many neighbouring elements as 16 bytes hold of the widest type, so that neighbouring threads read and
+// write neighbouring memory, every byte once; the last thread takes what is left over. The output may lie in place of an
+// input: a thread has read its elements before it writes them, and no other thread reads them.
+#pragma once
+#include <algorithm>
+
+#include "llm/device/simt.h"
+
+namespace llm::cuda {
+
+inline constexpr int kElementThreads = 256;
+
+template <int kWidth, class Function, class Out, class... In>
+__global__ void __launch_bounds__(kElementThreads)
+    elementwise_kernel(int64_t n, Function function, Out* out, const In*... in) {  // all (n)
+  const int64_t first = (int64_t{blockIdx.x} * kElementThreads + threadIdx.x) * kWidth;
+  if (simt::in_bounds(first + kWidth <= n)) {
+    const auto compute = [&](const auto... x) {
+      float y[kWidth];
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) y[i] = function(x.get(i)...);
+      return simt::packed<Out>(y);
+    };
+    *reinterpret_cast<simt::Pack<Out, kWidth>*>(out + first) =
+        compute(*reinterpret_cast<const simt::Pack<In, kWidth>*>(in + first)...);
+  } else {
+    for (int64_t i = first; i < n; ++i) out[i] = simt::stored<Out>(function(to_float(in[i])...));
+  }
+}
+
+// All (n) and in device memory. Function: __device__ float operator()(float...) const.
+template <class Function, class Out, class... In>
+void elementwise(cudaStream_t stream, int64_t n, Function function, Out* out, const In*... in) {
+  constexpr int kWidth = 16 / static_cast<int>(std::max({sizeof(Out), sizeof(In)...}));
+  const auto aligned = [](const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; };
+  const bool packs = (aligned(out) && ... && aligned(in));
+  const int64_t threads = packs ? (n + kWidth - 1) / kWidth : n;
+  simt::launch(stream, dim3(static_cast<unsigned>((threads + kElementThreads - 1) / kElementThreads)),
+               dim3(kElementThreads), 0,
+               packs ? elementwise_kernel<kWidth, Function, Out, In...> : elementwise_kernel<1, Function, Out, In...>,
+               n, function, out, in...);
+}
+
+}  // namespace llm::cuda

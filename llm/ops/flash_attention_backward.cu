@@ -1,0 +1,287 @@
+// Causal attention of bf16 on the tensor cores, backward: FlashAttention-2 (Dao 2023, algorithm 2) as two kernels.
+//
+// Each gradient has one writer and one order of sums, without atomics or partial sums in memory. The price is seven
+// products of tiles instead of five: scores and dP are made in both kernels. To write dQ's parts for each tile of 128 keys
+// and to add them later would move 1 byte for 64 FLOPs saved, more time than the FLOPs take on any GPU with tensor cores.
+//
+// The first kernel owns tiles of queries and goes through the keys up to the diagonal: delta = rowsum(d_out * out), which it
+// leaves for the second one, and dQ = scale dS K with dS = P (dP - delta), dP = d_out V^T. The second owns tiles of keys and
+// goes through the queries from the diagonal on, of all heads that share the keys: dV = P^T d_out, dK = scale dS^T Q.
+// There scores stand transposed, keys as rows, so that P^T and dS^T are left operands in the registers where they arise.
+// In both, four warps share a tile, each with 16 M rows; the other side comes in two stages, copied in the background,
+// and is worked on kStep columns at a time.
+// Bytes: each block reads its own side once, and the other side's tiles, from the L2 cache after the first block.
+#include "llm/device/cuda.h"
+#include "llm/graph/kernel.h"
+#include "llm/ops/attention_cuda.h"
+#include "llm/ops/flash_attention_cuda.h"
+
+namespace llm::cuda {
+namespace {
+
+using namespace flash;
+
+constexpr int kWarps = 4;
+constexpr int kThreads = 32 * kWarps;
+
+// What `head_size` fits into the registers: 16-row tiles a warp for dQ and for dK, dV; and whether dQ's two left operands
+// stay in them.
+template <int kHeadSize>
+struct Tiling {
+  static constexpr int kHead = kHeadSize;
+  static constexpr int kQueryTiles = kHead <= 64 ? 2 : 1, kKeyTiles = kHead <= 64 ? 2 : 1;
+  static constexpr bool kHeld = true;
+  static constexpr int kStep = 32;
+  static constexpr int kQueries = 16 * kQueryTiles * kWarps;  // that a block of the first kernel owns
+  static constexpr int kKeys = 16 * kKeyTiles * kWarps;       // of the second
+  static constexpr int kOthers = 64;                          // that come at a time
+};
+
+template <class Tiling>
+struct QueryShared {
+  static constexpr int kHead = Tiling::kHead;
+  struct Stage {
+    Tile<Tiling::kOthers, kHead> keys, values;
+  };
+  Tile<Tiling::kQueries, kHead> queries, d_outs;
+  Stage stages[2];
+
+  // The second stage is free at the start.
+  __device__ Tile<Tiling::kQueries, kHead>& outs() {
+    static_assert(sizeof(Tile<Tiling::kQueries, kHead>) <= sizeof(Stage));
+    return reinterpret_cast<Tile<Tiling::kQueries, kHead>&>(stages[1]);
+  }
+};
+
+// Sums of the products of two operands' rows.
+template <int M, class A, class B>
+__device__ void row_products(float (&sum)[M][2], const A& a, const B& b, int columns) {
+#pragma unroll
+  for (int k = 0; k < columns / 16; ++k) {
+    uint32_t x[M][4], y[M][4];
+    a.get(x, k);
+    b.get(y, k);
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        sum[m][i % 2] += float_of_bits(x[m][i] << 16) * float_of_bits(y[m][i] << 16) +
+                         float_of_bits(x[m][i] & 0xffff0000) * float_of_bits(y[m][i] & 0xffff0000);
+  }
+}
+
+// d_out, out (B, T, H D), qkv (B, T, (H + 2 K) D), log_sum_exp (B, H, T) -> d_qkv's query heads, delta (B, H, T).
+// Grid (B H, tiles of queries, the longest first).
+template <class Tiling>
+__global__ void __launch_bounds__(kThreads, 1)
+    flash_query_gradient_kernel(PackedHeads heads, float scale, float scale_to_base_2, const bf16* __restrict__ d_out,
+                                const bf16* __restrict__ qkv, const bf16* __restrict__ out,
+                                const float* __restrict__ log_sum_exp, bf16* __restrict__ d_qkv,
+                                float* __restrict__ delta) {
+  constexpr int M = Tiling::kQueryTiles, kHead = Tiling::kHead, kQueries = Tiling::kQueries, kKeys = Tiling::kOthers;
+  constexpr int kStep = Tiling::kStep;
+  auto& shared = simt::shared_memory<QueryShared<Tiling>>();
+  const int head = static_cast<int>(blockIdx.x) % heads.heads, kv_head = head / heads.group();
+  const int batch = static_cast<int>(blockIdx.x) / heads.heads;
+  const int first_query = static_cast<int>(gridDim.y - 1 - blockIdx.y) * kQueries;
+  const int warp_row = 16 * M * warp(), warp_query = first_query + warp_row;
+  const int tokens = heads.tokens, width = static_cast<int>(heads.width());
+  const int out_width = static_cast<int>(heads.out_width());
+  const int first_token = batch * tokens, end_token = first_token + tokens;  // of the sequence among B T rows
+  const int64_t of_statistic = int64_t{blockIdx.x} * tokens;
+
+  const auto copy_keys_and_values = [&](int stage, int first_key) {
+    copy_tile_async<kThreads>(shared.stages[stage].keys, qkv + heads.key(kv_head), width, first_token + first_key,
+                              end_token);
+    copy_tile_async<kThreads>(shared.stages[stage].values, qkv + heads.value(kv_head), width, first_token + first_key,
+                              end_token);
+    simt::copy_commit();
+  };
+  copy_tile_async<kThreads>(shared.queries, qkv + heads.query(head), width, first_token + first_query, end_token);
+  copy_tile_async<kThreads>(shared.d_outs, d_out + heads.query(head), out_width, first_token + first_query, end_token);
+  copy_tile_async<kThreads>(shared.outs(), out + heads.query(head), out_width, first_token + first_query, end_token);
+  copy_keys_and_values(0, 0);
+  simt::copy_wait<0>();
+  __syncthreads();
+
+  const RowOperand<M, kQueries, kHead, Tiling::kHeld> queries(shared.queries, warp_row);
+  const RowOperand<M, kQueries, kHead, Tiling::kHeld> d_outs(shared.d_outs, warp_row);
+  float row_delta[M][2] = {}, row_log_sum_exp[M][2];  // the latter to base 2
+  row_products(row_delta, d_outs, RowOperand<M, kQueries, kHead, false>(shared.outs(), warp_row), kHead);
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int query = warp_query + 16 * m + 8 * half + group();
+      row_delta[m][half] = group_sum(row_delta[m][half]);
+      row_log_sum_exp[m][half] = INFINITY;  // of rows that don't exist: probabilities 0
+      if (simt::in_bounds(query < tokens)) {
+        row_log_sum_exp[m][half] = log_sum_exp[of_statistic + query] * kLog2E;
+        if (member() == 0) delta[of_statistic + query] = row_delta[m][half];
+      }
+    }
+
+  float gradient[M][kHead / 8][4] = {};
+  const int end_key = min(first_query + kQueries, tokens);
+  for (int first_key = 0, stage = 0; first_key < end_key; first_key += kKeys, stage ^= 1) {
+    simt::copy_wait<0>();
+    __syncthreads();
+    if (first_key + kKeys < end_key) copy_keys_and_values(stage ^ 1, first_key + kKeys);
+    const auto& [keys, values] = shared.stages[stage];
+#pragma unroll 1
+    for (int step = 0; step < kKeys; step += kStep) {
+      if (first_key + step >= warp_query + 16 * M) break;  // above the diagonal
+      float s[M][kStep / 8][4], dp[M][kStep / 8][4];
+      multiply_transposed(s, queries, keys, step);
+      multiply_transposed(dp, d_outs, values, step);
+      if (first_key + step + kStep - 1 > warp_query) mask_later_keys<false>(s, warp_query, first_key + step);
+#pragma unroll
+      for (int m = 0; m < M; ++m)
+#pragma unroll
+        for (int n = 0; n < kStep / 8; ++n)
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+            dp[m][n][i] = simt::exp2_fast(s[m][n][i] * scale_to_base_2 - row_log_sum_exp[m][i / 2]) *
+                          (dp[m][n][i] - row_delta[m][i / 2]);
+      multiply(gradient, dp, keys, step);
+    }
+  }
+
+  float factor[M][2];
+#pragma unroll
+  for (int m = 0; m < M; ++m) factor[m][0] = factor[m][1] = scale;
+  store_rows(shared.queries, warp_row, gradient, factor, d_qkv + heads.query(head), width, first_token + warp_query,
+             end_token);
+}
+
+template <class Tiling>
+struct KeyShared {
+  Tile<Tiling::kKeys, Tiling::kHead> keys, values;
+  Tile<Tiling::kOthers, Tiling::kHead> queries[2], d_outs[2];
+  alignas(16) float statistics[2][2 * Tiling::kOthers];  // of each query log_sum_exp to base 2, and delta
+};
+
+// d_out (B, T, H D), qkv (B, T, (H + 2 K) D), log_sum_exp, delta (B, H, T) -> d_qkv's key and value heads: sums over the
+// group's query heads, in order. Grid (B K, tiles of keys, the longest first).
+template <class Tiling>
+__global__ void __launch_bounds__(kThreads, 1)
+    flash_key_value_gradient_kernel(PackedHeads heads, float scale, float scale_to_base_2,
+                                    const bf16* __restrict__ d_out, const bf16* __restrict__ qkv,
+                                    const float* __restrict__ log_sum_exp, const float* __restrict__ delta,
+                                    bf16* __restrict__ d_qkv) {
+  constexpr int M = Tiling::kKeyTiles, kHead = Tiling::kHead, kKeys = Tiling::kKeys, kQueries = Tiling::kOthers;
+  constexpr int kStep = Tiling::kStep;
+  static_assert(2 * kQueries == kThreads);
+  auto& shared = simt::shared_memory<KeyShared<Tiling>>();
+  const int kv_head = static_cast<int>(blockIdx.x) % heads.kv_heads;
+  const int batch = static_cast<int>(blockIdx.x) / heads.kv_heads;
+  const int first_key = static_cast<int>(blockIdx.y) * kKeys;
+  const int warp_row = 16 * M * warp(), warp_key = first_key + warp_row;
+  const int tokens = heads.tokens, width = static_cast<int>(heads.width());
+  const int out_width = static_cast<int>(heads.out_width());
+  const int first_token = batch * tokens, end_token = first_token + tokens;  // of the sequence among B T rows
+
+  // The tile of queries that comes next: from the diagonal on, of each head of the group.
+  int head = kv_head * heads.group(), first_query = first_key;
+  const int end_head = head + heads.group();
+  const auto copy_queries_and_d_outs = [&](int stage) {
+    copy_tile_async<kThreads>(shared.queries[stage], qkv + heads.query(head), width, first_token + first_query,
+                              end_token);
+    copy_tile_async<kThreads>(shared.d_outs[stage], d_out + heads.query(head), out_width, first_token + first_query,
+                              end_token);
+    simt::copy_commit();
+  };
+  // Each thread brings one number: an even one a log_sum_exp, an odd one a delta.
+  const auto load_statistic = [&] {
+    const bool is_delta = threadIdx.x % 2 == 1;
+    const int query = first_query + static_cast<int>(threadIdx.x) / 2;
+    float value = is_delta ? 0.0f : INFINITY;  // of rows that don't exist: probabilities 0
+    if (simt::in_bounds(query < tokens))
+      value = (is_delta ? delta : log_sum_exp)[(int64_t{batch} * heads.heads + head) * tokens + query];
+    return is_delta ? value : value * kLog2E;
+  };
+
+  copy_tile_async<kThreads>(shared.keys, qkv + heads.key(kv_head), width, first_token + first_key, end_token);
+  copy_tile_async<kThreads>(shared.values, qkv + heads.value(kv_head), width, first_token + first_key, end_token);
+  copy_queries_and_d_outs(0);
+  shared.statistics[0][threadIdx.x] = load_statistic();
+  const RowOperand<M, kKeys, kHead, false> keys(shared.keys, warp_row), values(shared.values, warp_row);
+  float key_gradient[M][kHead / 8][4] = {}, value_gradient[M][kHead / 8][4] = {};
+
+  for (int stage = 0; head < end_head; stage ^= 1) {
+    simt::copy_wait<0>();
+    __syncthreads();
+    const int first = first_query;
+    float next_statistic = 0;
+    first_query += kQueries;
+    if (first_query >= tokens) first_query = first_key, ++head;
+    if (head < end_head) {
+      copy_queries_and_d_outs(stage ^ 1);
+      next_statistic = load_statistic();
+    }
+#pragma unroll 1
+    for (int step = 0; step < kQueries; step += kStep) {
+      if (first + step + kStep <= warp_key) continue;  // above the diagonal
+      float p[M][kStep / 8][4], ds[M][kStep / 8][4];
+      multiply_transposed(p, keys, shared.queries[stage], step);
+      multiply_transposed(ds, values, shared.d_outs[stage], step);
+      if (first + step < warp_key + 16 * M - 1) mask_later_keys<true>(p, warp_key, first + step);
+#pragma unroll
+      for (int n = 0; n < kStep / 8; ++n) {
+        const float4 pair =
+            *reinterpret_cast<const float4*>(&shared.statistics[stage][2 * (step + 8 * n + 2 * member())]);
+#pragma unroll
+        for (int m = 0; m < M; ++m)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            p[m][n][i] = simt::exp2_fast(p[m][n][i] * scale_to_base_2 - (i % 2 ? pair.z : pair.x));
+            ds[m][n][i] = p[m][n][i] * (ds[m][n][i] - (i % 2 ? pair.w : pair.y));
+          }
+      }
+      multiply(value_gradient, p, shared.d_outs[stage], step);
+      multiply(key_gradient, ds, shared.queries[stage], step);
+    }
+    shared.statistics[stage ^ 1][threadIdx.x] = next_statistic;
+  }
+
+  float factor[M][2];
+#pragma unroll
+  for (int m = 0; m < M; ++m) factor[m][0] = factor[m][1] = scale;
+  store_rows(shared.keys, warp_row, key_gradient, factor, d_qkv + heads.key(kv_head), width, first_token + warp_key,
+             end_token);
+#pragma unroll
+  for (int m = 0; m < M; ++m) factor[m][0] = factor[m][1] = 1;
+  store_rows(shared.values, warp_row, value_gradient, factor, d_qkv + heads.value(kv_head), width,
+             first_token + warp_key, end_token);
+}
+
+template <int kHead>
+void backward(const KernelCall& call) {
+  using T = Tiling<kHead>;
+  const AttentionShape s = attention_shape(call, 1);
+  const PackedHeads heads(s);
+  const bf16 *d_out = call.in<bf16>(0), *qkv = call.in<bf16>(1), *out = call.in<bf16>(2);
+  const float* log_sum_exp = call.in(3);
+  bf16* d_qkv = call.out<bf16>(0);
+  auto* delta = call.workspace();
+  const auto tiles = [&](int tile) { return static_cast<unsigned>((s.tokens + tile - 1) / tile); };
+  simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>(s.batch * s.heads), tiles(T::kQueries)), dim3(kThreads),
+               sizeof(QueryShared<T>), flash_query_gradient_kernel<T>, heads, heads.scale(), heads.scale() * kLog2E,
+               d_out, qkv, out, log_sum_exp, d_qkv, delta);
+  simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>(s.batch * s.kv_heads), tiles(T::kKeys)), dim3(kThreads),
+               sizeof(KeyShared<T>), flash_key_value_gradient_kernel<T>, heads, heads.scale(), heads.scale() * kLog2E,
+               d_out, qkv, log_sum_exp, delta, d_qkv);
+}
+
+}  // namespace
+
+void flash_attention_backward(const KernelCall& call) {
+  switch (attention_shape(call, 1).head_size) {
+    case 32: return backward<32>(call);
+    case 64: return backward<64>(call);
+    case 96: return backward<96>(call);
+    default: return backward<128>(call);
+  }
+}
+
+}  // namespace llm::cuda

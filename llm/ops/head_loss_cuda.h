@@ -1,0 +1,36 @@
+// head_loss on the GPU: how many rows' logits exist at a time, for the op's `infer` and the launcher alike. Plain C++.
+#pragma once
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "llm/base/shape.h"
+
+namespace llm {
+
+// What the logits may take at the most, unless the node's attribute "logits_bytes" says otherwise. Each block of rows reads
+// and writes the whole gradient of the weight, so a few large ones are best.
+inline constexpr int64_t kHeadLogitsBytes = int64_t{512} << 20;
+
+struct HeadBlocks {
+  int64_t rows;    // of a block, the last one may have fewer
+  int64_t stride;  // elements from one row of logits to the next: every row starts at a multiple of 128 bytes
+};
+
+inline HeadBlocks head_blocks_cuda(int64_t rows, int64_t V, DType dtype, int64_t limit = kHeadLogitsBytes) {
+  constexpr int64_t kTile = 128;  // rows that a matrix product takes at a time
+  const int64_t stride = (V + 63) / 64 * 64;
+  const int64_t fit = std::max<int64_t>(1, limit / (stride * static_cast<int64_t>(size_of(dtype))));
+  if (rows <= fit) return {rows, stride};
+  const int64_t blocks = (rows + fit - 1) / fit;  // of nearly equal height
+  const int64_t even = (rows + blocks - 1) / blocks, tiles = (even + kTile - 1) / kTile * kTile;
+  return {tiles <= fit ? tiles : even, stride};
+}
+
+// The logits (rows of a block, stride) of x's type.
+inline size_t head_loss_workspace_cuda(int64_t rows, int64_t V, DType dtype, int64_t limit = kHeadLogitsBytes) {
+  const HeadBlocks blocks = head_blocks_cuda(rows, V, dtype, limit);
+  return static_cast<size_t>(blocks.rows * blocks.stride) * size_of(dtype);
+}
+
+}  // namespace llm

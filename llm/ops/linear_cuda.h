@@ -1,0 +1,38 @@
+// The linear ops on the GPU: their workspaces in bytes, for `infer` and the launchers alike, and the bias's gradient. Plain
+// C++.
+#pragma once
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "llm/base/shape.h"
+
+struct CUstream_st;
+
+namespace llm {
+
+// The gradient of a bias is a sum over all rows, taken over at most 64 chunks of rows and then over the chunks, in an order
+// that follows from the shape alone.
+inline constexpr int64_t kBiasChunkRows = 128, kBiasChunks = 64;
+
+inline int64_t bias_chunk_rows(int64_t rows) {
+  return std::max(kBiasChunkRows, (rows + kBiasChunks - 1) / kBiasChunks);
+}
+
+// linear and linear_backward_input: the products need nothing that the device does not hold.
+inline size_t linear_workspace_cuda() { return 0; }
+
+// linear_backward_weight with a bias: partial sums, (chunks, O) floats; of one chunk nothing is left to be summed.
+inline size_t linear_backward_weight_workspace_cuda(int64_t rows, int64_t O, bool bias) {
+  const int64_t chunks = (rows + bias_chunk_rows(rows) - 1) / bias_chunk_rows(rows);
+  return bias && chunks > 1 ? static_cast<size_t>(chunks * O) * sizeof(float) : 0;
+}
+
+namespace cuda {
+
+// db (O) = sum over the rows of dy (rows, O), or db += it. The workspace is linear_backward_weight's.
+void bias_gradient(CUstream_st* stream, const void* dy, DType dtype, int64_t rows, int64_t O, bool accumulate,
+                   float* workspace, float* db);
+
+}  // namespace cuda
+}  // namespace llm

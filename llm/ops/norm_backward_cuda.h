@@ -1,0 +1,179 @@
+// LayerNorm and RMSNorm backward (formulas: layernorm.cpp, rmsnorm.cpp), with the optional addend that joins the gradient of
+// the residual stream.
+//
+// At most 128 blocks share the rows. A team of warps (one up to 768 channels) holds a row's dy and x in registers, and keeps the
+// sums that its columns give to d_weight and d_bias in registers from row to row; at the end the teams' sums are added in
+// shared memory and go to the workspace, one row of them a block, which sum_partials adds up. Every byte is read and
+// written once, the weights once a block.
+#pragma once
+#include "llm/ops/norm_cuda.h"
+
+namespace llm::cuda {
+
+template <class T>
+struct NormBackward {
+  const T* dy;        // (rows, columns)
+  const T* x;         // (rows, columns)
+  const T* weight;    // (columns)
+  const float* mean;  // (rows), of LayerNorm
+  const float* rstd;  // (rows)
+  const T* addend;    // (rows, columns) or null
+  T* dx;              // (rows, columns); may lie in place of dy or the addend
+  float* partial;     // (blocks, 1 or of LayerNorm 2, columns)
+  int64_t rows;
+  int columns, block_rows;
+};
+
+template <int kPack>
+struct alignas(16) NormBackwardShared {
+  NormSums sums;
+  float staged[kNormWarps][2][kStaged<kPack>];
+  // then weight (columns)
+};
+
+template <class T, bool kCentered, int kSlots>
+__global__ void __launch_bounds__(kNormThreads)
+    norm_backward_kernel(const __grid_constant__ NormBackward<T> call, int warps_of_row) {
+  constexpr int kPack = simt::kPack<T>, kSums = kCentered ? 2 : 1;
+  using Pack = simt::Pack<T>;
+  auto& s = simt::shared_memory<NormBackwardShared<kPack>>();
+  NormTeam team(warps_of_row);
+  const int packs = call.columns / kPack;
+  auto* weight = reinterpret_cast<Pack*>(&s + 1);
+  const int64_t block_row = int64_t{blockIdx.x} * call.block_rows;
+  const float inverse = 1.0f / static_cast<float>(call.columns);
+  const int first_pack = team.warp * 32 * kSlots + team.lane;  // then each 32nd
+#pragma unroll 1                                               // mostly it is one, and the registers are dear
+  for (int p = static_cast<int>(threadIdx.x); p < packs; p += kNormThreads)
+    weight[p] = reinterpret_cast<const Pack*>(call.weight)[p];
+  __syncthreads();
+
+  // d_weight = sum of dy n, d_bias = sum of dy, with n = (x - mean) rstd.
+  float d_weight[kSlots][kPack] = {}, d_bias[kCentered ? kSlots : 1][kPack] = {};
+  // As many steps for each team, since all take part in the sums.
+  for (int first = 0; first < call.block_rows; first += team.teams) {
+    const int64_t row = block_row + first + team.index;
+    const bool here = first + team.index < call.block_rows && row < call.rows;
+    const float mean = kCentered && here ? call.mean[row] : 0, rstd = here ? call.rstd[row] : 0;
+    Pack dy[kSlots], x[kSlots];
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) {
+      dy[i] = x[i] = {};
+      if (simt::in_bounds(here && first_pack + 32 * i < packs)) {
+        const int64_t at = row * packs + first_pack + 32 * i;
+        dy[i] = reinterpret_cast<const Pack*>(call.dy)[at];
+        x[i] = reinterpret_cast<const Pack*>(call.x)[at];
+      }
+    }
+    // dx = rstd (g - mean(g) - n mean(g n)) with g = dy weight; RMSNorm's has no mean(g).
+    float sums[kSums] = {};
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) {
+      const Pack w = weight[min(first_pack + 32 * i, packs - 1)];
+#pragma unroll
+      for (int k = 0; k < kPack; ++k) {
+        const float d = dy[i].get(k), n = (x[i].get(k) - mean) * rstd, g = d * w.get(k);
+        sums[0] += g * n;
+        if (kCentered) sums[kSums - 1] += g;
+        d_weight[i][k] += d * n;
+        if (kCentered) d_bias[i][k] += d;
+      }
+    }
+    team.add_up(sums, s.sums);
+    const float mean_gn = sums[0] * inverse, mean_g = kCentered ? sums[kSums - 1] * inverse : 0;
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i)
+      if (simt::in_bounds(here && first_pack + 32 * i < packs)) {
+        const int64_t at = row * packs + first_pack + 32 * i;
+        const Pack w = weight[first_pack + 32 * i];
+        const Pack addend = call.addend ? reinterpret_cast<const Pack*>(call.addend)[at] : Pack{};
+        float dx[kPack];
+#pragma unroll
+        for (int k = 0; k < kPack; ++k) {
+          const float n = (x[i].get(k) - mean) * rstd;
+          dx[k] = (dy[i].get(k) * w.get(k) - mean_g - n * mean_gn) * rstd + addend.get(k);
+        }
+        reinterpret_cast<Pack*>(call.dx)[at] = simt::packed<T>(dx);
+      }
+  }
+
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  constexpr int kWarpColumns = 32 * kPack;  // of a slot
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    __syncthreads();  // the slot before has been read
+    stage(s.staged[warp][0], team.lane, 32, d_weight[i]);
+    if (kCentered) stage(s.staged[warp][1], team.lane, 32, d_bias[i]);
+    __syncthreads();
+    for (int item = static_cast<int>(threadIdx.x); item < kSums * team.warps * kWarpColumns; item += kNormThreads) {
+      const int c = item % kWarpColumns, of_warp = item / kWarpColumns % team.warps;
+      const int which = item / kWarpColumns / team.warps;
+      const int column = (of_warp * kSlots + i) * kWarpColumns + c;
+      const int at = staged(c / kPack, c % kPack, 32);
+      float sum = 0;
+#pragma unroll 4
+      for (int t = 0; t < team.teams; ++t) sum += s.staged[t * team.warps + of_warp][which][at];
+      if (simt::in_bounds(column < call.columns))
+        call.partial[(int64_t{blockIdx.x} * kSums + which) * call.columns + column] = sum;
+    }
+  }
+}
+
+// Any shape, any alignment: a block takes its rows one after the other, reads each twice, and keeps the sums in the workspace.
+template <class T, bool kCentered>
+__global__ void __launch_bounds__(kNormThreads) norm_backward_any_kernel(const __grid_constant__ NormBackward<T> call) {
+  constexpr int kSums = kCentered ? 2 : 1;
+  auto& s = simt::shared_memory<NormSums>();
+  NormTeam team(kNormWarps);
+  const float inverse = 1.0f / static_cast<float>(call.columns);
+  float* d_weight = call.partial + int64_t{blockIdx.x} * kSums * call.columns;
+  float* d_bias = d_weight + call.columns;
+  // Each thread clears the sums of its own columns.
+  for (int c = static_cast<int>(threadIdx.x); c < call.columns; c += kNormThreads) {
+    d_weight[c] = 0;
+    if (kCentered) d_bias[c] = 0;
+  }
+  const int64_t begin = int64_t{blockIdx.x} * call.block_rows, end = min(begin + call.block_rows, call.rows);
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t at = row * call.columns;
+    const float mean = kCentered ? call.mean[row] : 0, rstd = call.rstd[row];
+    float sums[kSums] = {};
+    for (int c = static_cast<int>(threadIdx.x); c < call.columns; c += kNormThreads) {
+      const float d = to_float(call.dy[at + c]), n = (to_float(call.x[at + c]) - mean) * rstd;
+      const float g = d * to_float(call.weight[c]);
+      sums[0] += g * n;
+      d_weight[c] += d * n;
+      if (kCentered) {
+        sums[kSums - 1] += g;
+        d_bias[c] += d;
+      }
+    }
+    team.add_up(sums, s);
+    const float mean_gn = sums[0] * inverse, mean_g = kCentered ? sums[kSums - 1] * inverse : 0;
+    for (int c = static_cast<int>(threadIdx.x); c < call.columns; c += kNormThreads) {
+      const float n = (to_float(call.x[at + c]) - mean) * rstd;
+      const float dx = (to_float(call.dy[at + c]) * to_float(call.weight[c]) - mean_g - n * mean_gn) * rstd;
+      call.dx[at + c] = simt::stored<T>(call.addend ? dx + to_float(call.addend[at + c]) : dx);
+    }
+  }
+}
+
+// Without the sum over the blocks, of which there are norm_blocks_cuda(rows).
+template <class T, bool kCentered>
+void norm_backward(cudaStream_t stream, const NormBackward<T>& call) {
+  const NormLayout layout = norm_layout<T>(call.columns, call.dy, call.x, call.weight, call.addend, call.dx);
+  const dim3 blocks(static_cast<unsigned>(norm_blocks_cuda(call.rows)));
+  if (layout.warps == 0) {
+    simt::launch(stream, blocks, dim3(kNormThreads), sizeof(NormSums), norm_backward_any_kernel<T, kCentered>, call);
+    return;
+  }
+  constexpr int kPack = simt::kPack<T>, kUnit = 8 / kPack;  // slots of 8 values
+  const auto kernel = layout.slots == kUnit       ? norm_backward_kernel<T, kCentered, kUnit>
+                      : layout.slots == 2 * kUnit ? norm_backward_kernel<T, kCentered, 2 * kUnit>
+                                                  : norm_backward_kernel<T, kCentered, 3 * kUnit>;
+  simt::launch(stream, blocks, dim3(kNormThreads),
+               sizeof(NormBackwardShared<kPack>) + static_cast<size_t>(call.columns) * sizeof(T), kernel, call,
+               layout.warps);
+}
+
+}  // namespace llm::cuda

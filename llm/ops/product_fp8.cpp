@@ -1,0 +1,92 @@
+// product_fp8: c = a b^T + bias, of 8-bit matrices with a scale each; all sums in fp32.
+//   a (.., K), a_scale (1), b (N, K), b_scale (1), [bias (N)] -> c (.., N)
+// Attribute "gradient": c is a parameter's gradient, fp32 (and added up over micro-steps); else it is bf16.
+// All three products of a linear layer have this form (llm/graph/fp8.cpp makes them).
+#include <algorithm>
+
+#include "llm/device/gemm_cpu.h"
+
+#include "llm/base/fp8.h"
+#include "llm/ops/cuda_kernels.h"
+#include "llm/ops/ops.h"
+#include "llm/ops/rows.h"
+
+namespace llm {
+namespace {
+
+int64_t aligned(int64_t floats) { return (floats + 15) / 16 * 16; }
+
+void infer(Graph& g, Node& node) {
+  const Shape a = g.shape(node.inputs[0]), b = g.shape(node.inputs[2]);
+  if (b.rank() != 2 || a.last() != b[1]) fail("product_fp8: a ", a.text(), " does not fit b ", b.text());
+  const bool gradient = node.attributes.flag("gradient");
+  const Shape c = a.rank() == 3 ? Shape{a[0], a[1], b[0]} : Shape{a.rows(), b[0]};
+  g.add_output(node, "", gradient ? DType::fp32 : DType::bf16, c);
+  if (!g.cuda)
+    g.set_workspace(node, static_cast<size_t>(aligned(a.elements()) + aligned(b.elements()) +
+                                              gemm_workspace(a.rows(), b[0], b[1], g.threads)) *
+                              4);
+}
+
+Cost cost(const Graph& g, const Node& node) {
+  return streaming_cost(g, node,
+                        2.0 * static_cast<double>(g.shape(node.inputs[0]).rows()) *
+                            static_cast<double>(g.shape(node.inputs[2]).elements()));
+}
+
+void widen(const KernelCall& call, size_t input, float scale, float* to) {
+  call.threads.for_blocks(call.in_shape(input).elements(), 16384, [&](int64_t begin, int64_t end) {
+    if (call.in_dtype(input) == DType::e5m2)
+      for (int64_t i = begin; i < end; ++i) to[i] = to_float(call.in<e5m2>(input)[i]) * scale;
+    else
+      for (int64_t i = begin; i < end; ++i) to[i] = to_float(call.in<e4m3>(input)[i]) * scale;
+  });
+}
+
+// What the GPU computes, slowly: its reference.
+void cpu(const KernelCall& call) {
+  const int64_t m = call.in_shape(0).rows(), k = call.in_shape(0).last(), n = call.in_shape(2)[0];
+  float *a = call.workspace(), *b = a + aligned(m * k), *more = b + aligned(n * k), *c = call.out(0);
+  widen(call, 0, *call.in(1), a);
+  widen(call, 2, *call.in(3), b);
+  gemm(call.threads, {m, n, k, row_major(a, k), transposed(b, k), c, n, call.accumulates(0) ? c : nullptr}, more);
+  const float* bias = call.in(4);
+  if (!bias) return;
+  call.threads.for_blocks(m, row_grain(n), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      for_vectors(n, [&](int64_t i, auto lanes) {
+        lanes.store(c + r * n + i, lanes.load(c + r * n + i) + lanes.load(bias + i));
+      });
+  });
+}
+
+std::vector<Example> examples() {
+  const auto example = [](Shape a, Shape b, DType a_type, bool bias, bool gradient) -> Example {
+    const auto fixed = [](Shape shape, DType dtype, double low, double high) {
+      return Example::Input{
+          .shape = shape, .dtype = dtype, .low = low, .high = high, .differentiable = false, .keeps_fp32 = true};
+    };
+    Example e{{{"gradient", gradient ? 1.0 : 0.0}},
+              {fixed(a, a_type, -4, 4), fixed({1}, DType::fp32, 0.1, 1), fixed(b, DType::e4m3, -4, 4),
+               fixed({1}, DType::fp32, 0.1, 1)}};
+    if (bias) e.inputs.push_back(fixed({b[0]}, DType::bf16, -1, 1));
+    return e;
+  };
+  return {example({2, 3, 32}, {16, 32}, DType::e4m3, true, false),
+          example({48, 16}, {32, 16}, DType::e5m2, false, true),
+          example({1, 5, 64}, {80, 64}, DType::e5m2, false, false)};
+}
+
+}  // namespace
+
+std::vector<Op> product_fp8_ops() {
+  return {{.name = "product_fp8",
+           .summary = "c = a b^T + bias of 8-bit matrices",
+           .infer = infer,
+           .cost = cost,
+           .cpu = cpu,
+           .cuda = cuda::product_fp8,
+           .examples = examples}};
+}
+
+}  // namespace llm

@@ -1,0 +1,23 @@
+// product_fp8 on the GPU: cuBLASLt, or the plain kernel where that has no algorithm.
+#include "llm/device/gemm_cuda.h"
+#include "llm/ops/cuda_kernels.h"
+
+namespace llm::cuda {
+
+void product_fp8(const KernelCall& call) {
+  const int64_t m = call.in_shape(0).rows(), k = call.in_shape(0).last(), n = call.in_shape(2)[0];
+  CudaGemm gemm{m,
+                n,
+                k,
+                {call.in<void>(0), call.in_dtype(0), k, false},
+                {call.in<void>(2), call.in_dtype(2), k, true},
+                call.out<void>(0),
+                call.out_dtype(0),
+                n};
+  gemm.a_scale = call.in(1), gemm.b_scale = call.in(3);
+  gemm.accumulate = call.accumulates(0);
+  if (call.has_input(4)) gemm.epilogue = GemmEpilogue::bias, gemm.bias = call.in<void>(4);
+  cuda_gemm(*call.cuda, gemm);
+}
+
+}  // namespace llm::cuda

@@ -1,0 +1,92 @@
+// quantize: a matrix in 8 bits for a product on the tensor cores, with one scale that makes its largest element the largest
+// there is (per-tensor current scaling; Micikevicius et al. 2022).
+//   x (.., C) -> [q (.., C)], [transposed (C, rows)], scale (1):   x = scale q, nearly
+// Attributes: "e5m2" (else e4m3), "rows" and "transposed": which of the two layouts are made. Products read both of their
+// matrices along k, so the backward products need the transposed ones.
+#include <cmath>
+
+#include "llm/base/fp8.h"
+#include "llm/ops/cuda_kernels.h"
+#include "llm/ops/ops.h"
+#include "llm/ops/quantize_cuda.h"
+#include "llm/ops/rows.h"
+
+namespace llm {
+namespace {
+
+constexpr int64_t kBlock = 8192;  // elements
+
+void infer(Graph& g, Node& node) {
+  const Shape x = g.shape(node.inputs[0]);
+  const DType dtype = node.attributes.flag("e5m2") ? DType::e5m2 : DType::e4m3;
+  if (node.attributes.flag("rows"))
+    g.add_output(node, "", dtype, x);
+  else
+    node.outputs.push_back(kNone);
+  if (node.attributes.flag("transposed"))
+    g.add_output(node, "transposed", dtype, {x.last(), x.rows()});
+  else
+    node.outputs.push_back(kNone);
+  g.add_output(node, "scale", DType::fp32, {1});
+  g.set_workspace(node,
+                  g.cuda ? quantize_workspace_cuda() : static_cast<size_t>((x.elements() + kBlock - 1) / kBlock) * 4);
+}
+
+Cost cost(const Graph& g, const Node& node) {
+  return streaming_cost(g, node, 2.0 * static_cast<double>(g.shape(node.inputs[0]).elements()));
+}
+
+template <class T>
+void quantize(const KernelCall& call) {
+  const float* x = call.in(0);
+  T *q = call.out<T>(0), *transposed = call.out<T>(1);
+  const int64_t rows = call.in_shape(0).rows(), C = call.in_shape(0).last(), count = rows * C;
+  float* largest = call.workspace();
+  call.threads.for_blocks(count, kBlock, [&](int64_t begin, int64_t end) {
+    float most = 0;
+    for (int64_t i = begin; i < end; ++i) most = std::max(most, std::abs(x[i]));
+    largest[begin / kBlock] = most;
+  });
+  float most = 0;
+  for (int64_t b = 0; b < (count + kBlock - 1) / kBlock; ++b) most = std::max(most, largest[b]);
+  const float inverse = inverse_scale<T>(most);
+  *call.out(2) = scale_of<T>(most);
+  call.threads.for_blocks(rows, row_grain(C), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      for (int64_t c = 0; c < C; ++c) {
+        const T value = nearest_fp8<T>(x[r * C + c] * inverse);
+        if (q) q[r * C + c] = value;
+        if (transposed) transposed[c * rows + r] = value;
+      }
+  });
+}
+
+void cpu(const KernelCall& call) {
+  if (call.node.attributes.flag("e5m2"))
+    quantize<e5m2>(call);
+  else
+    quantize<e4m3>(call);
+}
+
+std::vector<Example> examples() {
+  const auto example = [](double e5m2, double rows, double transposed, Shape shape, double size) -> Example {
+    return {{{"e5m2", e5m2}, {"rows", rows}, {"transposed", transposed}},
+            {{.shape = shape, .low = -size, .high = size, .differentiable = false}}};
+  };
+  return {example(0, 1, 1, {2, 3, 37}, 3), example(1, 1, 1, {5, 64}, 1e-4), example(0, 1, 0, {70, 80}, 1e3),
+          example(1, 0, 1, {130, 67}, 1)};
+}
+
+}  // namespace
+
+std::vector<Op> quantize_ops() {
+  return {{.name = "quantize",
+           .summary = "8 bits and one scale: rows, transposed, or both",
+           .infer = infer,
+           .cost = cost,
+           .cpu = cpu,
+           .cuda = cuda::quantize,
+           .examples = examples}};
+}
+
+}  // namespace llm

@@ -1,0 +1,124 @@
+// rope_angles: of each position D/2 cosines, then D/2 sines; rope and rope_backward: the rotation of query and key heads by
+// them (formulas and layout: rope.cpp).
+//
+// rope: a warp takes a token's row. A lane takes 16 bytes of the first half of a head and the 16 bytes of the second half that
+// are turned with them; its angles stay in registers over the heads wherever a warp covers whole heads. The values are copied
+// behind them. Every byte is read and written once, the angles once for each sequence.
+#include <cmath>
+
+#include "llm/device/cuda.h"
+#include "llm/device/simt.h"
+#include "llm/ops/cuda_kernels.h"
+#include "llm/ops/rope_frequency.h"
+
+namespace llm::cuda {
+namespace {
+
+constexpr int kThreads = 256, kRows = kThreads / 32;
+
+// In double: at position 8192 an angle in float would be wrong in its fourth digit.
+__global__ void __launch_bounds__(kThreads)
+    rope_angles_kernel(float* __restrict__ angles,  // (T, D)
+                       int64_t pairs,               // T D/2
+                       int64_t half, double theta, RopeScaling scaling, const StepState* __restrict__ step) {
+  const int64_t pair = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (simt::in_bounds(pair < pairs)) {
+    const int64_t t = pair / half, i = pair % half;
+    const double frequency = rope_frequency(theta, static_cast<double>(i), static_cast<double>(half), scaling);
+    const double angle = static_cast<double>(step->position + t) * frequency;
+    angles[t * 2 * half + i] = static_cast<float>(cos(angle));
+    angles[t * 2 * half + half + i] = static_cast<float>(sin(angle));
+  }
+}
+
+struct Heads {
+  int64_t turned, copied;  // query and key heads; value heads, 0 where they are there already
+  int64_t width, half;     // channels of a row; half a head's
+};
+
+template <int kWidth>
+struct Angles {
+  float cosine[kWidth], sine[kWidth];
+  __device__ void load(const float* row, int64_t half) {  // at the first cosine
+    constexpr int kWide = kWidth < 4 ? kWidth : 4;
+#pragma unroll
+    for (int k = 0; k < kWidth; k += kWide) {
+      const auto c = *reinterpret_cast<const simt::Pack<float, kWide>*>(row + k);
+      const auto s = *reinterpret_cast<const simt::Pack<float, kWide>*>(row + half + k);
+#pragma unroll
+      for (int j = 0; j < kWide; ++j) cosine[k + j] = c.values[j], sine[k + j] = s.values[j];
+    }
+  }
+};
+
+// The output may lie in place of the input: a lane has read both halves' elements before it writes them.
+template <class T, int kWidth>
+__global__ void __launch_bounds__(kThreads) rope_kernel(const T* in,                       // (rows, width)
+                                                        const float* __restrict__ angles,  // (T, 2 half)
+                                                        T* out,                            // (rows, width)
+                                                        int64_t rows, int64_t tokens, Heads heads, float direction) {
+  using Pack = simt::Pack<T, kWidth>;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int64_t row = int64_t{blockIdx.x} * kRows + threadIdx.x / 32;
+  if (simt::in_bounds(row < rows)) {
+    const T* x = in + row * heads.width;
+    T* y = out + row * heads.width;
+    const float* of_token = angles + row % tokens * 2 * heads.half;
+    const int packs = static_cast<int>(heads.half / kWidth);  // of half a head
+    Angles<kWidth> angle;
+    int loaded = -1;
+    for (int item = lane; item < heads.turned * packs; item += 32) {
+      const int head = item / packs, pack = item % packs;
+      if (pack != loaded) angle.load(of_token + pack * kWidth, heads.half);
+      loaded = pack;
+      const int64_t at = head * 2 * heads.half + pack * kWidth;
+      const Pack x1 = *reinterpret_cast<const Pack*>(x + at);
+      const Pack x2 = *reinterpret_cast<const Pack*>(x + at + heads.half);
+      float y1[kWidth], y2[kWidth];
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) {
+        const float c = angle.cosine[k], s = angle.sine[k] * direction;
+        y1[k] = x1.get(k) * c - x2.get(k) * s;
+        y2[k] = x2.get(k) * c + x1.get(k) * s;
+      }
+      *reinterpret_cast<Pack*>(y + at) = simt::packed<T>(y1);
+      *reinterpret_cast<Pack*>(y + at + heads.half) = simt::packed<T>(y2);
+    }
+    const int64_t values = heads.turned * 2 * heads.half;
+    for (int64_t i = lane * kWidth; i < heads.copied * 2 * heads.half; i += 32 * kWidth)
+      *reinterpret_cast<Pack*>(y + values + i) = *reinterpret_cast<const Pack*>(x + values + i);
+  }
+}
+
+template <class T>
+void turn_as(const KernelCall& call, float direction) {
+  const Attributes& a = call.node.attributes;
+  const T* in = call.in<T>(0);
+  const float* angles = call.in(1);
+  T* out = call.out<T>(0);
+  const int64_t kv = a.integer("kv_heads"), D = a.integer("head_size"), turned = a.integer("heads") + kv;
+  const int64_t rows = call.in_shape(0).rows(), tokens = call.in_shape(0)[1];
+  const Heads heads{turned, in == out ? 0 : kv, (turned + kv) * D, D / 2};
+  const bool packs = simt::packs(in, D / 2) && simt::packs(out, D / 2) && simt::packs(angles, D / 2);
+  simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>((rows + kRows - 1) / kRows)), dim3(kThreads), 0,
+               packs ? rope_kernel<T, simt::kPack<T>> : rope_kernel<T, 1>, in, angles, out, rows, tokens, heads,
+               direction);
+}
+
+void turn(const KernelCall& call, float direction) {
+  call.in_dtype(0) == DType::bf16 ? turn_as<bf16>(call, direction) : turn_as<float>(call, direction);
+}
+
+}  // namespace
+
+void rope_angles(const KernelCall& call) {
+  const Attributes& a = call.node.attributes;
+  const RopeScaling scaling{a.number("factor", 1), a.number("low", 1), a.number("high", 4), a.number("original", 8192)};
+  const int64_t half = call.out_shape(0)[1] / 2, pairs = call.out_shape(0)[0] * half;
+  simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>((pairs + kThreads - 1) / kThreads)), dim3(kThreads), 0,
+               rope_angles_kernel, call.out(0), pairs, half, a.number("theta"), scaling, call.device_step);
+}
+void rope(const KernelCall& call) { turn(call, 1); }
+void rope_backward(const KernelCall& call) { turn(call, -1); }
+
+}  // namespace llm::cuda

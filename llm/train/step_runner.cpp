@@ -1,0 +1,85 @@
+#include "llm/train/step_runner.h"
+
+#include <algorithm>
+
+#include "llm/device/cuda_transfer.h"
+
+namespace llm {
+
+StepRunner::StepRunner(Program& program, const Tensors& tensors, Loader& loader, int64_t micro_steps, CudaDevice* cuda)
+    : program_(program),
+      tensors_(tensors),
+      loader_(loader),
+      batch_(program.graph().shape(tensors.tokens)[0]),
+      tokens_(program.graph().shape(tensors.tokens)[1]),
+      micro_steps_(micro_steps),
+      cuda_(cuda) {
+  if (!cuda) return;
+  upload_ = std::make_unique<Upload>(*cuda, static_cast<size_t>(batch_ * tokens_) * 3 * 4);
+  download_ = std::make_unique<Download>(*cuda, 2 * sizeof(float));
+}
+
+StepRunner::~StepRunner() = default;
+
+// The mean over the step's tokens, as weights of the single losses.
+float StepRunner::loss_weight() const {
+  return static_cast<float>(1.0 / static_cast<double>(batch_ * tokens_ * micro_steps_));
+}
+
+// Before each micro-step: inputs are places in the arena, too, that other tensors take over after their last use.
+void StepRunner::run_micro_step(const StepState& state, int64_t first_sample) {
+  const int64_t count = batch_ * tokens_;
+  program_.step = state;
+  if (!cuda_) {
+    loader_.read(first_sample, batch_, program_.data<int32_t>(tensors_.tokens),
+                 program_.data<int32_t>(tensors_.targets));
+    std::fill_n(program_.data(tensors_.loss_weights), count, loss_weight());
+    program_.run(Phase::forward, Phase::backward);
+    return;
+  }
+  if (prefetched_ != first_sample) prefetch(first_sample);
+  const auto bytes = static_cast<size_t>(count) * 4;
+  upload_->consume({{program_.data<void>(tensors_.tokens), 0, bytes},
+                    {program_.data<void>(tensors_.targets), bytes, bytes},
+                    {program_.data<void>(tensors_.loss_weights), 2 * bytes, bytes}});
+  prefetched_ = -1;
+  program_.run(Phase::forward, Phase::backward);
+  // While the device works on this batch, the next one is read and copied.
+  prefetch(first_sample + batch_);
+}
+
+void StepRunner::prefetch(int64_t first_sample) {
+  const int64_t count = batch_ * tokens_;
+  auto* tokens = reinterpret_cast<int32_t*>(upload_->slot());
+  loader_.read(first_sample, batch_, tokens, tokens + count);
+  std::fill_n(reinterpret_cast<float*>(tokens + 2 * count), count, loss_weight());
+  upload_->submit();
+  prefetched_ = first_sample;
+}
+
+void StepRunner::start(StepState state, int64_t first_sample) {
+  for (int64_t micro = 0; micro < micro_steps_; ++micro) {
+    state.micro_step = micro;
+    run_micro_step(state, first_sample + micro * batch_);
+  }
+  program_.run(Phase::optimizer, Phase::optimizer);
+  learning_rates_.push_back(static_cast<double>(state.learning_rate));
+  if (cuda_)
+    download_->submit({{program_.data<void>(tensors_.loss), 0, sizeof(float)},
+                       {program_.data<void>(tensors_.gradient_norm), sizeof(float), sizeof(float)}});
+}
+
+StepRunner::Result StepRunner::take() {
+  Result result;
+  result.learning_rate = learning_rates_.front();
+  learning_rates_.pop_front();
+  if (cuda_) {
+    const auto* values = reinterpret_cast<const float*>(download_->wait());
+    result.loss = values[0], result.gradient_norm = values[1];
+  } else {
+    result.loss = *program_.data(tensors_.loss), result.gradient_norm = *program_.data(tensors_.gradient_norm);
+  }
+  return result;
+}
+
+}  // namespace llm

@@ -1,0 +1,53 @@
+// Runs optimizer steps: batches in, one loss and one gradient norm out. On the CPU a step is done when it returns. On a GPU
+// it is handed over, its batches are copied in ahead of time, and its results are read when the next step is already running,
+// so the device never waits for the host.
+#pragma once
+#include <deque>
+#include <memory>
+
+#include "llm/graph/program.h"
+#include "llm/model/gpt.h"
+#include "llm/text/loader.h"
+
+namespace llm {
+
+class Upload;
+class Download;
+
+class StepRunner {
+ public:
+  struct Tensors {  // of the training graph
+    TensorId tokens, targets, loss_weights, loss, gradient_norm;
+  };
+  struct Result {
+    double loss = 0, gradient_norm = 0, learning_rate = 0;
+  };
+
+  // `program` is bound. A step takes micro_steps x batch samples from the loader.
+  StepRunner(Program& program, const Tensors& tensors, Loader& loader, int64_t micro_steps, CudaDevice* cuda);
+  ~StepRunner();
+
+  // How many steps may be started beyond the one whose result is waited for.
+  int ahead() const { return cuda_ ? 1 : 0; }
+  // Starts a step (learning rate, step and seed of `state`) with the samples from `first_sample` on.
+  void start(StepState state, int64_t first_sample);
+  // The result of the oldest step whose result has not been taken; waits for it.
+  Result take();
+
+ private:
+  float loss_weight() const;
+  void run_micro_step(const StepState& state, int64_t first_sample);
+  void prefetch(int64_t first_sample);
+
+  Program& program_;
+  Tensors tensors_;
+  Loader& loader_;
+  int64_t batch_, tokens_, micro_steps_;
+  CudaDevice* cuda_;
+  std::deque<double> learning_rates_;  // of the steps whose results have not been taken
+  int64_t prefetched_ = -1;            // the first sample of the batch that waits on the GPU
+  std::unique_ptr<Upload> upload_;
+  std::unique_ptr<Download> download_;
+};
+
+}  // namespace llm
