@@ -297,6 +297,7 @@ TEST_CASE("configs: defaults, nulls, and both spellings of the rotary parameters
   CHECK(changed("llama", {{"tie_word_embeddings", "absent"}}).tied_head == false);
   CHECK(changed("gpt2", {{"n_inner", nullptr}}).hidden == 96);
   CHECK(changed("gpt2", {{"tie_word_embeddings", "absent"}}).tied_head);
+  CHECK(changed("gpt2", {{"tie_word_embeddings", false}}).tied_head == false);
   CHECK(changed("gpt2", {{"n_positions", "absent"}, {"n_ctx", 77}}).context == 77);
   CHECK(changed("llama", {{"rope_theta", "absent"}}).rope_theta == 10000);
   CHECK(changed("llama", {{"rope_theta", 5e5}}).rope_theta == 5e5);
@@ -305,6 +306,18 @@ TEST_CASE("configs: defaults, nulls, and both spellings of the rotary parameters
                           {"rope_parameters", {{"rope_theta", 1e6}, {"rope_type", "default"}}}})
             .rope_theta == 1e6);
   CHECK(changed("qwen3", {{"rope_scaling", {{"type", "default"}}}}) == small_config("qwen3"));
+  for (const char* place : {"rope_scaling", "rope_parameters"}) {
+    const ModelConfig stretched = changed("llama", {{place,
+                                                     {{"rope_type", "llama3"},
+                                                      {"factor", 8},
+                                                      {"low_freq_factor", 1},
+                                                      {"high_freq_factor", 4},
+                                                      {"original_max_position_embeddings", 8192}}}});
+    CHECK(stretched.rope_factor == 8);
+    CHECK(stretched.rope_low == 1);
+    CHECK(stretched.rope_high == 4);
+    CHECK(stretched.rope_original == 8192);
+  }
 
   const auto refused = [&](const char* architecture, const json& changes, const std::string& expected) {
     const std::string message = error_of([&] { changed(architecture, changes); });
@@ -312,15 +325,14 @@ TEST_CASE("configs: defaults, nulls, and both spellings of the rotary parameters
     CHECK(has(message, "c.json: "));
     CHECK(has(message, expected));
   };
-  const json llama3 = {{"rope_type", "llama3"}, {"factor", 8}};
-  refused("llama", {{"rope_scaling", llama3}}, R"("rope_type": "llama3" is not supported)");
+  refused("llama", {{"rope_scaling", {{"rope_type", "llama3"}, {"factor", 8}}}}, "\"low_freq_factor\" is missing");
+  refused("llama", {{"rope_scaling", {{"rope_type", "yarn"}}}}, R"("rope_type": "yarn" is not supported)");
   refused("llama", {{"rope_scaling", {{"type", "linear"}}}}, R"("type": "linear" is not supported)");
-  refused("llama", {{"rope_parameters", llama3}}, "llama3");
+  refused("llama", {{"rope_parameters", {{"rope_type", "dynamic"}}}}, "dynamic");
   refused("llama", {{"attention_bias", true}}, "\"attention_bias\": true is not supported");
   refused("llama", {{"mlp_bias", true}}, "\"mlp_bias\"");
   refused("llama", {{"hidden_act", "gelu"}}, "\"hidden_act\": \"gelu\" is not supported; supported: silu");
   refused("gpt2", {{"activation_function", "gelu"}}, "gelu_new");
-  refused("gpt2", {{"tie_word_embeddings", false}}, "tie_word_embeddings");
   refused("gpt2", {{"n_head", 5}}, "not a multiple");
   refused("gpt2", {{"n_embd", 1ll << 40}, {"n_head", 1}}, "cannot be");
   refused("qwen3", {{"use_sliding_window", true}}, "use_sliding_window");

@@ -38,7 +38,7 @@ struct Heads {
 
 template <int kWidth>
 struct Angles {
-  float cosine[kWidth], sine[kWidth];
+  float cosine[kWidth] = {}, sine[kWidth] = {};
   __device__ void load(const float* row, int64_t half) {  // at the first cosine
     constexpr int kWide = kWidth < 4 ? kWidth : 4;
 #pragma unroll

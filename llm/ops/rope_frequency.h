@@ -3,11 +3,7 @@
 #pragma once
 #include <cmath>
 
-#if !defined(__CUDACC__) && !defined(__host__)
-#define LLM_HOST_DEVICE
-#else
-#define LLM_HOST_DEVICE __host__ __device__
-#endif
+#include "llm/base/bf16.h"
 
 namespace llm {
 
