@@ -52,8 +52,8 @@ struct Thread : Actor {
   Deposit deposit;
   uint64_t result = 0;
   std::vector<Copy> copies;
-  int64_t groups = 0;  // committed
-  unsigned syncs = 0;  // barriers and warp barriers so far; picks one of two tokens, see below
+  int64_t groups = 0;                        // committed
+  unsigned barriers = 0, warp_barriers = 0;  // of this block so far; picks one of two tokens, see below
 };
 
 // What the running launch and block consist of. Only the scheduler, on the OS thread's own stack, changes this.
@@ -323,6 +323,7 @@ void run_block() {
     t.state = State::ready;
     t.copies.clear();
     t.groups = 0;
+    t.barriers = t.warp_barriers = 0;
   }
   __tsan_release(&bed.started);
   std::vector<uint32_t> warps((bed.count + 31) / 32), lanes(32);
@@ -447,8 +448,8 @@ LLM_BED_UNSEEN uint64_t meet_others(const Deposit& deposit) {
   t.deposit = deposit;
   t.state = State::waits;
   const bool block_wide = is_block_wide(deposit.operation);
-  char* token = block_wide                                     ? &bed.block_token[t.syncs++ % 2]
-                : deposit.operation == Operation::warp_barrier ? &bed.warp_token[t.thread / 32][t.syncs++ % 2]
+  char* token = block_wide                                     ? &bed.block_token[t.barriers++ % 2]
+                : deposit.operation == Operation::warp_barrier ? &bed.warp_token[t.thread / 32][t.warp_barriers++ % 2]
                                                                : nullptr;
   if (token) __tsan_release(token);
   switch_fiber(t.fiber, bed.scheduler);
