@@ -85,6 +85,10 @@ void add_flags(CLI::App& app, Arguments& a) {
       ->capture_default_str()
       ->group("Optimizer");
 
+  app.add_flag("--zero-projections", o.zero_projections,
+               "Projections into the residual stream begin at zero (Zhang et al. 2019)")
+      ->group("Recipe");
+
   app.add_option("--eval-every", o.eval_every, "Steps between evaluations; 0: none")
       ->check(not_negative)
       ->group("Watching");

@@ -88,7 +88,10 @@ void Trainer::initialise() {
   Staging staging(*arena_, layout_);
   for (const Parameter& p : table_) {
     float* values = staging.room(weights_of(p), p.shape.elements());
-    llm::initialise(machine_.threads, p, options_.seed, values);
+    if (options_.zero_projections && p.residual)
+      std::fill_n(values, p.shape.elements(), 0.0f);
+    else
+      llm::initialise(machine_.threads, p, options_.seed, values);
   }
   staging.flush();
   round_parameters();
