@@ -139,6 +139,7 @@ const char* name_of(LearningRateGroup group) {
 }
 
 std::string model_type_of(const ModelConfig& c) {
+  if (c.logit_softcap > 0) return "train_gpt";
   const bool square = c.head_size * c.heads == c.channels && c.kv_heads == c.heads;
   if (c.norm == Norm::layernorm && c.positions == Positions::learned && c.activation == Activation::gelu && c.bias &&
       !c.qk_norm && square)

@@ -23,9 +23,10 @@ void each_option(Options& o, Visit&& visit) {
   visit("eval_batches", o.eval_batches), visit("save_every", o.save_every), visit("sample_every", o.sample_every);
   visit("keep_last", o.keep_last), visit("sample_prompt", o.sample_prompt), visit("memory_budget", o.memory_budget);
   visit("data_tokens", o.data_tokens), visit("dtype", o.dtype), visit("zero_projections", o.zero_projections);
+  visit("z_loss", o.z_loss);
 }
 
-bool is_newer(std::string_view name) { return name == "dtype" || name == "zero_projections"; }
+bool is_newer(std::string_view name) { return name == "dtype" || name == "zero_projections" || name == "z_loss"; }
 
 std::string short_number(double value) {
   std::ostringstream out;
@@ -53,6 +54,7 @@ std::string TrainOptions::json(const ModelConfig& m) const {
                 {"qk_norm", m.qk_norm},
                 {"bias", m.bias},
                 {"tied_head", m.tied_head},
+                {"logit_softcap", m.logit_softcap},
                 {"parameters", parameter_count(m)}};
   return j.dump(2) + "\n";
 }

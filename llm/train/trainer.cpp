@@ -57,7 +57,8 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
 
   const OptimizerOptions optimizer{options_.beta1,        options_.beta2,     options_.epsilon,
                                    options_.weight_decay, options_.grad_clip, optimizer_named(options_.optimizer)};
-  TrainingGraph t = build_training_graph(model_, options_.batch, model_.context, optimizer, machine_.target());
+  TrainingGraph t = build_training_graph(model_, options_.batch, model_.context, optimizer, machine_.target(),
+                                         {.z_loss = options_.z_loss});
   tensors_ = {t.tokens, t.targets, t.loss_weights, t.loss, t.gradient_norm};
   layout_.add(t.graph);
   CompileOptions compiling;
