@@ -37,7 +37,7 @@ std::map<TensorId, TensorId> correspondence(const Graph& from, const Graph& to) 
 
 // The head as the three ops it stands for: its CUDA kernels keep the logits in the run's precision, as these do, while the
 // CPU's one never rounds them. In the order of the outputs.
-std::vector<std::vector<double>> plain_head(const Subject& head, DType precision) {
+std::vector<std::vector<double>> plain_head(const Subject& head, const Attributes& attributes, DType precision) {
   const bool gradients = head.inputs.size() > 3;
   Built b;
   Graph& g = b.whole;
@@ -47,7 +47,7 @@ std::vector<std::vector<double>> plain_head(const Subject& head, DType precision
         g.add_tensor(concat("input", i), dtype, head.inputs[i].shape, i == 1 ? Role::parameter : Role::activation));
   }
   const TensorId logits = g.add("linear", {}, {b.inputs[0], b.inputs[1]}, "logits")[0];
-  std::vector<TensorId> results = {g.add("cross_entropy", {}, {logits, b.inputs[2]}, "losses")[0]};
+  std::vector<TensorId> results = {g.add("cross_entropy", attributes, {logits, b.inputs[2]}, "losses")[0]};
   if (gradients) {
     const Gradients all = differentiate(g, {{results[0], b.inputs[3]}}, {b.inputs[0], b.inputs[1]});
     for (size_t i : {0u, 1u}) results.push_back(all.of(b.inputs[i]));
@@ -92,7 +92,8 @@ CudaCheck::CudaCheck(const Subject& subject, DType precision, const StepState& s
   plain_sandbox.run(team, step);
 
   const std::vector<std::vector<double>> head =
-      ops_ == std::set<std::string>{"head_loss"} ? plain_head(subject, precision) : std::vector<std::vector<double>>{};
+      ops_ == std::set<std::string>{"head_loss"} ? plain_head(subject, built_.whole.nodes.front().attributes, precision)
+                                                 : std::vector<std::vector<double>>{};
   const std::map<TensorId, TensorId> to_exact = correspondence(unfused.whole, exact.whole),
                                      to_plain = correspondence(unfused.whole, plain.whole);
   const auto expect = [&](TensorId id, bool gradient) {
@@ -296,6 +297,7 @@ std::vector<Subject> cuda_subjects() {
                           true});
     }
   for (const int64_t n : {4096, 4099}) {
+    add("softcap", {{"cap", 3}}, {{{n}, DType::fp32, -9, 9}}, concat(n));
     for (const char* op : {"gelu", "relu2"}) add(op, {}, {{{n}, DType::fp32, -5, 5}}, concat(n));
     add("add", {}, {{{n}}, {{n}}}, concat(n));
     add("select_last", {}, {{.shape = {3, 5, n / 2}, .differentiable = false}}, concat(n / 2));
@@ -322,6 +324,14 @@ std::vector<Subject> cuda_subjects() {
       if (gradient) in.push_back({{1, rows}, DType::fp32, 0, 1, Role::activation, false, true});
       add("head_loss", {}, in, concat(rows, " x ", V, " x ", C, gradient ? ", gradients" : ""));
     }
+  add("cross_entropy", {{"softcap", 15}, {"z_loss", 0.01}},
+      {{{1, 3, 50257}, DType::fp32, -20, 20}, ids({1, 3}, -1, 50257)}, "3 x 50257, capped");
+  add("head_loss", {{"softcap", 15}, {"z_loss", 0.01}},
+      {{.shape = {1, 9, 16}, .low = -4, .high = 4, .differentiable = false},
+       {.shape = {26001, 16}, .differentiable = false},
+       ids({1, 9}, -1, 26001),
+       {{1, 9}, DType::fp32, 0, 1, Role::activation, false, true}},
+      "9 x 26001 x 16, capped");
   const auto plain = [](Shape shape, double low, double high, Role role) {
     return Example::Input{shape, DType::fp32, low, high, role, false, true};
   };

@@ -134,6 +134,13 @@ std::vector<Subject> fused_subjects() {
   };
   subjects.push_back({"head and loss", {tokens, targets, parameter({19, 10}), parameter({19, 10})}, head, true});
   subjects.push_back({"tied head and loss", {tokens, targets, parameter({19, 10})}, head, true});
+  const auto capped_head = [](Graph& g, const Ids& in) {
+    const TensorId x = g.add("embedding", {}, {in[0], in[2]}, "x")[0];
+    g.add("cross_entropy", {{"softcap", 2}, {"z_loss", 0.1}}, {g.add("linear", {}, {x, in[3]}, "logits")[0], in[1]},
+          "losses");
+  };
+  subjects.push_back(
+      {"head and capped loss", {tokens, targets, parameter({19, 10}), parameter({19, 10})}, capped_head, true});
   subjects.push_back({"head and loss, forward alone", {tokens, targets, parameter({19, 10})}, head, true, true});
   return subjects;
 }

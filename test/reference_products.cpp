@@ -89,33 +89,43 @@ Arrays attention_cached(const Attributes& a, const Arrays& in, const StepState& 
   return {out, keys, values};
 }
 
-Arrays cross_entropy(const Attributes&, const Arrays& in, const StepState&) {
+double capped(const Attributes& a, double logit) {
+  const double cap = a.number("softcap", 0);
+  return cap > 0 ? cap * std::tanh(logit / cap) : logit;
+}
+
+Arrays cross_entropy(const Attributes& a, const Arrays& in, const StepState&) {
   const int64_t V = in[0].shape.last();
   Array losses = zeros(in[1].shape), log_sum_exp = zeros(in[1].shape);
   for (int64_t r = 0; r < in[0].shape.rows(); ++r) {
-    double top = in[0][r * V], sum = 0;
-    for (int64_t v = 0; v < V; ++v) top = std::max(top, in[0][r * V + v]);
-    for (int64_t v = 0; v < V; ++v) sum += std::exp(in[0][r * V + v] - top);
+    double top = capped(a, in[0][r * V]), sum = 0;
+    for (int64_t v = 0; v < V; ++v) top = std::max(top, capped(a, in[0][r * V + v]));
+    for (int64_t v = 0; v < V; ++v) sum += std::exp(capped(a, in[0][r * V + v]) - top);
     log_sum_exp[r] = top + std::log(sum);
     const auto target = static_cast<int64_t>(in[1][r]);
-    losses[r] = target < 0 ? 0 : log_sum_exp[r] - in[0][r * V + target];
+    if (target < 0) continue;
+    losses[r] = log_sum_exp[r] - capped(a, in[0][r * V + target]);
+    losses[r] += a.number("z_loss", 0) * log_sum_exp[r] * log_sum_exp[r];
   }
   return {losses, log_sum_exp};
 }
 
-Arrays head_loss(const Attributes&, const Arrays& in, const StepState& step) {
+Arrays head_loss(const Attributes& a, const Arrays& in, const StepState& step) {
   const Array &x = in[0], &weight = in[1], &targets = in[2];
   const int64_t V = weight.shape[0], C = weight.shape[1];
   const Array logits = linear({}, {x, weight}, step)[0];
-  const Arrays loss = cross_entropy({}, {logits, targets}, step);
+  const Arrays loss = cross_entropy(a, {logits, targets}, step);
   if (in.size() < 4 || !in[3].present()) return {loss[0]};
   Array dx = zeros(x.shape), d_weight = zeros(weight.shape);
+  const double cap = a.number("softcap", 0);
   for (int64_t r = 0; r < x.shape.rows(); ++r) {
     const auto target = static_cast<int64_t>(targets[r]);
     if (target < 0) continue;
     for (int64_t v = 0; v < V; ++v) {
-      const double softmax = std::exp(logits[r * V + v] - loss[1][r]);
-      const double d = (softmax - (v == target ? 1 : 0)) * in[3][r];
+      const double softmax = std::exp(capped(a, logits[r * V + v]) - loss[1][r]);
+      const double z = 2 * a.number("z_loss", 0) * loss[1][r];
+      const double slope = cap > 0 ? 1 / std::pow(std::cosh(logits[r * V + v] / cap), 2) : 1;
+      const double d = (softmax * (1 + z) - (v == target ? 1 : 0)) * slope * in[3][r];
       for (int64_t c = 0; c < C; ++c) {
         dx[r * C + c] += d * weight[v * C + c];
         d_weight[v * C + c] += d * x[r * C + c];

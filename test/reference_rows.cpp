@@ -129,6 +129,12 @@ Arrays swiglu(const Attributes&, const Arrays& in, const StepState&) {
   return {a};
 }
 
+Arrays softcap(const Attributes& a, const Arrays& in, const StepState&) {
+  Array y = in[0];
+  for (double& v : y.values) v = a.number("cap") * std::tanh(v / a.number("cap"));
+  return {y};
+}
+
 Arrays select_last(const Attributes&, const Arrays& in, const StepState&) {
   const int64_t B = in[0].shape[0], T = in[0].shape[1], C = in[0].shape[2];
   Array y = zeros({B, 1, C});
@@ -150,6 +156,7 @@ void add_row_references(References& table) {
   table["gelu"] = gelu;
   table["relu2"] = relu2;
   table["swiglu"] = swiglu;
+  table["softcap"] = softcap;
   table["select_last"] = select_last;
 }
 

@@ -108,6 +108,8 @@ void ModelOptions::add_to(CLI::App& app, const char* named) {
   flag("--qk-norm", qk_norm, "on or off: RMSNorm of query and key heads");
   flag("--bias", bias, "on or off: biases in the linear layers");
   flag("--tied-head", tied_head, "on or off: the head shares the token embedding");
+  app.add_option("--logit-softcap", logit_softcap, "Logits are cap tanh(logit / cap), e.g. 30; 0: as they are")
+      ->group(group);
 }
 
 bool ModelOptions::names_preset() const { return !preset.empty(); }
@@ -125,6 +127,7 @@ ModelConfig ModelOptions::resolve(int64_t data_vocabulary, const char* otherwise
   if (!bias.empty()) c.bias = bias == "on";
   if (!tied_head.empty()) c.tied_head = tied_head == "on";
 
+  if (logit_softcap != 0) c.logit_softcap = logit_softcap;
   if (layers) c.layers = layers;
   if (context) c.context = context;
   if (channels || heads) {

@@ -48,6 +48,7 @@ struct ModelOptions {
   std::string preset, architecture, norm, positions, activation;
   int64_t layers = 0, heads = 0, kv_heads = 0, channels = 0, head_size = 0, hidden = 0, context = 0, vocabulary = 0;
   std::string qk_norm, bias, tied_head;  // "on", "off" or empty: as the architecture has it
+  double logit_softcap = 0;
 
   // `named`: what the positional argument may be, for --help ("MODEL" or "MODEL|RUN").
   void add_to(CLI::App& app, const char* named = "MODEL");

@@ -85,6 +85,13 @@ void add_flags(CLI::App& app, Arguments& a) {
       ->capture_default_str()
       ->group("Optimizer");
 
+  app.add_flag("--zero-projections", o.zero_projections,
+               "Projections into the residual stream begin at zero (Zhang et al. 2019)")
+      ->group("Recipe");
+  app.add_option("--z-loss", o.z_loss, "Weight of log(sum(exp(logits)))^2 in the loss, e.g. 1e-4; 0: none")
+      ->check(CLI::Range(0.0, 1e3).description(""))
+      ->group("Recipe");
+
   app.add_option("--eval-every", o.eval_every, "Steps between evaluations; 0: none")
       ->check(not_negative)
       ->group("Watching");
@@ -193,8 +200,9 @@ bool is_text_file(const std::string& data) {
 // The config of the model that training begins with. Only the context may be another, and a shorter one.
 ModelConfig trained_config(const Arguments& a, const std::string& origin, int64_t data_vocabulary) {
   ModelConfig model = read_config(origin);
-  for (const char* flag : {"--architecture", "--norm", "--positions", "--activation", "--qk-norm", "--bias",
-                           "--tied-head", "--layers", "--heads", "--kv-heads", "--channels", "--head-size", "--hidden"})
+  for (const char* flag :
+       {"--architecture", "--norm", "--positions", "--activation", "--qk-norm", "--bias", "--tied-head",
+        "--logit-softcap", "--layers", "--heads", "--kv-heads", "--channels", "--head-size", "--hidden"})
     if (const CLI::Option* option = a.app->get_option_no_throw(flag); option && option->count())
       fail_usage(flag, " belongs to the model in ", origin, " and cannot change");
   if (a.model.context) {
@@ -222,6 +230,7 @@ void train(Arguments& a) {
                               {"--epsilon", o.epsilon},
                               {"--weight-decay", o.weight_decay},
                               {"--grad-clip", o.grad_clip},
+                              {"--z-loss", o.z_loss},
                               {"--val-fraction", o.val_fraction}})
     if (!std::isfinite(value)) fail_usage(flag, " must be a number, not ", value);
   // A trained model goes on from its weights.

@@ -173,7 +173,7 @@ class Fuser {
     // Made by its own `infer`, so that shapes are checked and the workspace is sized; then it takes the old outputs over.
     g_.phase = Phase::forward;
     g_.layer = -1;
-    g_.add("head_loss", {}, inputs, g_.tensor(logits).name);
+    g_.add("head_loss", loss.attributes, inputs, g_.tensor(logits).name);
     Node fused = g_.nodes.back();
     g_.nodes.pop_back();
     fused.outputs = outputs;

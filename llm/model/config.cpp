@@ -62,6 +62,8 @@ void ModelConfig::check() const {
   if (heads % kv_heads) fail_usage("--heads ", heads, " is not a multiple of --kv-heads ", kv_heads);
   if (positions == Positions::rope && head_size % 2)
     fail_usage("rotary positions need an even head size, not ", head_size);
+  if (!(logit_softcap >= 0 && logit_softcap < 1e6))
+    fail_usage("--logit-softcap must be 0 or more, and below a million, not ", logit_softcap);
   if (!(norm_epsilon > 0 && norm_epsilon < 1)) fail_usage("norm epsilon must lie in (0, 1), not ", norm_epsilon);
   if (!(rope_factor >= 1 && rope_low > 0 && rope_high > rope_low && rope_original > 0))
     fail_usage("rotary positions cannot be stretched by factor ", rope_factor, ", low ", rope_low, ", high ", rope_high,

@@ -24,9 +24,10 @@ struct ModelConfig {
   Norm norm = Norm::rmsnorm;
   Positions positions = Positions::rope;
   Activation activation = Activation::swiglu;
-  bool qk_norm = true;    // RMSNorm of each query and key head before RoPE (Henry et al. 2020)
-  bool bias = false;      // biases in all linear layers but the head
-  bool tied_head = true;  // the head's matrix is the token embedding
+  bool qk_norm = true;       // RMSNorm of each query and key head before RoPE (Henry et al. 2020)
+  bool bias = false;         // biases in all linear layers but the head
+  bool tied_head = true;     // the head's matrix is the token embedding
+  double logit_softcap = 0;  // the logits are cap tanh(logit / cap) (Gemma Team 2024, "Gemma 2"); 0: as they are
   double norm_epsilon = 1e-6;
   double rope_theta = 10000;
   // Llama 3's stretching of slow rotations (llm/ops/rope_frequency.h); factor 1: none.

@@ -44,8 +44,17 @@ class Builder {
     return norm(x, "final_norm");
   }
 
+  // The logits, without their cap.
   TensorId head(TensorId x) {
     return g_.add("linear", {}, {x, parameter(c_.tied_head ? "token_embedding.weight" : "head.weight")}, "logits")[0];
+  }
+
+  // (B, T)
+  TensorId losses(TensorId x, TensorId targets, double z_loss) {
+    Attributes a;
+    if (c_.logit_softcap > 0) a.set("softcap", c_.logit_softcap);
+    if (z_loss > 0) a.set("z_loss", z_loss);
+    return g_.add("cross_entropy", a, {head(x), targets}, "losses")[0];
   }
 
  private:
@@ -112,14 +121,14 @@ TensorId add_input(Graph& g, const char* name, DType dtype, int64_t batch, int64
 }  // namespace
 
 TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int64_t tokens,
-                                   const OptimizerOptions& options, const Target& target) {
+                                   const OptimizerOptions& options, const Target& target, const RecipeOptions& recipe) {
   TrainingGraph t;
   Graph& g = t.graph;
   Builder builder(g, config, target);
   t.tokens = add_input(g, "tokens", DType::int32, batch, tokens);
   t.targets = add_input(g, "targets", DType::int32, batch, tokens);
   t.loss_weights = add_input(g, "loss_weights", DType::fp32, batch, tokens);
-  t.losses = g.add("cross_entropy", {}, {builder.head(builder.body(t.tokens)), t.targets}, "losses")[0];
+  t.losses = builder.losses(builder.body(t.tokens), t.targets, recipe.z_loss);
   t.loss = g.add("mean_loss", {}, {t.losses, t.loss_weights}, "loss")[0];
   const Gradients gradients = differentiate(g, {{t.losses, t.loss_weights}});
 
@@ -135,7 +144,7 @@ EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch,
   Builder builder(e.graph, config, target);
   e.tokens = add_input(e.graph, "tokens", DType::int32, batch, tokens);
   e.targets = add_input(e.graph, "targets", DType::int32, batch, tokens);
-  e.losses = e.graph.add("cross_entropy", {}, {builder.head(builder.body(e.tokens)), e.targets}, "losses")[0];
+  e.losses = builder.losses(builder.body(e.tokens), e.targets, 0);
   return e;
 }
 
@@ -147,6 +156,8 @@ GenerationGraph build_generation_graph(const ModelConfig& config, int64_t batch,
   const TensorId last = n.graph.add("select_last", {}, {builder.body(n.tokens)}, "last")[0];
   n.logits = builder.head(last);
   if (target.dtype != DType::fp32) n.logits = n.graph.add("cast", {{"bf16", 0}}, {n.logits}, "logits.fp32")[0];
+  if (config.logit_softcap > 0)
+    n.logits = n.graph.add("softcap", {{"cap", config.logit_softcap}}, {n.logits}, "logits.capped")[0];
   return n;
 }
 

@@ -9,6 +9,11 @@
 
 namespace llm {
 
+// What a training run may add to the model's forward pass; a trained model does without.
+struct RecipeOptions {
+  double z_loss = 0;  // the weight of log(sum(exp(logits)))^2 in the losses (Chowdhery et al. 2022, "PaLM")
+};
+
 // Forward, backward and optimizer. Inputs: tokens and targets (B, T) int32, loss_weights (B, T): the weight of each
 // token's loss in the step's mean (1 / tokens of the step, 0 for targets that do not count). Results: the losses (B, T) of
 // the micro-step, loss (1), their weighted sum over the micro-steps so far, and the gradients' norm (1).
@@ -18,7 +23,8 @@ struct TrainingGraph {
   std::vector<TensorId> results() const { return {losses, loss, gradient_norm}; }
 };
 TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int64_t tokens,
-                                   const OptimizerOptions& options, const Target& target);
+                                   const OptimizerOptions& options, const Target& target,
+                                   const RecipeOptions& recipe = {});
 
 // Forward alone, to the losses (B, T) of each token.
 struct EvaluationGraph {

@@ -163,6 +163,7 @@ ModelConfig read_own(const Keys& keys) {
   c.qk_norm = keys.flag("qk_norm");
   c.bias = keys.flag("bias");
   c.tied_head = keys.flag("tied_head");
+  c.logit_softcap = keys.number("logit_softcap", 0);
   c.norm_epsilon = keys.number("norm_epsilon");
   c.rope_theta = keys.number("rope_theta", c.rope_theta);
   c.rope_factor = keys.number("rope_factor", 1);
@@ -375,6 +376,7 @@ std::string config_json(const ModelConfig& c, const EndTokens& tokens) {
          {"tied_head", c.tied_head},
          {"norm_epsilon", c.norm_epsilon},
          {"rope_theta", c.rope_theta}};
+    if (c.logit_softcap > 0) j["logit_softcap"] = c.logit_softcap;
     if (c.rope_factor != 1)
       j.update({{"rope_factor", c.rope_factor},
                 {"rope_low", c.rope_low},

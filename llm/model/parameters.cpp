@@ -52,7 +52,7 @@ class Table {
       vector(name + "key_norm.weight", c_.head_size, Parameter::Init::ones, file + "self_attn.k_norm.weight");
     }
     linear(name + "attention_out", {c, q}, (gpt2_names_ ? gpt2_std(q) : std(q)) * residual, 1,
-           {{file + (gpt2_names_ ? "attn.c_proj" : "self_attn.o_proj"), c}});
+           {{file + (gpt2_names_ ? "attn.c_proj" : "self_attn.o_proj"), c}}, {}, true);
     norm(name + "mlp_norm", c, file + (gpt2_names_ ? "ln_2" : "post_attention_layernorm"));
     if (c_.activation == Activation::swiglu) {
       linear(name + "mlp_in", {2 * f, c}, std(c), 0, {{file + "mlp.gate_proj", f}, {file + "mlp.up_proj", f}}, {f, f});
@@ -61,7 +61,7 @@ class Table {
              {{file + (gpt2_names_ ? "mlp.c_fc" : "mlp.up_proj"), f}});
     }
     linear(name + "mlp_out", {c, f}, (gpt2_names_ ? gpt2_std(f) : std(f)) * residual, 1,
-           {{file + (gpt2_names_ ? "mlp.c_proj" : "mlp.down_proj"), c}});
+           {{file + (gpt2_names_ ? "mlp.c_proj" : "mlp.down_proj"), c}}, {}, true);
   }
 
   // 0.02 at GPT-2's widths; narrower models get the larger 1 / sqrt(fan-in) so that their signal does not fade.
@@ -82,9 +82,10 @@ class Table {
   }
 
   void linear(const std::string& name, Shape shape, double std, int shard_axis, const std::vector<Part>& parts,
-              std::vector<int64_t> joined = {}) {
+              std::vector<int64_t> joined = {}, bool residual = false) {
     matrix(name + ".weight", shape, std, LearningRateGroup::matrix, shard_axis, {name});
     table_.back().joined = std::move(joined);
+    table_.back().residual = residual;
     table_.back().file_parts = split(parts, ".weight", shape[1]);
     if (!c_.bias) return;
     // A bias follows its matrix's output: split where the rows are split, whole where the columns are.
@@ -138,6 +139,7 @@ const char* name_of(LearningRateGroup group) {
 }
 
 std::string model_type_of(const ModelConfig& c) {
+  if (c.logit_softcap > 0) return "train_gpt";
   const bool square = c.head_size * c.heads == c.channels && c.kv_heads == c.heads;
   if (c.norm == Norm::layernorm && c.positions == Positions::learned && c.activation == Activation::gelu && c.bias &&
       !c.qk_norm && square)

@@ -27,7 +27,8 @@ struct Parameter {
   Shape shape;       // linear layers: (out, in)
   enum class Init { zeros, ones, normal } init = Init::zeros;
   double init_std = 0;
-  bool decay = false;  // matrices only
+  bool decay = false;     // matrices only
+  bool residual = false;  // its product is added to the residual stream
   LearningRateGroup group = LearningRateGroup::vector;
   int shard_axis = -1;  // the axis tensor parallelism splits; -1: replicated
   int layer = -1;       // the block it belongs to

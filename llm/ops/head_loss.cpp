@@ -2,7 +2,7 @@
 // batch never exist; with a gradient of the losses it also makes both gradients of the product from the logits' gradient,
 // which takes the logits' place (as in llm.c's fused classifier and Wijmans et al. 2024, "Cut your losses").
 //   x (B, T, C), weight (V, C), targets (B, T) int32, [d_losses (B, T)] -> losses (B, T), [dx (B, T, C), d_weight (V, C)]
-// Attribute "logits_bytes": what the logits may take on a GPU.
+// Attributes: "softcap" and "z_loss" as in cross_entropy.cpp; "logits_bytes": what the logits may take on a GPU.
 // In a bf16 run the logits and their gradient are bf16 as well, on either device (attribute "bf16_logits", which is set here).
 #include <algorithm>
 
@@ -63,6 +63,8 @@ void cpu(const KernelCall& call) {
   const float *x = call.in(0), *weight = call.in(1), *d_losses = call.in(3);
   const int32_t* targets = call.in_int(2);
   float *losses = call.out(0), *dx = call.out(1), *d_weight = call.out(2);
+  const SoftCap soft_cap(call.node.attributes.number("softcap", 0));
+  const auto z_loss = static_cast<float>(call.node.attributes.number("z_loss", 0));
   const int64_t block = block_rows(rows, V);
   float *logits = call.workspace(), *product = logits + aligned(block * V);
   for (int64_t first = 0; first < rows; first += block) {
@@ -73,14 +75,25 @@ void cpu(const KernelCall& call) {
         float* row = logits + r * V;
         if (rounds) round_row(row, V);
         const int32_t target = targets[first + r];
+        if (soft_cap)
+          for_vectors(V, [&](int64_t c, auto lanes) { lanes.store(row + c, soft_cap(lanes.load(row + c))); });
         const float target_logit = target < 0 ? 0.0f : row[target];
         float sum = 0;
-        const float lse = log_sum_exp(row, V, d_losses ? row : nullptr, &sum);
-        losses[first + r] = target < 0 ? 0.0f : lse - target_logit;
+        const float lse = log_sum_exp(row, V, d_losses && !soft_cap ? row : nullptr, &sum);
+        losses[first + r] = target < 0 ? 0.0f : lse - target_logit + z_loss * lse * lse;
         if (!d_losses) continue;
-        const float d = target < 0 ? 0.0f : d_losses[first + r], scale = d / sum;
-        for_vectors(V, [&](int64_t c, auto lanes) { lanes.store(row + c, lanes.load(row + c) * scale); });
-        if (target >= 0) row[target] -= d;
+        const float d = target < 0 ? 0.0f : d_losses[first + r], of_softmax = d * (1 + 2 * z_loss * lse);
+        if (soft_cap) {  // whose derivative needs the logits themselves
+          for_vectors(V, [&](int64_t c, auto lanes) {
+            const simd::Vec logit = lanes.load(row + c);
+            lanes.store(row + c, simd::exp(logit - lse) * of_softmax * soft_cap.derivative(logit));
+          });
+          if (target >= 0) row[target] -= d * soft_cap.derivative(target_logit);
+        } else {
+          const float scale = of_softmax / sum;
+          for_vectors(V, [&](int64_t c, auto lanes) { lanes.store(row + c, lanes.load(row + c) * scale); });
+          if (target >= 0) row[target] -= d;
+        }
         if (rounds) round_row(row, V);
       }
     });
@@ -101,7 +114,10 @@ std::vector<Example> examples() {
   // The last with room for the logits of few rows at a time.
   return {{{}, {x, weight, targets}},
           {{}, {x, weight, targets, d_losses}},
-          {{{"logits_bytes", 1024}}, {x, weight, targets, d_losses}}};
+          {{{"logits_bytes", 1024}}, {x, weight, targets, d_losses}},
+          {{{"softcap", 4}, {"z_loss", 0.1}}, {x, weight, targets}},
+          {{{"softcap", 4}, {"z_loss", 0.1}}, {x, weight, targets, d_losses}},
+          {{{"z_loss", 0.1}}, {x, weight, targets, d_losses}}};
 }
 
 }  // namespace

@@ -23,13 +23,13 @@ constexpr size_t kRowOffset = offsetof(Shared, row);
 constexpr int kParts = 4;
 
 // d_losses null: losses alone, the logits stay, and nothing is kept. Columns from `columns` on are neither read nor written.
-template <class T>
+template <class T, class Terms>
 __global__ void __launch_bounds__(kSoftmaxThreads)
     classifier_kernel(T* logits,  // (rows, stride), of which `columns` count; rows start at multiples of 16 bytes
                       const int32_t* __restrict__ targets,  // (rows)
                       const float* __restrict__ d_losses,   // (rows)
                       float* __restrict__ losses,           // (rows)
-                      int64_t columns, int64_t stride, int kept) {
+                      int64_t columns, int64_t stride, int kept, Terms terms) {
   constexpr int N = simt::kPack<T>;
   using Packed = simt::Pack<T, N>;
   auto& s = simt::shared_memory<Shared>();
@@ -53,23 +53,23 @@ __global__ void __launch_bounds__(kSoftmaxThreads)
   const float target_logit = thread == 0 && target >= 0 ? to_float(row[target]) : 0;
 
   RunningSum running;
-  if (has_left) add_pack(running, last);
+  if (has_left) add_pack(running, last, terms);
   for (int first = 0; first < kParts * part; first += part) {
     simt::copy_wait<kParts - 1>();
-    for (int p = first + thread; p < min(first + part, kept); p += threads) add_pack(running, copy[p]);
+    for (int p = first + thread; p < min(first + part, kept); p += threads) add_pack(running, copy[p], terms);
     simt::copy_commit();  // an empty group: of all groups, the next part's is again the fourth latest
   }
   const int behind = kept + (thread + threads - kept % threads) % threads;  // its first pack that is not kept
 #pragma unroll 4
-  for (int p = behind; p < count; p += threads) add_pack(running, packs[p]);
+  for (int p = behind; p < count; p += threads) add_pack(running, packs[p], terms);
   // Behind its barrier all threads have read what they need of the logits, and the gradient may take their place.
   const float lse = block_log_sum_exp(running, s.softmax);
-  if (thread == 0) losses[blockIdx.x] = target < 0 ? 0.0f : lse - target_logit;
+  if (thread == 0) losses[blockIdx.x] = target < 0 ? 0.0f : terms.loss(lse, target_logit);
   if (!d_losses) return;
 
   const float d = target < 0 ? 0.0f : d_losses[blockIdx.x];
   const auto put = [&](auto pack, auto* to, int64_t column) {
-    gradient_of_pack(pack, lse, d, column, target);
+    gradient_of_pack(pack, lse, d, column, target, terms);
     *to = pack;
   };
   for (int p = thread; p < kept; p += threads) put(copy[p], packs + p, int64_t{p} * N);
@@ -77,8 +77,8 @@ __global__ void __launch_bounds__(kSoftmaxThreads)
   if (has_left) put(last, reinterpret_cast<simt::Pack<T, 1>*>(row + left), left);
 }
 
-template <class T>
-void run(const KernelCall& call) {
+template <class T, class Terms>
+void run(const KernelCall& call, const Terms& terms) {
   const int64_t rows = call.in_shape(0).rows(), V = call.in_shape(1)[0], C = call.in_shape(1)[1];
   const DType dtype = call.in_dtype(0);
   const int64_t limit = call.node.attributes.integer("logits_bytes", kHeadLogitsBytes);
@@ -97,8 +97,8 @@ void run(const KernelCall& call) {
     cuda_gemm(*call.cuda,
               {count, V, C, {x + first * C, dtype, C, false}, {weight, dtype, C, true}, logits, dtype, stride});
     simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>(count)), softmax_threads(packs), shared,
-                 classifier_kernel<T>, logits, call.in_int(2) + first, d_losses ? d_losses + first : nullptr,
-                 losses + first, V, stride, kept);
+                 classifier_kernel<T, Terms>, logits, call.in_int(2) + first, d_losses ? d_losses + first : nullptr,
+                 losses + first, V, stride, kept, terms);
     if (!d_losses) continue;
     cuda_gemm(*call.cuda,
               {count, C, V, {logits, dtype, stride, false}, {weight, dtype, C, false}, dx + first * C, dtype, C});
@@ -117,8 +117,9 @@ void run(const KernelCall& call) {
 }  // namespace
 
 void head_loss(const KernelCall& call) {
-  if (call.in_dtype(0) == DType::bf16) return run<bf16>(call);
-  run<float>(call);
+  with_loss_terms(call.node.attributes, [&](const auto& terms) {
+    call.in_dtype(0) == DType::bf16 ? run<bf16>(call, terms) : run<float>(call, terms);
+  });
 }
 
 }  // namespace llm::cuda

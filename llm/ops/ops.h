@@ -21,6 +21,7 @@ std::vector<Op> quantize_ops();
 std::vector<Op> product_fp8_ops();
 std::vector<Op> activation_ops();
 std::vector<Op> swiglu_ops();
+std::vector<Op> softcap_ops();
 std::vector<Op> cross_entropy_ops();
 std::vector<Op> head_loss_ops();
 std::vector<Op> mean_loss_ops();

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "llm/device/simt.h"
+#include "llm/graph/graph.h"
 
 namespace llm::cuda {
 
@@ -17,6 +18,33 @@ inline dim3 softmax_threads(int64_t packs) {
 
 // e^x to about 1e-6 of its value, where x is not far from 0 or the value does not matter.
 __device__ inline float exp_fast(float x) { return simt::exp2_fast(x * kLog2E); }
+
+// What the loss makes of the logits (cross_entropy.cpp): kCapped kernels have tanh in them, the others do not.
+template <bool kCapped>
+struct LossTerms {
+  float cap, inverse_cap, z_loss;
+
+  explicit LossTerms(const Attributes& a)
+      : cap(static_cast<float>(a.number("softcap", 0))),
+        inverse_cap(kCapped ? 1 / cap : 0),
+        z_loss(static_cast<float>(a.number("z_loss", 0))) {}
+
+  __device__ float logit(float x) const { return kCapped ? cap * tanhf(x * inverse_cap) : x; }
+  __device__ float derivative(float logit) const {
+    return kCapped ? 1 - (logit * inverse_cap) * (logit * inverse_cap) : 1;
+  }
+  __device__ float loss(float log_sum_exp, float target) const {
+    return log_sum_exp - logit(target) + z_loss * log_sum_exp * log_sum_exp;
+  }
+  __device__ float softmax_weight(float log_sum_exp) const { return 1 + 2 * z_loss * log_sum_exp; }
+};
+
+// Calls body(LossTerms).
+template <class Body>
+void with_loss_terms(const Attributes& a, Body&& body) {
+  if (a.number("softcap", 0) > 0) return body(LossTerms<true>(a));
+  body(LossTerms<false>(a));
+}
 
 struct SoftmaxShared {
   float most[kSoftmaxWarps], sum[kSoftmaxWarps];
@@ -53,36 +81,41 @@ __device__ inline float block_log_sum_exp(RunningSum mine, SoftmaxShared& s) {
   return all.most + logf(all.sum);
 }
 
-// A pack's values into the sum: the largest first, so that one rescaling serves them all.
-template <class T, int N>
-__device__ inline void add_pack(RunningSum& running, const simt::Pack<T, N>& pack) {
-  float most = running.most;
+// A pack's logits into the sum: the largest first, so that one rescaling serves them all.
+template <class T, int N, class Terms>
+__device__ inline void add_pack(RunningSum& running, const simt::Pack<T, N>& pack, const Terms& terms) {
+  float logits[N], most = running.most;
 #pragma unroll
-  for (int i = 0; i < N; ++i) most = fmaxf(most, pack.get(i));
+  for (int i = 0; i < N; ++i) most = fmaxf(most, logits[i] = terms.logit(pack.get(i)));
   if (most == -INFINITY) {
-    for (int i = 0; i < N; ++i) running.sum += pack.get(i) == -INFINITY ? 0 : pack.get(i);  // NaNs
+    for (int i = 0; i < N; ++i) running.sum += logits[i] == -INFINITY ? 0 : logits[i];  // NaNs
     return;
   }
   float sum = running.sum * exp_fast(running.most - most);
 #pragma unroll
-  for (int i = 0; i < N; ++i) sum += exp_fast(pack.get(i) - most);
+  for (int i = 0; i < N; ++i) sum += exp_fast(logits[i] - most);
   running.sum = sum, running.most = most;
 }
 
-// d (softmax - one_hot(target)) of a pack whose first value has index `first`, in its place.
-template <class T, int N>
+// The loss's gradient of a pack whose first value has index `first`, in its place; d: of the loss.
+template <class T, int N, class Terms>
 __device__ inline void gradient_of_pack(simt::Pack<T, N>& pack, float log_sum_exp, float d, int64_t first,
-                                        int64_t target) {
-  float g[N];
+                                        int64_t target, const Terms& terms) {
+  float g[N], slope[N];
+  const float of_softmax = d * terms.softmax_weight(log_sum_exp);
 #pragma unroll
-  for (int i = 0; i < N; ++i) g[i] = exp_fast(pack.get(i) - log_sum_exp) * d;
+  for (int i = 0; i < N; ++i) {
+    const float logit = terms.logit(pack.get(i));
+    g[i] = exp_fast(logit - log_sum_exp) * of_softmax;
+    slope[i] = terms.derivative(logit);
+  }
   if (target >= first && target < first + N) {
 #pragma unroll
     for (int i = 0; i < N; ++i)
       if (first + i == target) g[i] -= d;
   }
 #pragma unroll
-  for (int i = 0; i < N; ++i) pack.set(i, g[i]);
+  for (int i = 0; i < N; ++i) pack.set(i, g[i] * slope[i]);
 }
 
 }  // namespace llm::cuda

@@ -22,8 +22,11 @@ void each_option(Options& o, Visit&& visit) {
   visit("schedule", o.schedule), visit("seed", o.seed), visit("eval_every", o.eval_every);
   visit("eval_batches", o.eval_batches), visit("save_every", o.save_every), visit("sample_every", o.sample_every);
   visit("keep_last", o.keep_last), visit("sample_prompt", o.sample_prompt), visit("memory_budget", o.memory_budget);
-  visit("data_tokens", o.data_tokens), visit("dtype", o.dtype);
+  visit("data_tokens", o.data_tokens), visit("dtype", o.dtype), visit("zero_projections", o.zero_projections);
+  visit("z_loss", o.z_loss);
 }
+
+bool is_newer(std::string_view name) { return name == "dtype" || name == "zero_projections" || name == "z_loss"; }
 
 std::string short_number(double value) {
   std::ostringstream out;
@@ -51,6 +54,7 @@ std::string TrainOptions::json(const ModelConfig& m) const {
                 {"qk_norm", m.qk_norm},
                 {"bias", m.bias},
                 {"tied_head", m.tied_head},
+                {"logit_softcap", m.logit_softcap},
                 {"parameters", parameter_count(m)}};
   return j.dump(2) + "\n";
 }
@@ -60,8 +64,8 @@ TrainOptions TrainOptions::parse(const std::string& text, const std::string& whe
   try {
     const auto j = nlohmann::json::parse(text);
     each_option(o, [&](const char* name, auto& value) {
-      // Runs from before there was a choice are fp32.
-      if (name != std::string_view("dtype") || j.contains(name)) j.at(name).get_to(value);
+      // Runs from before there was a choice have the default.
+      if (!is_newer(name) || j.contains(name)) j.at(name).get_to(value);
     });
   } catch (const nlohmann::json::exception& e) {
     fail(where, ": not the settings of a run: ", e.what());

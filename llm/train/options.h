@@ -25,8 +25,10 @@ struct TrainOptions {
   int64_t keep_last = 2;
   std::string sample_prompt;
   uint64_t memory_budget = 0;
-  std::string dtype = "fp32";  // of parameters and activations: fp32, bf16, or fp8 (bf16 with products in 8 bits)
-  int64_t data_tokens = 0;     // of the training split when the run began: the sample order depends on it
+  bool zero_projections = false;  // blocks begin as the identity
+  double z_loss = 0;              // its weight in the training loss, which is logged with it; evaluations are without
+  std::string dtype = "fp32";     // of parameters and activations: fp32, bf16, or fp8 (bf16 with products in 8 bits)
+  int64_t data_tokens = 0;        // of the training split when the run began: the sample order depends on it
 
   std::string json(const ModelConfig& model) const;
   // Reads what json() wrote. Throws Error with `where` in the message.

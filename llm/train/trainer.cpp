@@ -57,7 +57,8 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
 
   const OptimizerOptions optimizer{options_.beta1,        options_.beta2,     options_.epsilon,
                                    options_.weight_decay, options_.grad_clip, optimizer_named(options_.optimizer)};
-  TrainingGraph t = build_training_graph(model_, options_.batch, model_.context, optimizer, machine_.target());
+  TrainingGraph t = build_training_graph(model_, options_.batch, model_.context, optimizer, machine_.target(),
+                                         {.z_loss = options_.z_loss});
   tensors_ = {t.tokens, t.targets, t.loss_weights, t.loss, t.gradient_norm};
   layout_.add(t.graph);
   CompileOptions compiling;
@@ -88,7 +89,10 @@ void Trainer::initialise() {
   Staging staging(*arena_, layout_);
   for (const Parameter& p : table_) {
     float* values = staging.room(weights_of(p), p.shape.elements());
-    llm::initialise(machine_.threads, p, options_.seed, values);
+    if (options_.zero_projections && p.residual)
+      std::fill_n(values, p.shape.elements(), 0.0f);
+    else
+      llm::initialise(machine_.threads, p, options_.seed, values);
   }
   staging.flush();
   round_parameters();
