@@ -49,7 +49,8 @@ struct QueryShared {
   // The second stage is free at the start.
   __device__ Tile<Tiling::kQueries, kHead>& outs() {
     static_assert(sizeof(Tile<Tiling::kQueries, kHead>) <= sizeof(Stage));
-    return reinterpret_cast<Tile<Tiling::kQueries, kHead>&>(stages[1]);
+    void* stage = &stages[1];
+    return *static_cast<Tile<Tiling::kQueries, kHead>*>(stage);
   }
 };
 
