@@ -176,6 +176,7 @@ Arrays bias_gradient(const Attributes&, const Arrays& in, const StepState&) {
 Arrays quantize(const Attributes& a, const Arrays& in, const StepState&) {
   double most = 0;
   for (double v : in[0].values) most = std::max(most, std::abs(v));
+  if (in.size() > 1) most = in[1][0];
   const int64_t rows = in[0].shape.rows(), C = in[0].shape.last();
   const double scale = most > 0 ? most / (a.flag("e5m2") ? 57344 : 448) : 1;
   Array q = in[0], transposed = zeros({C, rows});

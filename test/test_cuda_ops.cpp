@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <iostream>
 
+#include "llm/graph/passes.h"
 #include "test/cuda_check.h"
 
 namespace {
@@ -44,4 +45,41 @@ TEST_CASE("cuda ops: every row of the table, and chains that are fused") {
       for (const bool gradient : {false, true})
         std::cout << (bf16 ? "bf16, share of the bound" : "fp32, error") << (gradient ? " of gradients: " : ": ")
                   << errors.worst[bf16][gradient] << " (" << errors.where[bf16][gradient] << ")\n";
+}
+
+TEST_CASE("cuda fp8: the largest values that kernels find on the way are those that quantize finds") {
+  if (!cuda_is_built_in() || count_cuda_devices() == 0) return;
+  CudaDevice device;
+  std::set<std::string> found;
+  for (const Op& op : op_table()) {
+    if (!op.examples) continue;
+    const std::vector<Example> examples = op.examples();
+    for (size_t i = 0; i < examples.size(); ++i) {
+      const Subject subject = subject_of(op, examples[i], i);
+      Built b = build(subject, {.dtype = DType::bf16, .cuda = true});
+      std::vector<TensorId> scales;
+      for (size_t n = 0, count = b.whole.nodes.size(); n < count; ++n) {
+        if (!b.whole.nodes[n].op->finds_largest) continue;
+        scales.push_back(b.whole.add("quantize", {{"rows", 1}, {"transposed", 0}, {"e5m2", 0}},
+                                     {b.whole.nodes[n].outputs[0]}, "scaled")[2]);
+        found.insert(b.whole.nodes[n].op->name);
+      }
+      if (scales.empty()) continue;
+      INFO(subject.name);
+      Graph graph = b.whole;
+      const PassReport report = fuse_scales(graph);
+      CAPTURE(report.detail);
+      for (const Node& node : graph.nodes)
+        if (std::string_view(node.op->name) == "quantize") CHECK(node.input(1) != kNone);
+      Sandbox apart(b.whole), fused(graph);
+      fill(apart, subject, b, DType::bf16);
+      fill(fused, subject, b, DType::bf16);
+      apart.run(device, {}, Sandbox::Place::apart);
+      fused.run(device, {}, Sandbox::Place::apart);
+      CHECK(fused.damage() == "");
+      for (TensorId scale : scales) CHECK(fused.same_bits(scale, apart));
+    }
+  }
+  for (const Op& op : op_table())
+    if (op.finds_largest) CHECK_MESSAGE(found.contains(op.name), "no example of ", std::string(op.name));
 }

@@ -21,6 +21,7 @@ Compiled compile_with(Graph graph, const std::vector<TensorId>& results, const C
   if (choice.level != Recompute::none) c.reports.push_back(recompute(c.graph, choice));
   if (options.fuse) c.reports.push_back(fuse(c.graph, results));
   c.reports.push_back(remove_dead_code(c.graph, results));
+  if (c.graph.cuda && c.graph.fp8) c.reports.push_back(fuse_scales(c.graph));
   if (!c.graph.cuda && is_mixed(c.graph)) c.reports.push_back(cast_for_cpu(c.graph));
   c.plan = plan_memory(c.graph, results, options.share_memory);
   PersistentLayout layout;

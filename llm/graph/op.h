@@ -32,6 +32,9 @@ struct Example {
   std::vector<Input> inputs;
 };
 
+// Behind all other outputs of an op that finds the largest absolute value of its output 0, (1): see fuse_scales.
+inline constexpr size_t kLargestOutput = 7;
+
 // Output `output` may be written over input `input` when nothing reads that input later.
 struct InPlace {
   int output, input;
@@ -47,6 +50,8 @@ struct Op {
   void (*cuda)(const KernelCall&) = nullptr;     // null too in a binary without the CUDA back end
   std::vector<Example> (*examples)() = nullptr;  // null: the op arises as another's backward and is tested there
   std::vector<InPlace> in_place = {};
+  // Its CUDA kernels can find the largest absolute value of output 0 on the way: as output `kLargestOutput`, where there.
+  bool finds_largest = false;
   bool cpu_takes_bf16 = false;  // else its CPU kernel sees bf16 tensors as fp32, by casts around it
 };
 

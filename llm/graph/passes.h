@@ -3,6 +3,7 @@
 //   recompute.cpp   trades time for memory until the plan fits a budget
 //   fuse.cpp        joins neighbours that would pass a tensor through memory
 //   dead_code.cpp   drops nodes whose results nobody wants
+//   fuse_scales.cpp has the scales of 8-bit matrices found by the kernels that write them, on the GPU
 //   cast_for_cpu.cpp  puts casts around the CPU's fp32 kernels in a bf16 graph
 //   memory_plan.cpp places all tensors in one arena
 // None of them changes a result: recomputation, dead code, casts and the plan change no bit; fusion none but the head's.
@@ -25,6 +26,10 @@ PassReport fuse(Graph& graph, const std::vector<TensorId>& results);
 
 // For a bf16 graph after autodiff. Throws Error for widths that 8-bit products cannot have.
 PassReport narrow_to_fp8(Graph& graph);
+
+// For a GPU's graph: what quantize would have to read a matrix for, its largest value, the kernel that writes the matrix
+// finds on the way, where its op can. A maximum has no order, so no bit changes.
+PassReport fuse_scales(Graph& graph);
 
 // The CPU's kernels know fp32: each node with bf16 tensors gets a cast in front of it for every bf16 input and one behind
 // it for every bf16 output. So the CPU computes what a GPU does that reads bf16, computes in fp32 and rounds what it

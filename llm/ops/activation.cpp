@@ -60,14 +60,16 @@ std::vector<Op> activation_ops() {
            .cpu = cpu<Gelu>,
            .cuda = cuda::gelu,
            .examples = examples,
-           .in_place = {{0, 0}}},
+           .in_place = {{0, 0}},
+           .finds_largest = true},
           {.name = "gelu_backward",
            .summary = "dh = da gelu'(h)",
            .infer = infer,
            .cost = cost,
            .cpu = cpu_backward<Gelu>,
            .cuda = cuda::gelu_backward,
-           .in_place = {{0, 0}, {0, 1}}},
+           .in_place = {{0, 0}, {0, 1}},
+           .finds_largest = true},
           {.name = "relu2",
            .summary = "a = relu(h)^2",
            .infer = infer,
@@ -76,14 +78,16 @@ std::vector<Op> activation_ops() {
            .cpu = cpu<Relu2>,
            .cuda = cuda::relu2,
            .examples = examples,
-           .in_place = {{0, 0}}},
+           .in_place = {{0, 0}},
+           .finds_largest = true},
           {.name = "relu2_backward",
            .summary = "dh = da 2 relu(h)",
            .infer = infer,
            .cost = cost,
            .cpu = cpu_backward<Relu2>,
            .cuda = cuda::relu2_backward,
-           .in_place = {{0, 0}, {0, 1}}}};
+           .in_place = {{0, 0}, {0, 1}},
+           .finds_largest = true}};
 }
 
 }  // namespace llm

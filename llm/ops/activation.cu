@@ -20,7 +20,8 @@ struct Derivative {
 
 template <class Function, class T>
 void value_as(const KernelCall& call) {
-  elementwise(call.cuda->stream(), call.out_shape(0).elements(), Value<Function>{}, call.out<T>(0), call.in<T>(0));
+  elementwise_noting(call.cuda->stream(), call.out_shape(0).elements(), largest_of(call), Value<Function>{},
+                     call.out<T>(0), call.in<T>(0));
 }
 
 template <class Function>
@@ -30,8 +31,8 @@ void value(const KernelCall& call) {
 
 template <class Function, class T>
 void derivative_as(const KernelCall& call) {
-  elementwise(call.cuda->stream(), call.out_shape(0).elements(), Derivative<Function>{}, call.out<T>(0), call.in<T>(0),
-              call.in<T>(1));
+  elementwise_noting(call.cuda->stream(), call.out_shape(0).elements(), largest_of(call), Derivative<Function>{},
+                     call.out<T>(0), call.in<T>(0), call.in<T>(1));
 }
 
 template <class Function>

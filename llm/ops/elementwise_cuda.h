@@ -6,7 +6,7 @@
 #pragma once
 #include <algorithm>
 
-#include "llm/device/simt.h"
+#include "llm/ops/largest_cuda.h"
 
 namespace llm::cuda {
 
@@ -14,33 +14,48 @@ inline constexpr int kElementThreads = 256;
 
 template <int kWidth, class Function, class Out, class... In>
 __global__ void __launch_bounds__(kElementThreads)
-    elementwise_kernel(int64_t n, Function function, Out* out, const In*... in) {  // all (n)
+    elementwise_kernel(int64_t n, Function function, uint32_t* largest, Out* out, const In*... in) {  // all (n)
+  float most = 0;
   const int64_t first = (int64_t{blockIdx.x} * kElementThreads + threadIdx.x) * kWidth;
   if (simt::in_bounds(first + kWidth <= n)) {
     const auto compute = [&](const auto... x) {
       float y[kWidth];
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) y[i] = function(x.get(i)...);
+      for (int i = 0; i < kWidth; ++i) {
+        y[i] = function(x.get(i)...);
+        most = fmaxf(most, fabsf(y[i]));
+      }
       return simt::packed<Out>(y);
     };
     *reinterpret_cast<simt::Pack<Out, kWidth>*>(out + first) =
         compute(*reinterpret_cast<const simt::Pack<In, kWidth>*>(in + first)...);
   } else {
-    for (int64_t i = first; i < n; ++i) out[i] = simt::stored<Out>(function(to_float(in[i])...));
+    for (int64_t i = first; i < n; ++i) {
+      const float y = function(to_float(in[i])...);
+      most = fmaxf(most, fabsf(y));
+      out[i] = simt::stored<Out>(y);
+    }
   }
+  if (largest) note_largest(to_float(simt::stored<Out>(most)), largest, simt::shared_memory<LargestShared>());
 }
 
-// All (n) and in device memory. Function: __device__ float operator()(float...) const.
+// All (n) and in device memory. Function: __device__ float operator()(float...) const. `largest`: null, or 0.
 template <class Function, class Out, class... In>
-void elementwise(cudaStream_t stream, int64_t n, Function function, Out* out, const In*... in) {
+void elementwise_noting(cudaStream_t stream, int64_t n, uint32_t* largest, Function function, Out* out,
+                        const In*... in) {
   constexpr int kWidth = 16 / static_cast<int>(std::max({sizeof(Out), sizeof(In)...}));
   const auto aligned = [](const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; };
   const bool packs = (aligned(out) && ... && aligned(in));
   const int64_t threads = packs ? (n + kWidth - 1) / kWidth : n;
   simt::launch(stream, dim3(static_cast<unsigned>((threads + kElementThreads - 1) / kElementThreads)),
-               dim3(kElementThreads), 0,
+               dim3(kElementThreads), largest ? sizeof(LargestShared) : 0,
                packs ? elementwise_kernel<kWidth, Function, Out, In...> : elementwise_kernel<1, Function, Out, In...>,
-               n, function, out, in...);
+               n, function, largest, out, in...);
+}
+
+template <class Function, class Out, class... In>
+void elementwise(cudaStream_t stream, int64_t n, Function function, Out* out, const In*... in) {
+  elementwise_noting(stream, n, nullptr, function, out, in...);
 }
 
 }  // namespace llm::cuda

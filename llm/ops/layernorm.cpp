@@ -147,14 +147,16 @@ std::vector<Op> layernorm_ops() {
            .cpu = cpu,
            .cuda = cuda::layernorm,
            .examples = examples,
-           .in_place = {{3, 0}, {3, 3}}},
+           .in_place = {{3, 0}, {3, 3}},
+           .finds_largest = true},
           {.name = "layernorm_backward",
            .summary = "dx (+ addend), d_weight, d_bias",
            .infer = infer_backward,
            .cost = backward_cost,
            .cpu = cpu_backward,
            .cuda = cuda::layernorm_backward,
-           .in_place = {{0, 5}, {0, 0}}}};
+           .in_place = {{0, 5}, {0, 0}},
+           .finds_largest = true}};
 }
 
 }  // namespace llm

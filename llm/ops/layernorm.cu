@@ -19,7 +19,8 @@ void forward(const KernelCall& call) {
                                               .rstd = call.out(2),
                                               .rows = call.in_shape(0).rows(),
                                               .columns = static_cast<int>(call.in_shape(0).last()),
-                                              .epsilon = static_cast<float>(call.node.attributes.number("epsilon"))});
+                                              .epsilon = static_cast<float>(call.node.attributes.number("epsilon")),
+                                              .largest = largest_of(call)});
 }
 
 template <class T>
@@ -35,7 +36,8 @@ void backward(const KernelCall& call) {
                                                .partial = call.workspace(),
                                                .rows = rows,
                                                .columns = static_cast<int>(columns),
-                                               .block_rows = static_cast<int>(norm_block_rows_cuda(rows))});
+                                               .block_rows = static_cast<int>(norm_block_rows_cuda(rows)),
+                                               .largest = largest_of(call)});
   sum_partials<2>(call.cuda->stream(), call.workspace(), norm_blocks_cuda(rows), columns,
                   {{call.out(1), call.out(2)}, {call.accumulates(1), call.accumulates(2)}});
 }

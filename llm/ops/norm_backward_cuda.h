@@ -22,11 +22,13 @@ struct NormBackward {
   float* partial;     // (blocks, 1 or of LayerNorm 2, columns)
   int64_t rows;
   int columns, block_rows;
+  uint32_t* largest;  // (1), of |dx|, or null
 };
 
 template <int kPack>
 struct alignas(16) NormBackwardShared {
   NormSums sums;
+  LargestShared largest;
   float staged[kNormWarps][2][kStaged<kPack>];
   // then weight (columns)
 };
@@ -50,6 +52,7 @@ __global__ void __launch_bounds__(kNormThreads)
 
   // d_weight = sum of dy n, d_bias = sum of dy, with n = (x - mean) rstd.
   float d_weight[kSlots][kPack] = {}, d_bias[kCentered ? kSlots : 1][kPack] = {};
+  float most = 0;
   // As many steps for each team, since all take part in the sums.
   for (int first = 0; first < call.block_rows; first += team.teams) {
     const int64_t row = block_row + first + team.index;
@@ -92,11 +95,13 @@ __global__ void __launch_bounds__(kNormThreads)
         for (int k = 0; k < kPack; ++k) {
           const float n = (x[i].get(k) - mean) * rstd;
           dx[k] = (dy[i].get(k) * w.get(k) - mean_g - n * mean_gn) * rstd + addend.get(k);
+          most = fmaxf(most, fabsf(dx[k]));
         }
         reinterpret_cast<Pack*>(call.dx)[at] = simt::packed<T>(dx);
       }
   }
 
+  note_largest(to_float(simt::stored<T>(most)), call.largest, s.largest);
   const int warp = static_cast<int>(threadIdx.x) / 32;
   constexpr int kWarpColumns = 32 * kPack;  // of a slot
 #pragma unroll
@@ -123,7 +128,7 @@ __global__ void __launch_bounds__(kNormThreads)
 template <class T, bool kCentered>
 __global__ void __launch_bounds__(kNormThreads) norm_backward_any_kernel(const __grid_constant__ NormBackward<T> call) {
   constexpr int kSums = kCentered ? 2 : 1;
-  auto& s = simt::shared_memory<NormSums>();
+  auto& s = simt::shared_memory<NormAnyShared>();
   NormTeam team(kNormWarps);
   const float inverse = 1.0f / static_cast<float>(call.columns);
   float* d_weight = call.partial + int64_t{blockIdx.x} * kSums * call.columns;
@@ -133,6 +138,7 @@ __global__ void __launch_bounds__(kNormThreads) norm_backward_any_kernel(const _
     d_weight[c] = 0;
     if (kCentered) d_bias[c] = 0;
   }
+  float most = 0;
   const int64_t begin = int64_t{blockIdx.x} * call.block_rows, end = min(begin + call.block_rows, call.rows);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t at = row * call.columns;
@@ -148,14 +154,17 @@ __global__ void __launch_bounds__(kNormThreads) norm_backward_any_kernel(const _
         d_bias[c] += d;
       }
     }
-    team.add_up(sums, s);
+    team.add_up(sums, s.sums);
     const float mean_gn = sums[0] * inverse, mean_g = kCentered ? sums[kSums - 1] * inverse : 0;
     for (int c = static_cast<int>(threadIdx.x); c < call.columns; c += kNormThreads) {
       const float n = (to_float(call.x[at + c]) - mean) * rstd;
-      const float dx = (to_float(call.dy[at + c]) * to_float(call.weight[c]) - mean_g - n * mean_gn) * rstd;
-      call.dx[at + c] = simt::stored<T>(call.addend ? dx + to_float(call.addend[at + c]) : dx);
+      float dx = (to_float(call.dy[at + c]) * to_float(call.weight[c]) - mean_g - n * mean_gn) * rstd;
+      if (call.addend) dx += to_float(call.addend[at + c]);
+      call.dx[at + c] = simt::stored<T>(dx);
+      most = fmaxf(most, fabsf(dx));
     }
   }
+  note_largest(to_float(simt::stored<T>(most)), call.largest, s.largest);
 }
 
 // Without the sum over the blocks, of which there are norm_blocks_cuda(rows).
@@ -164,7 +173,8 @@ void norm_backward(cudaStream_t stream, const NormBackward<T>& call) {
   const NormLayout layout = norm_layout<T>(call.columns, call.dy, call.x, call.weight, call.addend, call.dx);
   const dim3 blocks(static_cast<unsigned>(norm_blocks_cuda(call.rows)));
   if (layout.warps == 0) {
-    simt::launch(stream, blocks, dim3(kNormThreads), sizeof(NormSums), norm_backward_any_kernel<T, kCentered>, call);
+    simt::launch(stream, blocks, dim3(kNormThreads), sizeof(NormAnyShared), norm_backward_any_kernel<T, kCentered>,
+                 call);
     return;
   }
   constexpr int kPack = simt::kPack<T>, kUnit = 8 / kPack;  // slots of 8 values

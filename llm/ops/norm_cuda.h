@@ -1,6 +1,7 @@
 // What the norms' CUDA kernels share: the threads that hold a row together, and the sums of a weight's gradient over rows.
 #pragma once
 #include "llm/ops/cuda_workspaces.h"
+#include "llm/ops/largest_cuda.h"
 #include "llm/ops/reduce_cuda.h"
 
 namespace llm::cuda {
@@ -11,6 +12,11 @@ inline constexpr int kNormThreads = 512, kNormWarps = kNormThreads / 32;
 // has passed the barrier after its last readers.
 struct NormSums {
   float sums[2][2][kNormWarps];
+};
+
+struct NormAnyShared {
+  NormSums sums;
+  LargestShared largest;
 };
 
 // The threads of a block that hold one row together: 1, 2, 4, 8 or 16 warps. All teams of a block take part in each sum.

@@ -21,12 +21,14 @@ struct NormForward {
   int64_t rows;
   int columns;
   float epsilon;
+  uint32_t* largest;  // (1), of |y|, or null
 };
 
 inline constexpr int kNormRows = 32;  // of a block
 
 struct alignas(16) NormForwardShared {
   NormSums sums;
+  LargestShared largest;
   float mean[kNormRows], rstd[kNormRows];
   // then weight (columns), and of LayerNorm bias (columns)
 };
@@ -57,6 +59,7 @@ __global__ void __launch_bounds__(kNormThreads)
       }
     }
   };
+  float most = 0;
   load(block_row + team.index);
 #pragma unroll 1  // mostly it is one, and the registers are dear
   for (int p = static_cast<int>(threadIdx.x); p < packs; p += kNormThreads) {
@@ -100,6 +103,7 @@ __global__ void __launch_bounds__(kNormThreads)
         for (int k = 0; k < kPack; ++k) {
           const float normal = (v[i][k] - mean[0]) * rstd;
           y[k] = kCentered ? normal * w.get(k) + b.get(k) : normal * w.get(k);
+          most = fmaxf(most, fabsf(y[k]));
         }
         reinterpret_cast<Pack*>(call.y)[at] = simt::packed<T>(y);
         if (call.delta) reinterpret_cast<Pack*>(call.sum)[at] = simt::packed<T>(v[i]);
@@ -111,12 +115,13 @@ __global__ void __launch_bounds__(kNormThreads)
     if (kCentered) call.mean[block_row + r] = s.mean[r];
     call.rstd[block_row + r] = s.rstd[r];
   }
+  note_largest(to_float(simt::stored<T>(most)), call.largest, s.largest);
 }
 
 // Any shape, any alignment: a block takes a row, and reads it from memory for each sum again.
 template <class T, bool kCentered>
 __global__ void __launch_bounds__(kNormThreads) norm_any_kernel(const __grid_constant__ NormForward<T> call) {
-  auto& s = simt::shared_memory<NormSums>();
+  auto& s = simt::shared_memory<NormAnyShared>();
   NormTeam team(kNormWarps);
   const int64_t row = blockIdx.x, at = row * call.columns;
   const float inverse = 1.0f / static_cast<float>(call.columns);
@@ -126,29 +131,33 @@ __global__ void __launch_bounds__(kNormThreads) norm_any_kernel(const __grid_con
   float mean[1] = {0}, squares[1] = {0};
   if (kCentered) {
     for (int c = static_cast<int>(threadIdx.x); c < call.columns; c += kNormThreads) mean[0] += value(c);
-    team.add_up(mean, s);
+    team.add_up(mean, s.sums);
     mean[0] *= inverse;
   }
   for (int c = static_cast<int>(threadIdx.x); c < call.columns; c += kNormThreads)
     squares[0] += (value(c) - mean[0]) * (value(c) - mean[0]);
-  team.add_up(squares, s);
+  team.add_up(squares, s.sums);
   const float rstd = rsqrtf(squares[0] * inverse + call.epsilon);
+  float most = 0;
   for (int c = static_cast<int>(threadIdx.x); c < call.columns; c += kNormThreads) {
     const float v = value(c), normal = (v - mean[0]) * rstd * to_float(call.weight[c]);
     if (call.delta) call.sum[at + c] = simt::stored<T>(v);
-    call.y[at + c] = simt::stored<T>(kCentered ? normal + to_float(call.bias[c]) : normal);
+    const float y = kCentered ? normal + to_float(call.bias[c]) : normal;
+    call.y[at + c] = simt::stored<T>(y);
+    most = fmaxf(most, fabsf(y));
   }
   if (threadIdx.x == 0) {
     if (kCentered) call.mean[row] = mean[0];
     call.rstd[row] = rstd;
   }
+  note_largest(to_float(simt::stored<T>(most)), call.largest, s.largest);
 }
 
 template <class T, bool kCentered>
 void norm_forward(cudaStream_t stream, const NormForward<T>& call) {
   const NormLayout layout = norm_layout<T>(call.columns, call.x, call.delta, call.weight, call.bias, call.y, call.sum);
   if (layout.warps == 0) {
-    simt::launch(stream, dim3(static_cast<unsigned>(call.rows)), dim3(kNormThreads), sizeof(NormSums),
+    simt::launch(stream, dim3(static_cast<unsigned>(call.rows)), dim3(kNormThreads), sizeof(NormAnyShared),
                  norm_any_kernel<T, kCentered>, call);
     return;
   }

@@ -1,6 +1,7 @@
 // quantize: a matrix in 8 bits for a product on the tensor cores, with one scale that makes its largest element the largest
 // there is (per-tensor current scaling; Micikevicius et al. 2022).
-//   x (.., C) -> [q (.., C)], [transposed (C, rows)], scale (1):   x = scale q, nearly
+//   x (.., C), [largest (1)] -> [q (.., C)], [transposed (C, rows)], scale (1):   x = scale q, nearly
+// largest: of the absolute values of x, where the op that made x has found it (llm/graph/fuse_scales.cpp).
 // Attributes: "e5m2" (else e4m3), "rows" and "transposed": which of the two layouts are made. Products read both of their
 // matrices along k, so the backward products need the transposed ones.
 #include <cmath>
@@ -42,13 +43,15 @@ void quantize(const KernelCall& call) {
   T *q = call.out<T>(0), *transposed = call.out<T>(1);
   const int64_t rows = call.in_shape(0).rows(), C = call.in_shape(0).last(), count = rows * C;
   float* largest = call.workspace();
-  call.threads.for_blocks(count, kBlock, [&](int64_t begin, int64_t end) {
-    float most = 0;
-    for (int64_t i = begin; i < end; ++i) most = std::max(most, std::abs(x[i]));
-    largest[begin / kBlock] = most;
-  });
-  float most = 0;
-  for (int64_t b = 0; b < (count + kBlock - 1) / kBlock; ++b) most = std::max(most, largest[b]);
+  const float* given = call.in(1);
+  if (!given)
+    call.threads.for_blocks(count, kBlock, [&](int64_t begin, int64_t end) {
+      float most = 0;
+      for (int64_t i = begin; i < end; ++i) most = std::max(most, std::abs(x[i]));
+      largest[begin / kBlock] = most;
+    });
+  float most = given ? *given : 0;
+  for (int64_t b = 0; !given && b < (count + kBlock - 1) / kBlock; ++b) most = std::max(most, largest[b]);
   const float inverse = inverse_scale<T>(most);
   *call.out(2) = scale_of<T>(most);
   call.threads.for_blocks(rows, row_grain(C), [&](int64_t begin, int64_t end) {
@@ -68,13 +71,18 @@ void cpu(const KernelCall& call) {
     quantize<e4m3>(call);
 }
 
+Example with_largest(Example example) {
+  example.inputs.push_back({.shape = {1}, .low = 3, .high = 4, .differentiable = false, .keeps_fp32 = true});
+  return example;
+}
+
 std::vector<Example> examples() {
   const auto example = [](double e5m2, double rows, double transposed, Shape shape, double size) -> Example {
     return {{{"e5m2", e5m2}, {"rows", rows}, {"transposed", transposed}},
             {{.shape = shape, .low = -size, .high = size, .differentiable = false}}};
   };
   return {example(0, 1, 1, {2, 3, 37}, 3), example(1, 1, 1, {5, 64}, 1e-4), example(0, 1, 0, {70, 80}, 1e3),
-          example(1, 0, 1, {130, 67}, 1)};
+          example(1, 0, 1, {130, 67}, 1), with_largest(example(0, 1, 1, {66, 40}, 2))};
 }
 
 }  // namespace

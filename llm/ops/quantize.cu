@@ -1,6 +1,7 @@
 // quantize on the GPU, in two kernels: the largest absolute value of parts of the matrix; then every block finds the largest
-// of them, and rounds a 64 x 64 tile, which it turns over in shared memory where the transposed matrix is wanted.
-// Bytes: x is read twice, the second time from the L2 cache where it fits; each output is written once.
+// of them, and rounds a 64 x 64 tile, which it turns over in shared memory where the transposed matrix is wanted. The first
+// is left out where the kernel that made the matrix has found its largest value.
+// Bytes: x is read once then, else twice, the second time from the L2 cache where it fits; each output is written once.
 #include "llm/ops/quantize_cuda.h"
 
 #include "llm/device/cuda.h"
@@ -106,15 +107,17 @@ template <class X, class T>
 void run(const KernelCall& call) {
   const int64_t rows = call.in_shape(0).rows(), columns = call.in_shape(0).last(), count = rows * columns;
   const X* x = call.in<X>(0);
+  const float* given = call.in(1);
   float* most = call.workspace();
   const int64_t wanted = (count + kThreads * 32 - 1) / (kThreads * 32);
-  const int parts = static_cast<int>(wanted < 1 ? 1 : wanted > kQuantizeParts ? kQuantizeParts : wanted);
+  const int parts = given ? 1 : static_cast<int>(wanted < 1 ? 1 : wanted > kQuantizeParts ? kQuantizeParts : wanted);
   const cudaStream_t stream = call.cuda->stream();
-  simt::launch(stream, dim3(static_cast<unsigned>(parts)), dim3(kThreads), sizeof(MostShared), most_kernel<X>, x, most,
-               count, reinterpret_cast<uintptr_t>(x) % 16 == 0);
+  if (!given)
+    simt::launch(stream, dim3(static_cast<unsigned>(parts)), dim3(kThreads), sizeof(MostShared), most_kernel<X>, x,
+                 most, count, reinterpret_cast<uintptr_t>(x) % 16 == 0);
   const int64_t tiles = (rows + kTile - 1) / kTile * ((columns + kTile - 1) / kTile);
   simt::launch(stream, dim3(static_cast<unsigned>(tiles)), dim3(kThreads), sizeof(TileShared<T>), round_kernel<X, T>, x,
-               most, parts, call.out<T>(0), call.out<T>(1), call.out(2), rows, columns);
+               given ? given : most, parts, call.out<T>(0), call.out<T>(1), call.out(2), rows, columns);
 }
 
 }  // namespace

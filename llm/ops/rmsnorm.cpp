@@ -127,14 +127,16 @@ std::vector<Op> rmsnorm_ops() {
            .cpu = cpu,
            .cuda = cuda::rmsnorm,
            .examples = examples,
-           .in_place = {{2, 0}, {2, 2}}},
+           .in_place = {{2, 0}, {2, 2}},
+           .finds_largest = true},
           {.name = "rmsnorm_backward",
            .summary = "dx (+ addend), d_weight",
            .infer = infer_backward,
            .cost = backward_cost,
            .cpu = cpu_backward,
            .cuda = cuda::rmsnorm_backward,
-           .in_place = {{0, 4}, {0, 0}}}};
+           .in_place = {{0, 4}, {0, 0}},
+           .finds_largest = true}};
 }
 
 }  // namespace llm

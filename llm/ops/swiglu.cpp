@@ -72,14 +72,16 @@ std::vector<Op> swiglu_ops() {
            .cost = cost,
            .cpu = cpu,
            .cuda = cuda::swiglu,
-           .examples = examples},
+           .examples = examples,
+           .finds_largest = true},
           {.name = "swiglu_backward",
            .summary = "d_gate, d_up",
            .infer = infer_backward,
            .cost = cost,
            .cpu = cpu_backward,
            .cuda = cuda::swiglu_backward,
-           .in_place = {{0, 1}}}};
+           .in_place = {{0, 1}},
+           .finds_largest = true}};
 }
 
 }  // namespace llm

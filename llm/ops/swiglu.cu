@@ -3,9 +3,9 @@
 // A thread takes 16 bytes of gate and the 16 bytes of up that belong to them. Every byte is read and written once. dh may lie
 // in place of h: a thread has read its elements of both halves before it writes them.
 #include "llm/device/cuda.h"
-#include "llm/device/simt.h"
 #include "llm/ops/activation_cuda.h"
 #include "llm/ops/cuda_kernels.h"
+#include "llm/ops/largest_cuda.h"
 
 namespace llm::cuda {
 namespace {
@@ -16,23 +16,31 @@ constexpr int kThreads = 256;
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads) swiglu_kernel(const simt::Pack<T, kWidth>* h,  // (rows, 2, packs)
                                                           simt::Pack<T, kWidth>* a,        // (rows, packs)
-                                                          int64_t packs) {                 // F / kWidth
+                                                          int64_t packs,                   // F / kWidth
+                                                          uint32_t* largest) {             // of a, or null
   const int64_t row = blockIdx.x, i = int64_t{blockIdx.y} * kThreads + threadIdx.x;
+  float most = 0;
   if (simt::in_bounds(i < packs)) {
     const auto gate = h[row * 2 * packs + i], up = h[row * 2 * packs + packs + i];
     float out[kWidth];
 #pragma unroll
-    for (int k = 0; k < kWidth; ++k) out[k] = gate.get(k) * sigmoid(gate.get(k)) * up.get(k);
+    for (int k = 0; k < kWidth; ++k) {
+      out[k] = gate.get(k) * sigmoid(gate.get(k)) * up.get(k);
+      most = fmaxf(most, fabsf(out[k]));
+    }
     a[row * packs + i] = simt::packed<T>(out);
   }
+  if (largest) note_largest(to_float(simt::stored<T>(most)), largest, simt::shared_memory<LargestShared>());
 }
 
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads) swiglu_backward_kernel(const simt::Pack<T, kWidth>* da,  // (rows, packs)
                                                                    const simt::Pack<T, kWidth>* h,   // (rows, 2, packs)
                                                                    simt::Pack<T, kWidth>* dh,        // (rows, 2, packs)
-                                                                   int64_t packs) {                  // F / kWidth
+                                                                   int64_t packs,                    // F / kWidth
+                                                                   uint32_t* largest) {              // of dh, or null
   const int64_t row = blockIdx.x, i = int64_t{blockIdx.y} * kThreads + threadIdx.x;
+  float most = 0;
   if (simt::in_bounds(i < packs)) {
     const auto gate = h[row * 2 * packs + i], up = h[row * 2 * packs + packs + i], d = da[row * packs + i];
     float d_gate[kWidth], d_up[kWidth];
@@ -41,10 +49,12 @@ __global__ void __launch_bounds__(kThreads) swiglu_backward_kernel(const simt::P
       const float g = gate.get(k), s = sigmoid(g);
       d_gate[k] = d.get(k) * up.get(k) * s * (1 + g * (1 - s));
       d_up[k] = d.get(k) * g * s;
+      most = fmaxf(most, fmaxf(fabsf(d_gate[k]), fabsf(d_up[k])));
     }
     dh[row * 2 * packs + i] = simt::packed<T>(d_gate);
     dh[row * 2 * packs + packs + i] = simt::packed<T>(d_up);
   }
+  if (largest) note_largest(to_float(simt::stored<T>(most)), largest, simt::shared_memory<LargestShared>());
 }
 
 dim3 grid(int64_t rows, int64_t packs) {
@@ -55,16 +65,19 @@ template <class T, int kWidth>
 void forward(const KernelCall& call) {
   using Pack = simt::Pack<T, kWidth>;
   const int64_t rows = call.out_shape(0).rows(), packs = call.out_shape(0).last() / kWidth;
-  simt::launch(call.cuda->stream(), grid(rows, packs), dim3(kThreads), 0, swiglu_kernel<T, kWidth>, call.in<Pack>(0),
-               call.out<Pack>(0), packs);
+  uint32_t* largest = largest_of(call);
+  simt::launch(call.cuda->stream(), grid(rows, packs), dim3(kThreads), largest ? sizeof(LargestShared) : 0,
+               swiglu_kernel<T, kWidth>, call.in<Pack>(0), call.out<Pack>(0), packs, largest);
 }
 
 template <class T, int kWidth>
 void backward(const KernelCall& call) {
   using Pack = simt::Pack<T, kWidth>;
   const int64_t rows = call.in_shape(0).rows(), packs = call.in_shape(0).last() / kWidth;
-  simt::launch(call.cuda->stream(), grid(rows, packs), dim3(kThreads), 0, swiglu_backward_kernel<T, kWidth>,
-               call.in<Pack>(0), call.in<Pack>(1), call.out<Pack>(0), packs);
+  uint32_t* largest = largest_of(call);
+  simt::launch(call.cuda->stream(), grid(rows, packs), dim3(kThreads), largest ? sizeof(LargestShared) : 0,
+               swiglu_backward_kernel<T, kWidth>, call.in<Pack>(0), call.in<Pack>(1), call.out<Pack>(0), packs,
+               largest);
 }
 
 template <class T>

@@ -1,0 +1,36 @@
+// The scale of an 8-bit matrix needs the matrix's largest value. Where the op that makes the matrix can find it on the way, it
+// gets one more output for it, and quantize, given it, reads the matrix once instead of twice.
+#include <map>
+#include <string_view>
+
+#include "llm/base/error.h"
+#include "llm/graph/op.h"
+#include "llm/graph/passes.h"
+
+namespace llm {
+
+PassReport fuse_scales(Graph& graph) {
+  PassReport report{"scales", "", graph.nodes.size(), graph.nodes.size()};
+  std::map<TensorId, size_t> makers;
+  int found = 0, all = 0;
+  for (size_t i = 0; i < graph.nodes.size(); ++i) {
+    Node& node = graph.nodes[i];
+    if (node.op->finds_largest) makers[node.outputs[0]] = i;
+    if (std::string_view(node.op->name) != "quantize") continue;
+    ++all;
+    const auto maker = makers.find(node.inputs[0]);
+    if (maker == makers.end() || node.input(1) != kNone) continue;
+    std::vector<TensorId>& outputs = graph.nodes[maker->second].outputs;
+    if (outputs.size() <= kLargestOutput) {
+      outputs.resize(kLargestOutput, kNone);
+      outputs.push_back(graph.add_tensor(graph.tensor(node.inputs[0]).name + ".largest", DType::fp32, {1}, Role::activation));
+    }
+    node.inputs.resize(1);
+    node.inputs.push_back(outputs[kLargestOutput]);
+    ++found;
+  }
+  report.detail = concat(found, " of ", all, " found by the kernel that writes the matrix");
+  return report;
+}
+
+}  // namespace llm

@@ -1,0 +1,34 @@
+// The largest absolute value of what a kernel writes, found while it is in registers: the scale of its 8-bit copy.
+#pragma once
+#include "llm/device/cuda.h"
+#include "llm/device/simt.h"
+#include "llm/graph/op.h"
+
+namespace llm::cuda {
+
+struct LargestShared {
+  float most[32];
+};
+
+// `most`: of the values that this thread has written. All threads of the block call this at their end; `largest` is null where
+// nobody asked. Floats that are not negative have the order of their bits, and a maximum has no order of operands: so
+// the atomic changes nothing from run to run.
+__device__ inline void note_largest(float most, uint32_t* largest, LargestShared& s) {
+  if (!largest) return;
+  for (int offset = 16; offset > 0; offset /= 2) most = fmaxf(most, __shfl_xor_sync(simt::kWholeWarp, most, offset));
+  if (threadIdx.x % 32 == 0) s.most[threadIdx.x / 32] = most;
+  __syncthreads();
+  if (threadIdx.x > 0) return;
+  for (unsigned warp = 1; warp < blockDim.x / 32; ++warp) most = fmaxf(most, s.most[warp]);
+  atomicMax(largest, bits_of(most));
+}
+
+// Where a kernel is to note it, set to 0 on the stream first; null: nowhere.
+inline uint32_t* largest_of(const KernelCall& call) {
+  auto* largest = call.out<uint32_t>(kLargestOutput);
+  if (largest && cudaMemsetAsync(largest, 0, sizeof *largest, call.cuda->stream()) != cudaSuccess)
+    fail("CUDA: clearing ", sizeof *largest, " bytes: ", cudaGetErrorString(cudaGetLastError()));
+  return largest;
+}
+
+}  // namespace llm::cuda
