@@ -271,6 +271,10 @@ std::vector<Subject> cuda_subjects() {
                          {1, 1, 256, 33},
                          {2, 2, 40, 130}})
     add("attention", heads(h), {{{h.T == 63 ? 2 : 1, h.T, (h.H + 2 * h.K) * h.D}, DType::fp32, -2, 2}}, named(h));
+  for (const Heads& h :
+       {Heads{2, 1, 64, 70}, {1, 1, 64, 300}, {2, 2, 32, 130}, {1, 1, 96, 70}, {2, 1, 128, 150}, {1, 1, 40, 130}})
+    for (const int64_t length : {9, 80})
+      if (h.T < 300 || length > 9) subjects.push_back(document_subject(h.T < 300 ? 2 : 1, h.T, h.H, h.K, h.D, length));
   for (const Heads& h : {Heads{4, 2, 64, 1}, {2, 2, 128, 17}, {3, 1, 64, 40}, {2, 1, 37, 5}, {8, 1, 64, 2}}) {
     const Example::Input cache{.shape = {2, 300, h.K, h.D}, .role = Role::state, .differentiable = false};
     add("attention_cached", heads(h),

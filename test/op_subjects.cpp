@@ -98,6 +98,19 @@ Subject subject_of(const Op& op, const Example& example, size_t number) {
           }};
 }
 
+Subject document_subject(int64_t batch, int64_t tokens, int64_t heads, int64_t kv_heads, int64_t head_size,
+                         int64_t length) {
+  const auto number = [](int64_t n) { return static_cast<double>(n); };
+  const Attributes a = {{"heads", number(heads)}, {"kv_heads", number(kv_heads)}, {"head_size", number(head_size)}};
+  return {concat("attention in documents of ", length, ", ", heads, ":", kv_heads, " heads of ", head_size, ", ",
+                 tokens, " tokens"),
+          {{.shape = {batch, tokens}, .dtype = DType::int32, .low = 0, .high = number(length)},
+           {.shape = {batch, tokens, (heads + 2 * kv_heads) * head_size}, .low = -2, .high = 2}},
+          [a](Graph& g, const std::vector<TensorId>& in) {
+            g.add("attention", a, {in[1], g.add("document_starts", {{"end_of_text", 1}}, {in[0]}, "starts")[0]}, "out");
+          }};
+}
+
 // What the fusion pass makes: products with an activation function at their end or its derivative, norms with a
 // residual addition, the head with its loss.
 std::vector<Subject> fused_subjects() {
@@ -142,6 +155,8 @@ std::vector<Subject> fused_subjects() {
   subjects.push_back(
       {"head and capped loss", {tokens, targets, parameter({19, 10}), parameter({19, 10})}, capped_head, true});
   subjects.push_back({"head and loss, forward alone", {tokens, targets, parameter({19, 10})}, head, true, true});
+  subjects.push_back(document_subject(2, 37, 2, 1, 8, 6));
+  subjects.push_back(document_subject(1, 70, 1, 1, 20, 40));
   return subjects;
 }
 

@@ -19,6 +19,9 @@ struct Subject {
 };
 Subject subject_of(const Op& op, const Example& example, size_t number);
 std::vector<Subject> fused_subjects();
+// Attention that does not look into earlier documents: `length` is about what a document has.
+Subject document_subject(int64_t batch, int64_t tokens, int64_t heads, int64_t kv_heads, int64_t head_size,
+                         int64_t length);
 
 struct BuildOptions {
   int threads = 1;

@@ -32,20 +32,23 @@ Arrays linear(const Attributes& a, const Arrays& in, const StepState& step) {
   return {};
 }
 
-// One query with the keys and values before it: `key(t)` and `value(t)` give where position t's lie.
+// One query with the keys and values before it, from `first` on: `key(t)` and `value(t)` give where position t's lie.
 template <class Key, class Value>
 double attend(const Array& query, int64_t query_at, const Array& keys, Key key, const Array& values, Value value,
-              int64_t positions, int64_t D, Array& out, int64_t out_at) {
+              int64_t positions, int64_t D, Array& out, int64_t out_at, int64_t first = 0) {
   std::vector<double> scores(static_cast<size_t>(positions));
   double top = -std::numeric_limits<double>::infinity(), sum = 0;
-  for (int64_t t = 0; t < positions; ++t) {
+  for (int64_t t = first; t < positions; ++t) {
     double dot = 0;
     for (int64_t d = 0; d < D; ++d) dot += query[query_at + d] * keys[key(t) + d];
     scores[static_cast<size_t>(t)] = dot / std::sqrt(static_cast<double>(D));
     top = std::max(top, scores[static_cast<size_t>(t)]);
   }
-  for (double& score : scores) sum += score = std::exp(score - top);
-  for (int64_t t = 0; t < positions; ++t)
+  for (int64_t t = first; t < positions; ++t) {
+    double& score = scores[static_cast<size_t>(t)];
+    sum += score = std::exp(score - top);
+  }
+  for (int64_t t = first; t < positions; ++t)
     for (int64_t d = 0; d < D; ++d) out[out_at + d] += scores[static_cast<size_t>(t)] / sum * values[value(t) + d];
   return top + std::log(sum);
 }
@@ -55,6 +58,7 @@ Arrays attention(const Attributes& a, const Arrays& in, const StepState&) {
   const Array& qkv = in[0];
   const int64_t B = qkv.shape[0], T = qkv.shape[1], width = qkv.shape[2];
   Array out = zeros({B, T, H * D}), log_sum_exp = zeros({B, H, T});
+  const bool has_starts = in.size() > 1 && in[1].present();
   for (int64_t b = 0; b < B; ++b)
     for (int64_t h = 0; h < H; ++h)
       for (int64_t t = 0; t < T; ++t) {
@@ -62,9 +66,21 @@ Arrays attention(const Attributes& a, const Arrays& in, const StepState&) {
         const auto key = [&](int64_t s) { return (b * T + s) * width + (H + kv) * D; };
         const auto value = [&](int64_t s) { return (b * T + s) * width + (H + K + kv) * D; };
         log_sum_exp[(b * H + h) * T + t] =
-            attend(qkv, (b * T + t) * width + h * D, qkv, key, qkv, value, t + 1, D, out, (b * T + t) * H * D + h * D);
+            attend(qkv, (b * T + t) * width + h * D, qkv, key, qkv, value, t + 1, D, out, (b * T + t) * H * D + h * D,
+                   has_starts ? static_cast<int64_t>(in[1][b * T + t]) : 0);
       }
   return {out, log_sum_exp};
+}
+
+Arrays document_starts(const Attributes& a, const Arrays& in, const StepState&) {
+  Array starts = in[0];
+  const int64_t T = in[0].shape.last();
+  for (int64_t i = 0; i < in[0].shape.elements(); ++i) {
+    starts[i] = 0;
+    for (int64_t t = i / T * T; t <= i; ++t)
+      if (in[0][t] == a.number("end_of_text")) starts[i] = static_cast<double>(t % T);
+  }
+  return {starts};
 }
 
 Arrays attention_cached(const Attributes& a, const Arrays& in, const StepState& step) {
@@ -142,6 +158,22 @@ Arrays gradient_norm(const Attributes&, const Arrays& in, const StepState&) {
   return {{Shape{1}, {std::sqrt(squares)}}};
 }
 
+Arrays step_guard(const Attributes& a, const Arrays& in, const StepState&) {
+  Array statistics = in[2];
+  bool sticks_out = false;
+  for (int which = 0; which < 2; ++which) {
+    double &mean = statistics[1 + 2 * which], &variance = statistics[2 + 2 * which];
+    const double limit = std::max(a.number("deviations") * std::sqrt(variance), which == 0 ? 0.5 : std::log(4.0));
+    double distance = (which == 0 ? in[1][0] : std::log(in[0][0])) - mean;
+    if (in[2][0] >= a.number("after") && distance > limit) sticks_out = true, distance = limit;
+    const double weight = std::max(0.02, 5 / (in[2][0] + 5));
+    mean += weight * distance;
+    variance = (1 - weight) * (variance + weight * distance * distance);
+  }
+  statistics[0] += 1;
+  return {{Shape{1}, {sticks_out ? std::numeric_limits<double>::infinity() : in[0][0]}}, statistics};
+}
+
 // torch.optim.AdamW after torch.nn.utils.clip_grad_norm_. A rounded parameter is its master as far as this loop knows.
 Arrays adamw(const Attributes& a, const Arrays& in, const StepState& step) {
   Arrays outputs;
@@ -203,11 +235,13 @@ Arrays mean_loss(const Attributes&, const Arrays& in, const StepState&) {
 
 void add_product_references(References& table) {
   table["linear"] = linear;
+  table["document_starts"] = document_starts;
   table["attention"] = attention;
   table["attention_cached"] = attention_cached;
   table["cross_entropy"] = cross_entropy;
   table["head_loss"] = head_loss;
   table["gradient_norm"] = gradient_norm;
+  table["step_guard"] = step_guard;
   table["adamw"] = adamw;
   table["mean_loss"] = mean_loss;
   table["bias_gradient"] = bias_gradient;

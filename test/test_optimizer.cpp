@@ -140,7 +140,7 @@ TEST_CASE("optimizer: Muon's steps are orthogonal, part by part") {
   }
   OptimizerOptions options;
   options.kind = OptimizerKind::muon;
-  add_optimizer(g, table, gradients, options, {});
+  add_optimizer(g, table, gradients, kNone, options, {});
   reference::Sandbox sandbox(g);
   for (size_t i = 0; i < table.size(); ++i) {
     const int64_t elements = table[i].shape.elements();

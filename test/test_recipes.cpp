@@ -5,10 +5,16 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <iostream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/random.h"
+#include "llm/device/attention_cpu.h"
 #include "llm/model/huggingface.h"
+#include "llm/ops/step_guard.h"
 #include "llm/train/trainer.h"
 #include "test/helpers.h"
 #include "test/reference.h"
@@ -176,4 +182,177 @@ TEST_CASE("recipes: capped logits and the z-loss in a whole model") {
   // transformers has no such model: the config says so, and survives.
   CHECK(model_type_of(config) == "train_gpt");
   CHECK(parse_config(config_json(config, {}), "here") == config);
+}
+
+TEST_CASE("recipes: a step that sticks out is left out, named, and left out again when resumed") {
+  const Folder folder;
+  const std::string text = folder / "text.txt";
+  {
+    std::ofstream file(text);
+    for (int i = 0; i < 300; ++i) {
+      file << "line " << i * i % 97 << " of the text\n";
+      if (i == 150)  // signs that are nowhere else
+        for (uint64_t k = 0; k < 64; ++k) file << static_cast<char>('A' + Random(1, 2).bits(k) % 26);
+    }
+  }
+  ModelConfig model = small_model();
+  TrainOptions o;
+  o.steps = 300, o.save_every = 50, o.schedule = "constant", o.warmup = 10;
+  struct Line {
+    double loss;
+    bool skipped;
+  };
+  const auto log_of = [](const std::string& run) {
+    std::vector<Line> lines;
+    std::ifstream file(run + "/log.jsonl");
+    for (std::string line; std::getline(file, line);) {
+      const auto j = nlohmann::json::parse(line);
+      lines.push_back({j.at("loss"), j.contains("skipped")});
+    }
+    return lines;
+  };
+  std::ostringstream messages;
+  std::streambuf* const terminal = std::cerr.rdbuf(messages.rdbuf());
+  train(folder / "whole", text, model, o);
+  std::cerr.rdbuf(terminal);
+  const std::vector<Line> whole = log_of(folder / "whole");
+  REQUIRE(whole.size() == 300);
+  const auto count = std::count_if(whole.begin(), whole.end(), [](const Line& l) { return l.skipped; });
+  CAPTURE(messages.str());
+  CHECK(count >= 1);
+  CHECK(count <= 12);  // the odd text comes up to five times in each of three and a half epochs
+  const auto step =
+      std::find_if(whole.begin(), whole.end(), [](const Line& l) { return l.skipped; }) - whole.begin() + 1;
+  REQUIRE(step <= 300);
+  CHECK(step > 50);
+  CHECK(has(messages.str(), concat("step ", step, ": loss ")));
+  CHECK(has(messages.str(), "far above those before, the step was skipped; its batch: samples "));
+  CHECK(has(messages.str(), concat("samples ", 4 * (step - 1), " to ", 4 * step - 1, ", the first at token ")));
+  CHECK(has(messages.str(), ": \""));  // the text
+  CHECK(has(messages.str(), "\\nline"));
+
+  // The same again from a checkpoint before it; its weights are those of the step before.
+  const int64_t before = (step - 1) / 50 * 50;
+  std::filesystem::create_directories(folder / "again/checkpoints");
+  std::filesystem::copy(folder / ("whole/checkpoints/" + std::to_string(before)),
+                        folder / ("again/checkpoints/" + std::to_string(before)));
+  o.steps = step, o.save_every = 1;
+  train(folder / "again", text, model, o, 3, before);
+  const auto weights = [&](const std::string& run, int64_t at) {
+    return read_file(folder / (run + "/checkpoints/" + std::to_string(at) + "/model.safetensors"));
+  };
+  CHECK(log_of(folder / "again").back().skipped);
+  CHECK(weights("again", step) == weights("again", step - 1));
+  CHECK(weights("again", step - 1) != weights("again", step - 2));
+  o.steps = 300, o.save_every = 50;
+  train(folder / "again", text, model, o, 1, step);
+  CHECK(weights("again", 300) == weights("whole", 300));
+
+  SUBCASE("but not without the guard") {
+    o.guard_deviations = 0;
+    train(folder / "without", text, model, o);
+    for (const Line& line : log_of(folder / "without")) CHECK(!line.skipped);
+  }
+}
+
+TEST_CASE("recipes: the guard accepts what stays, and noise") {
+  const GuardRule rule{6, 50};
+  float statistics[kGuardStatistics] = {};
+  const auto look = [&](double norm, double loss) { return rule.look(norm, loss, statistics); };
+  // A fast fall at the start, then noise, also of norms by a factor of two.
+  for (int i = 0; i < 400; ++i)
+    CHECK(!look(std::exp2(std::sin(i * 1.7)), 3 + 3 * std::exp(-i / 20.0) + 0.1 * std::sin(i * 2.3)));
+  CHECK(!look(3.5, 3.3));
+  CHECK(look(1, 6));
+  CHECK(look(1e3, 3));
+  CHECK(look(1e3, 6));
+  CHECK(!look(1, 3));
+  int skipped = 0;
+  while (look(40, 5) && skipped < 100) ++skipped;
+  CHECK(skipped > 0);
+  CHECK(skipped < 15);
+}
+
+TEST_CASE("recipes: documents packed behind one another are as if apart") {
+  constexpr int64_t kFirst = 7, kSecond = 9, kBoth = kFirst + kSecond;
+  for (const char* kind : {"modern", "relu2"}) {
+    const ModelConfig config = reference::small_config(kind);
+    std::vector<int32_t> tokens = some_tokens(kBoth, config.vocabulary - 1, 1),
+                         targets = some_tokens(kBoth, config.vocabulary, 2);
+    for (int32_t& id : tokens) ++id;
+    tokens[0] = tokens[kFirst] = 0;  // end of text, which opens a document
+    struct Result {
+      std::vector<double> losses;
+      std::map<std::string, std::vector<double>> gradients;
+    };
+    const auto run = [&](int64_t begin, int64_t end, int32_t end_of_text) {
+      const TrainingGraph t = build_training_graph(config, 1, end - begin, {}, 2, {.end_of_text = end_of_text});
+      Running running(t.graph, t.results(), config);
+      running.put(t.tokens, {tokens.begin() + begin, tokens.begin() + end});
+      running.put(t.targets, {targets.begin() + begin, targets.begin() + end});
+      std::fill_n(running.program->data(t.loss_weights), end - begin, 1.0f / kBoth);
+      running.program->run(Phase::forward, Phase::backward);
+      Result r{running.values(t.losses), {}};
+      for (size_t i = 0; i < t.graph.tensors.size(); ++i)
+        if (const Tensor& tensor = t.graph.tensors[i]; tensor.role == Role::gradient && tensor.alias == kNone)
+          r.gradients[tensor.name] = running.values(static_cast<TensorId>(i));
+      return r;
+    };
+    const Result packed = run(0, kBoth, 0), across = run(0, kBoth, -1), first = run(0, kFirst, 0),
+                 second = run(kFirst, kBoth, -1);
+    std::vector<double> apart = first.losses;
+    apart.insert(apart.end(), second.losses.begin(), second.losses.end());
+    CHECK(reference::relative_error(packed.losses, apart) < 2e-6);
+    CHECK(reference::relative_error(across.losses, apart) > 1e-3);
+    CHECK(packed.gradients.size() > parameter_table(config).size());
+    for (const auto& [name, gradient] : packed.gradients) {
+      CAPTURE(name);
+      std::vector<double> sum = first.gradients.at(name);
+      for (size_t i = 0; i < sum.size(); ++i) sum[i] += second.gradients.at(name)[i];
+      CHECK(reference::relative_error(gradient, sum) < 1e-5);
+    }
+  }
+}
+
+TEST_CASE("recipes: attention in long documents is that of each alone") {
+  constexpr int64_t kHeads = 2, kSize = 20, kWidth = 4 * kSize, kTokens = 1100;  // one key-value head
+  const std::vector<int64_t> begins = {0, 30, 31, 700, 768, kTokens};
+  std::vector<int32_t> starts;
+  for (size_t d = 0; d + 1 < begins.size(); ++d)
+    starts.insert(starts.end(), static_cast<size_t>(begins[d + 1] - begins[d]), static_cast<int32_t>(begins[d]));
+  const auto random = [](const char* name, int64_t count) {
+    const std::vector<double> values = reference::random_values(name, count, DType::fp32, -2, 2);
+    return std::vector<float>(values.begin(), values.end());
+  };
+  const std::vector<float> qkv = random("qkv", kTokens * kWidth), d_out = random("d_out", kTokens * kHeads * kSize);
+  struct Result {
+    std::vector<float> out, d_qkv, log_sum_exp;
+  };
+  const auto run = [&](int64_t begin, int64_t end, const int32_t* from, int threads) {
+    ThreadTeam team(threads);
+    const AttentionShape s{1, end - begin, kHeads, 1, kSize};
+    Result r;
+    r.out.resize(static_cast<size_t>((end - begin) * kHeads * kSize));
+    r.d_qkv.resize(static_cast<size_t>((end - begin) * kWidth));
+    r.log_sum_exp.resize(static_cast<size_t>((end - begin) * kHeads));
+    std::vector<float> workspace(
+        static_cast<size_t>(std::max(attention_workspace(s, threads), attention_backward_workspace(s, threads))));
+    attention_forward(team, s, qkv.data() + begin * kWidth, r.out.data(), r.log_sum_exp.data(), workspace.data(), from);
+    attention_backward(team, s, qkv.data() + begin * kWidth, r.out.data(), r.log_sum_exp.data(),
+                       d_out.data() + begin * kHeads * kSize, r.d_qkv.data(), workspace.data(), from);
+    return r;
+  };
+  const Result packed = run(0, kTokens, starts.data(), 2), other = run(0, kTokens, starts.data(), 3);
+  CHECK(packed.out == other.out);
+  CHECK(packed.d_qkv == other.d_qkv);
+  for (size_t d = 0; d + 1 < begins.size(); ++d) {
+    const int64_t begin = begins[d], end = begins[d + 1];
+    const Result alone = run(begin, end, nullptr, 1);
+    const auto same = [&](const std::vector<float>& all, const std::vector<float>& part, int64_t width) {
+      return reference::relative_error({all.begin() + begin * width, all.begin() + end * width},
+                                       {part.begin(), part.end()});
+    };
+    CHECK(same(packed.out, alone.out, kHeads * kSize) < 2e-6);
+    CHECK(same(packed.d_qkv, alone.d_qkv, kWidth) < 4e-6);
+  }
 }

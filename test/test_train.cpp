@@ -1,10 +1,9 @@
-// The training loop: schedules at their ends, rules, spikes, the log, and bit equality of interrupted runs.
+// The training loop: schedules at their ends, rules, the log, and bit equality of interrupted runs.
 #include <doctest/doctest.h>
 
 #include <cmath>
 #include <filesystem>
 #include <fstream>
-#include <limits>
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
@@ -114,17 +113,6 @@ TEST_CASE("settings survive their JSON") {
   CHECK(back.memory_budget == o.memory_budget);
   CHECK(back.warmup == 7);
   CHECK_THROWS_WITH_AS(TrainOptions::parse("{}", "here"), doctest::Contains("here"), Error);
-}
-
-TEST_CASE("spikes and losses that are not finite are told apart from noise") {
-  SpikeWatch watch;
-  for (int i = 0; i < 200; ++i) CHECK(watch.look(3.0 + 0.1 * std::sin(i), 1.0) == SpikeWatch::Verdict::ordinary);
-  CHECK(watch.look(3.3, 1.0) == SpikeWatch::Verdict::ordinary);
-  CHECK(watch.look(6.0, 1.0) == SpikeWatch::Verdict::spike);
-  CHECK(watch.look(std::numeric_limits<double>::quiet_NaN(), 1.0) == SpikeWatch::Verdict::not_finite);
-  CHECK(watch.look(3.0, std::numeric_limits<double>::infinity()) == SpikeWatch::Verdict::not_finite);
-  SpikeWatch falling;  // the fast fall at the start is no spike
-  for (int i = 0; i < 200; ++i) CHECK(falling.look(3 + 3 * std::exp(-i / 20.0), 1.0) == SpikeWatch::Verdict::ordinary);
 }
 
 TEST_CASE("a resumed log drops what will be written again, and half lines") {

@@ -88,6 +88,15 @@ void add_flags(CLI::App& app, Arguments& a) {
   app.add_flag("--zero-projections", o.zero_projections,
                "Projections into the residual stream begin at zero (Zhang et al. 2019)")
       ->group("Recipe");
+  app.add_flag("--document-mask", o.document_mask,
+               "Attention does not cross an end-of-text token, which opens a document")
+      ->group("Recipe");
+  app.add_option("--guard", o.guard_deviations,
+                 "Leave out steps whose loss or gradient norm is more standard deviations above the mean of the last "
+                 "50; 0: only what is not finite")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1e6).description(""))
+      ->group("Recipe");
   app.add_option("--z-loss", o.z_loss, "Weight of log(sum(exp(logits)))^2 in the loss, e.g. 1e-4; 0: none")
       ->check(CLI::Range(0.0, 1e3).description(""))
       ->group("Recipe");
@@ -231,6 +240,7 @@ void train(Arguments& a) {
                               {"--weight-decay", o.weight_decay},
                               {"--grad-clip", o.grad_clip},
                               {"--z-loss", o.z_loss},
+                              {"--guard", o.guard_deviations},
                               {"--val-fraction", o.val_fraction}})
     if (!std::isfinite(value)) fail_usage(flag, " must be a number, not ", value);
   // A trained model goes on from its weights.

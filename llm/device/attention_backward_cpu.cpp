@@ -74,11 +74,13 @@ struct Head {
   const float* log_sum_exp;  // (T)
   float* d_queries;          // rows at d_queries + t * d_stride
   int64_t d_stride;
+  const int32_t* starts;  // (T), or null
 };
 
 // One column of vectors, keys [begin, end): scores become probabilities, and d_scores, which holds dP, becomes dS.
+template <bool kDocuments>
 void softmax_backward_column(float* scores, float* d_scores, int64_t begin, int64_t end, int64_t first_query,
-                             Vec log_sum_exp, Vec row_sum) {
+                             IntVec starts, Vec log_sum_exp, Vec row_sum) {
   for (int64_t key = begin; key < end; ++key) {
     float* at = scores + (key - begin) * kQueryBlock;
     float* d_at = d_scores + (key - begin) * kQueryBlock;
@@ -87,7 +89,8 @@ void softmax_backward_column(float* scores, float* d_scores, int64_t begin, int6
       simd::store(d_at, Vec{});
       continue;
     }
-    const Vec probability = mask(simd::exp(simd::load(at) - log_sum_exp), key, first_query, 0.0f);
+    Vec probability = mask(simd::exp(simd::load(at) - log_sum_exp), key, first_query, 0.0f);
+    if (kDocuments) probability = mask_earlier_documents(probability, key, starts, 0.0f);
     simd::store(at, probability);
     simd::store(d_at, mask(probability * (simd::load(d_at) - row_sum), key, first_query, 0.0f));
   }
@@ -102,6 +105,7 @@ float dot(const float* a, const float* b, int64_t count) {
 }
 
 // Queries [first, first + count) of one head, count <= kQueryBlock.
+template <bool kDocuments>
 void backward_block(const Head& head, int64_t tokens, int64_t first, int64_t count, const Scratch& scratch) {
   const int64_t size = head.queries.size, panel = size * kColumns;
   const float scale = 1.0f / std::sqrt(static_cast<float>(size));
@@ -124,7 +128,8 @@ void backward_block(const Head& head, int64_t tokens, int64_t first, int64_t cou
   const int64_t limit = first + count;
   float* d_keys = scratch.d_keys_values;
   float* d_values = d_keys + tokens * size;
-  for (int64_t key = 0; key < limit; key += kKeyBlock) {
+  const int64_t first_key = kDocuments ? first_key_of(head.starts, first) : 0;
+  for (int64_t key = first_key; key < limit; key += kKeyBlock) {
     const int64_t key_end = std::min(limit, key + kKeyBlock);
     for (int64_t j = 0; j < panels; ++j) {
       const int64_t query = first + j * kColumns, seen = std::min(key_end, query + kColumns);
@@ -136,9 +141,10 @@ void backward_block(const Head& head, int64_t tokens, int64_t first, int64_t cou
       multiply_keys(scratch.value_rows, tokens, key, seen, size, scratch.d_out_panels + j * panel, query, d_scores,
                     kQueryBlock);
       for (int64_t half = 0; half < kColumns; half += kLanes)
-        softmax_backward_column(scores + half, d_scores + half, key, seen, query + half,
-                                simd::load(log_sum_exp + j * kColumns + half),
-                                simd::load(row_sum + j * kColumns + half));
+        softmax_backward_column<kDocuments>(scores + half, d_scores + half, key, seen, query + half,
+                                            kDocuments ? starts_of(head.starts, query + half, limit) : IntVec{},
+                                            simd::load(log_sum_exp + j * kColumns + half),
+                                            simd::load(row_sum + j * kColumns + half));
     }
     for_panels(key, key_end, [&](int64_t row, int64_t rows) {
       const int64_t skipped = std::max<int64_t>(0, row - first);  // queries before the panel's first key
@@ -154,7 +160,8 @@ void backward_block(const Head& head, int64_t tokens, int64_t first, int64_t cou
       const int64_t seen = std::min(key_end, first + i + rows) - key;
       if (seen > 0)
         multiply_channels<1>(rows, seen, scratch.d_scores + i, kQueryBlock, scratch.key_columns + key * kColumns,
-                             tokens, size, head.d_queries + (first + i) * head.d_stride, head.d_stride, key > 0);
+                             tokens, size, head.d_queries + (first + i) * head.d_stride, head.d_stride,
+                             key > first_key);
     });
   }
 }
@@ -168,7 +175,8 @@ int64_t attention_backward_workspace(const AttentionShape& s, int threads) {
 }
 
 void attention_backward(ThreadTeam& threads, const AttentionShape& s, const float* qkv, const float* out,
-                        const float* log_sum_exp, const float* d_out, float* d_qkv, float* workspace) {
+                        const float* log_sum_exp, const float* d_out, float* d_qkv, float* workspace,
+                        const int32_t* starts) {
   const int64_t T = s.tokens, D = s.head_size, group = s.heads / s.kv_heads;
   const int64_t stride = (s.heads + 2 * s.kv_heads) * D, out_stride = s.heads * D;
   const int64_t splits = query_splits(s), kv_heads = s.batch * s.kv_heads, items = kv_heads * splits;
@@ -207,9 +215,11 @@ void attention_backward(ThreadTeam& threads, const AttentionShape& s, const floa
                            rows(d_out, out_stride, head),
                            log_sum_exp + (batch * s.heads + head) * T,
                            d_qkv + batch * T * stride + head * D,
-                           stride};
+                           stride,
+                           starts ? starts + batch * T : nullptr};
         for (int64_t first = split * kQueryBlock; first < T; first += splits * kQueryBlock)
-          backward_block(task, T, first, std::min(kQueryBlock, T - first), scratch);
+          (starts ? backward_block<true> : backward_block<false>)(task, T, first, std::min(kQueryBlock, T - first),
+                                                                  scratch);
       }
       if (splits == 1) store(kv, scratch.d_keys_values, 1, 0, T);
     }

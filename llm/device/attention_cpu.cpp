@@ -27,6 +27,7 @@ struct HeadTask {
   int64_t out_stride;
   float* log_sum_exp;  // of query t at [t], or nullptr
   int64_t position;
+  const int32_t* starts = nullptr;  // of query t at [t]
 };
 
 struct ForwardScratch {
@@ -46,14 +47,17 @@ struct ForwardScratch {
 
 // exp(score - maximum) in place for one column of vectors of the tile, keys [begin, end). Updates the running maximum
 // and sum of each query; returns what the earlier sums must be multiplied by.
-Vec softmax_column(float* scores, int64_t begin, int64_t end, int64_t first_query, Vec& maximum, Vec& sum) {
+template <bool kDocuments>
+Vec softmax_column(float* scores, int64_t begin, int64_t end, int64_t first_query, IntVec starts, Vec& maximum,
+                   Vec& sum) {
   Vec block_maximum = maximum;
   for (int64_t key = begin; key < end; ++key) {
     float* at = scores + (key - begin) * kColumns;
     // Rows that no query of this column may see were never computed.
     Vec v = key >= first_query + kLanes ? simd::broadcast(kMinusInfinity)
                                         : mask(simd::load(at), key, first_query, kMinusInfinity);
-    if (key > first_query) simd::store(at, v);
+    if (kDocuments) v = mask_earlier_documents(v, key, starts, kHidden);
+    if (kDocuments || key > first_query) simd::store(at, v);
     block_maximum = simd::max(block_maximum, v);
   }
   const Vec scale = simd::exp(maximum - block_maximum);
@@ -70,25 +74,30 @@ Vec softmax_column(float* scores, int64_t begin, int64_t end, int64_t first_quer
 }
 
 // Queries [begin, end), at most kColumns, with keys and values packed up to the last of them.
+template <bool kDocuments>
 void forward_tile(const HeadTask& task, int64_t begin, int64_t end, int64_t key_count, const ForwardScratch& scratch) {
   const int64_t size = task.queries.size, count = end - begin, first = task.position + begin, limit = first + count;
   microkernel::pack_columns(true, task.queries.row(begin), task.queries.stride, count, size, scratch.queries,
                             1.0f / std::sqrt(static_cast<float>(size)));
   Vec maximum[2] = {simd::broadcast(kMinusInfinity), simd::broadcast(kMinusInfinity)}, sum[2] = {};
   alignas(64) float factors[kColumns];
-  for (int64_t key = 0; key < limit; key += kKeyBlock) {
+  IntVec starts[2] = {};
+  if (kDocuments)
+    for (int j = 0; j < 2; ++j) starts[j] = starts_of(task.starts, begin + j * kLanes, end);
+  const int64_t first_key = kDocuments ? first_key_of(task.starts, begin) : 0;
+  for (int64_t key = first_key; key < limit; key += kKeyBlock) {
     const int64_t key_end = std::min(limit, key + kKeyBlock);
     multiply_keys(scratch.keys, key_count, key, key_end, size, scratch.queries, first, scratch.scores, kColumns);
     for (int j = 0; j < 2; ++j)
-      simd::store(factors + j * kLanes,
-                  softmax_column(scratch.scores + j * kLanes, key, key_end, first + j * kLanes, maximum[j], sum[j]));
-    if (key > 0)
+      simd::store(factors + j * kLanes, softmax_column<kDocuments>(scratch.scores + j * kLanes, key, key_end,
+                                                                   first + j * kLanes, starts[j], maximum[j], sum[j]));
+    if (key > first_key)
       for (int64_t i = 0; i < count * size; ++i) scratch.sums[i] *= factors[i / size];
     for_panels(0, count, [&](int64_t i, int64_t rows) {
       const int64_t seen = std::min(key_end, first + i + rows) - key;  // the others have probability 0
       if (seen > 0)
         multiply_channels<1>(rows, seen, scratch.scores + i, kColumns, scratch.values + key * kColumns, key_count, size,
-                             scratch.sums + i * size, size, key > 0);
+                             scratch.sums + i * size, size, key > first_key);
     });
   }
   for (int j = 0; j < 2; ++j) simd::store(factors + j * kLanes, simd::broadcast(1.0f) / sum[j]);
@@ -130,7 +139,8 @@ void forward_all(ThreadTeam& threads, const AttentionShape& s, int64_t position,
       for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
         const HeadTask task = make_task(batch, head);
         for (int64_t query = begin; query < end; query += kColumns)
-          forward_tile(task, query, std::min(end, query + kColumns), key_count, scratch);
+          (task.starts ? forward_tile<true> : forward_tile<false>)(task, query, std::min(end, query + kColumns),
+                                                                   key_count, scratch);
       }
     }
   });
@@ -242,7 +252,7 @@ int64_t attention_workspace(const AttentionShape& s, int threads) {
 }
 
 void attention_forward(ThreadTeam& threads, const AttentionShape& s, const float* qkv, float* out, float* log_sum_exp,
-                       float* workspace) {
+                       float* workspace, const int32_t* starts) {
   const int64_t stride = (s.heads + 2 * s.kv_heads) * s.head_size, group = s.heads / s.kv_heads;
   forward_all(threads, s, 0, workspace, [&](int64_t batch, int64_t head) {
     const auto rows = [&](int64_t column) {
@@ -255,7 +265,8 @@ void attention_forward(ThreadTeam& threads, const AttentionShape& s, const float
                     out + (batch * s.tokens * s.heads + head) * s.head_size,
                     s.heads * s.head_size,
                     log_sum_exp + (batch * s.heads + head) * s.tokens,
-                    0};
+                    0,
+                    starts ? starts + batch * s.tokens : nullptr};
   });
 }
 

@@ -24,6 +24,10 @@ using simd::Vec;
 inline constexpr int kPanelRows = kLanes == 16 ? 8 : kLanes == 8 ? 6 : 4;
 inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
+// Of a key in an earlier document, where a maximum is still to be found: finite, so that a difference of two is no NaN. What
+// is made of it is multiplied by 0 when the query's own document comes.
+inline constexpr float kHidden = -1e30f;
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 inline float* aligned(float* p) { return reinterpret_cast<float*>(round_up(reinterpret_cast<intptr_t>(p), 64)); }
@@ -97,6 +101,23 @@ inline Vec mask(Vec v, int64_t key, int64_t first_query, float replacement) {
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; ++i) lane[i] = i;
   return lane >= static_cast<int32_t>(std::min<int64_t>(key - first_query, kLanes)) ? v : simd::broadcast(replacement);
+}
+
+// Where the documents of kLanes queries begin, those from `query` on; of those from `end` on, which do not exist, at 0.
+inline IntVec starts_of(const int32_t* starts, int64_t query, int64_t end) {
+  IntVec v{};
+  for (int i = 0; i < kLanes && query + i < end; ++i) v[i] = starts[query + i];
+  return v;
+}
+
+// Of the queries whose documents begin after the key: those are replaced.
+inline Vec mask_earlier_documents(Vec v, int64_t key, IntVec starts, float replacement) {
+  return starts <= static_cast<int32_t>(key) ? v : simd::broadcast(replacement);
+}
+
+// The first key that queries from `query` on see, as a multiple of kColumns.
+inline int64_t first_key_of(const int32_t* starts, int64_t query) {
+  return starts ? starts[query] / kColumns * kColumns : 0;
 }
 
 }  // namespace llm::attention

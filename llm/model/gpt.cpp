@@ -18,8 +18,10 @@ class Builder {
   }
 
   // tokens (B, T) -> the final norm's output (B, T, C)
-  TensorId body(TensorId tokens) {
+  TensorId body(TensorId tokens, int32_t end_of_text = -1) {
     const Shape s = g_.shape(tokens);
+    if (end_of_text >= 0)
+      starts_ = g_.add("document_starts", {{"end_of_text", number(end_of_text)}}, {tokens}, "document_starts")[0];
     if (!capacity_ && s[1] > c_.context)
       fail("a sequence of ", s[1], " tokens is longer than the context of ", c_.context);
     std::vector<TensorId> inputs = {tokens, parameter("token_embedding.weight")};
@@ -80,7 +82,9 @@ class Builder {
       const TensorId values = g_.add_tensor(name + "values", stored, cache, Role::state);
       attended = g_.add("attention_cached", heads, {qkv, keys, values}, name + "attention")[0];
     } else {
-      attended = g_.add("attention", heads, {qkv}, name + "attention")[0];
+      std::vector<TensorId> inputs = {qkv};
+      if (starts_ != kNone) inputs.push_back(starts_);
+      attended = g_.add("attention", heads, inputs, name + "attention")[0];
     }
     x = g_.add("add", {}, {x, linear(attended, name + "attention_out")}, name + "attention_sum")[0];
 
@@ -111,7 +115,7 @@ class Builder {
   const ModelConfig& c_;
   DType dtype_;
   int64_t capacity_;
-  TensorId angles_ = kNone;
+  TensorId angles_ = kNone, starts_ = kNone;
 };
 
 TensorId add_input(Graph& g, const char* name, DType dtype, int64_t batch, int64_t tokens) {
@@ -128,23 +132,25 @@ TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int
   t.tokens = add_input(g, "tokens", DType::int32, batch, tokens);
   t.targets = add_input(g, "targets", DType::int32, batch, tokens);
   t.loss_weights = add_input(g, "loss_weights", DType::fp32, batch, tokens);
-  t.losses = builder.losses(builder.body(t.tokens), t.targets, recipe.z_loss);
+  t.losses = builder.losses(builder.body(t.tokens, recipe.end_of_text), t.targets, recipe.z_loss);
   t.loss = g.add("mean_loss", {}, {t.losses, t.loss_weights}, "loss")[0];
   const Gradients gradients = differentiate(g, {{t.losses, t.loss_weights}});
 
   const std::vector<Parameter> table = parameter_table(config);
   std::vector<TensorId> all;
   for (const Parameter& p : table) all.push_back(gradients.of(g.find(p.name)));
-  t.gradient_norm = add_optimizer(g, table, all, options, target);
+  const StepNorms norms = add_optimizer(g, table, all, t.loss, options, target);
+  t.gradient_norm = norms.gradient, t.guarded_norm = norms.guarded;
   return t;
 }
 
-EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, const Target& target) {
+EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, const Target& target,
+                                       int32_t end_of_text) {
   EvaluationGraph e;
   Builder builder(e.graph, config, target);
   e.tokens = add_input(e.graph, "tokens", DType::int32, batch, tokens);
   e.targets = add_input(e.graph, "targets", DType::int32, batch, tokens);
-  e.losses = builder.losses(builder.body(e.tokens), e.targets, 0);
+  e.losses = builder.losses(builder.body(e.tokens, end_of_text), e.targets, 0);
   return e;
 }
 

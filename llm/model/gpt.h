@@ -11,28 +11,31 @@ namespace llm {
 
 // What a training run may add to the model's forward pass; a trained model does without.
 struct RecipeOptions {
-  double z_loss = 0;  // the weight of log(sum(exp(logits)))^2 in the losses (Chowdhery et al. 2022, "PaLM")
+  double z_loss = 0;         // the weight of log(sum(exp(logits)))^2 in the losses (Chowdhery et al. 2022, "PaLM")
+  int32_t end_of_text = -1;  // the token between documents across which there is no attention; -1: all is one
 };
 
 // Forward, backward and optimizer. Inputs: tokens and targets (B, T) int32, loss_weights (B, T): the weight of each
 // token's loss in the step's mean (1 / tokens of the step, 0 for targets that do not count). Results: the losses (B, T) of
-// the micro-step, loss (1), their weighted sum over the micro-steps so far, and the gradients' norm (1).
+// the micro-step, loss (1), their weighted sum over the micro-steps so far, the gradients' norm (1), and the guarded norm (1),
+// which is not finite when the step was left out.
 struct TrainingGraph {
   Graph graph;
-  TensorId tokens, targets, loss_weights, losses, loss, gradient_norm;
-  std::vector<TensorId> results() const { return {losses, loss, gradient_norm}; }
+  TensorId tokens, targets, loss_weights, losses, loss, gradient_norm, guarded_norm;
+  std::vector<TensorId> results() const { return {losses, loss, gradient_norm, guarded_norm}; }
 };
 TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int64_t tokens,
                                    const OptimizerOptions& options, const Target& target,
                                    const RecipeOptions& recipe = {});
 
-// Forward alone, to the losses (B, T) of each token.
+// Forward alone, to the losses (B, T) of each token; `end_of_text` as in RecipeOptions.
 struct EvaluationGraph {
   Graph graph;
   TensorId tokens, targets, losses;
   std::vector<TensorId> results() const { return {losses}; }
 };
-EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, const Target& target);
+EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, const Target& target,
+                                       int32_t end_of_text = -1);
 
 // Forward of `tokens` new tokens onto a key-value cache of `capacity` positions (state tensors "layers.N.keys" and
 // "layers.N.values", (B, capacity, K, D)); logits (B, 1, V) of the last one. StepState::position is the cache's fill.

@@ -17,6 +17,7 @@ constexpr std::array<std::array<double, 3>, 5> kPolarExpress = {{
     {3.285753657755655, -2.3681294933425376, 0.46449024233003106},
     {2.3465413258596377, -1.7097828382687081, 0.42323551169305323},
 }};
+constexpr double kGuardAfter = 50;   // steps: before, too little is known
 constexpr double kUpdateSize = 0.2;  // root mean square of an update's elements, in learning rates; AdamW's lies there
 
 bool takes_muon(const Parameter& p, OptimizerKind kind) {
@@ -29,8 +30,13 @@ class Builder {
           const OptimizerOptions& options, const Target& target)
       : g_(graph), table_(table), gradients_(gradients), o_(options), bf16_(target.dtype == DType::bf16) {}
 
-  TensorId run() {
-    norm_ = g_.add("gradient_norm", {}, gradients_, "gradient_norm")[0];
+  StepNorms run(TensorId loss) {
+    const TensorId norm = norm_ = g_.add("gradient_norm", {}, gradients_, "gradient_norm")[0];
+    if (o_.guard_deviations > 0) {
+      const TensorId statistics = g_.add_tensor(kGuardState, DType::fp32, {kGuardStatistics}, Role::state);
+      norm_ = g_.add("step_guard", {{"deviations", o_.guard_deviations}, {"after", kGuardAfter}},
+                     {norm, loss, statistics}, "guarded_norm")[0];
+    }
     for (const bool decay : {true, false}) adamw(decay);
     // The matrices of one block at a time: few nodes, and little memory between them.
     for (size_t i = 0; i < table_.size();) {
@@ -40,7 +46,7 @@ class Builder {
         if (takes_muon(table_[i], o_.kind)) matrices.push_back(i);
       if (!matrices.empty()) muon(matrices, concat("layers.", layer, ".step"));
     }
-    return norm_;
+    return {norm, norm_};
   }
 
  private:
@@ -155,10 +161,10 @@ std::vector<StateTensor> optimizer_state(const std::vector<Parameter>& table, Op
   return result;
 }
 
-TensorId add_optimizer(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
-                       const OptimizerOptions& options, const Target& target) {
+StepNorms add_optimizer(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
+                        TensorId loss, const OptimizerOptions& options, const Target& target) {
   graph.phase = Phase::optimizer;
-  return Builder(graph, table, gradients, options, target).run();
+  return Builder(graph, table, gradients, options, target).run(loss);
 }
 
 }  // namespace llm

@@ -12,6 +12,7 @@
 
 #include "llm/graph/graph.h"
 #include "llm/model/parameters.h"
+#include "llm/ops/step_guard.h"
 
 namespace llm {
 
@@ -25,7 +26,13 @@ struct OptimizerOptions {
   double grad_clip = 1.0;  // 0: none
   OptimizerKind kind = OptimizerKind::adamw;
   double momentum = 0.95;  // Muon's
+  // Steps whose loss or gradient norm lies more standard deviations above its running mean are left out (step_guard.cpp); 0:
+  // only those that are not finite.
+  double guard_deviations = 0;
 };
+
+// step_guard's statistics (kGuardStatistics): a state tensor of the training graph, where it has a guard.
+inline constexpr char kGuardState[] = "step_guard.statistics";
 
 // The fp32 master of a bf16 parameter: a state tensor of the training graph.
 inline std::string master_of(const std::string& parameter) { return parameter + ".master"; }
@@ -35,11 +42,15 @@ struct StateTensor {
   std::string name;
   Shape shape;
 };
-// All but the masters, in the parameters' order: what a checkpoint holds beside the parameters.
+// All but masters and guard, in the parameters' order: what a checkpoint holds beside the parameters.
 std::vector<StateTensor> optimizer_state(const std::vector<Parameter>& table, OptimizerKind kind);
 
-// Appends the nodes that step all parameters; `gradients` are in the table's order. Gives the gradients' norm (1).
-TensorId add_optimizer(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
-                       const OptimizerOptions& options, const Target& target);
+struct StepNorms {
+  TensorId gradient;  // (1)
+  TensorId guarded;   // (1), not finite when the step is left out; without a guard the same
+};
+// Appends the nodes that step all parameters; `gradients` are in the table's order, `loss` (1) is what the guard looks at.
+StepNorms add_optimizer(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
+                        TensorId loss, const OptimizerOptions& options, const Target& target);
 
 }  // namespace llm

@@ -1,7 +1,7 @@
 // attention: causal self-attention with grouped queries on packed q, k, v; the CPU kernels are in device/attention_cpu.
-//   attention: qkv (B, T, (H + 2 K) D) -> out (B, T, H D), log_sum_exp (B, H, T)
+//   attention: qkv (B, T, (H + 2 K) D), [document starts (B, T) int32] -> out (B, T, H D), log_sum_exp (B, H, T)
 //   attention_cached, for inference: qkv of T new tokens, key cache and value cache (B, capacity, K, D) -> out, caches
-// Attributes: heads H, kv_heads K, head_size D.
+// Attributes: heads H, kv_heads K, head_size D. With document starts (document_starts.cpp) a token sees its own document alone.
 #include "llm/device/attention_cpu.h"
 
 #include "llm/graph/autodiff.h"
@@ -21,10 +21,17 @@ AttentionShape shape_of(const Graph& g, const Node& node, TensorId qkv) {
   return shape;
 }
 
+void check_starts(const Graph& g, TensorId starts, const AttentionShape& s) {
+  const Shape expected = {s.batch, s.tokens};
+  if (starts != kNone && g.shape(starts) != expected)
+    fail("attention: the document starts must be ", expected.text(), ", not ", g.shape(starts).text());
+}
+
 size_t floats(int64_t count) { return static_cast<size_t>(count) * 4; }
 
 void infer(Graph& g, Node& node) {
   const AttentionShape s = shape_of(g, node, node.inputs[0]);
+  check_starts(g, node.input(1), s);
   g.add_output(node, "", g.dtype(node.inputs[0]), {s.batch, s.tokens, s.heads * s.head_size});
   g.add_output(node, "log_sum_exp", DType::fp32, {s.batch, s.heads, s.tokens});
   g.set_workspace(
@@ -32,12 +39,13 @@ void infer(Graph& g, Node& node) {
 }
 
 void backward(Graph& g, const Node& node, Gradients& gradients) {
-  const auto d = g.add("attention_backward", node.attributes,
-                       {gradients.of(node.outputs[0]), node.inputs[0], node.outputs[0], node.outputs[1]});
+  std::vector<TensorId> inputs = {gradients.of(node.outputs[0]), node.inputs[0], node.outputs[0], node.outputs[1]};
+  if (node.input(1) != kNone) inputs.push_back(node.inputs[1]);
+  const auto d = g.add("attention_backward", node.attributes, inputs);
   gradients.contribute(node.inputs[0], d[0]);
 }
 
-// Two products of T x T x D a head, half of each below the diagonal.
+// Two products of T x T x D a head, half of each below the diagonal. How much of it documents leave out, only the data say.
 Cost cost(const Graph& g, const Node& node) {
   const AttentionShape s = shape_of(g, node, node.inputs[0]);
   const double pairs = 0.5 * static_cast<double>(s.batch * s.heads * s.tokens) * static_cast<double>(s.tokens + 1);
@@ -46,10 +54,10 @@ Cost cost(const Graph& g, const Node& node) {
 
 void cpu(const KernelCall& call) {
   attention_forward(call.threads, shape_of(call.graph, call.node, call.node.inputs[0]), call.in(0), call.out(0),
-                    call.out(1), call.workspace());
+                    call.out(1), call.workspace(), call.in_int(1));
 }
 
-// (d_out, qkv, out, log_sum_exp) -> d_qkv
+// (d_out, qkv, out, log_sum_exp, [document starts]) -> d_qkv
 void infer_backward(Graph& g, Node& node) {
   const AttentionShape s = shape_of(g, node, node.inputs[1]);
   g.add_output(node, "qkv", g.dtype(node.inputs[1]), g.shape(node.inputs[1]));
@@ -66,7 +74,7 @@ Cost backward_cost(const Graph& g, const Node& node) {
 
 void cpu_backward(const KernelCall& call) {
   attention_backward(call.threads, shape_of(call.graph, call.node, call.node.inputs[1]), call.in(1), call.in(2),
-                     call.in(3), call.in(0), call.out(0), call.workspace());
+                     call.in(3), call.in(0), call.out(0), call.workspace(), call.in_int(4));
 }
 
 void infer_cached(Graph& g, Node& node) {

@@ -70,6 +70,18 @@ struct PackedHeads {
   float scale() const { return 1 / std::sqrt(static_cast<float>(head_size)); }
 };
 
+// Where the documents of a row of a batch begin. Without documents it is all one, and costs nothing.
+template <bool kDocuments>
+struct DocumentStarts {
+  const int32_t* starts;  // of the row
+  int tokens;
+
+  LLM_HOST_DEVICE DocumentStarts(const int32_t* all, int64_t batch, int row_tokens)
+      : starts(kDocuments ? all + batch * row_tokens : nullptr), tokens(row_tokens) {}
+  // Of tokens beyond the row's end: 0.
+  LLM_HOST_DEVICE int of(int token) const { return kDocuments && token < tokens ? starts[token] : 0; }
+};
+
 AttentionShape attention_shape(const KernelCall& call, size_t qkv);  // from the attributes and input `qkv`
 
 // Arithmetic in fp32, head sizes up to kPlainHeadSize.

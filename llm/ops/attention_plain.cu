@@ -19,11 +19,12 @@ struct ForwardShared {
   ScoreTile<kTile> p;
 };
 
-// qkv (B, T, (H + 2 K) D) -> out (B, T, H D), log_sum_exp (B, H, T). Grid (B H, tiles of queries, the longest first).
-template <class T, int kTile, int kHead>
+// qkv (B, T, (H + 2 K) D), starts (B, T) -> out (B, T, H D), log_sum_exp (B, H, T). Grid (B H, tiles of queries, the
+// longest first). kDocuments: a query sees no key before its start; otherwise `starts` is not used.
+template <class T, int kTile, int kHead, bool kDocuments>
 __global__ void __launch_bounds__(kThreads)
-    forward_kernel(PackedHeads heads, float scale, bool packed, const T* __restrict__ qkv, T* __restrict__ out,
-                   float* __restrict__ log_sum_exp) {
+    forward_kernel(PackedHeads heads, float scale, bool packed, const T* __restrict__ qkv,
+                   const int32_t* __restrict__ starts, T* __restrict__ out, float* __restrict__ log_sum_exp) {
   constexpr int kRows = kTile / kSide;
   auto& shared = simt::shared_memory<ForwardShared<kTile, kHead>>();
   const int head = static_cast<int>(blockIdx.x) % heads.heads, kv_head = head / heads.group();
@@ -37,8 +38,12 @@ __global__ void __launch_bounds__(kThreads)
   float largest[kRows], sum[kRows], accumulated[kRows][kHead / kSide] = {};
 #pragma unroll
   for (int i = 0; i < kRows; ++i) largest[i] = -INFINITY, sum[i] = 0;
+  const DocumentStarts<kDocuments> documents(starts, batch, heads.tokens);
+  int row_start[kRows];
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) row_start[i] = documents.of(first_query + y + kSide * i);
 
-  for (int first_key = 0; first_key <= first_query; first_key += kTile) {
+  for (int first_key = documents.of(first_query) / kTile * kTile; first_key <= first_query; first_key += kTile) {
     __syncthreads();
     load_tile<T, kTile, kHead>(shared.keys_then_values, sequence + heads.key(kv_head), heads.width(), first_key,
                                heads.tokens, heads.head_size, packed);
@@ -50,18 +55,21 @@ __global__ void __launch_bounds__(kThreads)
       float row_largest = largest[i];
 #pragma unroll
       for (int j = 0; j < kRows; ++j) {
-        s[i][j] = first_key + x + kSide * j <= first_query + y + kSide * i ? s[i][j] * scale : -INFINITY;
+        const int key = first_key + x + kSide * j;
+        const bool seen = key <= first_query + y + kSide * i && (!kDocuments || key >= row_start[i]);
+        s[i][j] = seen ? s[i][j] * scale : -INFINITY;
         row_largest = fmaxf(row_largest, s[i][j]);
       }
-      row_largest = max_over_x(row_largest);  // finite: key 0 is seen by all
-      const float correction = expf(largest[i] - row_largest);
+      row_largest = max_over_x(row_largest);                                         // finite: key 0 is seen by all, or
+      const float shift = kDocuments && row_largest == -INFINITY ? 0 : row_largest;  // the document has not begun
+      const float correction = expf(largest[i] - shift);
       largest[i] = row_largest;
       sum[i] *= correction;
 #pragma unroll
       for (int c = 0; c < kHead / kSide; ++c) accumulated[i][c] *= correction;
 #pragma unroll
       for (int j = 0; j < kRows; ++j) {
-        s[i][j] = expf(s[i][j] - row_largest);
+        s[i][j] = expf(s[i][j] - shift);
         sum[i] += s[i][j];
       }
     }
@@ -92,8 +100,9 @@ void forward(const KernelCall& call) {
   T* out = call.out<T>(0);
   const bool packed = simt::packs(qkv, s.head_size) && simt::packs(out, s.head_size);
   simt::launch(call.cuda->stream(), grid_of(s.batch * s.heads, s.tokens, kTile), dim3(kThreads),
-               sizeof(ForwardShared<kTile, kHead>), forward_kernel<T, kTile, kHead>, heads, heads.scale(), packed, qkv,
-               out, call.out(1));
+               sizeof(ForwardShared<kTile, kHead>),
+               call.has_input(1) ? forward_kernel<T, kTile, kHead, true> : forward_kernel<T, kTile, kHead, false>,
+               heads, heads.scale(), packed, qkv, call.in_int(1), out, call.out(1));
 }
 
 }  // namespace

@@ -20,13 +20,13 @@ struct BackwardShared {
   ScoreTile<kTile> p;
 };
 
-// d_out, out (B, T, H D), qkv (B, T, (H + 2 K) D), log_sum_exp (B, H, T) -> d_qkv's query heads, delta (B, H, T).
-// Grid as the forward kernel's.
-template <class T, int kTile, int kHead>
+// d_out, out (B, T, H D), qkv (B, T, (H + 2 K) D), log_sum_exp (B, H, T), starts (B, T) -> d_qkv's query heads,
+// delta (B, H, T). Grid and kDocuments as the forward kernel's.
+template <class T, int kTile, int kHead, bool kDocuments>
 __global__ void __launch_bounds__(kThreads)
     query_gradient_kernel(PackedHeads heads, float scale, bool packed, const T* __restrict__ d_out,
                           const T* __restrict__ qkv, const T* __restrict__ out, const float* __restrict__ log_sum_exp,
-                          T* __restrict__ d_qkv, float* __restrict__ delta) {
+                          const int32_t* __restrict__ starts, T* __restrict__ d_qkv, float* __restrict__ delta) {
   constexpr int kRows = kTile / kSide;
   auto& shared = simt::shared_memory<BackwardShared<kTile, kHead>>();
   const int head = static_cast<int>(blockIdx.x) % heads.heads, kv_head = head / heads.group();
@@ -62,7 +62,11 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
 
-  for (int first_key = 0; first_key <= first_query; first_key += kTile) {
+  const DocumentStarts<kDocuments> documents(starts, batch, heads.tokens);
+  int row_start[kRows];
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) row_start[i] = documents.of(first_query + y + kSide * i);
+  for (int first_key = documents.of(first_query) / kTile * kTile; first_key <= first_query; first_key += kTile) {
     __syncthreads();
     load_tile<T, kTile, kHead>(shared.keys, sequence + heads.key(kv_head), heads.width(), first_key, heads.tokens,
                                heads.head_size, packed);
@@ -76,7 +80,8 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < kRows; ++i)
 #pragma unroll
       for (int j = 0; j < kRows; ++j) {
-        const bool seen = first_key + x + kSide * j <= first_query + y + kSide * i;
+        const int key = first_key + x + kSide * j;
+        const bool seen = key <= first_query + y + kSide * i && (!kDocuments || key >= row_start[i]);
         const float p = seen ? expf(s[i][j] * scale - row_log_sum_exp[i]) : 0;
         s[i][j] = p * (dp[i][j] - row_delta[i]);
       }
@@ -93,13 +98,14 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// d_out (B, T, H D), qkv (B, T, (H + 2 K) D), log_sum_exp, delta (B, H, T) -> d_qkv's key and value heads: sums over the
+// d_out (B, T, H D), qkv (B, T, (H + 2 K) D), log_sum_exp, delta (B, H, T), starts (B, T) -> d_qkv's key and value heads: sums over the
 // group's query heads, in order. Grid (B K, tiles of keys, the longest first). Scores stand transposed: keys are the rows.
-template <class T, int kTile, int kHead>
+template <class T, int kTile, int kHead, bool kDocuments>
 __global__ void __launch_bounds__(kThreads)
     key_value_gradient_kernel(PackedHeads heads, float scale, bool packed, const T* __restrict__ d_out,
                               const T* __restrict__ qkv, const float* __restrict__ log_sum_exp,
-                              const float* __restrict__ delta, T* __restrict__ d_qkv) {
+                              const float* __restrict__ delta, const int32_t* __restrict__ starts,
+                              T* __restrict__ d_qkv) {
   constexpr int kRows = kTile / kSide;
   auto& shared = simt::shared_memory<BackwardShared<kTile, kHead>>();
   const int kv_head = static_cast<int>(blockIdx.x) % heads.kv_heads;
@@ -113,11 +119,13 @@ __global__ void __launch_bounds__(kThreads)
   load_tile<T, kTile, kHead>(shared.values, sequence + heads.value(kv_head), heads.width(), first_key, heads.tokens,
                              heads.head_size, packed);
   float key_gradient[kRows][kHead / kSide] = {}, value_gradient[kRows][kHead / kSide] = {};
+  const DocumentStarts<kDocuments> documents(starts, batch, heads.tokens);
 
   for (int head = kv_head * heads.group(); head < (kv_head + 1) * heads.group(); ++head) {
     const T* const d_outs = d_out + batch * heads.tokens * heads.out_width() + heads.query(head);
     const int64_t of_statistic = (batch * heads.heads + head) * heads.tokens;
     for (int first_query = first_key; first_query < heads.tokens; first_query += kTile) {
+      if (documents.of(first_query) >= first_key + kTile) break;  // this and all later documents begin behind the keys
       __syncthreads();
       load_tile<T, kTile, kHead>(shared.queries, sequence + heads.query(head), heads.width(), first_query, heads.tokens,
                                  heads.head_size, packed);
@@ -131,13 +139,15 @@ __global__ void __launch_bounds__(kThreads)
       for (int j = 0; j < kRows; ++j) {
         const int query = first_query + x + kSide * j;
         float column_log_sum_exp = INFINITY, column_delta = 0;
+        const int start = documents.of(query);
         if (simt::in_bounds(query < heads.tokens)) {
           column_log_sum_exp = log_sum_exp[of_statistic + query];
           column_delta = delta[of_statistic + query];
         }
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
-          const bool seen = first_key + y + kSide * i <= query;
+          const int key = first_key + y + kSide * i;
+          const bool seen = key <= query && (!kDocuments || key >= start);
           p[i][j] = seen ? expf(p[i][j] * scale - column_log_sum_exp) : 0;
           ds[i][j] = p[i][j] * (ds[i][j] - column_delta);
         }
@@ -162,23 +172,29 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <class T, int kTile, int kHead>
-void backward(const KernelCall& call) {
+template <class T, int kTile, int kHead, bool kDocuments>
+void backward_of(const KernelCall& call) {
   const AttentionShape s = attention_shape(call, 1);
   const PackedHeads heads(s);
   const T *d_out = call.in<T>(0), *qkv = call.in<T>(1), *out = call.in<T>(2);
   const float* log_sum_exp = call.in(3);
+  const int32_t* starts = call.in_int(4);
   T* d_qkv = call.out<T>(0);
   auto* delta = call.workspace();
   const bool packed = simt::packs(d_out, s.head_size) && simt::packs(qkv, s.head_size) &&
                       simt::packs(out, s.head_size) && simt::packs(d_qkv, s.head_size);
   constexpr size_t kShared = sizeof(BackwardShared<kTile, kHead>);
   simt::launch(call.cuda->stream(), grid_of(s.batch * s.heads, s.tokens, kTile), dim3(kThreads), kShared,
-               query_gradient_kernel<T, kTile, kHead>, heads, heads.scale(), packed, d_out, qkv, out, log_sum_exp,
-               d_qkv, delta);
+               query_gradient_kernel<T, kTile, kHead, kDocuments>, heads, heads.scale(), packed, d_out, qkv, out,
+               log_sum_exp, starts, d_qkv, delta);
   simt::launch(call.cuda->stream(), grid_of(s.batch * s.kv_heads, s.tokens, kTile), dim3(kThreads), kShared,
-               key_value_gradient_kernel<T, kTile, kHead>, heads, heads.scale(), packed, d_out, qkv, log_sum_exp, delta,
-               d_qkv);
+               key_value_gradient_kernel<T, kTile, kHead, kDocuments>, heads, heads.scale(), packed, d_out, qkv,
+               log_sum_exp, delta, starts, d_qkv);
+}
+
+template <class T, int kTile, int kHead>
+void backward(const KernelCall& call) {
+  call.has_input(4) ? backward_of<T, kTile, kHead, true>(call) : backward_of<T, kTile, kHead, false>(call);
 }
 
 }  // namespace

@@ -37,9 +37,15 @@ struct RunningSoftmax {
       for (int half = 0; half < 2; ++half) largest[m][half] = -INFINITY, sum[m][half] = 0;
   }
 
+  // Of nothing but masked scores the largest is -infinity: from it, differences would be NaN.
+  template <bool kMayBeEmpty>
+  __device__ static float shift_of(float largest) {
+    return kMayBeEmpty && largest == -INFINITY ? 0 : largest;
+  }
+
   // Scores become 2^(scale (score - largest)); what was summed before is brought to the new largest scores. Each row must
-  // have had a score that is not masked.
-  template <int N, int kColumns>
+  // have had a score that is not masked, unless kMayBeEmpty.
+  template <bool kMayBeEmpty, int N, int kColumns>
   __device__ void add(float (&s)[M][N][4], float (&out)[M][kColumns][4], float scale) {
     float correction[M][2];
     bool changed = false;
@@ -52,7 +58,7 @@ struct RunningSoftmax {
         for (int n = 0; n < N; ++n) now = fmaxf(now, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
         now = group_max(now);
         changed = changed || now != largest[m][half];
-        correction[m][half] = simt::exp2_fast((largest[m][half] - now) * scale);
+        correction[m][half] = simt::exp2_fast((largest[m][half] - shift_of<kMayBeEmpty>(now)) * scale);
         largest[m][half] = now;
       }
     if (__any_sync(simt::kWholeWarp, changed)) {
@@ -72,7 +78,7 @@ struct RunningSoftmax {
     for (int m = 0; m < M; ++m)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float offset = largest[m][half] * scale;
+        const float offset = shift_of<kMayBeEmpty>(largest[m][half]) * scale;
 #pragma unroll
         for (int n = 0; n < N; ++n)
 #pragma unroll
@@ -84,11 +90,13 @@ struct RunningSoftmax {
   }
 };
 
-// qkv (B, T, (H + 2 K) D) -> out (B, T, H D), log_sum_exp (B, H, T). Grid (B H, tiles of queries).
-template <int kHead, int kRowTiles, int kKeys, bool kHeldQueries>
+// qkv (B, T, (H + 2 K) D), starts (B, T) -> out (B, T, H D), log_sum_exp (B, H, T). Grid (B H, tiles of queries). kDocuments:
+// a query sees no key before its start; otherwise `starts` is not used.
+template <int kHead, int kRowTiles, int kKeys, bool kHeldQueries, bool kDocuments>
 __global__ void __launch_bounds__(kThreads)
     flash_attention_kernel(PackedHeads heads, float scale, float scale_to_base_2, const bf16* __restrict__ qkv,
-                           bf16* __restrict__ out, float* __restrict__ log_sum_exp) {
+                           const int32_t* __restrict__ starts, bf16* __restrict__ out,
+                           float* __restrict__ log_sum_exp) {
   constexpr int kQueries = 16 * kRowTiles * kWarps;
   auto& shared = simt::shared_memory<Shared<kQueries, kKeys, kHead>>();
   const int head = static_cast<int>(blockIdx.x) % heads.heads, kv_head = head / heads.group();
@@ -104,8 +112,10 @@ __global__ void __launch_bounds__(kThreads)
                               end_token);
     simt::copy_commit();
   };
+  const DocumentStarts<kDocuments> documents(starts, batch, tokens);
+  const int begin_key = documents.of(first_query) / kKeys * kKeys;
   copy_tile_async<kThreads>(shared.queries, qkv + heads.query(head), width, first_token + first_query, end_token);
-  copy_keys_and_values(0, 0);
+  copy_keys_and_values(0, begin_key);
 
   simt::copy_wait<0>();
   __syncthreads();
@@ -113,15 +123,19 @@ __global__ void __launch_bounds__(kThreads)
   RunningSoftmax<kRowTiles> softmax;
   float accumulated[kRowTiles][kHead / 8][4] = {};
   const int end_key = min(first_query + kQueries, tokens);
-  for (int first_key = 0, stage = 0; first_key < end_key; first_key += kKeys, stage ^= 1) {
+  for (int first_key = begin_key, stage = 0; first_key < end_key; first_key += kKeys, stage ^= 1) {
     simt::copy_wait<0>();
     __syncthreads();
     if (first_key + kKeys < end_key) copy_keys_and_values(stage ^ 1, first_key + kKeys);
     if (first_key >= warp_query + 16 * kRowTiles) continue;  // above the diagonal
+    if (first_key + kKeys <= documents.of(warp_query)) continue;
     float s[kRowTiles][kKeys / 8][4];
     multiply_transposed(s, queries, shared.keys[stage], 0);
     if (first_key + kKeys - 1 > warp_query) mask_later_keys<false>(s, warp_query, first_key);
-    softmax.add(s, accumulated, scale_to_base_2);
+    if constexpr (kDocuments)
+      if (first_key < documents.of(min(warp_query + 16 * kRowTiles, tokens) - 1))
+        mask_earlier_documents<false>(s, warp_query, first_key, documents);
+    softmax.template add<kDocuments>(s, accumulated, scale_to_base_2);
     multiply(accumulated, s, shared.values[stage], 0);
   }
 
@@ -148,8 +162,10 @@ void forward(const KernelCall& call) {
   const dim3 grid(static_cast<unsigned>(s.batch * s.heads),
                   static_cast<unsigned>((s.tokens + kQueries - 1) / kQueries));
   simt::launch(call.cuda->stream(), grid, dim3(kThreads), sizeof(Shared<kQueries, kKeys, kHead>),
-               flash_attention_kernel<kHead, kRowTiles, kKeys, kHeldQueries>, heads, heads.scale(),
-               heads.scale() * kLog2E, call.in<bf16>(0), call.out<bf16>(0), call.out(1));
+               call.has_input(1) ? flash_attention_kernel<kHead, kRowTiles, kKeys, kHeldQueries, true>
+                                 : flash_attention_kernel<kHead, kRowTiles, kKeys, kHeldQueries, false>,
+               heads, heads.scale(), heads.scale() * kLog2E, call.in<bf16>(0), call.in_int(1), call.out<bf16>(0),
+               call.out(1));
 }
 
 }  // namespace

@@ -71,14 +71,14 @@ __device__ void row_products(float (&sum)[M][2], const A& a, const B& b, int col
   }
 }
 
-// d_out, out (B, T, H D), qkv (B, T, (H + 2 K) D), log_sum_exp (B, H, T) -> d_qkv's query heads, delta (B, H, T).
-// Grid (B H, tiles of queries, the longest first).
-template <class Tiling>
+// d_out, out (B, T, H D), qkv (B, T, (H + 2 K) D), log_sum_exp (B, H, T), starts (B, T) -> d_qkv's query heads,
+// delta (B, H, T). Grid (B H, tiles of queries, the longest first). kDocuments as in the forward kernel.
+template <class Tiling, bool kDocuments>
 __global__ void __launch_bounds__(kThreads, 1)
     flash_query_gradient_kernel(PackedHeads heads, float scale, float scale_to_base_2, const bf16* __restrict__ d_out,
                                 const bf16* __restrict__ qkv, const bf16* __restrict__ out,
-                                const float* __restrict__ log_sum_exp, bf16* __restrict__ d_qkv,
-                                float* __restrict__ delta) {
+                                const float* __restrict__ log_sum_exp, const int32_t* __restrict__ starts,
+                                bf16* __restrict__ d_qkv, float* __restrict__ delta) {
   constexpr int M = Tiling::kQueryTiles, kHead = Tiling::kHead, kQueries = Tiling::kQueries, kKeys = Tiling::kOthers;
   constexpr int kStep = Tiling::kStep;
   auto& shared = simt::shared_memory<QueryShared<Tiling>>();
@@ -101,7 +101,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   copy_tile_async<kThreads>(shared.queries, qkv + heads.query(head), width, first_token + first_query, end_token);
   copy_tile_async<kThreads>(shared.d_outs, d_out + heads.query(head), out_width, first_token + first_query, end_token);
   copy_tile_async<kThreads>(shared.outs(), out + heads.query(head), out_width, first_token + first_query, end_token);
-  copy_keys_and_values(0, 0);
+  const DocumentStarts<kDocuments> documents(starts, batch, tokens);
+  const int begin_key = documents.of(first_query) / kKeys * kKeys;
+  copy_keys_and_values(0, begin_key);
   simt::copy_wait<0>();
   __syncthreads();
 
@@ -124,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   float gradient[M][kHead / 8][4] = {};
   const int end_key = min(first_query + kQueries, tokens);
-  for (int first_key = 0, stage = 0; first_key < end_key; first_key += kKeys, stage ^= 1) {
+  for (int first_key = begin_key, stage = 0; first_key < end_key; first_key += kKeys, stage ^= 1) {
     simt::copy_wait<0>();
     __syncthreads();
     if (first_key + kKeys < end_key) copy_keys_and_values(stage ^ 1, first_key + kKeys);
@@ -132,10 +134,14 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll 1
     for (int step = 0; step < kKeys; step += kStep) {
       if (first_key + step >= warp_query + 16 * M) break;  // above the diagonal
+      if (first_key + step + kStep <= documents.of(warp_query)) continue;
       float s[M][kStep / 8][4], dp[M][kStep / 8][4];
       multiply_transposed(s, queries, keys, step);
       multiply_transposed(dp, d_outs, values, step);
       if (first_key + step + kStep - 1 > warp_query) mask_later_keys<false>(s, warp_query, first_key + step);
+      if constexpr (kDocuments)
+        if (first_key + step < documents.of(min(warp_query + 16 * M, tokens) - 1))
+          mask_earlier_documents<false>(s, warp_query, first_key + step, documents);
 #pragma unroll
       for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -162,14 +168,14 @@ struct KeyShared {
   alignas(16) float statistics[2][2 * Tiling::kOthers];  // of each query log_sum_exp to base 2, and delta
 };
 
-// d_out (B, T, H D), qkv (B, T, (H + 2 K) D), log_sum_exp, delta (B, H, T) -> d_qkv's key and value heads: sums over the
+// d_out (B, T, H D), qkv (B, T, (H + 2 K) D), log_sum_exp, delta (B, H, T), starts (B, T) -> d_qkv's key and value heads: sums over the
 // group's query heads, in order. Grid (B K, tiles of keys, the longest first).
-template <class Tiling>
+template <class Tiling, bool kDocuments>
 __global__ void __launch_bounds__(kThreads, 1)
     flash_key_value_gradient_kernel(PackedHeads heads, float scale, float scale_to_base_2,
                                     const bf16* __restrict__ d_out, const bf16* __restrict__ qkv,
                                     const float* __restrict__ log_sum_exp, const float* __restrict__ delta,
-                                    bf16* __restrict__ d_qkv) {
+                                    const int32_t* __restrict__ starts, bf16* __restrict__ d_qkv) {
   constexpr int M = Tiling::kKeyTiles, kHead = Tiling::kHead, kKeys = Tiling::kKeys, kQueries = Tiling::kOthers;
   constexpr int kStep = Tiling::kStep;
   static_assert(2 * kQueries == kThreads);
@@ -185,6 +191,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   // The tile of queries that comes next: from the diagonal on, of each head of the group.
   int head = kv_head * heads.group(), first_query = first_key;
   const int end_head = head + heads.group();
+  const DocumentStarts<kDocuments> documents(starts, batch, tokens);
   const auto copy_queries_and_d_outs = [&](int stage) {
     copy_tile_async<kThreads>(shared.queries[stage], qkv + heads.query(head), width, first_token + first_query,
                               end_token);
@@ -215,7 +222,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int first = first_query;
     float next_statistic = 0;
     first_query += kQueries;
-    if (first_query >= tokens) first_query = first_key, ++head;
+    // Beyond the end, or in a document that begins behind these keys, as all later ones do.
+    if (first_query >= tokens || documents.of(first_query) >= first_key + kKeys) first_query = first_key, ++head;
     if (head < end_head) {
       copy_queries_and_d_outs(stage ^ 1);
       next_statistic = load_statistic();
@@ -227,6 +235,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       multiply_transposed(p, keys, shared.queries[stage], step);
       multiply_transposed(ds, values, shared.d_outs[stage], step);
       if (first + step < warp_key + 16 * M - 1) mask_later_keys<true>(p, warp_key, first + step);
+      if constexpr (kDocuments)
+        if (warp_key < documents.of(min(first + step + kStep, tokens) - 1))
+          mask_earlier_documents<true>(p, warp_key, first + step, documents);
 #pragma unroll
       for (int n = 0; n < kStep / 8; ++n) {
         const float4 pair =
@@ -256,22 +267,28 @@ __global__ void __launch_bounds__(kThreads, 1)
              first_token + warp_key, end_token);
 }
 
-template <int kHead>
-void backward(const KernelCall& call) {
+template <int kHead, bool kDocuments>
+void backward_of(const KernelCall& call) {
   using T = Tiling<kHead>;
   const AttentionShape s = attention_shape(call, 1);
   const PackedHeads heads(s);
   const bf16 *d_out = call.in<bf16>(0), *qkv = call.in<bf16>(1), *out = call.in<bf16>(2);
   const float* log_sum_exp = call.in(3);
+  const int32_t* starts = call.in_int(4);
   bf16* d_qkv = call.out<bf16>(0);
   auto* delta = call.workspace();
   const auto tiles = [&](int tile) { return static_cast<unsigned>((s.tokens + tile - 1) / tile); };
   simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>(s.batch * s.heads), tiles(T::kQueries)), dim3(kThreads),
-               sizeof(QueryShared<T>), flash_query_gradient_kernel<T>, heads, heads.scale(), heads.scale() * kLog2E,
-               d_out, qkv, out, log_sum_exp, d_qkv, delta);
+               sizeof(QueryShared<T>), flash_query_gradient_kernel<T, kDocuments>, heads, heads.scale(),
+               heads.scale() * kLog2E, d_out, qkv, out, log_sum_exp, starts, d_qkv, delta);
   simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>(s.batch * s.kv_heads), tiles(T::kKeys)), dim3(kThreads),
-               sizeof(KeyShared<T>), flash_key_value_gradient_kernel<T>, heads, heads.scale(), heads.scale() * kLog2E,
-               d_out, qkv, log_sum_exp, delta, d_qkv);
+               sizeof(KeyShared<T>), flash_key_value_gradient_kernel<T, kDocuments>, heads, heads.scale(),
+               heads.scale() * kLog2E, d_out, qkv, log_sum_exp, delta, starts, d_qkv);
+}
+
+template <int kHead>
+void backward(const KernelCall& call) {
+  call.has_input(4) ? backward_of<kHead, true>(call) : backward_of<kHead, false>(call);
 }
 
 }  // namespace

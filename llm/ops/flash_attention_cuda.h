@@ -158,6 +158,20 @@ __device__ inline void mask_later_keys(float (&s)[M][N][4], int row, int column)
       }
 }
 
+// The same for keys that lie before the document of their query.
+template <bool kTransposed, int M, int N, class Starts>
+__device__ inline void mask_earlier_documents(float (&s)[M][N][4], int row, int column, const Starts& starts) {
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int r = row + 16 * m + 8 * (i / 2) + group(), c = column + 8 * n + 2 * member() + i % 2;
+        if (kTransposed ? r < starts.of(c) : c < starts.of(r)) s[m][n][i] = -INFINITY;
+      }
+}
+
 // Over the four lanes of a group.
 __device__ inline float group_sum(float x) {
   x += __shfl_xor_sync(simt::kWholeWarp, x, 1);

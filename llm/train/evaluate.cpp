@@ -8,8 +8,8 @@
 namespace llm {
 
 Evaluator::Evaluator(const ModelConfig& config, int64_t batch, int64_t tokens, const PersistentLayout& layout,
-                     const Target& target)
-    : Evaluator(build_evaluation_graph(config, batch, tokens, target), config.vocabulary, layout) {}
+                     const Target& target, int32_t end_of_text)
+    : Evaluator(build_evaluation_graph(config, batch, tokens, target, end_of_text), config.vocabulary, layout) {}
 
 Evaluator::Evaluator(EvaluationGraph graph, int64_t vocabulary, const PersistentLayout& layout)
     : vocabulary_(vocabulary),

@@ -11,9 +11,9 @@ namespace llm {
 
 class Evaluator {
  public:
-  // Batches of `batch` windows of `tokens` tokens (usually the context).
+  // Batches of `batch` windows of `tokens` tokens (usually the context); `end_of_text` as in RecipeOptions.
   Evaluator(const ModelConfig& config, int64_t batch, int64_t tokens, const PersistentLayout& layout,
-            const Target& target);
+            const Target& target, int32_t end_of_text = -1);
 
   size_t arena_bytes() const { return program_.arena_bytes(); }
   void bind(const Arena& arena, ThreadTeam& threads) { program_.bind(arena, threads); }

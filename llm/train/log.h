@@ -12,7 +12,8 @@ struct LogEntry {
   int64_t step = 0;  // steps done
   std::optional<double> loss, val_loss, val_bits_per_byte, learning_rate, grad_norm, ms, tokens_per_second, mfu;
   std::optional<int64_t> tokens;
-  std::string json() const;  // one line, without the newline
+  std::optional<bool> skipped;  // true: the step left the weights as they were
+  std::string json() const;     // one line, without the newline
 };
 
 class RunLog {

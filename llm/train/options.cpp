@@ -23,10 +23,15 @@ void each_option(Options& o, Visit&& visit) {
   visit("eval_batches", o.eval_batches), visit("save_every", o.save_every), visit("sample_every", o.sample_every);
   visit("keep_last", o.keep_last), visit("sample_prompt", o.sample_prompt), visit("memory_budget", o.memory_budget);
   visit("data_tokens", o.data_tokens), visit("dtype", o.dtype), visit("zero_projections", o.zero_projections);
-  visit("z_loss", o.z_loss);
+  visit("z_loss", o.z_loss), visit("guard_deviations", o.guard_deviations);
+  visit("document_mask", o.document_mask);
 }
 
-bool is_newer(std::string_view name) { return name == "dtype" || name == "zero_projections" || name == "z_loss"; }
+bool is_newer(std::string_view name) {
+  for (const char* newer : {"dtype", "zero_projections", "z_loss", "guard_deviations", "document_mask"})
+    if (name == newer) return true;
+  return false;
+}
 
 std::string short_number(double value) {
   std::ostringstream out;
@@ -61,10 +66,11 @@ std::string TrainOptions::json(const ModelConfig& m) const {
 
 TrainOptions TrainOptions::parse(const std::string& text, const std::string& where) {
   TrainOptions o;
+  o.guard_deviations = 0;
   try {
     const auto j = nlohmann::json::parse(text);
     each_option(o, [&](const char* name, auto& value) {
-      // Runs from before there was a choice have the default.
+      // In runs from before there was a choice it is as it was then.
       if (!is_newer(name) || j.contains(name)) j.at(name).get_to(value);
     });
   } catch (const nlohmann::json::exception& e) {

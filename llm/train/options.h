@@ -18,6 +18,7 @@ struct TrainOptions {
   int64_t steps = 0, tokens = 0;   // length of the run, one or the other
   std::string optimizer = "adamw";
   double lr = 0, beta1 = 0.9, beta2 = 0, epsilon = 1e-8, weight_decay = 0.1, grad_clip = 1.0;
+  double guard_deviations = 6;  // a step that sticks out by more is left out (step_guard.cpp); 0: none is
   int64_t warmup = -1;
   std::string schedule = "linear";
   uint64_t seed = 1;
@@ -26,6 +27,7 @@ struct TrainOptions {
   std::string sample_prompt;
   uint64_t memory_budget = 0;
   bool zero_projections = false;  // blocks begin as the identity
+  bool document_mask = false;     // attention stays within a document, in evaluations as well
   double z_loss = 0;              // its weight in the training loss, which is logged with it; evaluations are without
   std::string dtype = "fp32";     // of parameters and activations: fp32, bf16, or fp8 (bf16 with products in 8 bits)
   int64_t data_tokens = 0;        // of the training split when the run began: the sample order depends on it

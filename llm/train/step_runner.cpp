@@ -1,6 +1,7 @@
 #include "llm/train/step_runner.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "llm/device/cuda_transfer.h"
 
@@ -16,7 +17,7 @@ StepRunner::StepRunner(Program& program, const Tensors& tensors, Loader& loader,
       cuda_(cuda) {
   if (!cuda) return;
   upload_ = std::make_unique<Upload>(*cuda, static_cast<size_t>(batch_ * tokens_) * 3 * 4);
-  download_ = std::make_unique<Download>(*cuda, 2 * sizeof(float));
+  download_ = std::make_unique<Download>(*cuda, 3 * sizeof(float));
 }
 
 StepRunner::~StepRunner() = default;
@@ -66,7 +67,8 @@ void StepRunner::start(StepState state, int64_t first_sample) {
   learning_rates_.push_back(static_cast<double>(state.learning_rate));
   if (cuda_)
     download_->submit({{program_.data<void>(tensors_.loss), 0, sizeof(float)},
-                       {program_.data<void>(tensors_.gradient_norm), sizeof(float), sizeof(float)}});
+                       {program_.data<void>(tensors_.gradient_norm), sizeof(float), sizeof(float)},
+                       {program_.data<void>(tensors_.guarded_norm), 2 * sizeof(float), sizeof(float)}});
 }
 
 StepRunner::Result StepRunner::take() {
@@ -75,9 +77,10 @@ StepRunner::Result StepRunner::take() {
   learning_rates_.pop_front();
   if (cuda_) {
     const auto* values = reinterpret_cast<const float*>(download_->wait());
-    result.loss = values[0], result.gradient_norm = values[1];
+    result.loss = values[0], result.gradient_norm = values[1], result.skipped = !std::isfinite(values[2]);
   } else {
     result.loss = *program_.data(tensors_.loss), result.gradient_norm = *program_.data(tensors_.gradient_norm);
+    result.skipped = !std::isfinite(*program_.data(tensors_.guarded_norm));
   }
   return result;
 }

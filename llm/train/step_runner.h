@@ -17,10 +17,11 @@ class Download;
 class StepRunner {
  public:
   struct Tensors {  // of the training graph
-    TensorId tokens, targets, loss_weights, loss, gradient_norm;
+    TensorId tokens, targets, loss_weights, loss, gradient_norm, guarded_norm;
   };
   struct Result {
     double loss = 0, gradient_norm = 0, learning_rate = 0;
+    bool skipped = false;  // the weights were left as they were
   };
 
   // `program` is bound. A step takes micro_steps x batch samples from the loader.

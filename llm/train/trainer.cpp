@@ -29,17 +29,6 @@ std::string fixed(double value, int digits) {
 
 }  // namespace
 
-SpikeWatch::Verdict SpikeWatch::look(double loss, double gradient_norm) {
-  if (!std::isfinite(loss) || !std::isfinite(gradient_norm)) return Verdict::not_finite;
-  const double distance = loss - mean_;
-  const bool spike = seen_ >= 50 && distance > 0.5 && distance > 6 * std::sqrt(variance_);
-  // The first losses fall fast: weigh all equally at the start, then forget over about 100 steps.
-  const double weight = std::max(0.01, 1.0 / static_cast<double>(++seen_));
-  mean_ += weight * distance;
-  variance_ = (1 - weight) * (variance_ + weight * distance * distance);
-  return spike ? Verdict::spike : Verdict::ordinary;
-}
-
 Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset dataset, const Machine& machine)
     : model_(model),
       options_(options),
@@ -55,17 +44,25 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
       fail("the data holds token ", stream->largest_token(), " but the model's vocabulary is ", model_.vocabulary,
            "; choose a model without a fixed vocabulary, or tokenize the data for this one");
 
-  const OptimizerOptions optimizer{options_.beta1,        options_.beta2,     options_.epsilon,
-                                   options_.weight_decay, options_.grad_clip, optimizer_named(options_.optimizer)};
+  OptimizerOptions optimizer{options_.beta1,        options_.beta2,     options_.epsilon,
+                             options_.weight_decay, options_.grad_clip, optimizer_named(options_.optimizer)};
+  optimizer.guard_deviations = options_.guard_deviations;
+  const int32_t end_of_text = options_.document_mask && dataset_.tokenizer ? dataset_.tokenizer->end_of_text() : -1;
+  if (options_.document_mask && end_of_text < 0)
+    fail("--document-mask: ", dataset_.tokenizer
+                                  ? "the data's tokenizer has no end-of-text token"
+                                  : "the data has no tokenizer that says which token is the end of a text");
   TrainingGraph t = build_training_graph(model_, options_.batch, model_.context, optimizer, machine_.target(),
-                                         {.z_loss = options_.z_loss});
-  tensors_ = {t.tokens, t.targets, t.loss_weights, t.loss, t.gradient_norm};
+                                         {.z_loss = options_.z_loss, .end_of_text = end_of_text});
+  tensors_ = {t.tokens, t.targets, t.loss_weights, t.loss, t.gradient_norm, t.guarded_norm};
   layout_.add(t.graph);
   CompileOptions compiling;
   compiling.memory_budget = options_.memory_budget;
-  training_ = std::make_unique<Program>(compile(std::move(t.graph), {t.loss, t.gradient_norm}, compiling), layout_);
+  training_ = std::make_unique<Program>(
+      compile(std::move(t.graph), {t.loss, t.gradient_norm, t.guarded_norm}, compiling), layout_);
   if (val_stream_ && val_stream_->size() > 1)
-    evaluator_ = std::make_unique<Evaluator>(model_, options_.batch, model_.context, layout_, machine_.target());
+    evaluator_ =
+        std::make_unique<Evaluator>(model_, options_.batch, model_.context, layout_, machine_.target(), end_of_text);
   if (options_.sample_every && dataset_.tokenizer)
     generator_ = std::make_unique<Generator>(model_, layout_, machine_.target());
 }
@@ -103,6 +100,12 @@ std::string Trainer::weights_of(const Parameter& p) const {
   return machine_.dtype == DType::bf16 ? master_of(p.name) : p.name;
 }
 
+std::vector<StateTensor> Trainer::state_tensors() const {
+  std::vector<StateTensor> tensors = optimizer_state(table_, optimizer_named(options_.optimizer));
+  if (options_.guard_deviations > 0) tensors.push_back({kGuardState, {kGuardStatistics}});
+  return tensors;
+}
+
 // In a bf16 run the parameters are made from their masters, with the rounding of the last step that changed them: so a
 // resumed run has the same bits.
 void Trainer::round_parameters() {
@@ -134,7 +137,7 @@ void Trainer::load(const std::string& checkpoint) {
   Staging staging(*arena_, layout_);
   load_parameters(checkpoint, table_,
                   [&](size_t i) { return staging.room(weights_of(table_[i]), table_[i].shape.elements()); });
-  const auto optimizer = optimizer_state(table_, optimizer_named(options_.optimizer));
+  const std::vector<StateTensor> optimizer = state_tensors();
   load_optimizer(checkpoint, optimizer,
                  [&](size_t i) { return staging.room(optimizer[i].name, optimizer[i].shape.elements()); });
   staging.flush();
@@ -166,27 +169,41 @@ bool Trainer::looked_at(int64_t steps_done) const {
 
 std::string Trainer::batch_position() const {
   const int64_t count = options_.batch * options_.grad_accum, first = state_.samples;
-  return concat("its batch: samples ", first, " to ", first + count - 1, ", the first at token ",
-                loader_->position(first), " of ", dataset_.train.front(),
-                dataset_.train.size() > 1 ? " and its followers" : "");
+  std::string text =
+      concat("its batch: samples ", first, " to ", first + count - 1, ", the first at token ", loader_->position(first),
+             " of ", dataset_.train.front(), dataset_.train.size() > 1 ? " and its followers" : "");
+  constexpr int64_t kShown = 3;
+  for (int64_t i = 0; i < std::min(count, kShown) && dataset_.tokenizer; ++i)
+    text += (i ? ", " : ": ") + excerpt(loader_->position(first + i));
+  return text + (dataset_.tokenizer && count > kShown ? ", ..." : "");
 }
 
-// Called before the step is counted. A step that is not finite has changed nothing: the optimizer leaves the weights alone.
-void Trainer::report(SpikeWatch::Verdict verdict, const StepResult& r) {
-  if (verdict == SpikeWatch::Verdict::ordinary) {
-    skipped_ = 0;
-    return;
+// The first words of the sample that begins there, in quotes and on one line.
+std::string Trainer::excerpt(int64_t position) const {
+  constexpr int64_t kMostTokens = 60;
+  constexpr size_t kMostBytes = 60;
+  std::vector<int32_t> ids(static_cast<size_t>(std::min(kMostTokens, model_.context)));
+  train_stream_->read(position, static_cast<int64_t>(ids.size()), ids.data());
+  std::string text = "\"";
+  size_t bytes = 0;
+  for (const char c : dataset_.tokenizer->decode(ids)) {
+    if (++bytes > kMostBytes && (c & 0xc0) != 0x80) break;  // not in the middle of a character
+    const auto byte = static_cast<unsigned char>(c);
+    text += c == '\n' ? "\\n" : byte < ' ' || byte == 0x7f ? "?" : std::string(1, c);
   }
+  return text + "\"";
+}
+
+// Called before the step is counted. A step that was left out has changed nothing.
+void Trainer::report(const StepResult& r) {
+  const bool finite = std::isfinite(r.loss) && std::isfinite(r.gradient_norm);
+  if (finite) skipped_ = 0;
+  if (finite && !r.skipped) return;
   progress_.clear();
-  if (verdict == SpikeWatch::Verdict::spike) {
-    skipped_ = 0;
-    std::cerr << "step " << state_.step + 1 << ": the loss jumped to " << fixed(r.loss, 3) << " (gradient norm "
-              << fixed(r.gradient_norm, 2) << "); " << batch_position() << "\n";
-    return;
-  }
   std::cerr << "step " << state_.step + 1 << ": loss " << fixed(r.loss, 3) << ", gradient norm "
-            << fixed(r.gradient_norm, 2) << ": not finite, the step was skipped; " << batch_position() << "\n";
-  if (++skipped_ == kMostSkippedSteps)
+            << fixed(r.gradient_norm, 2) << ": " << (finite ? "far above those before" : "not finite")
+            << ", the step was skipped; " << batch_position() << "\n";
+  if (!finite && ++skipped_ == kMostSkippedSteps)
     fail("the last ", kMostSkippedSteps, " steps up to step ", state_.step + 1,
          " were not finite; go back with --resume from a checkpoint and a lower --lr");
 }
@@ -229,7 +246,7 @@ void Trainer::save(double val_loss) {
   content.state.settings_json = options_.json(model_);
   content.config = model_;
   content.table = table_;
-  content.optimizer = optimizer_state(table_, optimizer_named(options_.optimizer));
+  content.optimizer = state_tensors();
   Staging staging(*arena_, layout_);
   content.parameter = [&](size_t i) { return staging.values(weights_of(table_[i]), table_[i].shape.elements()); };
   content.optimizer_tensor = [&](size_t i) {
@@ -269,8 +286,8 @@ Trainer::Outcome Trainer::run(double peak_gflops, const std::function<void(const
     const auto now = Clock::now();
     const double seconds = std::chrono::duration<double>(now - last_result).count();
     last_result = now;
-    report(watch_.look(result.loss, result.gradient_norm), result);
-    if (std::isfinite(result.gradient_norm)) state_.rounded_step = state_.step;
+    report(result);
+    if (!result.skipped) state_.rounded_step = state_.step;
     state_.step += 1;
     state_.samples += options_.batch * options_.grad_accum;
     state_.tokens += step_tokens;
@@ -280,6 +297,7 @@ Trainer::Outcome Trainer::run(double peak_gflops, const std::function<void(const
     LogEntry entry;
     entry.step = state_.step;
     entry.loss = result.loss, entry.learning_rate = result.learning_rate, entry.grad_norm = result.gradient_norm;
+    if (result.skipped) entry.skipped = true;
     entry.tokens = state_.tokens, entry.ms = seconds * 1e3;
     entry.tokens_per_second = static_cast<double>(step_tokens) / seconds;
     if (peak_gflops > 0) entry.mfu = step_flops / seconds / (peak_gflops * 1e9);

@@ -20,18 +20,6 @@
 
 namespace llm {
 
-// Looks out for a loss that is not a number or far from those before it.
-class SpikeWatch {
- public:
-  enum class Verdict { ordinary, spike, not_finite };
-  // A spike lies more than six standard deviations and 0.5 nats above the running mean of about the last 100 losses.
-  Verdict look(double loss, double gradient_norm);
-
- private:
-  double mean_ = 0, variance_ = 0;
-  int64_t seen_ = 0;
-};
-
 class Trainer {
  public:
   // Builds and compiles all programs; no large memory yet. `options` are complete (apply_rules).
@@ -65,8 +53,10 @@ class Trainer {
   double bits_per_byte(double loss) const;
   void sample();
   void save(double val_loss);
-  void report(SpikeWatch::Verdict verdict, const StepResult& result);
+  std::vector<StateTensor> state_tensors() const;
+  void report(const StepResult& result);
   std::string batch_position() const;
+  std::string excerpt(int64_t position) const;
 
   ModelConfig model_;
   TrainOptions options_;
@@ -86,7 +76,6 @@ class Trainer {
   std::unique_ptr<StepRunner> runner_;
 
   TrainerState state_;
-  SpikeWatch watch_;
   ProgressLine progress_;
   int64_t skipped_ = 0;  // steps in a row that were not finite
 };
