@@ -1,5 +1,6 @@
 // Files of other programs, and the numbers those make of them: llm.c's checkpoints with the losses of its own test, llama2.c's
-// checkpoints, multiple-choice tasks. scripts/make_format_reference.py makes the files. With TRAIN_GPT_SHARED=FOLDER also
+// checkpoints, multiple-choice tasks (scripts/make_format_reference.py makes the files); what transformers has written
+// (scripts/check_transformers.py). With TRAIN_GPT_SHARED=FOLDER also
 // FOLDER/data/llmc and FOLDER/data/models; with TRAIN_GPT_LLMC=FOLDER the gpt2_124M.bin and gpt2_124M_debug_state.bin that
 // llm.c's download_starter_pack.sh puts into FOLDER.
 #include <doctest/doctest.h>
@@ -177,6 +178,22 @@ TEST_CASE("llm.c: bf16 checkpoints, and files that are not whole") {
   for (const int32_t value : {0, -1, 1 << 30}) {
     for (size_t word = 2; word < 8; ++word)
       CHECK(has(changed(word, value), "not a whole checkpoint") + has(changed(word, value), "not a checkpoint") == 1);
+  }
+}
+
+TEST_CASE("Hugging Face: logits of models that transformers has written, in F16, and in BF16 in many files") {
+  for (const std::string kind : {"llama2", "llama3"}) {
+    const std::string folder = "test/data/transformers/" + kind;
+    const json expected = read_json(folder + "/expected.json");
+    LoadedModel model(folder);
+    CHECK((model.config().rope_factor == 8) == (kind == "llama3"));
+    Generator generator(model.config(), model.layout(), 2);
+    ThreadTeam threads(2);
+    generator.bind(model.load(generator.arena_bytes()), threads);
+    for (size_t i = 0; i < expected["prompts"].size(); ++i) {
+      const std::vector<float> logits = generator.logits(expected["prompts"][i]);
+      CHECK(reference::relative_error({logits.begin(), logits.end()}, expected["logits"][i]) < 1e-5);
+    }
   }
 }
 
