@@ -504,3 +504,59 @@ TEST_CASE("cli: wrong files are status 1 and one line that names them") {
     broken({"generate", folder / "copy", "--prompt", "a"}, "wrong shapes");
   }
 }
+
+TEST_CASE("cli: models of other programs are imported, exported, evaluated, continued") {
+  if (binary().empty()) return;
+  const Folder folder;
+  const std::string choices = "test/data/choices", tasks = choices + "/choices.jsonl", run_path = folder / "run";
+  const json expected = json::parse(read_file(choices + "/expected.json"));
+  const auto share = [&](const char* key) { return expected[key].get<double>() / 40; };
+  run_well(folder, {"import", choices, "--out", run_path});
+  run_well(folder, {"export", run_path, "--out", folder / "exported"});
+  CHECK(json::parse(read_file(folder / "exported/config.json"))["model_type"] == "llama");
+  CHECK(read_file(folder / "exported/tokenizer.json") == read_file(choices + "/tokenizer.json"));
+  CHECK(fs::exists(folder / "exported/generation_config.json"));
+  const std::string logits = run_well(folder, {"generate", choices, "--prompt", "the hen", "--logits"});
+  CHECK(std::count(logits.begin(), logits.end(), ' ') == 36);
+  for (const std::string& model : {choices, run_path, folder / "exported"}) {
+    const json result = json::parse(run_well(folder, {"eval", model, "--choices", tasks, "--format", "json"}));
+    CHECK(result["accuracy"] == share("right"));
+    CHECK(result["accuracy_per_token"] == share("right_per_token"));
+    CHECK(result["accuracy_per_byte"] == share("right_per_byte"));
+    CHECK(result["tasks"] == 40);
+    CHECK(run_well(folder, {"generate", model, "--prompt", "the hen", "--logits"}) == logits);
+  }
+  write_file_atomically(folder / "text.txt", expected["text"].get<std::string>());
+  const json loss = json::parse(
+      run_well(folder, {"eval", choices, "--data", folder / "text.txt", "--split", "all", "--format", "json"}));
+  CHECK(loss["loss"].get<double>() == doctest::Approx(expected["loss"].get<double>()).epsilon(1e-5));
+  CHECK(loss["perplexity"].get<double>() == doctest::Approx(expected["perplexity"].get<double>()).epsilon(1e-5));
+  CHECK(loss["bits_per_byte"].get<double>() == doctest::Approx(expected["bits_per_byte"].get<double>()).epsilon(1e-5));
+
+  // Training goes on from these weights, with this tokenizer.
+  const auto train = [&](const std::string& data, const std::string& out) {
+    return Arguments{"train",        choices, "--data",         data,   "--out",          out,   "--steps",   "3",
+                     "--batch",      "2",     "--lr",           "1e-5", "--val-fraction", "0.3", "--context", "16",
+                     "--log-format", "jsonl", "--sample-every", "0",    "--threads",      "2"};
+  };
+  run_well(folder, train(folder / "text.txt", folder / "tuned"));
+  const std::string log = read_file(folder / "tuned/log.jsonl");
+  // (New weights would begin at ln 37 = 3.6.)
+  CHECK(json::parse(log.substr(0, log.find('\n')))["loss"].get<double>() > 5);
+  run_well(folder, {"train", "--resume", "--out", folder / "tuned"});
+  CHECK(read_file(folder / "tuned/tokens/tokenizer.json") == read_file(choices + "/tokenizer.json"));
+  run_well(folder, {"tokenize", folder / "text.txt", "--tokenizer", "bytes", "--out", folder / "bytes"});
+  check_error(folder, train(folder / "bytes", folder / "wrong"), 1, "bytes");
+
+  run_well(folder, {"import", "test/data/llmc/model.bin", "--out", folder / "llmc"});
+  CHECK(run_well(folder, {"generate", folder / "llmc", "--prompt-ids", "3 4", "--ids", "--max-tokens", "2"}).size() >
+        2);
+  check_error(folder, {"import", "test/data/llmc/debug_state.bin", "--out", folder / "no"}, 1, "debug_state.bin");
+  check_error(folder, {"import", folder / "missing", "--out", folder / "no"}, 1, "missing");
+  check_error(folder, {"import", choices, "--out", run_path}, 2, "already holds a run");
+  check_error(folder, {"export", run_path, "--out", folder / "exported"}, 2, "--out");
+  check_error(folder, {"eval", choices, "--choices", tasks, "--data", tasks}, 2, "--choices");
+  check_error(folder, {"eval", choices, "--choices", tasks, "--split", "all"}, 2, "--split");
+  check_error(folder, {"eval", choices, "--choices", folder / "text.txt"}, 1, "line 1: not a JSON object");
+  check_error(folder, {"eval", folder / "llmc", "--choices", tasks}, 1, "has no tokenizer");
+}

@@ -1,7 +1,8 @@
-// train_gpt eval: the loss of a trained model on data.
+// train_gpt eval: the loss of a trained model on data, or how many multiple-choice tasks it gets right.
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -19,6 +20,7 @@
 #include "llm/text/tokenize.h"
 #include "llm/train/evaluate.h"
 #include "llm/train/log.h"
+#include "llm/train/score_choices.h"
 
 namespace llm {
 namespace {
@@ -26,7 +28,7 @@ namespace {
 namespace fs = std::filesystem;
 
 struct EvalFlags {
-  std::string model, data, split, format = "text";
+  std::string model, data, choices, split, format = "text";
   int64_t batch = 0, context = 0, batches = 0;
   DeviceOptions device;
 };
@@ -154,8 +156,84 @@ std::string result_text(const EvalFlags& flags, const Evaluator::Result& result,
   return line;
 }
 
+void write_result(const std::string& text, const LoadedModel& model) {
+  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0)
+    fail("cannot write standard output: ", std::strerror(errno));
+  std::fprintf(stderr, "model: %s\n", model.description().c_str());
+}
+
+std::vector<TokenizedChoice> read_tasks(const EvalFlags& flags, const LoadedModel& model, int64_t context) {
+  if (!model.tokenizer())
+    fail("--choices ", flags.choices, " is text, but the model has no tokenizer to read it with (",
+         model.no_tokenizer(), ")");
+  if (model.tokenizer()->vocabulary() > model.config().vocabulary)
+    fail(model.checkpoint().path, ": its tokenizer has ", model.tokenizer()->vocabulary(), " tokens, the model only ",
+         model.config().vocabulary);
+  std::vector<TokenizedChoice> tasks;
+  for (const Choice& choice : read_choices(flags.choices))
+    tasks.push_back(
+        tokenize_choice(choice, *model.tokenizer(), context, concat(flags.choices, ": task ", tasks.size() + 1)));
+  return tasks;
+}
+
+std::string choices_text(const EvalFlags& flags, const ChoiceScorer::Result& result) {
+  const auto share = [&](int64_t right) { return static_cast<double>(right) / static_cast<double>(result.tasks); };
+  if (flags.format == "json") {
+    const nlohmann::ordered_json j = {{"accuracy", share(result.right)},
+                                      {"accuracy_per_token", share(result.right_per_token)},
+                                      {"accuracy_per_byte", share(result.right_per_byte)},
+                                      {"tasks", result.tasks}};
+    return j.dump() + "\n";
+  }
+  char line[200];
+  std::snprintf(line, sizeof line,
+                "accuracy %.4f by likelihood per token, %.4f per byte, %.4f in total, over %lld tasks\n",
+                share(result.right_per_token), share(result.right_per_byte), share(result.right),
+                static_cast<long long>(result.tasks));
+  return line;
+}
+
+// "eval: [####....] 12 of 100 tasks, accuracy 0.300, 0:05 left"
+std::string choices_progress(const ChoiceScorer::Result& so_far, int64_t total, double seconds) {
+  constexpr int64_t width = 24;
+  const int64_t filled = so_far.tasks * width / total;
+  const double done = static_cast<double>(so_far.tasks);
+  std::string line =
+      concat("eval: [", std::string(static_cast<size_t>(filled), '#'),
+             std::string(static_cast<size_t>(width - filled), '.'), "] ", so_far.tasks, " of ", total, " tasks");
+  if (so_far.tasks == 0) return line;
+  char accuracy[32];
+  std::snprintf(accuracy, sizeof accuracy, ", accuracy %.3f", static_cast<double>(so_far.right_per_token) / done);
+  return line + accuracy + ", " + format_seconds(seconds / done * (static_cast<double>(total) - done)) + " left";
+}
+
+void evaluate_choices(const EvalFlags& flags) {
+  OpenedMachine opened(flags.device);
+  LoadedModel model(flags.model, opened.machine().dtype);
+  const int64_t context = flags.context ? flags.context : model.config().context;
+  if (context > model.config().context)
+    fail_usage("--context ", context, " is longer than the model's of ", model.config().context);
+  ChoiceScorer scorer(model.config(), read_tasks(flags, model, context), flags.batch, model.layout(),
+                      opened.machine().target());
+  scorer.bind(model.load(scorer.arena_bytes(), opened.cuda()), opened.threads());
+  const bool terminal = ::isatty(STDERR_FILENO) == 1;
+  const auto begin = std::chrono::steady_clock::now();
+  ProgressLine progress;
+  const ChoiceScorer::Result result = scorer.run([&](const ChoiceScorer::Result& so_far, int64_t total) {
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+    if (terminal) progress.show(choices_progress(so_far, total, seconds.count()));
+  });
+  progress.clear();
+  write_result(choices_text(flags, result), model);
+}
+
 void evaluate(const EvalFlags& flags) {
   flags.device.check();
+  if (flags.data.empty() == flags.choices.empty())
+    fail_usage("eval needs --data, or --choices for multiple-choice tasks");
+  if (!flags.choices.empty() && (!flags.split.empty() || flags.batches > 0))
+    fail_usage(flags.batches > 0 ? "--batches" : "--split", " goes with --data: of --choices all tasks are scored");
+  if (!flags.choices.empty()) return evaluate_choices(flags);
   OpenedMachine opened(flags.device);
   ThreadTeam& threads = opened.threads();
   LoadedModel model(flags.model, opened.machine().dtype);
@@ -177,10 +255,7 @@ void evaluate(const EvalFlags& flags) {
   if (!std::isfinite(result.loss))
     fail(model.checkpoint().path, ": the loss is ", result.loss, ": its weights are damaged, or its training diverged");
 
-  const std::string text = result_text(flags, result, data);
-  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0)
-    fail("cannot write standard output: ", std::strerror(errno));
-  std::fprintf(stderr, "model: %s\n", model.description().c_str());
+  write_result(result_text(flags, result, data), model);
 }
 
 }  // namespace
@@ -189,10 +264,11 @@ void add_eval(CLI::App& app) {
   const auto flags = std::make_shared<EvalFlags>();
   CLI::App* command = app.add_subcommand("eval", "Measure the loss of a trained model on data");
   add_trained_model(*command, flags->model);
-  command
-      ->add_option("--data", flags->data,
-                   "a text file, a directory of token shards, one shard, or a quoted glob of shards")
-      ->required();
+  command->add_option("--data", flags->data,
+                      "a text file, a directory of token shards, one shard, or a quoted glob of shards");
+  command->add_option("--choices", flags->choices,
+                      "instead of --data: multiple-choice tasks, one JSON object a line, as HellaSwag's: "
+                      "{\"ctx\": text, \"endings\": [text, ...], \"label\": the right one's number}");
   command
       ->add_option(
           "--split", flags->split,
@@ -215,10 +291,16 @@ void add_eval(CLI::App& app) {
       "the\n"
       "run's own tokenizer. The result goes to standard output; as json it is {\"loss\", \"bits_per_byte\", "
       "\"perplexity\",\n"
-      "\"tokens\"}, without bits_per_byte where the text's length is not known.\n\n"
+      "\"tokens\"}, without bits_per_byte where the text's length is not known.\n"
+      "With --choices the likeliest ending is the model's answer: by the likelihood per token (as llm.c counts "
+      "HellaSwag), "
+      "per\n"
+      "byte (as lm-evaluation-harness's acc_norm) and in total; as json {\"accuracy\", \"accuracy_per_token\",\n"
+      "\"accuracy_per_byte\", \"tasks\"}.\n\n"
       "Examples:\n"
       "  train_gpt eval runs/shakespeare --data shakespeare.txt\n"
-      "  train_gpt eval runs/shakespeare/checkpoints/500 --data other.txt --split all --format json");
+      "  train_gpt eval runs/shakespeare/checkpoints/500 --data other.txt --split all --format json\n"
+      "  train_gpt eval runs/gpt2 --choices hellaswag_val.jsonl");
   command->callback([flags] { evaluate(*flags); });
 }
 

@@ -26,7 +26,7 @@ struct GenerateFlags {
   std::string model, prompt, prompt_ids;
   int64_t max_tokens = 256;
   SamplingOptions sampling{.temperature = 0.8};
-  bool ids = false, no_stop = false;
+  bool ids = false, no_stop = false, logits = false;
   DeviceOptions device;
 };
 
@@ -83,7 +83,7 @@ std::string_view text_of(const Tokenizer& tokenizer, int32_t id) {
 std::vector<int32_t> prompt_of(const GenerateFlags& flags, const LoadedModel& model) {
   std::vector<int32_t> prompt = parse_ids(flags.prompt_ids);
   const bool text = !flags.prompt.empty();
-  if (!model.tokenizer() && (text || !flags.ids))
+  if (!model.tokenizer() && (text || !(flags.ids || flags.logits)))
     fail("the model has no tokenizer for text (", model.no_tokenizer(), "); use --prompt-ids with --ids");
   if (text) {
     prompt = model.tokenizer()->text_prefix();
@@ -119,6 +119,16 @@ void generate(const GenerateFlags& flags) {
   generator.bind(model.load(generator.arena_bytes(), opened.cuda()), opened.threads());
 
   Output output;
+  if (flags.logits) {
+    std::string line;
+    for (const float logit : generator.logits(prompt)) {
+      char digits[32];
+      line += line.empty() ? "" : " ";
+      line.append(digits, std::to_chars(digits, digits + sizeof digits, logit).ptr);
+    }
+    output.write(line + "\n");
+    return;
+  }
   std::string pending;
   bool strip = false;  // the blank that the tokenizer's words begin with, of the first one
   if (!flags.ids) {
@@ -188,6 +198,8 @@ void add_generate(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--seed", flags->sampling.seed, "the same seed gives the same text")->capture_default_str();
   command->add_flag("--ids", flags->ids, "print the new tokens' ids on one line instead of text");
+  command->add_flag("--logits", flags->logits,
+                    "print the logits of the token after the prompt on one line instead of text");
   command->add_flag("--no-stop", flags->no_stop, "go on after the end-of-text token, up to --max-tokens");
   flags->device.add_to(*command);
   command->footer(

@@ -226,6 +226,15 @@ ModelConfig trained_config(const Arguments& a, const std::string& origin, int64_
   return model;
 }
 
+// Tokens of another tokenizer mean nothing to a trained model.
+void check_tokenizer(const std::string& data, const Dataset& dataset, const std::string& origin) {
+  std::error_code none;
+  if (!dataset.tokenizer || !std::filesystem::exists(origin + "/tokenizer.json", none)) return;
+  if (load_tokenizer(origin)->json() != dataset.tokenizer->json())
+    fail(data, " was tokenized by another tokenizer than that of ", origin, "; give the text, or tokenize it with ",
+         "--tokenizer ", origin);
+}
+
 void train(Arguments& a) {
   a.device.check();
   TrainOptions& o = a.train;
@@ -271,15 +280,17 @@ void train(Arguments& a) {
   make_directories(o.out);
 
   Dataset dataset = [&] {
+    // Text becomes the tokens that the model knows.
+    const std::string known = a.resume ? checkpoint.path : origin;
+    const bool by_model = is_text_file(o.data) && !known.empty() &&
+                          (!a.resume || std::filesystem::exists(known + "/tokenizer.json", none));
+    const auto tokenizer = by_model ? load_tokenizer(known) : nullptr;
     Progress bar("tokenize");  // cleared away at the end: the result is the run itself
-    if (!origin.empty() && is_text_file(o.data)) {
-      tokenize_files({o.data}, *load_tokenizer(origin), o.out + "/tokens", o.val_fraction, threads,
-                     [&](int64_t done, int64_t total) { bar.update(done, total); });
-      return open_dataset(o.out + "/tokens", "", threads, o.val_fraction);
-    }
-    return open_dataset(o.data, o.out + "/tokens", threads, o.val_fraction,
-                        [&](int64_t done, int64_t total) { bar.update(done, total); });
+    return open_dataset(
+        o.data, o.out + "/tokens", threads, o.val_fraction,
+        [&](int64_t done, int64_t total) { bar.update(done, total); }, tokenizer.get());
   }();
+  if (!origin.empty()) check_tokenizer(o.data, dataset, origin);
   const int64_t train_tokens = TokenStream(dataset.train).size();
   const int64_t val_tokens = dataset.val.empty() ? 0 : TokenStream(dataset.val).size();
   if (a.resume && o.data_tokens != train_tokens)

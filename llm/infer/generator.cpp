@@ -40,6 +40,15 @@ struct Generator::Implementation {
     }
   }
 
+  // What counts of a prompt.
+  std::vector<int32_t> window_of(const std::vector<int32_t>& prompt) const {
+    if (prompt.empty()) fail("generation needs a prompt of at least one token");
+    for (const int32_t id : prompt)
+      if (id < 0 || id >= vocabulary)
+        fail("the prompt's token ", id, " is outside the model's vocabulary of ", vocabulary);
+    return {prompt.end() - std::min(static_cast<int64_t>(prompt.size()), context), prompt.end()};
+  }
+
   // Logits (V) of what follows `tokens`, of which the first `cached` are in the cache already.
   const float* forward(const std::vector<int32_t>& tokens, int64_t cached) {
     const auto count = static_cast<int64_t>(tokens.size());
@@ -74,18 +83,18 @@ void Generator::bind(const Arena& arena, ThreadTeam& threads) {
   for (const auto& piece : implementation_->pieces) piece->program.bind(arena, threads);
 }
 
+std::vector<float> Generator::logits(const std::vector<int32_t>& prompt) {
+  Implementation& model = *implementation_;
+  const float* logits = model.forward(model.window_of(prompt), 0);
+  return {logits, logits + model.vocabulary};
+}
+
 void Generator::generate(const std::vector<int32_t>& prompt, int64_t max_tokens, const SamplingOptions& sampling,
                          int32_t stop_token, const std::function<bool(int32_t)>& on_token) {
   Implementation& model = *implementation_;
-  if (prompt.empty()) fail("generation needs a prompt of at least one token");
-  for (const int32_t id : prompt)
-    if (id < 0 || id >= model.vocabulary)
-      fail("the prompt's token ", id, " is outside the model's vocabulary of ", model.vocabulary);
-  Sampler sampler(sampling, model.vocabulary);
-
   // The tokens that the next one depends on, the first `cached` of which are in the cache.
-  std::vector<int32_t> window(prompt.end() - std::min(static_cast<int64_t>(prompt.size()), model.context),
-                              prompt.end());
+  std::vector<int32_t> window = model.window_of(prompt);
+  Sampler sampler(sampling, model.vocabulary);
   int64_t cached = 0;
   for (int64_t index = 0; index < max_tokens; ++index) {
     if (static_cast<int64_t>(window.size()) > model.context) {

@@ -51,6 +51,9 @@ class Generator {
   void generate(const std::vector<int32_t>& prompt, int64_t max_tokens, const SamplingOptions& sampling,
                 int32_t stop_token, const std::function<bool(int32_t)>& on_token);
 
+  // The logits (V) of the token that follows `prompt`, which generate() samples from; errors as there.
+  std::vector<float> logits(const std::vector<int32_t>& prompt);
+
  private:
   struct Implementation;
   std::unique_ptr<Implementation> implementation_;

@@ -55,8 +55,9 @@ void BinCheckpoint::read_llmc() {
   c.head_size = c.heads > 0 ? c.channels / c.heads : 0;
   c.check();
   if (c.channels % c.heads) fail_usage("its ", c.channels, " channels are not a multiple of its ", c.heads, " heads");
-  if (padded < c.vocabulary || padded > 1 << 24 || c.layers > 100'000)
-    fail_usage("a vocabulary of ", c.vocabulary, ", padded to ", padded, ", ", c.layers, " layers");
+  check_layers();
+  if (padded < c.vocabulary || padded > 1 << 24)
+    fail_usage("a vocabulary of ", c.vocabulary, ", padded to ", padded);
   const int64_t C = c.channels, L = c.layers;
   take("token_embedding.weight", c.vocabulary * C);
   take("", (padded - c.vocabulary) * C);
@@ -94,8 +95,8 @@ void BinCheckpoint::read_llama2c() {
   for (const int64_t value : {c.heads, c.kv_heads})
     if (value < 1) fail_usage("it would have ", value, " heads");
   c.check();
-  if (c.channels % c.heads || c.layers > 100'000)
-    fail_usage(c.channels, " channels, ", c.heads, " heads, ", c.layers, " layers");
+  check_layers();
+  if (c.channels % c.heads) fail_usage("its ", c.channels, " channels are not a multiple of its ", c.heads, " heads");
   const int64_t C = c.channels, L = c.layers, D = c.head_size, kv = c.kv_heads * D, F = c.hidden;
   take("token_embedding.weight", c.vocabulary * C);
   // The three matrices of queries, keys and values are one parameter here, the two of the gated MLP another.
@@ -116,6 +117,14 @@ void BinCheckpoint::read_llama2c() {
   take("final_norm.weight", C);
   take("", c.context * D);  // rotary tables, which nobody needs
   if (!c.tied_head) take("head.weight", c.vocabulary * C);
+}
+
+// Before a table is made of them: a layer has the channels' square and more.
+void BinCheckpoint::check_layers() const {
+  const auto elements = static_cast<int64_t>(file_.bytes().size() / width_);
+  if (config_.layers > elements / config_.channels)
+    fail(file_.path(), ": not a whole checkpoint of ", is_llmc_ ? "llm.c" : "llama2.c", ": its header says ",
+         config_.layers, " layers, it has ", file_.bytes().size(), " bytes");
 }
 
 void BinCheckpoint::check_size() const {

@@ -36,6 +36,7 @@ class BinCheckpoint {
   void read_llama2c();
   // The next `count` elements of the file, as part of `parameter` behind those that it has already. Empty: left out.
   void take(const std::string& parameter, int64_t count, int64_t interleaved = 0, int64_t columns = 0);
+  void check_layers() const;
   void check_size() const;
 
   MappedFile file_;

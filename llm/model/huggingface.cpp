@@ -85,10 +85,12 @@ void read_rope(const Keys& keys, ModelConfig& c) {
     // "type" is the older spelling.
     for (const char* key : {"rope_type", "type"}) rope.require(key, {"default", "none", "llama3"});
     if (rope.text(rope.has("rope_type") ? "rope_type" : "type", "default") == "llama3") {
-      c.rope_factor = rope.number("factor");
-      c.rope_low = rope.number("low_freq_factor");
-      c.rope_high = rope.number("high_freq_factor");
-      c.rope_original = rope.count("original_max_position_embeddings");
+      ModelConfig scaled = c;
+      scaled.rope_factor = rope.number("factor");
+      scaled.rope_low = rope.number("low_freq_factor");
+      scaled.rope_high = rope.number("high_freq_factor");
+      scaled.rope_original = rope.count("original_max_position_embeddings");
+      if (scaled.rope_factor != 1) c = scaled;  // stretched by 1: as if nothing was said
     }
     if (rope.number("partial_rotary_factor", 1) != 1)
       fail(keys.path(), ": \"partial_rotary_factor\" is not supported: all of a head is rotated");

@@ -68,6 +68,7 @@ class BpeTokenizer : public Tokenizer {
   explicit BpeTokenizer(BpeParts parts)
       : p_(std::move(parts)), map_(views(p_.tokens)), merges_(p_.merges), end_of_text_(find_end_of_text()) {
     check_words();
+    check_cuts();
     decoded_ = p_.tokens;
     for (const AddedToken& t : p_.added.tokens()) decoded_[static_cast<size_t>(t.id)] = t.name;
     if (!p_.byte_level) {
@@ -88,21 +89,10 @@ class BpeTokenizer : public Tokenizer {
   bool strips_leading_blank() const override { return p_.strip_leading_blank; }
 
   void encode(std::string_view text, bool special, std::vector<int32_t>& ids) const override {
-    Work work{PieceCache(text.size()), {}, {}, {}};
-    for (const SplitPattern& split : p_.splits) work.matchers.emplace_back(split);
-    for (size_t at = 0; at < text.size();) {
-      const AddedTokens::Found found = p_.added.find(text, at, special);
-      const std::string_view between = text.substr(at, found.token ? found.begin - at : text.npos);
-      if (!p_.normalization.changes_text()) {
-        split(between, 0, work, ids);
-      } else if (!between.empty()) {
-        work.normalized.push_back(normalize(between, at == 0));
-        split(work.normalized.back(), 0, work, ids);
-      }
-      if (!found.token) break;
-      ids.push_back(found.token->id);
-      at = found.end;
-    }
+    encode(text, special, true, ids);
+  }
+  void encode_rest(std::string_view text, bool special, std::vector<int32_t>& ids) const override {
+    encode(text, special, false, ids);
   }
 
   std::string_view bytes_of(int32_t id) const override {
@@ -111,9 +101,7 @@ class BpeTokenizer : public Tokenizer {
   }
 
   size_t safe_cut(std::string_view text, size_t from) const override {
-    const bool words = !p_.splits.empty() && p_.splits[0].cuts_before_words() &&
-                       p_.normalization.prefix == Normalization::Prefix::none;
-    if (!words || text.empty()) return text.size();
+    if (!cuts_ || text.empty()) return text.size();
     for (size_t at = std::max<size_t>(1, from); at + 1 < text.size(); ++at)
       if (text[at] == ' ' && is_letter(text[at - 1]) && is_letter(text[at + 1]) && !p_.added.straddles(text, at))
         return at;
@@ -130,6 +118,25 @@ class BpeTokenizer : public Tokenizer {
     std::deque<std::string> normalized;  // what the cache's pieces point into
   };
 
+  // `beginning`: of a text, not of a part of one.
+  void encode(std::string_view text, bool special, bool beginning, std::vector<int32_t>& ids) const {
+    Work work{PieceCache(text.size()), {}, {}, {}};
+    for (const SplitPattern& split : p_.splits) work.matchers.emplace_back(split);
+    for (size_t at = 0; at < text.size();) {
+      const AddedTokens::Found found = p_.added.find(text, at, special);
+      const std::string_view between = text.substr(at, found.token ? found.begin - at : text.npos);
+      if (!p_.normalization.changes_text()) {
+        split(between, 0, work, ids);
+      } else if (!between.empty()) {
+        work.normalized.push_back(normalize(between, at == 0 && beginning, at == 0 && !beginning));
+        split(work.normalized.back(), 0, work, ids);
+      }
+      if (!found.token) break;
+      ids.push_back(found.token->id);
+      at = found.end;
+    }
+  }
+
   int32_t find_end_of_text() const {
     for (const std::string_view name : {kEndOfText, std::string_view("<|end_of_text|>"), std::string_view("</s>")})
       if (const int32_t id = p_.added.id_of(name); id >= 0) return id;
@@ -145,11 +152,27 @@ class BpeTokenizer : public Tokenizer {
         words_ = at == 0 || token.compare(at - std::min(at, blank.size()), blank.size(), blank) == 0;
   }
 
-  std::string normalize(std::string_view text, bool first) const {
+  // Whether text may be cut between a letter and a blank that a letter follows. Behind an added token that ends in a letter
+  // there would be a prefix.
+  void check_cuts() {
+    const Normalization& n = p_.normalization;
+    const bool prefixed = n.prefix != Normalization::Prefix::none;
+    if (p_.splits.empty()) {
+      cuts_ = words_;
+    } else {
+      cuts_ = (n.blank == " " && p_.splits[0].cuts_before_words()) ||
+              (p_.splits.size() == 1 && p_.splits[0].text() == blank_split(n));
+    }
+    for (const AddedToken& t : p_.added.tokens()) cuts_ = cuts_ && !(prefixed && is_letter(t.name.back()));
+  }
+
+  // `first`: it begins the whole text. `rest`: it goes on with what another call has begun.
+  std::string normalize(std::string_view text, bool first, bool rest) const {
     const Normalization& n = p_.normalization;
     std::string composed;
     if (n.nfc && ascii_prefix(text) != text.size()) text = composed = nfc(text);
     const bool prefixed =
+        !rest &&
         (n.prefix == Normalization::Prefix::always ||
          (n.prefix == Normalization::Prefix::if_missing && !text.starts_with(' ') && !text.starts_with(n.blank))) &&
         (first || !n.prefix_first_only);
@@ -248,11 +271,13 @@ class BpeTokenizer : public Tokenizer {
   TokenMap map_;
   MergeTable merges_;
   int32_t end_of_text_;
-  bool words_ = false;
+  bool words_ = false, cuts_ = false;
   std::vector<std::string> decoded_;  // what each id stands for
 };
 
 }  // namespace
+
+std::string blank_split(const Normalization& n) { return concat(n.blank, "[^", n.blank, "]*"); }
 
 std::unique_ptr<Tokenizer> make_bpe_tokenizer(BpeParts parts) {
   return std::make_unique<BpeTokenizer>(std::move(parts));

@@ -24,6 +24,9 @@ struct Normalization {
   bool changes_text() const { return nfc || prefix != Prefix::none || blank != " "; }
 };
 
+// The pattern by which a Metaspace splits: a piece is a blank and what follows up to the next one.
+std::string blank_split(const Normalization& normalization);
+
 struct BpeParts {
   std::vector<std::string> tokens;  // their bytes, by id; those of SentencePiece with the blank written as `blank`
   std::vector<Merge> merges;

@@ -150,35 +150,37 @@ std::vector<std::string> matches_of(const std::string& pattern) {
   return paths;
 }
 
-// A text file's tokens from the cache, which holds them when its dataset.json names the same text.
-Dataset open_text(const std::string& path, const std::string& cache, ThreadTeam& threads, double val_fraction,
-                  const std::function<void(int64_t, int64_t)>& progress) {
+// A text file's tokens from the cache, which holds them when its dataset.json names the same text, and its tokenizer is
+// the same.
+Dataset open_text(const std::string& path, const std::string& cache, const Tokenizer& tokenizer, ThreadTeam& threads,
+                  double val_fraction, const std::function<void(int64_t, int64_t)>& progress) {
   if (fs::exists(fs::path(cache) / kDatasetJson)) {
     try {
       const nlohmann::json description = read_json(cache + "/" + kDatasetJson);
       if (description.is_object() && description.value("sources", nlohmann::json()) == sources_json({path}) &&
           description.value("val_fraction", nlohmann::json()) == val_fraction) {
         Dataset dataset = open_described(cache);
-        if (dataset.tokenizer->json() == load_tokenizer("bytes")->json()) return dataset;
+        if (dataset.tokenizer->json() == tokenizer.json()) return dataset;
       }
     } catch (const Error&) {
       // A damaged cache is no loss: it is made again.
     }
   }
-  tokenize_files({path}, *load_tokenizer("bytes"), cache, val_fraction, threads, progress);
+  tokenize_files({path}, tokenizer, cache, val_fraction, threads, progress);
   return open_described(cache);
 }
 
 }  // namespace
 
 Dataset open_dataset(const std::string& data, const std::string& cache, ThreadTeam& threads, double val_fraction,
-                     const std::function<void(int64_t, int64_t)>& progress) {
+                     const std::function<void(int64_t, int64_t)>& progress, const Tokenizer* tokenizer) {
   std::error_code none;
   if (fs::is_directory(data, none))
     return fs::exists(fs::path(data) / kDatasetJson) ? open_described(data) : open_bare(data);
   if (fs::exists(data, none)) {
     if (data.ends_with(".bin")) return open_shards({data});
-    return open_text(data, cache, threads, val_fraction, progress);
+    const auto bytes = tokenizer ? nullptr : load_tokenizer("bytes");
+    return open_text(data, cache, tokenizer ? *tokenizer : *bytes, threads, val_fraction, progress);
   }
   if (data.find_first_of("*?[") == data.npos) fail("no data at ", data, ": there is no such file or directory");
   const std::vector<std::string> paths = matches_of(data);

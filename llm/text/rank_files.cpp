@@ -12,6 +12,7 @@
 #include "llm/base/mapped_file.h"
 #include "llm/text/byte_level.h"
 #include "llm/text/json_file.h"
+#include "llm/text/utf8.h"
 
 namespace llm {
 namespace {
@@ -212,6 +213,8 @@ BpeParts read_llama2c_tokenizer(const std::string& path) {
            score);
     std::string token(static_cast<size_t>(length), '\0');
     take(token.data(), token.size());
+    if (utf8_prefix(token) != token.size())
+      fail(path, ": not a tokenizer of llama2.c, token ", parts.tokens.size(), " is not UTF-8");
     parts.tokens.push_back(std::move(token));
     scores.push_back(score);
   }

@@ -46,6 +46,12 @@ std::string translate(const std::string& pattern, const std::string& where) {
       } else {
         out += c;
         out += next;
+        // The braces of \p{L} or \x{85} are no repetition.
+        const size_t close = next == 'p' || next == 'P' || next == 'x' ? pattern.find('}', i) : pattern.npos;
+        if (close != pattern.npos && pattern[i + 1] == '{') {
+          out.append(pattern, i + 1, close - i);
+          i = close;
+        }
       }
       continue;
     }

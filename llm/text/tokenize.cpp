@@ -128,6 +128,7 @@ class SplitWriter {
 struct Chunk {
   std::string_view text;
   Split split;
+  bool first;        // of its file
   bool end_of_text;  // an end-of-text token follows it
 };
 
@@ -138,7 +139,7 @@ struct Encoded {
   void encode(const Chunk& chunk, const Tokenizer& tokenizer) noexcept {
     try {
       ids.clear();
-      tokenizer.encode(chunk.text, true, ids);
+      chunk.first ? tokenizer.encode(chunk.text, true, ids) : tokenizer.encode_rest(chunk.text, true, ids);
       if (chunk.end_of_text) ids.push_back(tokenizer.end_of_text());
     } catch (...) {
       error = std::current_exception();
@@ -156,7 +157,7 @@ struct Plan {
     while (begin < end) {
       const size_t cut =
           end - begin <= kChunkBytes ? end : std::min(end, tokenizer.safe_cut(text, begin + kChunkBytes));
-      chunks.push_back({text.substr(begin, cut - begin), split, false});
+      chunks.push_back({text.substr(begin, cut - begin), split, begin == 0, false});
       begin = cut;
     }
   }

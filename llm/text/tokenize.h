@@ -41,10 +41,10 @@ struct Dataset {
 // - A directory: its dataset.json, or shards named as llm.c does (NAME_train.bin, NAME_val_000000.bin) of one data set.
 // - FILE.bin or a pattern ("dir/fineweb_*.bin"): shards; those with the word "val" in their names are `val`, unless there
 //   are no others: then they are `train`.
-// - Any other file is text. It is tokenized by bytes into `cache` (a directory of the run's) first, unless that already
-//   holds this text's tokens (same path, size, modification time and val_fraction, kept in dataset.json).
+// - Any other file is text. It is tokenized by `tokenizer` (null: by bytes) into `cache` (a directory of the run's) first, unless that already
+//   holds this text's tokens (same tokenizer, path, size, modification time and val_fraction, kept in dataset.json).
 // Throws Error when there is nothing, or when it is damaged.
 Dataset open_dataset(const std::string& data, const std::string& cache, ThreadTeam& threads, double val_fraction = 0.1,
-                     const std::function<void(int64_t, int64_t)>& progress = {});
+                     const std::function<void(int64_t, int64_t)>& progress = {}, const Tokenizer* tokenizer = nullptr);
 
 }  // namespace llm

@@ -16,11 +16,16 @@ class Tokenizer {
   virtual int32_t end_of_text() const = 0;  // stands between documents; -1 when the vocabulary has none
   // Appends the ids of `text`. `special`: names of special tokens in the text become their ids, else they are text.
   virtual void encode(std::string_view text, bool special, std::vector<int32_t>& ids) const = 0;
+  // The same for the part of a text that begins at a safe_cut(): nothing is put before it.
+  virtual void encode_rest(std::string_view text, bool special, std::vector<int32_t>& ids) const {
+    encode(text, special, ids);
+  }
   // The bytes one id stands for; joined bytes are the text (a token may end inside a UTF-8 character). Special tokens
   // stand for their names. Throws Error for an id outside the vocabulary.
   virtual std::string_view bytes_of(int32_t id) const = 0;
-  // Where text may be cut so that the parts' ids joined are the whole's ids, special tokens recognised or not: the first
-  // such place at or after `from`, text.size() when there is none. This is what makes encoding multi-threaded.
+  // Where text may be cut so that encode()'s ids of the first part and encode_rest()'s of the others are the whole's ids,
+  // special tokens recognised or not: the first such place at or after `from`, text.size() when there is none. This is
+  // what makes encoding multi-threaded.
   virtual size_t safe_cut(std::string_view text, size_t from) const = 0;
   // What a whole text is put between where special tokens count, as Llama's beginning-of-text token. encode() leaves it out.
   virtual std::vector<int32_t> text_prefix() const { return {}; }

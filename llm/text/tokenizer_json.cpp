@@ -116,7 +116,7 @@ class Reader {
         to.prefix = Normalization::Prefix::if_missing;
       to.prefix_first_only = scheme == "first";
       to.blank = kBlank;
-      if (flag(p, "split", true)) parts.splits.emplace_back(concat(kBlank, "[^", kBlank, "]*"), path_);
+      if (flag(p, "split", true)) parts.splits.emplace_back(blank_split(to), path_);
     } else {
       wrong("a pre_tokenizer of type ", shown(kind),
             " is not supported; supported: ByteLevel, Split, Digits, Metaspace, Sequence");

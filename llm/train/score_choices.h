@@ -1,0 +1,65 @@
+// Multiple-choice tasks, scored: which ending does the model find likeliest after the context?
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "llm/graph/program.h"
+#include "llm/model/config.h"
+#include "llm/text/multiple_choice.h"
+#include "llm/text/tokenizer.h"
+
+namespace llm {
+
+struct TokenizedChoice {
+  struct Ending {
+    std::vector<int32_t> tokens;  // context and ending
+    size_t first = 0;             // tokens[first] is the ending's first one; 1 or more
+    size_t bytes = 0;             // of the ending's text
+  };
+  std::vector<Ending> endings;
+  size_t label = 0;
+};
+
+// Context and ending are joined by a blank, unless the ending begins with white space or the context is empty or ends with
+// it. The ending's tokens are those of the joined text behind what they share with the context's. What the tokenizer puts
+// before a text comes first; where that is nothing and the context is empty, the end-of-text token. Of what is longer than
+// the model's `context` (in tokens) the context's beginning is left out. Throws Error with `where` for an ending that is
+// longer by itself.
+TokenizedChoice tokenize_choice(const Choice& choice, const Tokenizer& tokenizer, int64_t context,
+                                const std::string& where);
+
+class ChoiceScorer {
+ public:
+  // Texts of similar length share a batch, of about 4096 tokens or `batch` texts (0: the former), so that short ones do not
+  // pay for the longest.
+  ChoiceScorer(const ModelConfig& config, std::vector<TokenizedChoice> tasks, int64_t batch,
+               const PersistentLayout& layout, const Target& target);
+  ~ChoiceScorer();
+
+  size_t arena_bytes() const;
+  void bind(const Arena& arena, ThreadTeam& threads);
+
+  // How many tasks had the right ending first: by the log-likelihood of all its tokens together, by its mean over them
+  // (as llm.c counts), and by the sum over the ending's length in bytes (as lm-evaluation-harness does). Of equals the
+  // first ending counts.
+  struct Result {
+    int64_t tasks = 0, right = 0, right_per_token = 0, right_per_byte = 0;
+  };
+  // `progress(so_far, total)` after each batch. Throws Error for a log-likelihood that is not finite.
+  Result run(const std::function<void(const Result&, int64_t)>& progress = {});
+  // Of each ending of a task, in nats; after run().
+  const std::vector<double>& log_likelihoods(size_t task) const { return scores_[task]; }
+
+ private:
+  struct Group;  // tasks of similar length
+  void count(size_t task, Result& result) const;
+
+  std::vector<TokenizedChoice> tasks_;
+  std::vector<std::vector<double>> scores_;
+  std::vector<std::unique_ptr<Group>> groups_;
+};
+
+}  // namespace llm
