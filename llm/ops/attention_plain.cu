@@ -7,6 +7,7 @@
 #include "llm/graph/kernel.h"
 #include "llm/ops/attention_cuda.h"
 #include "llm/ops/attention_plain_cuda.h"
+#include "llm/ops/largest_cuda.h"
 
 namespace llm::cuda {
 namespace {
@@ -24,7 +25,8 @@ struct ForwardShared {
 template <class T, int kTile, int kHead, bool kDocuments>
 __global__ void __launch_bounds__(kThreads)
     forward_kernel(PackedHeads heads, float scale, bool packed, const T* __restrict__ qkv,
-                   const int32_t* __restrict__ starts, T* __restrict__ out, float* __restrict__ log_sum_exp) {
+                   const int32_t* __restrict__ starts, T* __restrict__ out, float* __restrict__ log_sum_exp,
+                   uint32_t* largest_out) {
   constexpr int kRows = kTile / kSide;
   auto& shared = simt::shared_memory<ForwardShared<kTile, kHead>>();
   const int head = static_cast<int>(blockIdx.x) % heads.heads, kv_head = head / heads.group();
@@ -80,16 +82,18 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     output_product<kTile, kHead>(accumulated, shared.p, shared.keys_then_values);
   }
+  float most = 0;
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int query = first_query + y + kSide * i;
     const float total = sum_over_x(sum[i]);
     if (simt::in_bounds(query < heads.tokens)) {
-      store_row<T>(out + (batch * heads.tokens + query) * heads.out_width() + heads.query(head), accumulated[i],
-                   1 / total, heads.head_size, packed);
+      T* const row = out + (batch * heads.tokens + query) * heads.out_width() + heads.query(head);
+      most = fmaxf(most, store_row<T>(row, accumulated[i], 1 / total, heads.head_size, packed));
       if (x == 0) log_sum_exp[int64_t{blockIdx.x} * heads.tokens + query] = largest[i] + logf(total);
     }
   }
+  note_largest_over(most, largest_out, shared);
 }
 
 template <class T, int kTile, int kHead>
@@ -102,7 +106,7 @@ void forward(const KernelCall& call) {
   simt::launch(call.cuda->stream(), grid_of(s.batch * s.heads, s.tokens, kTile), dim3(kThreads),
                sizeof(ForwardShared<kTile, kHead>),
                call.has_input(1) ? forward_kernel<T, kTile, kHead, true> : forward_kernel<T, kTile, kHead, false>,
-               heads, heads.scale(), packed, qkv, call.in_int(1), out, call.out(1));
+               heads, heads.scale(), packed, qkv, call.in_int(1), out, call.out(1), largest_of(call));
 }
 
 }  // namespace

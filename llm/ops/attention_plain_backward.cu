@@ -8,6 +8,7 @@
 #include "llm/graph/kernel.h"
 #include "llm/ops/attention_cuda.h"
 #include "llm/ops/attention_plain_cuda.h"
+#include "llm/ops/largest_cuda.h"
 
 namespace llm::cuda {
 namespace {
@@ -26,7 +27,8 @@ template <class T, int kTile, int kHead, bool kDocuments>
 __global__ void __launch_bounds__(kThreads)
     query_gradient_kernel(PackedHeads heads, float scale, bool packed, const T* __restrict__ d_out,
                           const T* __restrict__ qkv, const T* __restrict__ out, const float* __restrict__ log_sum_exp,
-                          const int32_t* __restrict__ starts, T* __restrict__ d_qkv, float* __restrict__ delta) {
+                          const int32_t* __restrict__ starts, T* __restrict__ d_qkv, float* __restrict__ delta,
+                          uint32_t* largest) {
   constexpr int kRows = kTile / kSide;
   auto& shared = simt::shared_memory<BackwardShared<kTile, kHead>>();
   const int head = static_cast<int>(blockIdx.x) % heads.heads, kv_head = head / heads.group();
@@ -89,13 +91,15 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     output_product<kTile, kHead>(gradient, shared.p, shared.keys);
   }
+  float most = 0;
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int query = first_query + y + kSide * i;
+    T* const row = d_qkv + (batch * heads.tokens + query) * heads.width() + heads.query(head);
     if (simt::in_bounds(query < heads.tokens))
-      store_row<T>(d_qkv + (batch * heads.tokens + query) * heads.width() + heads.query(head), gradient[i], scale,
-                   heads.head_size, packed);
+      most = fmaxf(most, store_row<T>(row, gradient[i], scale, heads.head_size, packed));
   }
+  note_largest_over(most, largest, shared);
 }
 
 // d_out (B, T, H D), qkv (B, T, (H + 2 K) D), log_sum_exp, delta (B, H, T), starts (B, T) -> d_qkv's key and value heads: sums over the
@@ -105,7 +109,7 @@ __global__ void __launch_bounds__(kThreads)
     key_value_gradient_kernel(PackedHeads heads, float scale, bool packed, const T* __restrict__ d_out,
                               const T* __restrict__ qkv, const float* __restrict__ log_sum_exp,
                               const float* __restrict__ delta, const int32_t* __restrict__ starts,
-                              T* __restrict__ d_qkv) {
+                              T* __restrict__ d_qkv, uint32_t* largest) {
   constexpr int kRows = kTile / kSide;
   auto& shared = simt::shared_memory<BackwardShared<kTile, kHead>>();
   const int kv_head = static_cast<int>(blockIdx.x) % heads.kv_heads;
@@ -161,15 +165,17 @@ __global__ void __launch_bounds__(kThreads)
       output_product<kTile, kHead>(key_gradient, shared.p, shared.queries);
     }
   }
+  float most = 0;
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int key = first_key + y + kSide * i;
     if (simt::in_bounds(key < heads.tokens)) {
       T* const row = d_qkv + (batch * heads.tokens + key) * heads.width();
-      store_row<T>(row + heads.key(kv_head), key_gradient[i], scale, heads.head_size, packed);
-      store_row<T>(row + heads.value(kv_head), value_gradient[i], 1, heads.head_size, packed);
+      most = fmaxf(most, store_row<T>(row + heads.key(kv_head), key_gradient[i], scale, heads.head_size, packed));
+      most = fmaxf(most, store_row<T>(row + heads.value(kv_head), value_gradient[i], 1, heads.head_size, packed));
     }
   }
+  note_largest_over(most, largest, shared);
 }
 
 template <class T, int kTile, int kHead, bool kDocuments>
@@ -181,15 +187,16 @@ void backward_of(const KernelCall& call) {
   const int32_t* starts = call.in_int(4);
   T* d_qkv = call.out<T>(0);
   auto* delta = call.workspace();
+  uint32_t* largest = largest_of(call);
   const bool packed = simt::packs(d_out, s.head_size) && simt::packs(qkv, s.head_size) &&
                       simt::packs(out, s.head_size) && simt::packs(d_qkv, s.head_size);
   constexpr size_t kShared = sizeof(BackwardShared<kTile, kHead>);
   simt::launch(call.cuda->stream(), grid_of(s.batch * s.heads, s.tokens, kTile), dim3(kThreads), kShared,
                query_gradient_kernel<T, kTile, kHead, kDocuments>, heads, heads.scale(), packed, d_out, qkv, out,
-               log_sum_exp, starts, d_qkv, delta);
+               log_sum_exp, starts, d_qkv, delta, largest);
   simt::launch(call.cuda->stream(), grid_of(s.batch * s.kv_heads, s.tokens, kTile), dim3(kThreads), kShared,
                key_value_gradient_kernel<T, kTile, kHead, kDocuments>, heads, heads.scale(), packed, d_out, qkv,
-               log_sum_exp, delta, starts, d_qkv);
+               log_sum_exp, delta, starts, d_qkv, largest);
 }
 
 template <class T, int kTile, int kHead>

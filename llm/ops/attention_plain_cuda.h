@@ -115,15 +115,20 @@ __device__ inline void store_scores(ScoreTile<kTile>& tile, const float (&s)[kTi
     for (int j = 0; j < kTile / kSide; ++j) tile[thread_y() + kSide * i][thread_x() + kSide * j] = s[i][j];
 }
 
-// Row i of the thread's part of an output, times `factor`, to columns [0, head_size) of `row`.
+// Row i of the thread's part of an output, times `factor`, to columns [0, head_size) of `row`. Gives the largest of its
+// absolute values.
 template <class T, int kColumns>
-__device__ inline void store_row(T* row, const float (&out)[kColumns], float factor, int head_size, bool packed) {
+__device__ inline float store_row(T* row, const float (&out)[kColumns], float factor, int head_size, bool packed) {
+  float most = 0;
 #pragma unroll
   for (int j = 0; j < kColumns / 4; ++j) {
     const int column = 64 * j + 4 * thread_x();
     Pack<T, 4> pack;
 #pragma unroll
-    for (int e = 0; e < 4; ++e) pack.set(e, out[4 * j + e] * factor);
+    for (int e = 0; e < 4; ++e) {
+      pack.set(e, out[4 * j + e] * factor);
+      most = fmaxf(most, fabsf(pack.get(e)));  // columns behind the last are zeros
+    }
     if (packed) {
       if (simt::in_bounds(column < head_size)) *reinterpret_cast<Pack<T, 4>*>(row + column) = pack;
     } else {
@@ -132,6 +137,7 @@ __device__ inline void store_row(T* row, const float (&out)[kColumns], float fac
         if (simt::in_bounds(column + e < head_size)) row[column + e] = pack.values[e];
     }
   }
+  return most;
 }
 
 // Over the 16 threads that share rows.

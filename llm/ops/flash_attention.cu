@@ -10,6 +10,7 @@
 #include "llm/graph/kernel.h"
 #include "llm/ops/attention_cuda.h"
 #include "llm/ops/flash_attention_cuda.h"
+#include "llm/ops/largest_cuda.h"
 
 namespace llm::cuda {
 namespace {
@@ -95,8 +96,8 @@ struct RunningSoftmax {
 template <int kHead, int kRowTiles, int kKeys, bool kHeldQueries, bool kDocuments>
 __global__ void __launch_bounds__(kThreads)
     flash_attention_kernel(PackedHeads heads, float scale, float scale_to_base_2, const bf16* __restrict__ qkv,
-                           const int32_t* __restrict__ starts, bf16* __restrict__ out,
-                           float* __restrict__ log_sum_exp) {
+                           const int32_t* __restrict__ starts, bf16* __restrict__ out, float* __restrict__ log_sum_exp,
+                           uint32_t* largest) {
   constexpr int kQueries = 16 * kRowTiles * kWarps;
   auto& shared = simt::shared_memory<Shared<kQueries, kKeys, kHead>>();
   const int head = static_cast<int>(blockIdx.x) % heads.heads, kv_head = head / heads.group();
@@ -150,8 +151,9 @@ __global__ void __launch_bounds__(kThreads)
       if (simt::in_bounds(query < tokens) && member() == 0)
         log_sum_exp[int64_t{blockIdx.x} * tokens + query] = softmax.largest[m][half] * scale + logf(total);
     }
-  store_rows(shared.queries, warp_row, accumulated, factor, out + heads.query(head), heads.out_width(),
-             first_token + warp_query, end_token);
+  const float most = store_rows(shared.queries, warp_row, accumulated, factor, out + heads.query(head),
+                                heads.out_width(), first_token + warp_query, end_token);
+  note_largest_over(most, largest, shared);
 }
 
 template <int kHead, int kRowTiles, int kKeys, bool kHeldQueries>
@@ -165,7 +167,7 @@ void forward(const KernelCall& call) {
                call.has_input(1) ? flash_attention_kernel<kHead, kRowTiles, kKeys, kHeldQueries, true>
                                  : flash_attention_kernel<kHead, kRowTiles, kKeys, kHeldQueries, false>,
                heads, heads.scale(), heads.scale() * kLog2E, call.in<bf16>(0), call.in_int(1), call.out<bf16>(0),
-               call.out(1));
+               call.out(1), largest_of(call));
 }
 
 }  // namespace

@@ -15,6 +15,7 @@
 #include "llm/graph/kernel.h"
 #include "llm/ops/attention_cuda.h"
 #include "llm/ops/flash_attention_cuda.h"
+#include "llm/ops/largest_cuda.h"
 
 namespace llm::cuda {
 namespace {
@@ -78,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     flash_query_gradient_kernel(PackedHeads heads, float scale, float scale_to_base_2, const bf16* __restrict__ d_out,
                                 const bf16* __restrict__ qkv, const bf16* __restrict__ out,
                                 const float* __restrict__ log_sum_exp, const int32_t* __restrict__ starts,
-                                bf16* __restrict__ d_qkv, float* __restrict__ delta) {
+                                bf16* __restrict__ d_qkv, float* __restrict__ delta, uint32_t* largest) {
   constexpr int M = Tiling::kQueryTiles, kHead = Tiling::kHead, kQueries = Tiling::kQueries, kKeys = Tiling::kOthers;
   constexpr int kStep = Tiling::kStep;
   auto& shared = simt::shared_memory<QueryShared<Tiling>>();
@@ -157,8 +158,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   float factor[M][2];
 #pragma unroll
   for (int m = 0; m < M; ++m) factor[m][0] = factor[m][1] = scale;
-  store_rows(shared.queries, warp_row, gradient, factor, d_qkv + heads.query(head), width, first_token + warp_query,
-             end_token);
+  const float most = store_rows(shared.queries, warp_row, gradient, factor, d_qkv + heads.query(head), width,
+                                first_token + warp_query, end_token);
+  note_largest_over(most, largest, shared);
 }
 
 template <class Tiling>
@@ -175,7 +177,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     flash_key_value_gradient_kernel(PackedHeads heads, float scale, float scale_to_base_2,
                                     const bf16* __restrict__ d_out, const bf16* __restrict__ qkv,
                                     const float* __restrict__ log_sum_exp, const float* __restrict__ delta,
-                                    const int32_t* __restrict__ starts, bf16* __restrict__ d_qkv) {
+                                    const int32_t* __restrict__ starts, bf16* __restrict__ d_qkv, uint32_t* largest) {
   constexpr int M = Tiling::kKeyTiles, kHead = Tiling::kHead, kKeys = Tiling::kKeys, kQueries = Tiling::kOthers;
   constexpr int kStep = Tiling::kStep;
   static_assert(2 * kQueries == kThreads);
@@ -259,12 +261,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   float factor[M][2];
 #pragma unroll
   for (int m = 0; m < M; ++m) factor[m][0] = factor[m][1] = scale;
-  store_rows(shared.keys, warp_row, key_gradient, factor, d_qkv + heads.key(kv_head), width, first_token + warp_key,
-             end_token);
+  float most = store_rows(shared.keys, warp_row, key_gradient, factor, d_qkv + heads.key(kv_head), width,
+                          first_token + warp_key, end_token);
 #pragma unroll
   for (int m = 0; m < M; ++m) factor[m][0] = factor[m][1] = 1;
-  store_rows(shared.values, warp_row, value_gradient, factor, d_qkv + heads.value(kv_head), width,
-             first_token + warp_key, end_token);
+  most = fmaxf(most, store_rows(shared.values, warp_row, value_gradient, factor, d_qkv + heads.value(kv_head), width,
+                                first_token + warp_key, end_token));
+  note_largest_over(most, largest, shared);
 }
 
 template <int kHead, bool kDocuments>
@@ -277,13 +280,14 @@ void backward_of(const KernelCall& call) {
   const int32_t* starts = call.in_int(4);
   bf16* d_qkv = call.out<bf16>(0);
   auto* delta = call.workspace();
+  uint32_t* largest = largest_of(call);
   const auto tiles = [&](int tile) { return static_cast<unsigned>((s.tokens + tile - 1) / tile); };
   simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>(s.batch * s.heads), tiles(T::kQueries)), dim3(kThreads),
                sizeof(QueryShared<T>), flash_query_gradient_kernel<T, kDocuments>, heads, heads.scale(),
-               heads.scale() * kLog2E, d_out, qkv, out, log_sum_exp, starts, d_qkv, delta);
+               heads.scale() * kLog2E, d_out, qkv, out, log_sum_exp, starts, d_qkv, delta, largest);
   simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>(s.batch * s.kv_heads), tiles(T::kKeys)), dim3(kThreads),
                sizeof(KeyShared<T>), flash_key_value_gradient_kernel<T, kDocuments>, heads, heads.scale(),
-               heads.scale() * kLog2E, d_out, qkv, log_sum_exp, delta, starts, d_qkv);
+               heads.scale() * kLog2E, d_out, qkv, log_sum_exp, delta, starts, d_qkv, largest);
 }
 
 template <int kHead>

@@ -185,9 +185,10 @@ __device__ inline float group_max(float x) {
 // Writes the warp's rows, each times its factor, to rows `first` and on of a matrix, up to `end`, in 16-byte chunks:
 // through rows `row` and on of a tile, which no other warp may use any more.
 template <int M, int kRows, int kHead>
-__device__ inline void store_rows(Tile<kRows, kHead>& tile, int row, const float (&out)[M][kHead / 8][4],
-                                  const float (&factor)[M][2], bf16* matrix, int64_t stride, int first, int end) {
+__device__ inline float store_rows(Tile<kRows, kHead>& tile, int row, const float (&out)[M][kHead / 8][4],
+                                   const float (&factor)[M][2], bf16* matrix, int64_t stride, int first, int end) {
   constexpr int kChunks = kHead / 8;
+  float most = 0;
   __syncwarp();
 #pragma unroll
   for (int m = 0; m < M; ++m)
@@ -203,10 +204,14 @@ __device__ inline void store_rows(Tile<kRows, kHead>& tile, int row, const float
 #pragma unroll
   for (int i = lane(); i < 16 * M * kChunks; i += 32) {
     const int r = i / kChunks, chunk = i % kChunks;
-    if (simt::in_bounds(first + r < end))
-      *reinterpret_cast<simt::Pack<bf16>*>(matrix + (first + r) * stride + 8 * chunk) =
-          *reinterpret_cast<const simt::Pack<bf16>*>(tile.chunk(row + r, chunk));
+    if (simt::in_bounds(first + r < end)) {
+      const auto pack = *reinterpret_cast<const simt::Pack<bf16>*>(tile.chunk(row + r, chunk));
+      *reinterpret_cast<simt::Pack<bf16>*>(matrix + (first + r) * stride + 8 * chunk) = pack;
+#pragma unroll
+      for (int k = 0; k < 8; ++k) most = fmaxf(most, fabsf(pack.get(k)));
+    }
   }
+  return most;
 }
 
 }  // namespace llm::cuda::flash

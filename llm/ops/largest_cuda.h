@@ -23,6 +23,15 @@ __device__ inline void note_largest(float most, uint32_t* largest, LargestShared
   atomicMax(largest, bits_of(most));
 }
 
+// The same with the first bytes of shared memory that the block has no more use for.
+template <class Shared>
+__device__ inline void note_largest_over(float most, uint32_t* largest, Shared& s) {
+  if (!largest) return;
+  __syncthreads();
+  void* memory = &s;
+  note_largest(most, largest, *static_cast<LargestShared*>(memory));
+}
+
 // Where a kernel is to note it, set to 0 on the stream first; null: nowhere.
 inline uint32_t* largest_of(const KernelCall& call) {
   auto* largest = call.out<uint32_t>(kLargestOutput);

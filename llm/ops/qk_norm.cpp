@@ -159,7 +159,8 @@ std::vector<Op> qk_norm_ops() {
            .cost = backward_cost,
            .cpu = cpu_backward,
            .cuda = cuda::qk_norm_backward,
-           .in_place = {{0, 0}}}};
+           .in_place = {{0, 0}},
+           .finds_largest = true}};
 }
 
 }  // namespace llm

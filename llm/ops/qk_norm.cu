@@ -36,6 +36,7 @@ struct QkNormBackward {
   float* partial;         // (blocks, 2, D)
   int64_t rows;
   int block_rows, queries, keys, size;
+  uint32_t* largest;  // (1), of |dx|, or null
   __device__ int normed() const { return queries + keys; }
   __device__ int64_t width() const { return int64_t{queries + 2 * keys} * size; }
 };
@@ -47,6 +48,18 @@ __device__ void copy_values(const T* from, T* to, int64_t channels) {
   if (from == to) return;
   for (int64_t c = threadIdx.x % 32 * kWidth; c < channels; c += 32 * kWidth)
     *reinterpret_cast<Pack*>(to + c) = *reinterpret_cast<const Pack*>(from + c);
+}
+
+// The largest absolute value of a row's values, by one warp; each lane has that of its own.
+template <int kWidth, class T>
+__device__ float most_of_values(const T* values, int64_t channels) {
+  float most = 0;
+  for (int64_t c = threadIdx.x % 32 * kWidth; c < channels; c += 32 * kWidth) {
+    const auto pack = *reinterpret_cast<const simt::Pack<T, kWidth>*>(values + c);
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) most = fmaxf(most, fabsf(pack.get(k)));
+  }
+  return most;
 }
 
 constexpr int kRowThreads = 256, kRowWarps = kRowThreads / 32;  // forward: a warp takes a row
@@ -132,6 +145,7 @@ __global__ void __launch_bounds__(kNormThreads)
   const Pack query_weight = reinterpret_cast<const Pack*>(call.query_weight)[min(pack, packs - 1)];
   const Pack key_weight = reinterpret_cast<const Pack*>(call.key_weight)[min(pack, packs - 1)];
   float d_query[kPack] = {}, d_key[kPack] = {};
+  float most = 0;
   const int64_t begin = int64_t{blockIdx.x} * call.block_rows, end = min(begin + call.block_rows, call.rows);
   for (int64_t row = begin + warp; row < end; row += kNormWarps) {
     const auto* dy_row = reinterpret_cast<const Pack*>(call.dy + row * call.width());
@@ -171,12 +185,15 @@ __global__ void __launch_bounds__(kNormThreads)
 #pragma unroll
           for (int k = 0; k < kPack; ++k)
             dx[k] = (dy[i].get(k) * weight.get(k) - x[i].get(k) * rstd[i] * mean_gn) * rstd[i];
+#pragma unroll
+          for (int k = 0; k < kPack; ++k) most = fmaxf(most, fabsf(dx[k]));
           dx_row[head * packs + pack] = simt::packed<T>(dx);
         }
       }
     }
     const int64_t values = row * call.width() + int64_t{call.normed()} * call.size;
     copy_values<kPack>(call.dy + values, call.dx + values, int64_t{call.keys} * call.size);
+    if (call.largest) most = fmaxf(most, most_of_values<kPack>(call.dy + values, int64_t{call.keys} * call.size));
   }
 
   // Over the groups of the warp, then over the warps.
@@ -197,6 +214,7 @@ __global__ void __launch_bounds__(kNormThreads)
     for (int w = 0; w < kNormWarps; ++w) sum += s.sums[w][which][at];
     call.partial[int64_t{blockIdx.x} * 2 * call.size + item] = sum;
   }
+  note_largest_over(to_float(simt::stored<T>(most)), call.largest, s);
 }
 
 // Any head size, any alignment: as above by warps that take heads one after the other; a warp's sums (2, D) lie in shared memory,
@@ -209,6 +227,7 @@ __global__ void __launch_bounds__(kNormThreads)
   float* d_query = sums + warp * 2 * D;
   float* d_key = d_query + D;
   for (int c = lane; c < D; c += 32) d_query[c] = d_key[c] = 0;
+  float most = 0;
   const int64_t begin = int64_t{blockIdx.x} * call.block_rows, end = min(begin + call.block_rows, call.rows);
   for (int64_t row = begin + warp; row < end; row += kNormWarps) {
     for (int head = 0; head < call.normed(); ++head) {
@@ -227,11 +246,14 @@ __global__ void __launch_bounds__(kNormThreads)
 #pragma unroll 1
       for (int c = lane; c < D; c += 32) {
         const float g = to_float(call.dy[at + c]) * to_float(weight[c]), n = to_float(call.qkv[at + c]) * rstd;
-        call.dx[at + c] = simt::stored<T>((g - n * mean_gn) * rstd);
+        const float dx = (g - n * mean_gn) * rstd;
+        call.dx[at + c] = simt::stored<T>(dx);
+        most = fmaxf(most, fabsf(dx));
       }
     }
     const int64_t values = row * call.width() + int64_t{call.normed()} * D;
     copy_values<1>(call.dy + values, call.dx + values, int64_t{call.keys} * D);
+    if (call.largest) most = fmaxf(most, most_of_values<1>(call.dy + values, int64_t{call.keys} * D));
   }
   __syncthreads();
   for (int item = static_cast<int>(threadIdx.x); item < 2 * D; item += kNormThreads) {
@@ -239,6 +261,7 @@ __global__ void __launch_bounds__(kNormThreads)
     for (int w = 0; w < kNormWarps; ++w) sum += sums[w * 2 * D + item];
     call.partial[int64_t{blockIdx.x} * 2 * D + item] = sum;
   }
+  note_largest_over(to_float(simt::stored<T>(most)), call.largest, *sums);  // of 32 floats at the least: 16 warps' two
 }
 
 // Lanes that hold a head: a power of two; 0 where it does not fit a warp or is not aligned.
@@ -287,7 +310,8 @@ void backward(const KernelCall& call) {
                              .block_rows = static_cast<int>(norm_block_rows_cuda(rows)),
                              .queries = static_cast<int>(a.integer("heads")),
                              .keys = static_cast<int>(a.integer("kv_heads")),
-                             .size = static_cast<int>(a.integer("head_size"))};
+                             .size = static_cast<int>(a.integer("head_size")),
+                             .largest = largest_of(call)};
   const dim3 blocks(static_cast<unsigned>(norm_blocks_cuda(rows)));
   const int lanes = lanes_of_head<T>(qk.size, qk.dy, qk.qkv, qk.query_weight, qk.key_weight, qk.dx);
   if (lanes > 0)

@@ -133,7 +133,8 @@ std::vector<Op> rope_ops() {
            .cost = cost,
            .cpu = cpu_backward,
            .cuda = cuda::rope_backward,
-           .in_place = {{0, 0}}}};
+           .in_place = {{0, 0}},
+           .finds_largest = true}};
 }
 
 }  // namespace llm

@@ -9,6 +9,7 @@
 #include "llm/device/cuda.h"
 #include "llm/device/simt.h"
 #include "llm/ops/cuda_kernels.h"
+#include "llm/ops/largest_cuda.h"
 #include "llm/ops/rope_frequency.h"
 
 namespace llm::cuda {
@@ -32,7 +33,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 struct Heads {
-  int64_t turned, copied;  // query and key heads; value heads, 0 where they are there already
+  int64_t turned, copied;  // query and key heads; value heads
   int64_t width, half;     // channels of a row; half a head's
 };
 
@@ -56,10 +57,12 @@ template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads) rope_kernel(const T* in,                       // (rows, width)
                                                         const float* __restrict__ angles,  // (T, 2 half)
                                                         T* out,                            // (rows, width)
-                                                        int64_t rows, int64_t tokens, Heads heads, float direction) {
+                                                        int64_t rows, int64_t tokens, Heads heads, float direction,
+                                                        uint32_t* largest) {  // (1), of |out|, or null
   using Pack = simt::Pack<T, kWidth>;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t row = int64_t{blockIdx.x} * kRows + threadIdx.x / 32;
+  float most = 0;
   if (simt::in_bounds(row < rows)) {
     const T* x = in + row * heads.width;
     T* y = out + row * heads.width;
@@ -80,14 +83,22 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(const T* in,            
         const float c = angle.cosine[k], s = angle.sine[k] * direction;
         y1[k] = x1.get(k) * c - x2.get(k) * s;
         y2[k] = x2.get(k) * c + x1.get(k) * s;
+        most = fmaxf(most, fmaxf(fabsf(y1[k]), fabsf(y2[k])));
       }
       *reinterpret_cast<Pack*>(y + at) = simt::packed<T>(y1);
       *reinterpret_cast<Pack*>(y + at + heads.half) = simt::packed<T>(y2);
     }
     const int64_t values = heads.turned * 2 * heads.half;
-    for (int64_t i = lane * kWidth; i < heads.copied * 2 * heads.half; i += 32 * kWidth)
-      *reinterpret_cast<Pack*>(y + values + i) = *reinterpret_cast<const Pack*>(x + values + i);
+    // In place they are read only for the largest.
+    const int64_t copied = x == y && !largest ? 0 : heads.copied * 2 * heads.half;
+    for (int64_t i = lane * kWidth; i < copied; i += 32 * kWidth) {
+      const Pack v = *reinterpret_cast<const Pack*>(x + values + i);
+      if (x != y) *reinterpret_cast<Pack*>(y + values + i) = v;
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) most = fmaxf(most, fabsf(v.get(k)));
+    }
   }
+  if (largest) note_largest(to_float(simt::stored<T>(most)), largest, simt::shared_memory<LargestShared>());
 }
 
 template <class T>
@@ -98,11 +109,12 @@ void turn_as(const KernelCall& call, float direction) {
   T* out = call.out<T>(0);
   const int64_t kv = a.integer("kv_heads"), D = a.integer("head_size"), turned = a.integer("heads") + kv;
   const int64_t rows = call.in_shape(0).rows(), tokens = call.in_shape(0)[1];
-  const Heads heads{turned, in == out ? 0 : kv, (turned + kv) * D, D / 2};
+  const Heads heads{turned, kv, (turned + kv) * D, D / 2};
   const bool packs = simt::packs(in, D / 2) && simt::packs(out, D / 2) && simt::packs(angles, D / 2);
-  simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>((rows + kRows - 1) / kRows)), dim3(kThreads), 0,
-               packs ? rope_kernel<T, simt::kPack<T>> : rope_kernel<T, 1>, in, angles, out, rows, tokens, heads,
-               direction);
+  uint32_t* largest = largest_of(call);
+  simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>((rows + kRows - 1) / kRows)), dim3(kThreads),
+               largest ? sizeof(LargestShared) : 0, packs ? rope_kernel<T, simt::kPack<T>> : rope_kernel<T, 1>, in,
+               angles, out, rows, tokens, heads, direction, largest);
 }
 
 void turn(const KernelCall& call, float direction) {
