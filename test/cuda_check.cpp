@@ -301,6 +301,7 @@ std::vector<Subject> cuda_subjects() {
                           true});
     }
   for (const int64_t n : {4096, 4099}) {
+    add("dropout", {{"probability", 0.1}, {"stream", 5}}, {{{n}}}, concat(n));
     add("softcap", {{"cap", 3}}, {{{n}, DType::fp32, -9, 9}}, concat(n));
     for (const char* op : {"gelu", "relu2"}) add(op, {}, {{{n}, DType::fp32, -5, 5}}, concat(n));
     add("add", {}, {{{n}}, {{n}}}, concat(n));

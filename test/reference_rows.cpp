@@ -1,6 +1,7 @@
 // Reference loops of the ops that treat rows or elements one by one.
 #include <cmath>
 
+#include "llm/ops/dropout_mask.h"
 #include "test/reference.h"
 
 namespace llm::reference {
@@ -135,6 +136,15 @@ Arrays softcap(const Attributes& a, const Arrays& in, const StepState&) {
   return {y};
 }
 
+Arrays dropout(const Attributes& a, const Arrays& in, const StepState& step) {
+  const double p = a.number("probability");
+  const DropoutMask mask(p, a.integer("stream"));
+  Array y = in[0];
+  for (int64_t i = 0; i < y.shape.elements(); ++i)
+    y[i] *= mask.bits(step, i / 4)[static_cast<size_t>(i % 4)] / 4294967296.0 >= p ? 1 / (1 - p) : 0;
+  return {y};
+}
+
 Arrays select_last(const Attributes&, const Arrays& in, const StepState&) {
   const int64_t B = in[0].shape[0], T = in[0].shape[1], C = in[0].shape[2];
   Array y = zeros({B, 1, C});
@@ -157,6 +167,7 @@ void add_row_references(References& table) {
   table["relu2"] = relu2;
   table["swiglu"] = swiglu;
   table["softcap"] = softcap;
+  table["dropout"] = dropout;
   table["select_last"] = select_last;
 }
 

@@ -8,6 +8,7 @@
 #include <iostream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <sstream>
 
 #include "llm/base/atomic_file.h"
@@ -355,4 +356,53 @@ TEST_CASE("recipes: attention in long documents is that of each alone") {
     CHECK(same(packed.out, alone.out, kHeads * kSize) < 2e-6);
     CHECK(same(packed.d_qkv, alone.d_qkv, kWidth) < 4e-6);
   }
+}
+
+TEST_CASE("recipes: dropout is a function of seed and step alone") {
+  const Folder folder;
+  const std::string text = write_text(folder);
+  TrainOptions o;
+  o.steps = 6, o.save_every = 3, o.dropout = 0.2, o.grad_accum = 2;
+  const auto weights = [&](const std::string& run, int64_t at = 6) {
+    return read_file(folder / (run + "/checkpoints/" + std::to_string(at) + "/model.safetensors"));
+  };
+  const double val_loss = train(folder / "whole", text, small_model(), o).val_loss;
+  CHECK(train(folder / "threads", text, small_model(), o, 3).val_loss == val_loss);
+  CHECK(weights("threads") == weights("whole"));
+  train(folder / "threads", text, small_model(), o, 1, 3);
+  CHECK(weights("threads") == weights("whole"));
+  o.dropout = 0;
+  train(folder / "without", text, small_model(), o);
+  CHECK(weights("without") != weights("whole"));
+
+  // The same bits with everything made again in the backward pass.
+  const ModelConfig config = reference::small_config("modern");
+  const TrainingGraph t = build_training_graph(config, 2, 8, {}, 2, {.dropout = 0.3});
+  const auto step = [&](RecomputeChoice choice, int64_t number, uint64_t seed) {
+    Running running(t.graph, t.results(), config, {}, choice);
+    running.put(t.tokens, some_tokens(16, config.vocabulary, 1)),
+        running.put(t.targets, some_tokens(16, config.vocabulary, 2));
+    std::fill_n(running.program->data(t.loss_weights), 16, 1.0f / 16);
+    running.program->step = {.step = number, .seed = seed};
+    running.program->run(Phase::forward, Phase::optimizer);
+    return std::pair(running.values(t.losses), running.values(t.gradient_norm));
+  };
+  const auto once = step({}, 0, 1);
+  CHECK(step({}, 0, 1) == once);
+  for (const Recompute level : {Recompute::activations, Recompute::attention, Recompute::block})
+    CHECK(step({level, static_cast<int>(config.layers)}, 0, 1) == once);
+  CHECK(step({}, 1, 1) != once);
+  CHECK(step({}, 0, 2) != once);
+
+  // Each place has its own mask, and who only evaluates or generates has none.
+  std::set<double> streams;
+  size_t count = 0;
+  for (const Node& node : t.graph.nodes)
+    if (node.phase == Phase::forward && node.op->name == std::string("dropout"))
+      streams.insert(node.attributes.number("stream")), ++count;
+  CHECK(count == static_cast<size_t>(2 * config.layers + 1));
+  CHECK(streams.size() == count);
+  for (const Graph& g :
+       {build_evaluation_graph(config, 2, 8, 2).graph, build_generation_graph(config, 1, 8, 8, 2).graph})
+    for (const Node& node : g.nodes) CHECK(node.op->name != std::string("dropout"));
 }

@@ -88,6 +88,11 @@ void add_flags(CLI::App& app, Arguments& a) {
   app.add_flag("--zero-projections", o.zero_projections,
                "Projections into the residual stream begin at zero (Zhang et al. 2019)")
       ->group("Recipe");
+  app.add_option("--dropout", o.dropout,
+                 "Part of the embeddings and of each block's additions that is left out in training (GPT-2: 0.1)")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 0.99).description(""))
+      ->group("Recipe");
   app.add_flag("--document-mask", o.document_mask,
                "Attention does not cross an end-of-text token, which opens a document")
       ->group("Recipe");
@@ -250,6 +255,7 @@ void train(Arguments& a) {
                               {"--grad-clip", o.grad_clip},
                               {"--z-loss", o.z_loss},
                               {"--guard", o.guard_deviations},
+                              {"--dropout", o.dropout},
                               {"--val-fraction", o.val_fraction}})
     if (!std::isfinite(value)) fail_usage(flag, " must be a number, not ", value);
   // A trained model goes on from its weights.

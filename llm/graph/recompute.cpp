@@ -20,7 +20,7 @@ bool recomputes(Recompute level, std::string_view op) {
   if (level >= Recompute::activations && one_of({"gelu", "relu2", "swiglu"})) return true;
   if (level >= Recompute::norms && one_of({"layernorm", "rmsnorm", "qk_norm", "rope"})) return true;
   if (level >= Recompute::attention && op == "attention") return true;
-  return level >= Recompute::block && one_of({"linear", "add"});
+  return level >= Recompute::block && one_of({"linear", "add", "dropout"});
 }
 
 class Recomputer {

@@ -18,8 +18,9 @@ class Builder {
   }
 
   // tokens (B, T) -> the final norm's output (B, T, C)
-  TensorId body(TensorId tokens, int32_t end_of_text = -1) {
+  TensorId body(TensorId tokens, int32_t end_of_text = -1, double dropout = 0) {
     const Shape s = g_.shape(tokens);
+    dropout_ = dropout;
     if (end_of_text >= 0)
       starts_ = g_.add("document_starts", {{"end_of_text", number(end_of_text)}}, {tokens}, "document_starts")[0];
     if (!capacity_ && s[1] > c_.context)
@@ -37,7 +38,7 @@ class Builder {
       }
       angles_ = g_.add("rope_angles", a, {}, "rope_angles")[0];
     }
-    TensorId x = g_.add("embedding", {}, inputs, "embedding")[0];
+    TensorId x = dropped(g_.add("embedding", {}, inputs, "embedding")[0], "embedding_dropout");
     for (int l = 0; l < c_.layers; ++l) {
       g_.layer = l;
       x = block(x, s[0], "layers." + std::to_string(l) + ".");
@@ -86,11 +87,19 @@ class Builder {
       if (starts_ != kNone) inputs.push_back(starts_);
       attended = g_.add("attention", heads, inputs, name + "attention")[0];
     }
-    x = g_.add("add", {}, {x, linear(attended, name + "attention_out")}, name + "attention_sum")[0];
+    x = g_.add("add", {}, {x, dropped(linear(attended, name + "attention_out"), name + "attention_dropout")},
+               name + "attention_sum")[0];
 
     const TensorId hidden = linear(norm(x, name + "mlp_norm"), name + "mlp_in");
     const TensorId activated = g_.add(name_of(c_.activation), {}, {hidden}, name + name_of(c_.activation))[0];
-    return g_.add("add", {}, {x, linear(activated, name + "mlp_out")}, name + "mlp_sum")[0];
+    return g_.add("add", {}, {x, dropped(linear(activated, name + "mlp_out"), name + "mlp_dropout")},
+                  name + "mlp_sum")[0];
+  }
+
+  // Each place has a mask of its own.
+  TensorId dropped(TensorId x, const std::string& name) {
+    if (dropout_ <= 0) return x;
+    return g_.add("dropout", {{"probability", dropout_}, {"stream", number(dropouts_++)}}, {x}, name)[0];
   }
 
   TensorId norm(TensorId x, const std::string& name) {
@@ -116,6 +125,8 @@ class Builder {
   DType dtype_;
   int64_t capacity_;
   TensorId angles_ = kNone, starts_ = kNone;
+  double dropout_ = 0;
+  int64_t dropouts_ = 0;
 };
 
 TensorId add_input(Graph& g, const char* name, DType dtype, int64_t batch, int64_t tokens) {
@@ -132,7 +143,7 @@ TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int
   t.tokens = add_input(g, "tokens", DType::int32, batch, tokens);
   t.targets = add_input(g, "targets", DType::int32, batch, tokens);
   t.loss_weights = add_input(g, "loss_weights", DType::fp32, batch, tokens);
-  t.losses = builder.losses(builder.body(t.tokens, recipe.end_of_text), t.targets, recipe.z_loss);
+  t.losses = builder.losses(builder.body(t.tokens, recipe.end_of_text, recipe.dropout), t.targets, recipe.z_loss);
   t.loss = g.add("mean_loss", {}, {t.losses, t.loss_weights}, "loss")[0];
   const Gradients gradients = differentiate(g, {{t.losses, t.loss_weights}});
 

@@ -11,7 +11,8 @@ namespace llm {
 
 // What a training run may add to the model's forward pass; a trained model does without.
 struct RecipeOptions {
-  double z_loss = 0;         // the weight of log(sum(exp(logits)))^2 in the losses (Chowdhery et al. 2022, "PaLM")
+  double z_loss = 0;   // the weight of log(sum(exp(logits)))^2 in the losses (Chowdhery et al. 2022, "PaLM")
+  double dropout = 0;  // of the embeddings and of what each block's halves add (Radford et al. 2019); not of attention
   int32_t end_of_text = -1;  // the token between documents across which there is no attention; -1: all is one
 };
 

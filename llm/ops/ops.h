@@ -16,6 +16,7 @@ std::vector<Op> qk_norm_ops();
 std::vector<Op> rope_ops();
 std::vector<Op> document_starts_ops();
 std::vector<Op> attention_ops();
+std::vector<Op> dropout_ops();
 std::vector<Op> linear_ops();
 std::vector<Op> bias_gradient_ops();
 std::vector<Op> quantize_ops();

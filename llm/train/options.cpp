@@ -24,11 +24,11 @@ void each_option(Options& o, Visit&& visit) {
   visit("keep_last", o.keep_last), visit("sample_prompt", o.sample_prompt), visit("memory_budget", o.memory_budget);
   visit("data_tokens", o.data_tokens), visit("dtype", o.dtype), visit("zero_projections", o.zero_projections);
   visit("z_loss", o.z_loss), visit("guard_deviations", o.guard_deviations);
-  visit("document_mask", o.document_mask);
+  visit("document_mask", o.document_mask), visit("dropout", o.dropout);
 }
 
 bool is_newer(std::string_view name) {
-  for (const char* newer : {"dtype", "zero_projections", "z_loss", "guard_deviations", "document_mask"})
+  for (const char* newer : {"dtype", "zero_projections", "z_loss", "guard_deviations", "document_mask", "dropout"})
     if (name == newer) return true;
   return false;
 }

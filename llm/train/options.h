@@ -28,6 +28,7 @@ struct TrainOptions {
   uint64_t memory_budget = 0;
   bool zero_projections = false;  // blocks begin as the identity
   bool document_mask = false;     // attention stays within a document, in evaluations as well
+  double dropout = 0;             // in training alone
   double z_loss = 0;              // its weight in the training loss, which is logged with it; evaluations are without
   std::string dtype = "fp32";     // of parameters and activations: fp32, bf16, or fp8 (bf16 with products in 8 bits)
   int64_t data_tokens = 0;        // of the training split when the run began: the sample order depends on it

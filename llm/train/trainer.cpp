@@ -52,8 +52,9 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
     fail("--document-mask: ", dataset_.tokenizer
                                   ? "the data's tokenizer has no end-of-text token"
                                   : "the data has no tokenizer that says which token is the end of a text");
-  TrainingGraph t = build_training_graph(model_, options_.batch, model_.context, optimizer, machine_.target(),
-                                         {.z_loss = options_.z_loss, .end_of_text = end_of_text});
+  TrainingGraph t =
+      build_training_graph(model_, options_.batch, model_.context, optimizer, machine_.target(),
+                           {.z_loss = options_.z_loss, .dropout = options_.dropout, .end_of_text = end_of_text});
   tensors_ = {t.tokens, t.targets, t.loss_weights, t.loss, t.gradient_norm, t.guarded_norm};
   layout_.add(t.graph);
   CompileOptions compiling;

@@ -1,0 +1,59 @@
+// dropout: y = x / (1 - probability) where a random bit says so, else 0 (Srivastava et al. 2014); its own backward: the same
+// mask on dy. The mask is dropout_mask.h's, made again where it is needed instead of kept.
+// Attributes: probability, stream (another number for each place in a model).
+#include "llm/graph/autodiff.h"
+#include "llm/ops/cuda_kernels.h"
+#include "llm/ops/dropout_mask.h"
+#include "llm/ops/ops.h"
+
+namespace llm {
+namespace {
+
+void infer(Graph& g, Node& node) {
+  const double p = node.attributes.number("probability");
+  if (!(p >= 0 && p < 1)) fail("dropout: the probability must be in [0, 1), not ", p);
+  g.add_output(node, "", g.dtype(node.inputs[0]), g.shape(node.inputs[0]));
+}
+
+void backward(Graph& g, const Node& node, Gradients& gradients) {
+  gradients.contribute(node.inputs[0], g.add("dropout", node.attributes, {gradients.of(node.outputs[0])})[0]);
+}
+
+Cost cost(const Graph& g, const Node& node) {
+  return streaming_cost(g, node, static_cast<double>(g.shape(node.outputs[0]).elements()));
+}
+
+void cpu(const KernelCall& call) {
+  const Attributes& a = call.node.attributes;
+  const DropoutMask mask(a.number("probability"), a.integer("stream"));
+  const auto scale = static_cast<float>(1 / (1 - a.number("probability")));
+  const float* x = call.in(0);
+  float* y = call.out(0);
+  call.threads.for_blocks(call.out_shape(0).elements(), 8192, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i += 4) {
+      const auto bits = mask.bits(call.step, i / 4);
+      for (int64_t e = i; e < std::min(i + 4, end); ++e)
+        y[e] = bits[static_cast<size_t>(e - i)] >= mask.threshold ? x[e] * scale : 0.0f;
+    }
+  });
+}
+
+std::vector<Example> examples() {
+  return {{{{"probability", 0.25}, {"stream", 3}}, {{{3, 37}}}}, {{{"probability", 0.5}, {"stream", 0}}, {{{64}}}}};
+}
+
+}  // namespace
+
+std::vector<Op> dropout_ops() {
+  return {{.name = "dropout",
+           .summary = "y = x / (1 - probability), or 0 by chance",
+           .infer = infer,
+           .backward = backward,
+           .cost = cost,
+           .cpu = cpu,
+           .cuda = cuda::dropout,
+           .examples = examples,
+           .in_place = {{0, 0}}}};
+}
+
+}  // namespace llm
