@@ -56,8 +56,7 @@ void BinCheckpoint::read_llmc() {
   c.check();
   if (c.channels % c.heads) fail_usage("its ", c.channels, " channels are not a multiple of its ", c.heads, " heads");
   check_layers();
-  if (padded < c.vocabulary || padded > 1 << 24)
-    fail_usage("a vocabulary of ", c.vocabulary, ", padded to ", padded);
+  if (padded < c.vocabulary || padded > 1 << 24) fail_usage("a vocabulary of ", c.vocabulary, ", padded to ", padded);
   const int64_t C = c.channels, L = c.layers;
   take("token_embedding.weight", c.vocabulary * C);
   take("", (padded - c.vocabulary) * C);
