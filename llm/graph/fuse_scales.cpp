@@ -23,7 +23,8 @@ PassReport fuse_scales(Graph& graph) {
     std::vector<TensorId>& outputs = graph.nodes[maker->second].outputs;
     if (outputs.size() <= kLargestOutput) {
       outputs.resize(kLargestOutput, kNone);
-      outputs.push_back(graph.add_tensor(graph.tensor(node.inputs[0]).name + ".largest", DType::fp32, {1}, Role::activation));
+      outputs.push_back(
+          graph.add_tensor(graph.tensor(node.inputs[0]).name + ".largest", DType::fp32, {1}, Role::activation));
     }
     node.inputs.resize(1);
     node.inputs.push_back(outputs[kLargestOutput]);
