@@ -12,6 +12,7 @@
 #include "llm/base/error.h"
 #include "llm/base/mapped_file.h"
 #include "llm/base/random.h"
+#include "llm/model/huggingface.h"
 #include "llm/text/bpe_tokenizer.h"
 #include "llm/text/nfc.h"
 #include "llm/text/rank_files.h"
@@ -270,6 +271,20 @@ TEST_CASE("tokenizers: GPT-2's two files and a tiktoken rank file of the same vo
   write(folder / "gpt2/vocab.bpe", merges);
   for (const char* name : {"gpt2", "gpt2/vocab.bpe", "gpt2/encoder.json"})
     check_same(*trained, *load_tokenizer(folder / name));
+
+  // A model that has only these two, under their other names.
+  fs::create_directory(folder / "model");
+  fs::copy(folder / "gpt2/encoder.json", folder / "model/vocab.json");
+  fs::copy(folder / "gpt2/vocab.bpe", folder / "model/merges.txt");
+  ModelConfig config;
+  for (const char* architecture : {"gpt2", "llama"}) {
+    set_architecture(config, architecture);
+    config.vocabulary = 400, config.context = 8, config.layers = 1, config.heads = config.kv_heads = 1;
+    config.channels = config.head_size = 8, config.hidden = 32;
+    write(folder / "model/config.json", config_json(config, -1));
+    CHECK(tokenizer_of_model(folder / "model") == (config.bias ? folder / "model" : ""));
+  }
+  check_same(*trained, *load_tokenizer(folder / "model"));
 
   for (int32_t id = 0; id + 1 < trained->vocabulary(); ++id)
     ranks += base64(trained->bytes_of(id)) + " " + std::to_string(id) + "\n";

@@ -56,7 +56,11 @@ Model read_directory(const std::string& path) {
     return m.values[i].data();
   });
   m.end_tokens = read_end_tokens(directory);
-  if (is_file(directory + "/tokenizer.json")) m.tokenizer_json = read_file(directory + "/tokenizer.json");
+  if (const std::string tokenizer = tokenizer_of_model(directory); fs::is_directory(tokenizer)) {
+    m.tokenizer_json = load_tokenizer(tokenizer)->json();
+  } else if (!tokenizer.empty()) {
+    m.tokenizer_json = read_file(tokenizer);
+  }
   for (const char* name : kTokenizerFiles)
     if (is_file(directory + "/" + name)) m.other_files.emplace_back(name, read_file(directory + "/" + name));
   return m;

@@ -233,9 +233,9 @@ ModelConfig trained_config(const Arguments& a, const std::string& origin, int64_
 
 // Tokens of another tokenizer mean nothing to a trained model.
 void check_tokenizer(const std::string& data, const Dataset& dataset, const std::string& origin) {
-  std::error_code none;
-  if (!dataset.tokenizer || !std::filesystem::exists(origin + "/tokenizer.json", none)) return;
-  if (load_tokenizer(origin)->json() != dataset.tokenizer->json())
+  const std::string tokenizer = tokenizer_of_model(origin);
+  if (!dataset.tokenizer || tokenizer.empty()) return;
+  if (load_tokenizer(tokenizer)->json() != dataset.tokenizer->json())
     fail(data, " was tokenized by another tokenizer than that of ", origin, "; give the text, or tokenize it with ",
          "--tokenizer ", origin);
 }

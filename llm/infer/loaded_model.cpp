@@ -14,9 +14,8 @@ namespace llm {
 
 LoadedModel::LoadedModel(const std::string& path, DType dtype)
     : checkpoint_(find_checkpoint(path, Which::best)), config_(read_config(checkpoint_.path)) {
-  const std::string tokenizer = checkpoint_.path + "/tokenizer.json";
-  std::error_code none;
-  has_tokenizer_file_ = std::filesystem::exists(tokenizer, none);
+  const std::string tokenizer = tokenizer_of_model(checkpoint_.path);
+  has_tokenizer_file_ = !tokenizer.empty();
   if (has_tokenizer_file_) {
     // Token ids can do without one, so this is an error only where text is asked for.
     try {

@@ -5,6 +5,8 @@
 
 #include "llm/base/error.h"
 #include "llm/base/mapped_file.h"
+#include "llm/model/huggingface.h"
+#include "llm/model/parameters.h"
 #include "llm/text/bytes.h"
 #include "llm/text/json_file.h"
 #include "llm/text/rank_files.h"
@@ -57,6 +59,14 @@ std::string Tokenizer::decode(const std::vector<int32_t>& ids) const {
     first = strips_leading_blank() && prefix.size() == 1 && id == prefix[0];
   }
   return text;
+}
+
+std::string tokenizer_of_model(const std::string& directory) {
+  const std::string json = one_of(directory, {"tokenizer.json"});
+  if (!json.empty()) return json;
+  // Other models have files of these names, too, but split text in another way.
+  if (one_of(directory, {"merges.txt"}).empty() || one_of(directory, {"vocab.json"}).empty()) return "";
+  return model_type_of(read_config(directory)) == "gpt2" ? directory : "";
 }
 
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& spec, const std::string& pattern) {

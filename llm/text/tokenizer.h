@@ -47,4 +47,8 @@ class Tokenizer {
 // Throws Error naming what is wrong with it.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& spec, const std::string& pattern = "");
 
+// What to hand to load_tokenizer() for the model in `directory`: its tokenizer.json, or, of a GPT-2, which older versions of
+// transformers wrote without one, the directory with vocab.json and merges.txt. Empty: there is none.
+std::string tokenizer_of_model(const std::string& directory);
+
 }  // namespace llm
