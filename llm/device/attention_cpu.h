@@ -4,8 +4,8 @@
 // All of q, k and v lie in one packed tensor `qkv` (B, T, (H + 2 K) D): H query heads, then K key heads, then K value
 // heads, of D channels each; query head h reads key-value head h / (H / K). Scores are scaled by 1 / sqrt(D).
 //
-// `starts` (B, T), may be null: the first position that a token sees, where its document begins (Llama 3, section 3.2). It is at
-// most the token's own and never falls along T.
+// `starts` (B, T), may be null: the first position that a token sees, where its document begins (Llama 3, section 3.2).
+// It is at most the token's own and never falls along T.
 #pragma once
 #include <cstdint>
 

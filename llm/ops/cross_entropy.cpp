@@ -3,7 +3,8 @@
 //   backward: (d_losses, logits, targets, log_sum_exp) -> d_logits = (softmax - one_hot(target)) d_loss
 // Attributes, both optional:
 //   softcap: the logits are cap tanh(logit / cap) (Gemma Team 2024, "Gemma 2")
-//   z_loss: the losses get z_loss log(sum(exp(logits)))^2 more, which keeps the softmax's sum near 1 (Chowdhery et al. 2022, "PaLM")
+//   z_loss: the losses get z_loss log(sum(exp(logits)))^2 more, which keeps the softmax's sum near 1 (Chowdhery et al.
+//   2022, "PaLM")
 // In a whole model the fusion pass puts head_loss in its place, which never holds all logits.
 #include "llm/graph/autodiff.h"
 #include "llm/ops/cuda_kernels.h"

@@ -170,8 +170,8 @@ struct KeyShared {
   alignas(16) float statistics[2][2 * Tiling::kOthers];  // of each query log_sum_exp to base 2, and delta
 };
 
-// d_out (B, T, H D), qkv (B, T, (H + 2 K) D), log_sum_exp, delta (B, H, T), starts (B, T) -> d_qkv's key and value heads: sums over the
-// group's query heads, in order. Grid (B K, tiles of keys, the longest first).
+// d_out (B, T, H D), qkv (B, T, (H + 2 K) D), log_sum_exp, delta (B, H, T), starts (B, T) -> d_qkv's key and value heads:
+// sums over the group's query heads, in order. Grid (B K, tiles of keys, the longest first).
 template <class Tiling, bool kDocuments>
 __global__ void __launch_bounds__(kThreads, 1)
     flash_key_value_gradient_kernel(PackedHeads heads, float scale, float scale_to_base_2,

@@ -164,12 +164,15 @@ __device__ inline void mask_earlier_documents(float (&s)[M][N][4], int row, int 
 #pragma unroll
   for (int m = 0; m < M; ++m)
 #pragma unroll
-    for (int n = 0; n < N; ++n)
+    for (int i = 0; i < 4; ++i) {
+      const int r = row + 16 * m + 8 * (i / 2) + group();
+      const int start = kTransposed ? 0 : starts.of(r);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int r = row + 16 * m + 8 * (i / 2) + group(), c = column + 8 * n + 2 * member() + i % 2;
-        if (kTransposed ? r < starts.of(c) : c < starts.of(r)) s[m][n][i] = -INFINITY;
+      for (int n = 0; n < N; ++n) {
+        const int c = column + 8 * n + 2 * member() + i % 2;
+        if (kTransposed ? r < starts.of(c) : c < start) s[m][n][i] = -INFINITY;
       }
+    }
 }
 
 // Over the four lanes of a group.
