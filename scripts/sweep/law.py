@@ -99,7 +99,7 @@ class Problem:
         return gradient, hessian, majorant
 
 
-def polish(problem, theta, weights, iterations=300, tolerance=1e-13):
+def polish(problem, theta, weights, iterations=300, tolerance=1e-13, patience=12):
     """Damped Newton from theta (batch, 5): the damping matrix is the IRLS majorant, so that much damping means a safe
     IRLS step and none means Newton's. Returns the best theta and objectives (batch,)."""
     theta = np.array(theta, dtype=float)
@@ -130,7 +130,7 @@ def polish(problem, theta, weights, iterations=300, tolerance=1e-13):
         damping[active] = np.where(better, damping[active] * 0.2, np.maximum(damping[active], 1e-9) * 6)
         quiet[active] = np.where(small, quiet[active] + 1, 0)
         # A rejected step may mean too little damping: only several in a row mean the floor.
-        active = active[(quiet[active] < 12) & (damping[active] < 1e12) & (value[active] > 1e-28)]
+        active = active[(quiet[active] < patience) & (damping[active] < 1e12) & (value[active] > 1e-28)]
     return theta, value
 
 
@@ -171,11 +171,11 @@ def fit(N, D, L, delta=DELTA, keep=24):
 def refit(problem, law, weights):
     """Fits under other weights (batch, points), each from the given optimum; for bootstrap and jackknife."""
     start = np.repeat(problem.theta(law)[None], len(weights), axis=0)
-    theta, value = polish(problem, start, weights, iterations=200, tolerance=1e-9)
+    theta, value = polish(problem, start, weights, iterations=200, tolerance=1e-8, patience=5)
     return problem.law(theta), value
 
 
-def bootstrap(problem, law, samples=1000, seed=0, batch=250):
+def bootstrap(problem, law, samples=1000, seed=1, batch=100):
     """Laws fitted to `samples` resamples of the runs, with replacement (Efron 1979): a Law of arrays."""
     points = len(problem.n)
     rng = np.random.default_rng(seed)
