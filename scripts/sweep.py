@@ -52,10 +52,48 @@ def add_fit(commands):
     p.set_defaults(module="fit")
 
 
+def add_out(p):
+    p.add_argument("--out", default="runs/sweep", metavar="DIR", help="the sweep's directory (runs/sweep)")
+
+
+def add_binary(p):
+    p.add_argument("--binary", help="train_gpt (the one in the repository)")
+
+
+def add_plan(commands):
+    p = commands.add_parser("plan", help="measure this machine, lay out the runs that fill a budget")
+    p.add_argument("--data", required=True, help="a text file, or a directory of token shards with a held-out part")
+    p.add_argument("--budget", required=True, help="30min, 2h, or FLOPs (6 N D): 1e15")
+    add_out(p)
+    add_binary(p)
+    p.add_argument("--context", type=positive(int), default=128, help="tokens a sequence (128)")
+    p.add_argument("--seed", type=count, default=1)
+    p.add_argument("--repeats", type=count, default=2, help="further seeds of one cheap run, for the noise (2)")
+    p.add_argument("--span", type=positive(float), default=64, help="largest over smallest compute of the grid (64)")
+    p.add_argument("--tokens-per-parameter", type=positive(float), default=20,
+                   help="the expected optimum, the grid's middle (20: Hoffmann et al. 2022, table 3)")
+    p.add_argument("--holdout", type=float, default=8, help="compute of the test over the grid's largest; 0: none (8)")
+    p.add_argument("--holdout-sizes", type=int, choices=(1, 2, 3), default=1,
+                   help="sizes to test: 3 also measures which is best (1)")
+    p.add_argument("--val-fraction", type=float, default=0.1, help="the end of a text file that is held out (0.1)")
+    p.add_argument("--jobs", type=positive(int), help="binaries side by side (one a core, at most 8)")
+    p.add_argument("--gpus", default="", help="train on these GPUs, one run each: 0,1")
+    p.set_defaults(module="plan")
+
+
+def add_run(commands):
+    p = commands.add_parser("run", help="make the plan's runs: skip finished ones, resume interrupted ones")
+    add_out(p)
+    add_binary(p)
+    p.add_argument("--jobs", type=positive(int), help="binaries side by side (as planned)")
+    p.set_defaults(module="run")
+
+
 def main():
     parser = argparse.ArgumentParser(prog="sweep.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add_fit(commands)
+    for add in (add_plan, add_run, add_fit):
+        add(commands)
     arguments = parser.parse_args()
     module = __import__(f"sweep.{arguments.module}", fromlist=["command"])
     try:
