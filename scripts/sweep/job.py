@@ -87,6 +87,7 @@ class Job:
         self.binary, self.slot, self.threads = binary, slot, threads
         self.path = run_path(directory, run)
         self.output = os.path.join(self.path, "output.txt")
+        self.measured = os.path.join(self.path, "evaluation.json")
         self.process, self.stage, self.stopping = None, "", False
 
     def begin(self):
@@ -129,7 +130,8 @@ class Job:
 
     def start(self, stage, command):
         self.stage = stage
-        self.process = self.slot.start(command, self.directory, self.output, keep_open=(self.lock.file.fileno(),))
+        self.process = self.slot.start(command, self.directory, self.output, (self.lock.file.fileno(),),
+                                       self.measured if stage == "evaluate" else None)
 
     def stop(self):
         self.stopping = True
@@ -152,9 +154,9 @@ class Job:
             self.evaluate()
             return "running"
         try:
-            measured = json.loads(last_line(self.output))
+            measured = read_json(self.measured)
             loss = float(measured["loss"])
-        except (ValueError, KeyError):
+        except (SweepError, TypeError, ValueError, KeyError):
             write_json(os.path.join(self.path, "failed.json"), {"status": 0, "message": "the evaluation printed no loss"})
             return self.end("failed")
         state = read_json(os.path.join(self.path, "checkpoints", str(self.run["config"]["steps"]), "trainer.json"), {})

@@ -24,7 +24,8 @@ class Slot:
     def __str__(self):
         return f"GPU {self.gpu}" if self.gpu is not None else "core " + ",".join(map(str, self.cores))
 
-    def start(self, command, directory, output, keep_open=()):
+    def start(self, command, directory, output, keep_open=(), result=None):
+        """Both streams are appended to the file `output`; standard output goes to the file `result` where one is named."""
         environment = dict(os.environ)
         if self.gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = str(self.gpu)
@@ -34,8 +35,8 @@ class Slot:
             if self.cores:
                 os.sched_setaffinity(0, self.cores)
 
-        with open(output, "ab") as file:
-            return subprocess.Popen(command, cwd=directory, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+        with open(output, "ab") as file, open(result or output, "wb" if result else "ab") as results:
+            return subprocess.Popen(command, cwd=directory, stdin=subprocess.DEVNULL, stdout=results, stderr=file,
                                     env=environment, preexec_fn=prepare, pass_fds=keep_open, start_new_session=True)
 
 
