@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """From a time budget to a scaling law, a plot and a tested prediction. See scripts/sweep/README.md."""
 import argparse
+import importlib
 import os
 import sys
 
@@ -89,15 +90,41 @@ def add_run(commands):
     p.set_defaults(module="run")
 
 
+def add_test(commands):
+    p = commands.add_parser("test", help="predict the held-out budget, then run it: predicted against measured")
+    add_out(p)
+    add_binary(p)
+    p.add_argument("--jobs", type=positive(int), help="binaries side by side (as planned)")
+    p.set_defaults(module="ask", function="test_command")
+
+
+def add_ask(commands):
+    p = commands.add_parser("ask", help="what to train with a budget, by the sweep's law")
+    add_out(p)
+    p.add_argument("--compute", type=positive(float, 1e40), metavar="FLOPS", help="6 N D, e.g. 1e20")
+    p.add_argument("--gpus", type=positive(int), help="so many GPUs for --hours")
+    p.add_argument("--hours", type=positive(float, 1e7))
+    p.add_argument("--gpu", choices=("h100", "h200", "a100", "b200", "l40s", "rtx4090"), default="h100", help="(h100)")
+    p.add_argument("--mfu", type=positive(float, 1), default=0.4, help="share of the peak that training reaches (0.4)")
+    p.add_argument("--format", choices=("text", "json"), default="text")
+    p.set_defaults(module="ask")
+
+
+def add_report(commands):
+    p = commands.add_parser("report", help="write the sweep's HTML, plots and data to DIR/report")
+    add_out(p)
+    p.set_defaults(module="report")
+
+
 def main():
     parser = argparse.ArgumentParser(prog="sweep.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (add_plan, add_run, add_fit):
+    for add in (add_plan, add_run, add_fit, add_test, add_ask, add_report):
         add(commands)
     arguments = parser.parse_args()
-    module = __import__(f"sweep.{arguments.module}", fromlist=["command"])
+    module = importlib.import_module(f"sweep.{arguments.module}")
     try:
-        module.command(arguments)
+        getattr(module, getattr(arguments, "function", "command"))(arguments)
     except SweepError as error:
         print(f"sweep: {error}", file=sys.stderr)
         return error.status

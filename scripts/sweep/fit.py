@@ -32,7 +32,8 @@ class Result:
 
     def loss_interval(self, N, D, level=0.95, seed=2):
         """Interval for the loss of one new run: the laws of the bootstrap, each with a run's scatter on top."""
-        noise = np.random.default_rng(seed).normal(0, self.scatter(), len(self.laws.alpha))
+        scatter = max(self.scatter(), self.noise or 0)  # either may be small by chance
+        noise = np.random.default_rng(seed).normal(0, scatter, len(self.laws.alpha))
         return interval(self.laws.loss(N, D) * np.exp(noise), level)
 
     def as_dict(self):

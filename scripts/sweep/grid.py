@@ -11,7 +11,7 @@ import math
 from .shapes import Shape, learning_rate, micro_batch, shape_for, short, step_tokens, warmup_steps
 
 FORMAT = 1
-WINDOW = 3               # sizes from 1/3 to 3 times the expected best one at each budget
+WINDOW = 4               # sizes from 1/4 to 4 times the expected best one at each budget
 SIZE_STEP = 2
 MIN_STEPS = 40
 
