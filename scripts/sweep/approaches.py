@@ -7,7 +7,8 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 from scipy.stats import t as student
 
-SAME = 0.02  # sizes that differ by less are one size
+SAME = 0.02  # sizes that differ by less (in logarithms) are one size
+NEAR = 0.03  # a run this near to a budget is a run of that budget
 
 
 def sizes(N):
@@ -17,17 +18,22 @@ def sizes(N):
     return np.split(order, cuts)
 
 
-def curves(table):
-    """(N, log C range, log-loss function of log C) of each size with three or more token counts."""
+def curves(table, fewest=3):
+    """(N, log C of its runs, log-loss function of log C) of each size with at least `fewest` token counts."""
     found = []
     for rows in sizes(table.N):
         c = np.log(table.C[rows])
         unique = np.unique(np.round(c, 6))
-        if len(unique) < 3:
+        if len(unique) < fewest:
             continue
         loss = [np.log(table.loss[rows][np.isclose(c, x, atol=2e-6)]).mean() for x in unique]
-        found.append((np.exp(np.log(table.N[rows]).mean()), unique, PchipInterpolator(unique, loss)))
+        function = PchipInterpolator(unique, loss) if len(unique) > 1 else (lambda c, only=loss[0]: only)
+        found.append((np.exp(np.log(table.N[rows]).mean()), unique, function))
     return found
+
+
+def covers(span, c):
+    return span[0] - NEAR <= c <= span[-1] + NEAR
 
 
 def power_law(C, X):
@@ -47,8 +53,14 @@ def power_law(C, X):
 def levels(found, count, needed):
     """Budgets at which at least `needed` sizes have a measured loss."""
     low, high = min(c[0] for _, c, _ in found), max(c[-1] for _, c, _ in found)
-    return [c for c in np.linspace(low, high, count)
-            if sum(span[0] - 1e-9 <= c <= span[-1] + 1e-9 for _, span, _ in found) >= needed]
+    return [c for c in np.linspace(low, high, count) if sum(covers(span, c) for _, span, _ in found) >= needed]
+
+
+def common_budgets(table):
+    """The budgets (log C) at which a grid of IsoFLOP curves was laid out: three or more sizes at the same compute."""
+    c = np.sort(np.log(table.C))
+    groups = np.split(c, np.flatnonzero(np.diff(c) > NEAR) + 1)
+    return [g.mean() for g in groups if len(g) >= 3 and np.ptp(g) < 2 * NEAR]
 
 
 def isoflop_groups(table, count=10):
@@ -56,9 +68,13 @@ def isoflop_groups(table, count=10):
     found = curves(table)
     groups = []
     if len(found) >= 3:
-        for c in levels(found, count, 3):
-            at = [(N, float(np.exp(f(c)))) for N, span, f in found if span[0] - 1e-9 <= c <= span[-1] + 1e-9]
-            groups.append((float(np.exp(c)), *map(np.array, zip(*at))))
+        common = common_budgets(table)
+        if len(common) >= 4:  # the budgets are the grid's own: even a size with one run has its place
+            found = curves(table, 1)
+        for c in common if len(common) >= 4 else levels(found, count, 3):
+            at = [(N, float(np.exp(f(c)))) for N, span, f in found if covers(span, c)]
+            if len(at) >= 3:
+                groups.append((float(np.exp(c)), *map(np.array, zip(*at))))
         return groups
     order = np.argsort(table.C)
     cuts = np.flatnonzero(np.diff(np.log(table.C[order])) > 0.1) + 1
