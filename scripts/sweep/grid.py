@@ -14,6 +14,7 @@ FORMAT = 1
 WINDOW = 4               # sizes from 1/4 to 4 times the expected best one at each budget
 SIZE_STEP = 2
 MIN_STEPS = 40
+MOST_EPOCHS = 4          # beyond, a repeated token is worth less than a new one (Muennighoff et al. 2023, fig. 5)
 
 
 def configuration(shape, setting, steps, step, warmup, seed):
@@ -84,7 +85,8 @@ def lay_out(setting, largest, span):
             continue
         seen.add(shape)
         tokens = [C / 6 / N for C in levels if 1 / WINDOW <= N / best_size(C) <= WINDOW]
-        tokens = [D for D in tokens if D / step_tokens(D, setting["context"]) >= MIN_STEPS]
+        tokens = [D for D in tokens if D / step_tokens(D, setting["context"]) >= MIN_STEPS
+                  and D <= MOST_EPOCHS * setting["train_tokens"]]
         if tokens:
             runs += trunk_runs(shape, setting, tokens)
     return runs

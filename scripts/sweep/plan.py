@@ -8,7 +8,7 @@ import subprocess
 import time
 
 from . import SweepError
-from .grid import holdout_runs, lay_out, repeats, saved_flops, steps_done_here
+from .grid import MOST_EPOCHS, holdout_runs, lay_out, repeats, saved_flops, steps_done_here
 from .shapes import duration, short
 from .slots import make_slots
 from .speed import Speed, measure
@@ -17,6 +17,7 @@ from .store import read_json, write_json
 EVALUATION_TOKENS = 262144  # evenly spaced over the held-out text
 EVALUATION_BATCH = 4096     # tokens a batch of `train_gpt eval`
 UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+LEAST_SIZES, LEAST_FACTOR = 5, 10
 USED = 0.92  # of a time budget: machines are shared and the last runs leave cores idle
 
 
@@ -156,10 +157,10 @@ def show(plan, say):
     if setting["holdout"]:
         say(f"held out: {setting['holdout']:g} times the largest, {plan['holdout_flops']:.3g} FLOPs, "
             f"{setting['holdout_sizes']} size{'s' if setting['holdout_sizes'] > 1 else ''} (sweep.py test)")
-    epochs = max(r["tokens"] for r in runs) / setting["train_tokens"]
-    if epochs > 4:
-        say(f"note: the longest run reads the text {epochs:.1f} times; beyond 4 a repeated token is worth less than a new "
-            f"one (Muennighoff et al. 2023)")
+    epochs = max([r["tokens"] for r in holdout_plan(setting, max(C))] or [0]) / setting["train_tokens"]
+    if epochs > MOST_EPOCHS:
+        say(f"note: the test reads the text {epochs:.1f} times; beyond {MOST_EPOCHS} a repeated token is worth less than a "
+            f"new one (Muennighoff et al. 2023), so expect it to do worse than predicted")
     say(f"time: {duration(plan['seconds']['grid'])} for the grid on {setting['slots']} "
         + ("GPUs" if setting["gpus"] else "processes")
         + (f", {duration(plan['seconds']['test'])} for the test" if setting["holdout"] else "")
@@ -203,15 +204,28 @@ def command(arguments):
     print(f"next: scripts/sweep.py run --out {arguments.out}")
 
 
+def too_small(runs):
+    """Why no law can come from these runs, or None."""
+    shapes = {(r["config"]["layers"], r["config"]["channels"]) for r in runs}
+    C = [r["flops"] for r in runs] or [1]
+    if len(shapes) >= LEAST_SIZES and max(C) >= LEAST_FACTOR * min(C):
+        return None
+    return f"{len(shapes)} sizes and a factor {max(C) / min(C):.0f} in compute"
+
+
 def make_plan(setting, speed, kind, budget):
     largest = fill(setting, speed, kind, budget)
     runs, tests, grid_seconds, test_seconds, flops = cost(setting, speed, largest)
-    shapes = {(r["config"]["layers"], r["config"]["channels"]) for r in runs}
+    if few := too_small(runs):
+        more = budget
+        while more < 100 * budget:
+            more *= 1.25
+            if not too_small(cost(setting, speed, fill(setting, speed, kind, more))[0]):
+                break
+        enough = f"{more:.1e}" if kind == "flops" else duration(more)
+        raise SweepError(f"the budget is too small: it gives {few}, a law needs {LEAST_SIZES} sizes and a factor "
+                         f"{LEAST_FACTOR}; {enough} would do" + (", or a smaller --holdout" if setting["holdout"] else ""))
     C = [r["flops"] for r in runs]
-    if len(shapes) < 5 or max(C) < 10 * min(C):
-        few = f"{len(shapes)} sizes and a factor {max(C) / min(C):.0f} in compute" if runs else "no run"
-        raise SweepError(f"the budget is too small: it gives {few}; a law needs 5 sizes and a factor 10. "
-                         f"Give more, or --holdout 0, or a smaller --context")
     return {"format": 1, "setting": {k: v for k, v in setting.items() if k != "directory"}, "speed": speed.as_dict(),
             "budget": {kind: budget}, "seconds": {"grid": grid_seconds, "test": test_seconds}, "flops": flops,
             "holdout_flops": setting["holdout"] * max(C), "runs": runs, "tests": []}

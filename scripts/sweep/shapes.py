@@ -2,7 +2,6 @@
 import math
 from dataclasses import dataclass
 
-HEAD = 32      # channels a head: small models need several heads early
 WIDEST = 16384
 
 
@@ -23,7 +22,10 @@ class Shape:
 
     @property
     def head_size(self):
-        return HEAD if self.channels < 384 else 64 if self.channels < 2048 else 128  # as the presets have it
+        """As the presets have it; widths between theirs get small heads."""
+        if self.channels < 384:
+            return 16 if self.channels % 32 else 32
+        return 64 if self.channels < 2048 else 128
 
     @property
     def matrices(self):
@@ -58,8 +60,9 @@ def usual_aspect(channels):
 def shape_for(parameters, vocabulary):
     """The shape nearest to a size; among those equally near the one of the most usual aspect."""
     best = None
-    for channels in range(HEAD, WIDEST + 1, HEAD):
-        if channels >= 384 and channels % 64 or channels >= 2048 and channels % 128:
+    for channels in range(16, WIDEST + 1, 16):
+        multiple = 16 if channels < 128 else 32 if channels < 384 else 64 if channels < 2048 else 128
+        if channels % multiple:
             continue
         one = Shape(1, channels)
         guess = (parameters - vocabulary * channels) / max(1, Shape(1, channels).body)
@@ -108,5 +111,5 @@ def duration(seconds):
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 3600:
-        return f"{seconds / 60:.0f} min"
+        return f"{seconds / 60:.{1 if seconds < 600 else 0}f} min"
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
