@@ -5,7 +5,6 @@ import shutil
 import signal
 
 from . import SweepError
-from .shapes import micro_batch
 from .store import Lock, read_json, result_of, run_path, write_json
 
 
