@@ -1,0 +1,191 @@
+"""`sweep ask`: what to train with a budget, by the law of a sweep; `sweep test`: whether the law was right."""
+import json
+import os
+import sys
+
+import numpy as np
+
+from . import SweepError
+from .approaches import parabola
+from .fit import analyse
+from .grid import holdout_runs
+from .law import interval
+from .plan import find_binary
+from .run import Stop, end_of, execute, own_the_sweep
+from .shapes import learning_rate, shape_for, short, step_tokens
+from .slots import Slot, make_slots
+from .store import read_json, read_plan, result_of, table_rows, write_json, write_tables
+from .table import Table
+
+GPUS = {"h100": 989e12, "h200": 989e12, "a100": 312e12, "b200": 2250e12, "l40s": 362e12, "rtx4090": 165e12}  # dense bf16
+FAR = 1000  # times the largest fitted compute: beyond it an interval from the scatter of runs says too little
+
+
+def sweep_table(directory, plan, kinds=("grid", "repeat")):
+    """The table that the law is fitted to: never the test's runs."""
+    rows = [row for row in table_rows(directory, plan) if row["kind"] in kinds]
+    if not rows:
+        raise SweepError(f"no run of {directory} is finished yet: sweep.py run --out {directory}")
+
+    def column(name):
+        return np.array([row[name] for row in rows], dtype=float)
+
+    extra = {"N_body": column("params_body"), "C_counted": column("flops_counted"), "name": [r["name"] for r in rows]}
+    return Table(column("params"), column("tokens"), column("loss"), column("flops"), extra)
+
+
+def analyse_sweep(directory, plan, samples=1000):
+    result = analyse(sweep_table(directory, plan), samples=samples)
+    if result.reasons:
+        raise SweepError("no exponents from this grid: " + "; ".join(result.reasons))
+    return result
+
+
+def answer(result, C, setting):
+    """What to train with C FLOPs (6 N D) and what to expect."""
+    vocabulary, context = setting["vocabulary"], setting["context"]
+    best, _ = result.law.optimum(C)
+    shape = shape_for(best, vocabulary)
+    N = shape.parameters(vocabulary)
+    step = step_tokens(C / 6 / N, context)
+    steps = max(1, round(C / 6 / N / step))
+    D = steps * step
+    sizes, tokens = result.laws.optimum(C)
+    return {"compute": C, "params": N, "params_optimal": float(best), "params_interval": interval(sizes), "tokens": D,
+            "tokens_interval": interval(tokens), "tokens_per_parameter": D / N, "layers": shape.layers,
+            "channels": shape.channels, "heads": shape.heads, "batch_tokens": step, "steps": steps,
+            "learning_rate": learning_rate(shape), "loss": float(result.law.loss(N, D)),
+            "loss_interval": result.loss_interval(N, D), "beyond_largest_run": float(C / result.table.C.max()),
+            "command": " ".join(["train_gpt train --data", setting["data"], *shape.flags(), f"--context {context}",
+                                 f"--tokens {D}", "--schedule wsd"])}
+
+
+def show_answer(v, setting):
+    low, high = v["params_interval"]
+    print(f"compute       {v['compute']:.3g} FLOPs (6 N D), {v['beyond_largest_run']:.3g} times the largest run of the fit")
+    print(f"parameters    {short(v['params'])}: {v['layers']} layers, {v['channels']} channels, {v['heads']} heads "
+          f"(the law's best size {short(v['params_optimal'])}, 95 % {short(low)} to {short(high)})")
+    low, high = v["tokens_interval"]
+    print(f"tokens        {short(v['tokens'])}, {v['tokens_per_parameter']:.3g} a parameter "
+          f"(95 % {short(low)} to {short(high)}); {v['tokens'] / setting['train_tokens']:.2g} times the sweep's text")
+    print(f"batch         {short(v['batch_tokens'])} tokens a step, {v['steps']} steps; learning rate "
+          f"{v['learning_rate']:.3g} (both by the binary's rules)")
+    low, high = v["loss_interval"]
+    print(f"loss          {v['loss']:.4f} nats a token, 95 % {low:.4f} to {high:.4f}")
+    if v["beyond_largest_run"] > FAR:
+        print(f"note: more than {FAR} times beyond the fitted runs; the interval knows only their scatter, not whether the "
+              f"law goes on")
+    if v["tokens"] > 4 * setting["train_tokens"]:
+        print("note: the sweep's text would be read more than 4 times; find more (Muennighoff et al. 2023)")
+    print(f"\n{v['command']}")
+
+
+def compute_of(arguments):
+    if (arguments.compute is None) == (arguments.gpus is None):
+        raise SweepError("ask needs --compute FLOPS, or --gpus with --hours", 2)
+    if arguments.compute is not None:
+        return arguments.compute
+    if arguments.hours is None:
+        raise SweepError("--gpus needs --hours", 2)
+    return arguments.gpus * arguments.hours * 3600 * GPUS[arguments.gpu] * arguments.mfu
+
+
+def command(arguments):
+    C = compute_of(arguments)
+    directory = os.path.abspath(arguments.out)
+    plan = read_plan(directory)
+    v = answer(analyse_sweep(directory, plan), C, plan["setting"])
+    if arguments.format == "json":
+        return print(json.dumps(v, indent=2))
+    if arguments.gpus:
+        print(f"{arguments.gpus} x {arguments.gpu} for {arguments.hours:g} hours at {100 * arguments.mfu:.0f} % of "
+              f"{GPUS[arguments.gpu] / 1e12:.0f} TFLOP/s (bf16, dense)")
+    show_answer(v, plan["setting"])
+
+
+def predict(directory, plan):
+    """The prediction for the held-out budget, written down before its runs are made; an earlier one stays as it is."""
+    path = os.path.join(directory, "prediction.json")
+    if (earlier := read_json(path)) is not None:
+        return earlier
+    missing = [run["name"] for run in plan["runs"] if not result_of(directory, run)]
+    if missing:
+        raise SweepError(f"{len(missing)} of {len(plan['runs'])} runs are not finished: sweep.py run first")
+    result = analyse_sweep(directory, plan)
+    setting = plan["setting"]
+    C = plan["holdout_flops"]
+    best = float(result.law.optimum(C)[0])
+    runs = holdout_runs(setting, C, best, setting["holdout_sizes"])
+    prediction = {"compute": C, "fitted_up_to": float(result.table.C.max()), "law": result.law.as_dict(), "best_params": best,
+                  "best_params_interval": interval(result.laws.optimum(C)[0]), "runs": runs,
+                  "losses": {r["name"]: {"loss": float(result.law.loss(r["N"], r["tokens"])),
+                                         "interval": result.loss_interval(r["N"], r["tokens"])} for r in runs}}
+    write_json(path, prediction)
+    return prediction
+
+
+def test_command(arguments):
+    directory = os.path.abspath(arguments.out)
+    plan = read_plan(directory)
+    if not plan["setting"]["holdout"]:
+        raise SweepError("this plan holds nothing out: plan again with --holdout 8")
+    binary = find_binary(arguments.binary)
+    lock = own_the_sweep(directory)
+    prediction = predict(directory, plan)
+    runs = prediction["runs"]
+    low, high = prediction["best_params_interval"]
+    print(f"held out: {prediction['compute']:.3g} FLOPs, {prediction['compute'] / prediction['fitted_up_to']:.1f} times the "
+          f"largest fitted run; best size predicted {short(prediction['best_params'])} (95 % {short(low)} to {short(high)})")
+    for run in runs:
+        p = prediction["losses"][run["name"]]
+        print(f"  {run['name']}: predicted {p['loss']:.4f}, 95 % {p['interval'][0]:.4f} to {p['interval'][1]:.4f}")
+    sys.stdout.flush()
+    if plan["tests"] != runs:
+        plan["tests"] = runs
+        write_json(os.path.join(directory, "plan.json"), plan)
+    gpus = plan["setting"]["gpus"]
+    slots, threads = make_slots(arguments.jobs or min(plan["setting"]["slots"], len(os.sched_getaffinity(0))), gpus)
+    if len(runs) == 1 and not gpus:  # alone, it has all the cores; its bits are the same for any number of threads
+        cores = [core for slot in slots for core in slot.cores]
+        slots, threads = [Slot(cores=cores)], len(cores)
+    try:
+        end_of(execute(directory, plan, runs, binary, slots, threads))
+    except Stop:
+        raise SweepError(f"stopped: sweep.py test --out {arguments.out} goes on")
+    finally:
+        lock.close()
+    write_tables(directory, plan)
+    show_outcome(outcome(directory, prediction))
+
+
+def outcome(directory, prediction):
+    """Predicted against measured, or None while a run is missing."""
+    rows = []
+    for run in prediction["runs"]:
+        measured = result_of(directory, run)
+        if measured is None:
+            return None
+        p = prediction["losses"][run["name"]]
+        rows.append({"name": run["name"], "params": run["N"], "tokens": run["tokens"], "predicted": p["loss"],
+                     "interval": p["interval"], "measured": measured["loss"],
+                     "error": measured["loss"] / p["loss"] - 1,
+                     "inside": p["interval"][0] <= measured["loss"] <= p["interval"][1]})
+    best = None
+    if len(rows) >= 3:
+        best, _, inside, _ = parabola(np.array([r["params"] for r in rows]), np.array([r["measured"] for r in rows]))
+        best = {"params": best, "inside": inside}
+    return {"compute": prediction["compute"], "fitted_up_to": prediction["fitted_up_to"], "runs": rows,
+            "best_params_predicted": prediction["best_params"], "best_params_measured": best}
+
+
+def show_outcome(v):
+    print("predicted against measured:")
+    for row in v["runs"]:
+        print(f"  {row['name']}: predicted {row['predicted']:.4f} ({row['interval'][0]:.4f} to {row['interval'][1]:.4f}), "
+              f"measured {row['measured']:.4f}: {100 * row['error']:+.2f} %, "
+              f"{'inside' if row['inside'] else 'outside'} its interval")
+    if v["best_params_measured"]:
+        m = v["best_params_measured"]
+        print(f"  best size: predicted {short(v['best_params_predicted'])}, measured "
+              + (short(m["params"]) if m["inside"] else "at the edge of the sizes that were tried, near "
+                 + short(m["params"])))

@@ -1,0 +1,128 @@
+"""Which runs a sweep makes: sizes round the expected optimum, several D a size from one trunk, and what that costs.
+
+A WSD run is constant in its learning rate until the last fifth (Hu et al. 2024, sec. 4). So the run of K steps IS the first
+4/5 K steps of any longer one, plus its own K/5 steps of cool-down: a trunk gives every shorter K for a fifth of its price,
+and bit for bit the same weights as a run of its own.
+"""
+import hashlib
+import json
+import math
+
+from .shapes import Shape, learning_rate, micro_batch, shape_for, short, step_tokens, warmup_steps
+
+FORMAT = 1
+WINDOW = 4               # sizes from 1/4 to 4 times the expected best one at each budget
+SIZE_STEP = 2
+MIN_STEPS = 40
+MOST_EPOCHS = 4          # beyond, a repeated token is worth less than a new one (Muennighoff et al. 2023, fig. 5)
+
+
+def configuration(shape, setting, steps, step, warmup, seed):
+    """What decides a run's numbers. Its hash names the run's directory."""
+    return {"format": FORMAT, "data": setting["fingerprint"], "layers": shape.layers, "channels": shape.channels,
+            "heads": shape.heads, "context": setting["context"], "batch": micro_batch(setting["context"]),
+            "step_tokens": step, "steps": steps, "warmup": warmup, "seed": seed, "dtype": setting["dtype"]}
+
+
+def make_run(shape, setting, steps, step, warmup, seed, kind, save_every, parent=None):
+    config = configuration(shape, setting, steps, step, warmup, seed)
+    key = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
+    N, tokens = shape.parameters(setting["vocabulary"]), steps * step
+    name = f"{short(N)}-{short(tokens)}" + (f"-seed{seed}" if seed != setting["seed"] else "") + f"-{key}"
+    start = steps - max(1, steps // 5)  # of the cool-down, as llm/train/schedule.cpp has it
+    return {"name": name, "kind": kind, "config": config, "save_every": save_every, "parent": parent,
+            "branch_step": start if parent else 0, "N": N, "N_body": shape.body, "tokens": tokens,
+            "flops": 6 * N * tokens,
+            "flops_counted": shape.flops_per_token(setting["vocabulary"], setting["context"]) * tokens,
+            "learning_rate": learning_rate(shape)}
+
+
+def shape_of(run):
+    return Shape(run["config"]["layers"], run["config"]["channels"])
+
+
+def steps_done_here(run):
+    """Steps that this run itself makes."""
+    return run["config"]["steps"] - run["branch_step"]
+
+
+def save_interval(needed, steps):
+    """Steps between checkpoints: a divisor of `needed`, where branches begin, and about a tenth of the run or less."""
+    return next(needed // k for k in range(1, needed + 1) if needed % k == 0 and needed // k <= max(10, steps // 10))
+
+
+def trunk_runs(shape, setting, token_counts, seed=None, kind="grid"):
+    """The trunk (the longest) and its branches. Token counts ascend, each twice the one before."""
+    seed = setting["seed"] if seed is None else seed
+    step = step_tokens(math.sqrt(token_counts[0] * token_counts[-1]), setting["context"])
+    # A multiple of five, so that the cool-down begins at exactly 4/5; doubling keeps it one.
+    first = 5 * max(1, round(token_counts[0] / step / 5))
+    lengths = [first * 2**i for i in range(len(token_counts))]
+    warmup = warmup_steps(first)  # of the shortest, for all: they share their beginning
+    save_every = save_interval(first * 4 // 5, lengths[-1])
+    trunk = make_run(shape, setting, lengths[-1], step, warmup, seed, kind, save_every)
+    branches = [make_run(shape, setting, steps, step, warmup, seed, kind, save_every, trunk["name"])
+                for steps in lengths[:-1]]
+    return [trunk, *branches]
+
+
+def lay_out(setting, largest, span):
+    """The runs of a grid whose largest budget is `largest` FLOPs (6 N D) and whose smallest is about largest / span."""
+    vocabulary, ratio = setting["vocabulary"], setting["ratio"]
+    levels = [largest / 2**j for j in range(int(math.log2(span) + 1e-9), -1, -1)]
+
+    def best_size(C):
+        return math.sqrt(C / 6 / ratio)
+
+    low, high = best_size(levels[0]) / WINDOW, best_size(levels[-1]) * WINDOW
+    count = int(math.log(high / low) / math.log(SIZE_STEP)) + 1
+    offset = math.sqrt(high / low / SIZE_STEP ** (count - 1))
+    runs, seen = [], set()
+    for i in range(count):
+        shape = shape_for(low * offset * SIZE_STEP**i, vocabulary)
+        N = shape.parameters(vocabulary)
+        if shape in seen or N < low / SIZE_STEP:
+            continue
+        seen.add(shape)
+        tokens = [C / 6 / N for C in levels if 1 / WINDOW <= N / best_size(C) <= WINDOW]
+        tokens = [D for D in tokens if D / step_tokens(D, setting["context"]) >= MIN_STEPS
+                  and D <= MOST_EPOCHS * setting["train_tokens"]]
+        if tokens:
+            runs += trunk_runs(shape, setting, tokens)
+    return runs
+
+
+def repeats(runs, setting, seeds):
+    """The middle run of a cheap size under other seeds: the noise that no law can explain."""
+    trunks = sorted((run for run in runs if not run["parent"]), key=lambda run: run["N"])
+    if not trunks or not seeds:
+        return []
+    trunk = trunks[min(1, len(trunks) - 1)]
+    family = sorted((r for r in runs if trunk["name"] in (r["name"], r["parent"])), key=lambda r: r["tokens"])
+    chosen = family[(len(family) - 1) // 2]
+    c = chosen["config"]
+    return [make_run(shape_of(chosen), setting, c["steps"], c["step_tokens"], c["warmup"], setting["seed"] + k, "repeat",
+                     chosen["save_every"]) for k in range(1, seeds + 1)]
+
+
+def holdout_runs(setting, C, best_N, count):
+    """Runs of C FLOPs that no fit has seen: the predicted best size, and sizes below and above it."""
+    factors = {1: [1], 2: [0.5, 1], 3: [0.5, 1, 2]}[count]
+    runs = []
+    for factor in factors:
+        shape = shape_for(best_N * factor, setting["vocabulary"])
+        tokens = C / 6 / shape.parameters(setting["vocabulary"])
+        step = step_tokens(tokens, setting["context"])
+        steps = 5 * max(1, round(tokens / step / 5))
+        run = make_run(shape, setting, steps, step, warmup_steps(steps), setting["seed"], "holdout",
+                       max(1, steps // 20))
+        if run["name"] not in [r["name"] for r in runs]:
+            runs.append(run)
+    return runs
+
+
+def saved_flops(runs):
+    """FLOPs (6 N D) of the runs each on its own, and with the trunks shared."""
+    alone = sum(run["flops"] for run in runs)
+    shared = sum(run["flops"] * steps_done_here(run) / run["config"]["steps"] for run in runs)
+    return alone, shared

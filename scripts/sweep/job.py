@@ -1,0 +1,180 @@
+"""One run on one slot: begun, branched off or resumed, then evaluated; what it leaves is whole or can be gone on with."""
+import json
+import os
+import shutil
+import signal
+
+from . import SweepError
+from .store import Lock, read_json, result_of, run_path, write_json
+
+
+def whole_checkpoints(path):
+    """Steps of a run's checkpoints, ascending. trainer.json is written last and names the files' sizes."""
+    steps = []
+    try:
+        names = os.listdir(os.path.join(path, "checkpoints"))
+    except FileNotFoundError:
+        return []
+    for name in names:
+        place = os.path.join(path, "checkpoints", name)
+        try:
+            files = read_json(os.path.join(place, "trainer.json"), {}).get("files", {})
+            whole = files and all(os.path.getsize(os.path.join(place, f)) == size for f, size in files.items())
+        except (OSError, SweepError):
+            whole = False
+        if name.isdigit() and whole:
+            steps.append(int(name))
+    return sorted(steps)
+
+
+def last_line(path):
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.path.getsize(path) - 4096))
+            lines = [line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    except OSError:
+        return ""
+    return lines[-1].strip() if lines else ""
+
+
+def last_entry(path):
+    """The newest whole line of a run's log, or {}."""
+    try:
+        with open(os.path.join(path, "log.jsonl"), "rb") as file:
+            file.seek(max(0, os.path.getsize(file.name) - 2048))
+            lines = file.read().decode().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return {}
+    for line in reversed(lines):
+        try:
+            return json.loads(line)
+        except ValueError:
+            continue
+    return {}
+
+
+def branch_off(trunk, step, path):
+    """Gives a new run the trunk's checkpoint as its own. Its files are linked, not copied: nobody writes into them."""
+    source, place = (os.path.join(p, "checkpoints", str(step)) for p in (trunk, path))
+    temporary = os.path.join(path, "branch.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        shutil.copytree(source, temporary, copy_function=os.link)
+    except (OSError, shutil.Error):  # a file system without hard links
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(source, temporary)
+    os.makedirs(os.path.dirname(place), exist_ok=True)
+    os.rename(temporary, place)
+
+
+def train_command(binary, setting, run, threads, out="."):
+    """The command that makes this run from nothing. Learning rate, beta2 and the rest are the binary's own rules."""
+    c = run["config"]
+    command = [binary, "train", "--data", setting["tokens"], "--out", out, "--layers", str(c["layers"]), "--channels",
+               str(c["channels"]), "--heads", str(c["heads"]), "--context", str(c["context"]), "--batch", str(c["batch"]),
+               "--total-batch-tokens", str(c["step_tokens"]), "--steps", str(c["steps"]), "--schedule", "wsd", "--warmup",
+               str(c["warmup"]), "--seed", str(c["seed"]), "--eval-every", "0", "--sample-every", "0", "--save-every",
+               str(run["save_every"]), "--keep-last", "0"]
+    return command + (["--threads", str(threads)] if threads else []) + setting["machine_flags"]
+
+
+class Job:
+    """`poll()` moves it on and tells its state: running, done, failed, stopped, or busy (another process has it)."""
+
+    def __init__(self, directory, plan, run, binary, slot, threads):
+        self.directory, self.setting, self.run = directory, plan["setting"], run
+        self.binary, self.slot, self.threads = binary, slot, threads
+        self.path = run_path(directory, run)
+        self.output = os.path.join(self.path, "output.txt")
+        self.measured = os.path.join(self.path, "evaluation.json")
+        self.process, self.stage, self.stopping = None, "", False
+
+    def begin(self):
+        os.makedirs(self.path, exist_ok=True)
+        self.lock = Lock(os.path.join(self.path, "lock"))
+        if not self.lock.take():
+            self.lock.close()
+            return False
+        write_json(os.path.join(self.path, "run.json"), self.run)
+        for name in ("failed.json", "output.txt"):
+            if os.path.exists(os.path.join(self.path, name)):
+                os.remove(os.path.join(self.path, name))
+        self.train()
+        return True
+
+    def train(self):
+        have, steps = whole_checkpoints(self.path), self.run["config"]["steps"]
+        if steps in have:
+            return self.evaluate()
+        if not have and self.run["parent"]:
+            trunk = os.path.join(self.directory, "runs", self.run["parent"])
+            if self.run["branch_step"] in whole_checkpoints(trunk):
+                branch_off(trunk, self.run["branch_step"], self.path)
+                have = [self.run["branch_step"]]
+        out = os.path.relpath(self.path, self.directory)
+        if have:
+            interval = self.run["save_every"] if not self.run["parent"] else max(1, steps // 20)
+            command = [self.binary, "train", "--resume", "--out", out, "--steps", str(steps), "--save-every", str(interval)]
+            command += ["--threads", str(self.threads)] if self.threads else []
+            command += self.setting["machine_flags"]
+        else:
+            command = train_command(self.binary, self.setting, self.run, self.threads, out)
+        self.start("train", command)
+
+    def evaluate(self):
+        out = os.path.join(os.path.relpath(self.path, self.directory), "checkpoints", str(self.run["config"]["steps"]))
+        command = [self.binary, "eval", out, "--data", self.setting["tokens"], "--batches", str(self.setting["eval_batches"]),
+                   "--format", "json"] + (["--threads", str(self.threads)] if self.threads else [])
+        self.start("evaluate", command + self.setting["machine_flags"])
+
+    def start(self, stage, command):
+        self.stage = stage
+        self.process = self.slot.start(command, self.directory, self.output, (self.lock.file.fileno(),),
+                                       self.measured if stage == "evaluate" else None)
+
+    def stop(self):
+        self.stopping = True
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+
+    def poll(self):
+        status = self.process.poll()
+        if status is None:
+            return "running"
+        if self.stopping:
+            return self.end("stopped")
+        if status:
+            what = last_line(self.output) or f"ended with status {status}"
+            write_json(os.path.join(self.path, "failed.json"), {"status": status, "message": what})
+            return self.end("failed")
+        if self.stage == "train":
+            if self.run["config"]["steps"] not in whole_checkpoints(self.path):
+                return self.end("stopped")  # a signal from elsewhere: it saved and ended
+            self.evaluate()
+            return "running"
+        try:
+            measured = read_json(self.measured)
+            loss = float(measured["loss"])
+        except (SweepError, TypeError, ValueError, KeyError):
+            write_json(os.path.join(self.path, "failed.json"), {"status": 0, "message": "the evaluation printed no loss"})
+            return self.end("failed")
+        state = read_json(os.path.join(self.path, "checkpoints", str(self.run["config"]["steps"]), "trainer.json"), {})
+        write_json(os.path.join(self.path, "result.json"),
+                   {"loss": loss, "bits_per_byte": measured.get("bits_per_byte"), "eval_tokens": measured["tokens"],
+                    "seconds": state.get("seconds")})
+        return self.end("done")
+
+    def end(self, state):
+        self.lock.close()
+        return state
+
+
+def prune(directory, run, runs):
+    """Removes a run's checkpoints that nobody needs: all but the newest two and those where unfinished branches begin."""
+    path = run_path(directory, run)
+    steps = whole_checkpoints(path)
+    needed = {r["branch_step"] for r in runs if r["parent"] == run["name"] and not result_of(directory, r)}
+    spare = steps[:-1] if result_of(directory, run) else steps[:-2]
+    for step in spare:
+        if step not in needed:
+            shutil.rmtree(os.path.join(path, "checkpoints", str(step)), ignore_errors=True)

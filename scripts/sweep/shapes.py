@@ -1,0 +1,115 @@
+"""What a model of a given size looks like, what it costs, and the binary's own rules for batch and learning rate."""
+import math
+from dataclasses import dataclass
+
+WIDEST = 16384
+
+
+def round_up(value, multiple):
+    return -(-value // multiple) * multiple
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A modern GPT (RMSNorm, RoPE, SwiGLU, QK-norm, tied head) as `train_gpt train` builds it from three dimensions."""
+
+    layers: int
+    channels: int
+
+    @property
+    def heads(self):
+        return self.channels // self.head_size
+
+    @property
+    def head_size(self):
+        """As the presets have it; widths between theirs get small heads."""
+        if self.channels < 384:
+            return 16 if self.channels % 32 else 32
+        return 64 if self.channels < 2048 else 128
+
+    @property
+    def matrices(self):
+        """Weights of the blocks' matrices: attention 4 C^2, SwiGLU 3 C F with F = 8/3 C rounded up to 32."""
+        C = self.channels
+        return self.layers * (4 * C * C + 3 * C * round_up(-(-8 * C // 3), 32))
+
+    @property
+    def body(self):
+        """N without the embedding (which is the head's matrix too): matrices, norms, QK-norms."""
+        return self.matrices + self.layers * (2 * self.channels + 2 * self.head_size) + self.channels
+
+    def parameters(self, vocabulary):
+        return self.body + vocabulary * self.channels
+
+    def flops_per_token(self, vocabulary, context):
+        """What training needs: 6 a weight of every matrix, 12 L C (T + 1) / 2 for causal attention (Kaplan et al. 2020,
+        table 1; llm/model/gpt.cpp training_flops_per_token)."""
+        attention = self.layers * self.channels * (context + 1) / 2
+        return 6 * (self.matrices + vocabulary * self.channels) + 12 * attention
+
+    def flags(self):
+        return ["--layers", str(self.layers), "--channels", str(self.channels), "--heads", str(self.heads)]
+
+
+def usual_aspect(channels):
+    """Channels a layer: 32 at 128 channels (the preset tiny), 65 at 768 (GPT-2), 128 at 4096 (Llama 3.1 8B). Between them
+    the loss hardly depends on it (Kaplan et al. 2020, fig. 5)."""
+    return 32 * (channels / 128) ** 0.4
+
+
+def shape_for(parameters, vocabulary):
+    """The shape nearest to a size; among those equally near the one of the most usual aspect."""
+    best = None
+    for channels in range(16, WIDEST + 1, 16):
+        multiple = 16 if channels < 128 else 32 if channels < 384 else 64 if channels < 2048 else 128
+        if channels % multiple:
+            continue
+        one = Shape(1, channels)
+        guess = (parameters - vocabulary * channels) / max(1, Shape(1, channels).body)
+        for layers in {max(1, math.floor(guess)), max(1, math.ceil(guess))}:
+            shape = Shape(layers, channels)
+            miss = abs(math.log(shape.parameters(vocabulary) / parameters))
+            odd = abs(math.log(channels / layers / usual_aspect(channels)))
+            score = miss + 0.8 * odd
+            if best is None or score < best[0]:
+                best = (score, shape)
+        if one.parameters(vocabulary) > 4 * parameters:
+            break
+    return best[1]
+
+
+def micro_batch(context):
+    """Sequences a micro-step: about 1024 tokens (llm/train/options.cpp apply_rules)."""
+    return min(64, max(1, 1024 // context))
+
+
+def step_tokens(tokens, context):
+    """Tokens a step of a run over `tokens`: grows with their root (Zhang et al. 2025; the same rule of apply_rules)."""
+    micro = micro_batch(context) * context
+    return micro * max(1, round(1024 * math.sqrt(tokens / 16e6) / micro))
+
+
+def warmup_steps(steps):
+    """5 % of the steps, at least 20 where there are 40, at most 2000 (the same)."""
+    return min(max(steps // 20, min(20, steps // 2)), 2000)
+
+
+def learning_rate(shape):
+    """0.64 / channels, at most 0.01: the best rate falls with the width (Yang et al. 2022; the same)."""
+    return min(0.01, 0.64 / shape.channels)
+
+
+def short(value):
+    """1234567 -> 1.23M, for names and tables."""
+    for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= scale * 0.9995:
+            return f"{value / scale:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def duration(seconds):
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.{1 if seconds < 600 else 0}f} min"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
