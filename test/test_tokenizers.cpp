@@ -357,7 +357,7 @@ TEST_CASE("tokenizers: llama2.c's file") {
   CHECK(encode(*tokenizer, "the aüé") == Ids{261, 264, 265, 3 + 0xC3, 3 + 0xBC, 270});
   CHECK(tokenizer->decode({1, 261, 264, 265, 3 + 0xC3, 3 + 0xBC}) == "<s>the aü");
   check_same(*tokenizer, *from_json(json::parse(tokenizer->json())));
-  for (size_t size = 0; size < file.size(); ++size) {  // every prefix is an error, or a smaller vocabulary
+  for (size_t size = 0; size < file.size(); size += 1 + size % 16) {  // a prefix is an error, or a smaller vocabulary
     write(folder / "cut.bin", file.substr(0, size));
     const std::string message = error_of([&] { load_tokenizer(folder / "cut.bin"); });
     CHECK((message == "no error" || has(message, "cut.bin")));
