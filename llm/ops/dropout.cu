@@ -16,7 +16,6 @@ __global__ void __launch_bounds__(kThreads)
                    int64_t n) {
   using Four = simt::Pack<T, 4>;
   const int64_t group = int64_t{blockIdx.x} * kThreads + threadIdx.x, first = 4 * group;
-  if (!simt::in_bounds(first < n)) return;
   const auto bits = mask.bits(*step, group);
   const auto masked = [&](float value, int i) {
     return bits[static_cast<size_t>(i)] >= mask.threshold ? value * scale : 0;
