@@ -39,9 +39,9 @@ def count(text):
 
 def add_fit(commands):
     p = commands.add_parser("fit", help="fit L(N, D) to anybody's table of runs",
-                            description="Fits L(N, D) = E + A / N^alpha + B / D^beta to a CSV of runs whose header names "
-                            "the loss and two of N, D and C (params, tokens, flops, ...). Exit status 1, with the "
-                            "reason, where the table cannot bear exponents.")
+                            description="Fits L(N, D) = E + A / N^alpha + B / D^beta to a CSV of runs whose header "
+                            "names the loss and two of N, D and C (params, tokens, flops, ...). Exit status 1, with "
+                            "the reason, where the table cannot bear exponents.")
     p.add_argument("file", metavar="FILE.csv")
     p.add_argument("--drop-highest", type=count, default=0, metavar="K", help="leave out the K runs of highest loss")
     p.add_argument("--delta", type=positive(float), default=1e-3, help="of the Huber loss (1e-3)")
