@@ -192,7 +192,10 @@ class Refusals(Folder):
         self.assertEqual(sweep("fit", self.path("binary.csv")).returncode, 1)
         self.assertEqual(sweep("fit", self.path("absent.csv")).returncode, 1)
         self.assertEqual(sweep("fit", self.write(("N", "D", "loss"), good), "--column", "Q=N").returncode, 2)
-        self.assertEqual(sweep("fit").returncode, 2)
+        for wrong in (["fit"], ["fit", "x", "--delta", "nan"], ["ask", "--compute", "-1"], ["nothing"],
+                      ["plan", "--data", "x", "--budget", "1h", "--holdout", "-1"]):
+            done = sweep(*wrong)
+            self.assertEqual((done.returncode, done.stderr.count("\n")), (2, 1), done.stderr)
         self.assertEqual(sweep("ask", "--out", self.folder).returncode, 2)
         self.assertEqual(sweep("run", "--out", self.folder).returncode, 1)
         self.assertEqual(sweep("plan", "--data", "x", "--budget", "soon", "--out", self.folder).returncode, 2)
@@ -359,7 +362,8 @@ class Run(Folder):
         # The held-out run: predicted, run, compared.
         runs = grid.holdout_runs(plan["setting"], 2e10, 3e4, 1)
         store.write_json(os.path.join(directory, "prediction.json"),
-                         {"planned": [r["name"] for r in plan["runs"]], "compute": 2e10, "fitted_up_to": 1e10, "law": {}, "best_params": 3e4, "runs": runs,
+                         {"planned": [r["name"] for r in plan["runs"]], "compute": 2e10, "fitted_up_to": 1e10,
+                          "law": {}, "best_params": 3e4, "runs": runs,
                           "best_params_interval": [2e4, 4e4],
                           "losses": {r["name"]: {"loss": 2.0, "interval": [1.9, 2.1]} for r in runs}})
         done = self.run_sweep(directory, "test")

@@ -105,8 +105,8 @@ def command(arguments):
 
 
 def predict(directory, plan):
-    """The prediction for the held-out budget, written down before its runs are made. It stays as it is, unless the sweep
-    was planned anew."""
+    """The prediction for the held-out budget, written down before its runs are made. It stays as it is, unless the
+    sweep was planned anew."""
     path = os.path.join(directory, "prediction.json")
     names = [run["name"] for run in plan["runs"]]
     earlier = read_json(path)
@@ -121,7 +121,8 @@ def predict(directory, plan):
     C = plan["holdout_flops"]
     best = float(result.law.optimum(C)[0])
     runs = holdout_runs(setting, C, best, setting["holdout_sizes"])
-    prediction = {"planned": names, "compute": C, "fitted_up_to": float(result.table.C.max()), "law": result.law.as_dict(), "best_params": best,
+    prediction = {"planned": names, "compute": C, "fitted_up_to": float(result.table.C.max()),
+                  "law": result.law.as_dict(), "best_params": best,
                   "best_params_interval": interval(result.laws.optimum(C)[0]), "runs": runs,
                   "losses": {r["name"]: {"loss": float(result.law.loss(r["N"], r["tokens"])),
                                          "interval": result.loss_interval(r["N"], r["tokens"])} for r in runs}}
@@ -189,7 +190,8 @@ def show_outcome(v):
     for row in v["runs"]:
         low, high = row["interval"]
         print(f"  {row['name']}: predicted {row['predicted']:.4f} ({low:.4f} to {high:.4f}), measured "
-              f"{row['measured']:.4f}: {100 * row['error']:+.2f} %, {'inside' if row['inside'] else 'outside'} its interval")
+              f"{row['measured']:.4f}: {100 * row['error']:+.2f} %, "
+              f"{'inside' if row['inside'] else 'outside'} its interval")
     if v["best_params_measured"]:
         m = v["best_params_measured"]
         print(f"  best size: predicted {short(v['best_params_predicted'])}, measured "

@@ -33,8 +33,8 @@ def law_section(result):
             for name in (*NAMES, "a", "b")]
     text = (f"<p>L(N, D) = E + A / N<sup>alpha</sup> + B / D<sup>beta</sup> over {v['runs']} runs (Hoffmann et al. "
             f"2022, approach 3; Huber loss on log L, delta {v['delta']:g}; intervals from {v['bootstrap_samples']} "
-            f"bootstrap samples over the runs). The best size at a budget C is N ~ C<sup>a</sup>, the best token count D ~ "
-            f"C<sup>b</sup>. Scatter of log L about the law: {100 * v['scatter']:.2f} %"
+            f"bootstrap samples over the runs). The best size at a budget C is N ~ C<sup>a</sup>, the best token count "
+            f"D ~ C<sup>b</sup>. Scatter of log L about the law: {100 * v['scatter']:.2f} %"
             + (f"; between seeds: {100 * v['noise']:.2f} %" if v["noise"] is not None else "") + ".</p>")
     text += table(("", "value", "95 % interval", "standard error"), rows)
     rows = [(f"{name}: {what}", "-" if row["a"] is None else f"{row['a']:.3f}",
