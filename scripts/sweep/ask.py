@@ -1,6 +1,7 @@
 """`sweep ask`: what to train with a budget, by the law of a sweep; `sweep test`: whether the law was right."""
 import json
 import os
+import shlex
 import sys
 
 import numpy as np
@@ -12,7 +13,7 @@ from .grid import holdout_runs
 from .law import interval
 from .plan import find_binary
 from .run import Stop, end_of, execute, own_the_sweep
-from .shapes import learning_rate, shape_for, short, step_tokens
+from .shapes import flags, learning_rate, shape_for, short, step_tokens
 from .slots import Slot, make_slots
 from .store import read_json, read_plan, result_of, run_path, table_rows, write_json, write_tables
 from .table import Table
@@ -57,8 +58,8 @@ def answer(result, C, setting):
             "channels": shape.channels, "heads": shape.heads, "batch_tokens": step, "steps": steps,
             "learning_rate": learning_rate(shape), "loss": float(result.law.loss(N, D)),
             "loss_interval": result.loss_interval(N, D), "beyond_largest_run": float(C / result.table.C.max()),
-            "command": " ".join(["train_gpt train --data", setting["data"], *shape.flags(), f"--context {context}",
-                                 f"--tokens {D}", "--schedule wsd"])}
+            "command": shlex.join(["train_gpt", "train", "--data", setting["data"], *shape.flags(),
+                                   *flags(context=context, tokens=D, schedule="wsd")])}
 
 
 def show_answer(v, setting):

@@ -13,7 +13,7 @@ from .shapes import Shape, learning_rate, micro_batch, shape_for, short, step_to
 FORMAT = 1
 WINDOW = 4               # sizes from 1/4 to 4 times the expected best one at each budget
 SIZE_STEP = 2
-MIN_STEPS = 40
+MIN_STEPS = 200          # shorter runs are mostly warm-up: no law holds for them
 MOST_EPOCHS = 4          # beyond, a repeated token is worth less than a new one (Muennighoff et al. 2023, fig. 5)
 
 
