@@ -19,6 +19,12 @@ except ImportError as missing:
 from sweep import SweepError  # noqa: E402  (the package beside this file, which comes before this file's own name)
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message):  # one line, as the binary does it; argparse would print the usage before it
+        print(f"{self.prog}: {message}; {self.prog} --help lists what there is", file=sys.stderr)
+        sys.exit(2)
+
+
 def positive(kind, limit=None):
     def parse(text):
         value = kind(text)
@@ -26,7 +32,7 @@ def positive(kind, limit=None):
             raise ValueError
         return value
 
-    parse.__name__ = f"positive {kind.__name__}"
+    parse.__name__ = f"positive {'number' if kind is float else 'count'}"  # argparse: "invalid ... value"
     return parse
 
 
@@ -37,11 +43,18 @@ def count(text):
     return value
 
 
+def multiple(text):
+    value = float(text)
+    if value != 0 and not 1 < value <= 1e6:
+        raise ValueError
+    return value
+
+
 def add_fit(commands):
     p = commands.add_parser("fit", help="fit L(N, D) to anybody's table of runs",
-                            description="Fits L(N, D) = E + A / N^alpha + B / D^beta to a CSV of runs whose header names "
-                            "the loss and two of N, D and C (params, tokens, flops, ...). Exit status 1, with the "
-                            "reason, where the table cannot bear exponents.")
+                            description="Fits L(N, D) = E + A / N^alpha + B / D^beta to a CSV of runs whose header "
+                            "names the loss and two of N, D and C (params, tokens, flops, ...). Exit status 1, with "
+                            "the reason, where the table cannot bear exponents.")
     p.add_argument("file", metavar="FILE.csv")
     p.add_argument("--drop-highest", type=count, default=0, metavar="K", help="leave out the K runs of highest loss")
     p.add_argument("--delta", type=positive(float), default=1e-3, help="of the Huber loss (1e-3)")
@@ -73,10 +86,10 @@ def add_plan(commands):
     p.add_argument("--span", type=positive(float), default=64, help="largest over smallest compute of the grid (64)")
     p.add_argument("--tokens-per-parameter", type=positive(float), default=20,
                    help="the expected optimum, the grid's middle (20: Hoffmann et al. 2022, table 3)")
-    p.add_argument("--holdout", type=float, default=8, help="compute of the test over the grid's largest; 0: none (8)")
+    p.add_argument("--holdout", type=multiple, default=8, help="compute of the test over the grid's largest; 0: none (8)")
     p.add_argument("--holdout-sizes", type=int, choices=(1, 2, 3), default=1,
                    help="sizes to test: 3 also measures which is best (1)")
-    p.add_argument("--val-fraction", type=float, default=0.1, help="the end of a text file that is held out (0.1)")
+    p.add_argument("--val-fraction", type=positive(float, 0.9), default=0.1, help="the end of a text file that is held out (0.1)")
     p.add_argument("--jobs", type=positive(int), help="binaries side by side (one a core, at most 8)")
     p.add_argument("--gpus", default="", help="train on these GPUs, one run each: 0,1")
     p.set_defaults(module="plan")
@@ -117,7 +130,7 @@ def add_report(commands):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="sweep.py", description=__doc__)
+    parser = Parser(prog="sweep.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (add_plan, add_run, add_fit, add_test, add_ask, add_report):
         add(commands)
@@ -130,6 +143,9 @@ def main():
         return error.status
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"sweep: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Tests of scripts/sweep.py: test/test_sweep.py [-v] [TestCase.test]
 
-They train models of 20,000 parameters with the binary (TRAIN_GPT_BINARY, or the one in the repository) for about a minute.
+They train models of 20,000 parameters with the binary (TRAIN_GPT_BINARY, or the one in the repository) for a minute.
 TRAIN_GPT_SHARED names a folder with data/scaling/chinchilla_svg_extracted_data.csv; without it that check is left out.
 """
 import csv
@@ -36,8 +36,8 @@ TRUE = law.Law(1.7, 400.0, 900.0, 0.34, 0.31)
 
 
 def sweep(*arguments, **options):
-    return subprocess.run([sys.executable, os.path.join(SCRIPTS, "sweep.py"), *map(str, arguments)], capture_output=True,
-                          text=True, **options)
+    command = [sys.executable, os.path.join(SCRIPTS, "sweep.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **options)
 
 
 def grid_points(noise=0.0, seed=0, sizes=8, budgets=8):
@@ -85,8 +85,8 @@ class Fit(Folder):
             step[0, i] = 1e-6
             slope = (problem.objective(theta + step, weights) - problem.objective(theta - step, weights)) / 2e-6
             self.assertAlmostEqual(slope[0], gradient[0, i], delta=1e-6 * max(1, abs(gradient[0, i])))
-            bend = (problem.derivatives(theta + step, weights)[0] - problem.derivatives(theta - step, weights)[0]) / 2e-6
-            np.testing.assert_allclose(bend[0], hessian[0, i], rtol=1e-4, atol=1e-4)
+            after, before = (problem.derivatives(theta + s, weights)[0] for s in (step, -step))
+            np.testing.assert_allclose((after - before)[0] / 2e-6, hessian[0, i], rtol=1e-4, atol=1e-4)
 
     def test_intervals_hold_the_truth_and_stray_runs_do_not_matter(self):
         N, D, L = grid_points(0.003, seed=3)
@@ -180,7 +180,8 @@ class Refusals(Folder):
     def test_status_and_one_line(self):
         good = [*zip(*grid_points())]
         for rows, header, status, words in (
-                (good[:5], ("N", "D", "loss"), 1, "too few points"), ([("x", 1, 2)], ("N", "D", "loss"), 1, "not a positive"),
+                (good[:5], ("N", "D", "loss"), 1, "too few points"),
+                ([("x", 1, 2)], ("N", "D", "loss"), 1, "not a positive"),
                 (good, ("N", "D", "colour"), 1, "wanted columns"), ([], ("N", "D", "loss"), 1, "no runs"),
                 ([(1, 2)], ("N", "D", "loss"), 1, "not a positive number")):
             done = sweep("fit", self.write(header, rows))
@@ -191,7 +192,10 @@ class Refusals(Folder):
         self.assertEqual(sweep("fit", self.path("binary.csv")).returncode, 1)
         self.assertEqual(sweep("fit", self.path("absent.csv")).returncode, 1)
         self.assertEqual(sweep("fit", self.write(("N", "D", "loss"), good), "--column", "Q=N").returncode, 2)
-        self.assertEqual(sweep("fit").returncode, 2)
+        for wrong in (["fit"], ["fit", "x", "--delta", "nan"], ["ask", "--compute", "-1"], ["nothing"],
+                      ["plan", "--data", "x", "--budget", "1h", "--holdout", "-1"]):
+            done = sweep(*wrong)
+            self.assertEqual((done.returncode, done.stderr.count("\n")), (2, 1), done.stderr)
         self.assertEqual(sweep("ask", "--out", self.folder).returncode, 2)
         self.assertEqual(sweep("run", "--out", self.folder).returncode, 1)
         self.assertEqual(sweep("plan", "--data", "x", "--budget", "soon", "--out", self.folder).returncode, 2)
@@ -255,7 +259,8 @@ class Plan(Folder):
     def test_shapes_are_counted_as_the_binary_counts(self):
         for wanted in (8e3, 3e4, 7e4, 3e5, 2e6, 3e7):
             shape = shapes.shape_for(wanted, 257)
-            out = subprocess.run([BINARY, "graph", "--parameters", *shape.flags()], capture_output=True, text=True).stdout
+            command = [BINARY, "graph", "--parameters", *shape.flags()]
+            out = subprocess.run(command, capture_output=True, text=True).stdout
             self.assertEqual(int(out.splitlines()[-1].split()[0]), shape.parameters(257), shape)
 
     def test_prediction_of_a_synthetic_sweep(self):
@@ -286,7 +291,7 @@ class Plan(Folder):
         self.assertIn("train_gpt train --data", answer["command"])
         done = sweep("report", "--out", self.folder)
         self.assertEqual(done.returncode, 0, done.stderr)
-        for name in ("index.html", "report.json", "runs.csv", "isoflop.png", "isoflop.svg", "frontier.png", "optimum.svg"):
+        for name in ("index.html", "report.json", "runs.csv", "isoflop.png", "isoflop.svg", "frontier.png"):
             self.assertTrue(os.path.getsize(self.path("report", name)), name)
         with open(self.path("report", "index.html")) as file:
             page = file.read()
@@ -333,7 +338,8 @@ class Run(Folder):
         rows = list(csv.DictReader(io.StringIO(self.table(directory))))
         self.assertEqual(len(rows), len(plan["runs"]))
         for trunk in (1, 2):
-            family = sorted(((int(r["tokens"]), float(r["loss"])) for r in rows if int(r["layers"]) == trunk and r["seed"] == "1"))
+            family = sorted((int(r["tokens"]), float(r["loss"])) for r in rows
+                            if int(r["layers"]) == trunk and r["seed"] == "1")
             self.assertEqual([loss for _, loss in family], sorted((loss for _, loss in family), reverse=True))
         before = {name: os.stat(self.path("sweep", "runs", name, "log.jsonl")).st_mtime_ns
                   for name in os.listdir(self.path("sweep", "runs"))}
@@ -356,7 +362,8 @@ class Run(Folder):
         # The held-out run: predicted, run, compared.
         runs = grid.holdout_runs(plan["setting"], 2e10, 3e4, 1)
         store.write_json(os.path.join(directory, "prediction.json"),
-                         {"compute": 2e10, "fitted_up_to": 1e10, "law": {}, "best_params": 3e4, "runs": runs,
+                         {"planned": [r["name"] for r in plan["runs"]], "compute": 2e10, "fitted_up_to": 1e10,
+                          "law": {}, "best_params": 3e4, "runs": runs,
                           "best_params_interval": [2e4, 4e4],
                           "losses": {r["name"]: {"loss": 2.0, "interval": [1.9, 2.1]} for r in runs}})
         done = self.run_sweep(directory, "test")
@@ -395,8 +402,8 @@ class Run(Folder):
         self.assertEqual(self.run_sweep(directory).returncode, 0)
 
     def start(self, directory):
-        return subprocess.Popen([sys.executable, os.path.join(SCRIPTS, "sweep.py"), "run", "--out", directory, "--binary",
-                                 BINARY], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        command = [sys.executable, os.path.join(SCRIPTS, "sweep.py"), "run", "--out", directory, "--binary", BINARY]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
     def wait_for_training(self, directory, process):
         while process.poll() is None and not children(process.pid):

@@ -125,7 +125,7 @@ def summary(points):
 
 
 def approaches(table):
-    """{"1": ..., "2": ...}: each {"a", "interval", "factor", "points": [[C, N, loss]]}; a is None where it can't be had."""
+    """{"1": ..., "2": ...}: each {"a", "interval", "factor", "points": [[C, N, loss]]}; a: None where there is none."""
     optima, edge = [], 0
     for C, N, loss in isoflop_groups(table):
         best, low, inside, _ = parabola(N, loss)

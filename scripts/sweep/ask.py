@@ -1,6 +1,7 @@
 """`sweep ask`: what to train with a budget, by the law of a sweep; `sweep test`: whether the law was right."""
 import json
 import os
+import shlex
 import sys
 
 import numpy as np
@@ -12,12 +13,13 @@ from .grid import holdout_runs
 from .law import interval
 from .plan import find_binary
 from .run import Stop, end_of, execute, own_the_sweep
-from .shapes import learning_rate, shape_for, short, step_tokens
+from .shapes import flags, learning_rate, shape_for, short, step_tokens
 from .slots import Slot, make_slots
-from .store import read_json, read_plan, result_of, table_rows, write_json, write_tables
+from .store import read_json, read_plan, result_of, run_path, table_rows, write_json, write_tables
 from .table import Table
 
-GPUS = {"h100": 989e12, "h200": 989e12, "a100": 312e12, "b200": 2250e12, "l40s": 362e12, "rtx4090": 165e12}  # dense bf16
+# Dense bf16 peaks, FLOP/s, of the vendor's data sheets.
+GPUS = {"h100": 989e12, "h200": 989e12, "a100": 312e12, "b200": 2250e12, "l40s": 362e12, "rtx4090": 165e12}
 FAR = 1000  # times the largest fitted compute: beyond it an interval from the scatter of runs says too little
 
 
@@ -56,13 +58,13 @@ def answer(result, C, setting):
             "channels": shape.channels, "heads": shape.heads, "batch_tokens": step, "steps": steps,
             "learning_rate": learning_rate(shape), "loss": float(result.law.loss(N, D)),
             "loss_interval": result.loss_interval(N, D), "beyond_largest_run": float(C / result.table.C.max()),
-            "command": " ".join(["train_gpt train --data", setting["data"], *shape.flags(), f"--context {context}",
-                                 f"--tokens {D}", "--schedule wsd"])}
+            "command": shlex.join(["train_gpt", "train", "--data", setting["data"], *shape.flags(),
+                                   *flags(context=context, tokens=D, schedule="wsd")])}
 
 
 def show_answer(v, setting):
     low, high = v["params_interval"]
-    print(f"compute       {v['compute']:.3g} FLOPs (6 N D), {v['beyond_largest_run']:.3g} times the largest run of the fit")
+    print(f"compute       {v['compute']:.3g} FLOPs (6 N D), {v['beyond_largest_run']:.3g} times the fit's largest run")
     print(f"parameters    {short(v['params'])}: {v['layers']} layers, {v['channels']} channels, {v['heads']} heads "
           f"(the law's best size {short(v['params_optimal'])}, 95 % {short(low)} to {short(high)})")
     low, high = v["tokens_interval"]
@@ -73,8 +75,8 @@ def show_answer(v, setting):
     low, high = v["loss_interval"]
     print(f"loss          {v['loss']:.4f} nats a token, 95 % {low:.4f} to {high:.4f}")
     if v["beyond_largest_run"] > FAR:
-        print(f"note: more than {FAR} times beyond the fitted runs; the interval knows only their scatter, not whether the "
-              f"law goes on")
+        print(f"note: more than {FAR} times beyond the fitted runs; the interval knows only their scatter, not whether "
+              f"the law goes on")
     if v["tokens"] > 4 * setting["train_tokens"]:
         print("note: the sweep's text would be read more than 4 times; find more (Muennighoff et al. 2023)")
     print(f"\n{v['command']}")
@@ -104,11 +106,15 @@ def command(arguments):
 
 
 def predict(directory, plan):
-    """The prediction for the held-out budget, written down before its runs are made; an earlier one stays as it is."""
+    """The prediction for the held-out budget, written down before its runs are made. It stays as it is, unless the
+    sweep was planned anew."""
     path = os.path.join(directory, "prediction.json")
-    if (earlier := read_json(path)) is not None:
+    names = [run["name"] for run in plan["runs"]]
+    earlier = read_json(path)
+    if earlier is not None and earlier["planned"] == names:
         return earlier
-    missing = [run["name"] for run in plan["runs"] if not result_of(directory, run)]
+    missing = [run for run in plan["runs"] if not result_of(directory, run)
+               and not os.path.exists(os.path.join(run_path(directory, run), "failed.json"))]
     if missing:
         raise SweepError(f"{len(missing)} of {len(plan['runs'])} runs are not finished: sweep.py run first")
     result = analyse_sweep(directory, plan)
@@ -116,7 +122,8 @@ def predict(directory, plan):
     C = plan["holdout_flops"]
     best = float(result.law.optimum(C)[0])
     runs = holdout_runs(setting, C, best, setting["holdout_sizes"])
-    prediction = {"compute": C, "fitted_up_to": float(result.table.C.max()), "law": result.law.as_dict(), "best_params": best,
+    prediction = {"planned": names, "compute": C, "fitted_up_to": float(result.table.C.max()),
+                  "law": result.law.as_dict(), "best_params": best,
                   "best_params_interval": interval(result.laws.optimum(C)[0]), "runs": runs,
                   "losses": {r["name"]: {"loss": float(result.law.loss(r["N"], r["tokens"])),
                                          "interval": result.loss_interval(r["N"], r["tokens"])} for r in runs}}
@@ -134,8 +141,9 @@ def test_command(arguments):
     prediction = predict(directory, plan)
     runs = prediction["runs"]
     low, high = prediction["best_params_interval"]
-    print(f"held out: {prediction['compute']:.3g} FLOPs, {prediction['compute'] / prediction['fitted_up_to']:.1f} times the "
-          f"largest fitted run; best size predicted {short(prediction['best_params'])} (95 % {short(low)} to {short(high)})")
+    C, best = prediction["compute"], prediction["best_params"]
+    print(f"held out: {C:.3g} FLOPs, {C / prediction['fitted_up_to']:.1f} times the largest fitted run; best size "
+          f"predicted {short(best)} (95 % {short(low)} to {short(high)})")
     for run in runs:
         p = prediction["losses"][run["name"]]
         print(f"  {run['name']}: predicted {p['loss']:.4f}, 95 % {p['interval'][0]:.4f} to {p['interval'][1]:.4f}")
@@ -181,8 +189,9 @@ def outcome(directory, prediction):
 def show_outcome(v):
     print("predicted against measured:")
     for row in v["runs"]:
-        print(f"  {row['name']}: predicted {row['predicted']:.4f} ({row['interval'][0]:.4f} to {row['interval'][1]:.4f}), "
-              f"measured {row['measured']:.4f}: {100 * row['error']:+.2f} %, "
+        low, high = row["interval"]
+        print(f"  {row['name']}: predicted {row['predicted']:.4f} ({low:.4f} to {high:.4f}), measured "
+              f"{row['measured']:.4f}: {100 * row['error']:+.2f} %, "
               f"{'inside' if row['inside'] else 'outside'} its interval")
     if v["best_params_measured"]:
         m = v["best_params_measured"]

@@ -165,7 +165,7 @@ def show(result, out=sys.stdout):
         low, high = v["intervals"][name]
         print(f"  {name:<6}{v[name]:>12.6g}   95 % {low:.5g} to {high:.5g}   standard error "
               f"{v['standard_errors'][name]:.3g}", file=out)
-    print(f"  N_opt ~ C^a, D_opt ~ C^b (approach 3); {v['bootstrap_samples']} bootstrap samples over the runs", file=out)
+    print(f"  N_opt ~ C^a, D_opt ~ C^b (approach 3); {v['bootstrap_samples']} bootstrap samples of the runs", file=out)
     for name, what in (("1", "envelope"), ("2", "IsoFLOP parabolas")):
         row = result.approaches[name]
         if row["a"] is None:

@@ -1,8 +1,8 @@
 """Which runs a sweep makes: sizes round the expected optimum, several D a size from one trunk, and what that costs.
 
-A WSD run is constant in its learning rate until the last fifth (Hu et al. 2024, sec. 4). So the run of K steps IS the first
-4/5 K steps of any longer one, plus its own K/5 steps of cool-down: a trunk gives every shorter K for a fifth of its price,
-and bit for bit the same weights as a run of its own.
+A WSD run is constant in its learning rate until the last fifth (Hu et al. 2024, sec. 4). So the run of K steps IS the
+first 4/5 K steps of any longer one, plus its own K/5 steps of cool-down: a trunk gives every shorter K for a fifth of
+its price, and bit for bit the same weights as a run of its own.
 """
 import hashlib
 import json
@@ -13,7 +13,7 @@ from .shapes import Shape, learning_rate, micro_batch, shape_for, short, step_to
 FORMAT = 1
 WINDOW = 4               # sizes from 1/4 to 4 times the expected best one at each budget
 SIZE_STEP = 2
-MIN_STEPS = 40
+MIN_STEPS = 200          # shorter runs are mostly warm-up: no law holds for them
 MOST_EPOCHS = 4          # beyond, a repeated token is worth less than a new one (Muennighoff et al. 2023, fig. 5)
 
 
@@ -101,8 +101,8 @@ def repeats(runs, setting, seeds):
     family = sorted((r for r in runs if trunk["name"] in (r["name"], r["parent"])), key=lambda r: r["tokens"])
     chosen = family[(len(family) - 1) // 2]
     c = chosen["config"]
-    return [make_run(shape_of(chosen), setting, c["steps"], c["step_tokens"], c["warmup"], setting["seed"] + k, "repeat",
-                     chosen["save_every"]) for k in range(1, seeds + 1)]
+    return [make_run(shape_of(chosen), setting, c["steps"], c["step_tokens"], c["warmup"], seed, "repeat",
+                     chosen["save_every"]) for seed in range(setting["seed"] + 1, setting["seed"] + 1 + seeds)]
 
 
 def holdout_runs(setting, C, best_N, count):

@@ -1,10 +1,11 @@
-"""One run on one slot: begun, branched off or resumed, then evaluated; what it leaves is whole or can be gone on with."""
+"""One run on one slot: begun, branched off or resumed, then evaluated. What it leaves can be gone on with."""
 import json
 import os
 import shutil
 import signal
 
 from . import SweepError
+from .shapes import flags
 from .store import Lock, read_json, result_of, run_path, write_json
 
 
@@ -70,12 +71,11 @@ def branch_off(trunk, step, path):
 def train_command(binary, setting, run, threads, out="."):
     """The command that makes this run from nothing. Learning rate, beta2 and the rest are the binary's own rules."""
     c = run["config"]
-    command = [binary, "train", "--data", setting["tokens"], "--out", out, "--layers", str(c["layers"]), "--channels",
-               str(c["channels"]), "--heads", str(c["heads"]), "--context", str(c["context"]), "--batch", str(c["batch"]),
-               "--total-batch-tokens", str(c["step_tokens"]), "--steps", str(c["steps"]), "--schedule", "wsd", "--warmup",
-               str(c["warmup"]), "--seed", str(c["seed"]), "--eval-every", "0", "--sample-every", "0", "--save-every",
-               str(run["save_every"]), "--keep-last", "0"]
-    return command + (["--threads", str(threads)] if threads else []) + setting["machine_flags"]
+    given = flags(data=setting["tokens"], out=out, layers=c["layers"], channels=c["channels"], heads=c["heads"],
+                  context=c["context"], batch=c["batch"], total_batch_tokens=c["step_tokens"], steps=c["steps"],
+                  schedule="wsd", warmup=c["warmup"], seed=c["seed"], eval_every=0, sample_every=0,
+                  save_every=run["save_every"], keep_last=0, threads=threads or None)
+    return [binary, "train", *given, *setting["machine_flags"]]
 
 
 class Job:
@@ -114,18 +114,17 @@ class Job:
         out = os.path.relpath(self.path, self.directory)
         if have:
             interval = self.run["save_every"] if not self.run["parent"] else max(1, steps // 20)
-            command = [self.binary, "train", "--resume", "--out", out, "--steps", str(steps), "--save-every", str(interval)]
-            command += ["--threads", str(self.threads)] if self.threads else []
-            command += self.setting["machine_flags"]
+            command = [self.binary, "train", "--resume", *self.setting["machine_flags"],
+                       *flags(out=out, steps=steps, save_every=interval, threads=self.threads or None)]
         else:
             command = train_command(self.binary, self.setting, self.run, self.threads, out)
         self.start("train", command)
 
     def evaluate(self):
         out = os.path.join(os.path.relpath(self.path, self.directory), "checkpoints", str(self.run["config"]["steps"]))
-        command = [self.binary, "eval", out, "--data", self.setting["tokens"], "--batches", str(self.setting["eval_batches"]),
-                   "--format", "json"] + (["--threads", str(self.threads)] if self.threads else [])
-        self.start("evaluate", command + self.setting["machine_flags"])
+        given = flags(data=self.setting["tokens"], batches=self.setting["eval_batches"], format="json",
+                      threads=self.threads or None)
+        self.start("evaluate", [self.binary, "eval", out, *given, *self.setting["machine_flags"]])
 
     def start(self, stage, command):
         self.stage = stage
@@ -145,8 +144,7 @@ class Job:
             return self.end("stopped")
         if status:
             what = last_line(self.output) or f"ended with status {status}"
-            write_json(os.path.join(self.path, "failed.json"), {"status": status, "message": what})
-            return self.end("failed")
+            return self.fail(status, what)
         if self.stage == "train":
             if self.run["config"]["steps"] not in whole_checkpoints(self.path):
                 return self.end("stopped")  # a signal from elsewhere: it saved and ended
@@ -156,13 +154,16 @@ class Job:
             measured = read_json(self.measured)
             loss = float(measured["loss"])
         except (SweepError, TypeError, ValueError, KeyError):
-            write_json(os.path.join(self.path, "failed.json"), {"status": 0, "message": "the evaluation printed no loss"})
-            return self.end("failed")
+            return self.fail(status, "the evaluation printed no loss")
         state = read_json(os.path.join(self.path, "checkpoints", str(self.run["config"]["steps"]), "trainer.json"), {})
         write_json(os.path.join(self.path, "result.json"),
                    {"loss": loss, "bits_per_byte": measured.get("bits_per_byte"), "eval_tokens": measured["tokens"],
                     "seconds": state.get("seconds")})
         return self.end("done")
+
+    def fail(self, status, message):
+        write_json(os.path.join(self.path, "failed.json"), {"status": status, "message": message})
+        return self.end("failed")
 
     def end(self, state):
         self.lock.close()
@@ -170,7 +171,7 @@ class Job:
 
 
 def prune(directory, run, runs):
-    """Removes a run's checkpoints that nobody needs: all but the newest two and those where unfinished branches begin."""
+    """Removes the checkpoints that nobody needs: all but the newest two and those where unfinished branches begin."""
     path = run_path(directory, run)
     steps = whole_checkpoints(path)
     needed = {r["branch_step"] for r in runs if r["parent"] == run["name"] and not result_of(directory, r)}

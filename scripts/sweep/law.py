@@ -1,9 +1,9 @@
-"""L(N, D) = E + A / N^alpha + B / D^beta and its fit (Hoffmann et al. 2022, eq. 2 and 3; Besiroglu et al. 2024, sec. 2).
+"""L(N, D) = E + A / N^alpha + B / D^beta and its fit (Hoffmann et al. 2022, eq. 2, 3; Besiroglu et al. 2024, sec. 2).
 
 The fit minimises  sum_i w_i Huber_delta(log L_i - LSE(a - alpha log N_i, b - beta log D_i, e)),  A = exp a, B = exp b,
-E = exp e. The law is linear in (E, A, B), so a grid over (alpha, beta) with a small linear problem at each node (variable
-projection, Golub and Pereyra 1973) finds the valley; Newton's method on all five then goes to its floor. Everything is
-batched over the first axis, so a thousand bootstrap samples cost about as much as a few hundred fits of one.
+E = exp e. The law is linear in (E, A, B), so a grid over (alpha, beta) with a small linear problem at each node
+(variable projection, Golub and Pereyra 1973) finds the valley; Newton's method on all five then goes to its floor.
+Everything is batched over the first axis, so that a thousand bootstrap samples take a second or two.
 """
 import numpy as np
 

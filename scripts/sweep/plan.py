@@ -159,12 +159,13 @@ def show(plan, say):
             f"{setting['holdout_sizes']} size{'s' if setting['holdout_sizes'] > 1 else ''} (sweep.py test)")
     epochs = max([r["tokens"] for r in holdout_plan(setting, max(C))] or [0]) / setting["train_tokens"]
     if epochs > MOST_EPOCHS:
-        say(f"note: the test reads the text {epochs:.1f} times; beyond {MOST_EPOCHS} a repeated token is worth less than a "
-            f"new one (Muennighoff et al. 2023), so expect it to do worse than predicted")
+        say(f"note: the test reads the text {epochs:.1f} times; beyond {MOST_EPOCHS} a repeated token is worth less "
+            f"than a new one (Muennighoff et al. 2023), so expect it to do worse than predicted")
+    end = time.strftime("%a %H:%M", time.localtime(time.time() + sum(plan["seconds"].values())))
     say(f"time: {duration(plan['seconds']['grid'])} for the grid on {setting['slots']} "
         + ("GPUs" if setting["gpus"] else "processes")
         + (f", {duration(plan['seconds']['test'])} for the test" if setting["holdout"] else "")
-        + f"; begun now it ends at {time.strftime('%a %H:%M', time.localtime(time.time() + sum(plan['seconds'].values())))}")
+        + f"; begun now it ends at {end}")
 
 
 def make_setting(arguments, binary, directory):
@@ -181,8 +182,8 @@ def make_setting(arguments, binary, directory):
         "holdout": arguments.holdout, "holdout_sizes": arguments.holdout_sizes,
         "eval_batches": max(1, min(EVALUATION_TOKENS, described["val"]["tokens"]) // EVALUATION_BATCH),
         "eval_tokens": min(EVALUATION_TOKENS, described["val"]["tokens"])}
-    if described["train"]["tokens"] < 100 * arguments.context:
-        raise SweepError(f"{arguments.data} has only {described['train']['tokens']} training tokens: too few for a sweep")
+    if (have := described["train"]["tokens"]) < 100 * arguments.context:
+        raise SweepError(f"{arguments.data} has only {have} training tokens: too few for a sweep")
     return setting, slots, threads
 
 
@@ -224,7 +225,8 @@ def make_plan(setting, speed, kind, budget):
                 break
         enough = f"{more:.1e}" if kind == "flops" else duration(more)
         raise SweepError(f"the budget is too small: it gives {few}, a law needs {LEAST_SIZES} sizes and a factor "
-                         f"{LEAST_FACTOR}; {enough} would do" + (", or a smaller --holdout" if setting["holdout"] else ""))
+                         f"{LEAST_FACTOR}; {enough} would do"
+                         + (", or a smaller --holdout" if setting["holdout"] else ""))
     C = [r["flops"] for r in runs]
     return {"format": 1, "setting": {k: v for k, v in setting.items() if k != "directory"}, "speed": speed.as_dict(),
             "budget": {kind: budget}, "seconds": {"grid": grid_seconds, "test": test_seconds}, "flops": flops,

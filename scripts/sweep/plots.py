@@ -120,7 +120,8 @@ def frontier(result, unit, outcome=None):
     axes.set_xlabel("compute, FLOPs (6 N D)")
     axes.set_ylabel(f"held-out loss, {unit}")
     axes.legend(fontsize=9)
-    axes.set_title("The compute-optimal frontier" + (" (shaded: beyond all fitted runs)" if outcome else ""), fontsize=10)
+    beyond = " (shaded: beyond all fitted runs)" if outcome else ""
+    axes.set_title("The compute-optimal frontier" + beyond, fontsize=10)
     return figure
 
 

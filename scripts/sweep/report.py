@@ -1,4 +1,4 @@
-"""`sweep report`: one HTML file with everything in it, and beside it each plot as PNG and SVG, the data as CSV and JSON."""
+"""`sweep report`: one HTML file that holds everything; beside it each plot as PNG and SVG, the data as CSV and JSON."""
 import base64
 import html
 import os
@@ -28,12 +28,13 @@ def table(header, rows):
 
 def law_section(result):
     v = result.as_dict()
-    rows = [(name, f"{v[name]:.5g}", "{:.4g} to {:.4g}".format(*v["intervals"][name]), f"{v['standard_errors'][name]:.2g}")
+    rows = [(name, f"{v[name]:.5g}", "{:.4g} to {:.4g}".format(*v["intervals"][name]),
+             f"{v['standard_errors'][name]:.2g}")
             for name in (*NAMES, "a", "b")]
-    text = (f"<p>L(N, D) = E + A / N<sup>alpha</sup> + B / D<sup>beta</sup> over {v['runs']} runs (Hoffmann et al. 2022, "
-            f"approach 3; Huber loss on log L, delta {v['delta']:g}; intervals from {v['bootstrap_samples']} bootstrap "
-            f"samples over the runs). The best size at a budget C is N ~ C<sup>a</sup>, the best token count D ~ "
-            f"C<sup>b</sup>. Scatter of log L about the law: {100 * v['scatter']:.2f} %"
+    text = (f"<p>L(N, D) = E + A / N<sup>alpha</sup> + B / D<sup>beta</sup> over {v['runs']} runs (Hoffmann et al. "
+            f"2022, approach 3; Huber loss on log L, delta {v['delta']:g}; intervals from {v['bootstrap_samples']} "
+            f"bootstrap samples over the runs). The best size at a budget C is N ~ C<sup>a</sup>, the best token count "
+            f"D ~ C<sup>b</sup>. Scatter of log L about the law: {100 * v['scatter']:.2f} %"
             + (f"; between seeds: {100 * v['noise']:.2f} %" if v["noise"] is not None else "") + ".</p>")
     text += table(("", "value", "95 % interval", "standard error"), rows)
     rows = [(f"{name}: {what}", "-" if row["a"] is None else f"{row['a']:.3f}",
@@ -64,12 +65,12 @@ def test_section(tested):
 
 
 def runs_section(rows, results):
-    lines = [(row["name"], row["kind"], short(row["params"]), short(row["tokens"]), f"{row['tokens'] / row['params']:.3g}",
-              f"{row['flops']:.2e}", f"{row['loss']:.4f}", row["layers"], row["channels"], row["steps"],
-              f"{row['learning_rate']:.3g}", row["seed"],
+    lines = [(row["name"], row["kind"], short(row["params"]), short(row["tokens"]),
+              f"{row['tokens'] / row['params']:.3g}", f"{row['flops']:.2e}", f"{row['loss']:.4f}", row["layers"],
+              row["channels"], row["steps"], f"{row['learning_rate']:.3g}", row["seed"],
               duration(results[row["name"]].get("seconds") or 0)) for row in rows]
-    return "<h2>Runs</h2>" + table(("run", "kind", "params", "tokens", "D/N", "FLOPs", "loss", "layers", "channels", "steps",
-                                    "lr", "seed", "time"), lines)
+    return "<h2>Runs</h2>" + table(("run", "kind", "params", "tokens", "D/N", "FLOPs", "loss", "layers", "channels",
+                                    "steps", "lr", "seed", "time"), lines)
 
 
 def commands_section(arguments, plan):
@@ -82,9 +83,9 @@ def commands_section(arguments, plan):
     trunks = [run for run in [*plan["runs"], *plan["tests"]] if not run["parent"]]
     each = [shlex.join(train_command("train_gpt", {**setting, "machine_flags": []}, run, 0, f"runs/{run['name']}"))
             for run in trunks]
-    return ("<h2>Commands</h2><pre>" + html.escape("\n".join(steps)) + "</pre><details><summary>The trunks (run in the sweep's "
-            "directory). A branch is a trunk's checkpoint at 4/5 of its steps, gone on with by --resume --steps."
-            "</summary><pre>" + html.escape("\n".join(each)) + "</pre></details>")
+    return ("<h2>Commands</h2><pre>" + html.escape("\n".join(steps)) + "</pre><details><summary>The trunks (run in the "
+            "sweep's directory). A branch is a trunk's checkpoint at 4/5 of its steps, gone on with by --resume "
+            "--steps.</summary><pre>" + html.escape("\n".join(each)) + "</pre></details>")
 
 
 def command(arguments):
@@ -103,7 +104,8 @@ def command(arguments):
     out = os.path.join(directory, "report")
     os.makedirs(out, exist_ok=True)
     unit = "nats a token"
-    figures = {"isoflop": ("IsoFLOP curves", plots.isoflop(result, unit)), "curves": ("Runs", plots.curves(result, unit)),
+    figures = {"isoflop": ("IsoFLOP curves", plots.isoflop(result, unit)),
+               "curves": ("Runs", plots.curves(result, unit)),
                "residuals": ("Residuals", plots.residuals(result))}
     if not refused:
         figures["frontier"] = ("Frontier", plots.frontier(result, unit, tested))
@@ -116,7 +118,8 @@ def command(arguments):
     write_whole(os.path.join(out, "runs.csv"), table_text(rows))
     write_json(os.path.join(out, "report.json"),
                {"fit": None if refused else result.as_dict(), "refused": refused, "test": tested,
-                "columns": list(COLUMNS), "runs": [{**row, "seconds": results[row["name"]]["seconds"]} for row in rows]})
+                "columns": list(COLUMNS),
+                "runs": [{**row, "seconds": results[row["name"]]["seconds"]} for row in rows]})
 
     def picture(name):
         with open(os.path.join(out, name + ".svg"), "rb") as file:
@@ -127,8 +130,9 @@ def command(arguments):
     missing = sum(result_of(directory, run) is None for run in plan["runs"])
     parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>Scaling law</title><style>{STYLE}</style>"
              f"<h1>Scaling law of {html.escape(os.path.basename(plan['setting']['data']))}</h1>"
-             f"<p>{len(rows)} runs of {short(min(r['params'] for r in rows))} to {short(max(r['params'] for r in rows))} "
-             f"parameters, {min(r['flops'] for r in rows):.2g} to {max(r['flops'] for r in rows):.2g} FLOPs; "
+             f"<p>{len(rows)} runs of {short(min(r['params'] for r in rows))} to "
+             f"{short(max(r['params'] for r in rows))} parameters, {min(r['flops'] for r in rows):.2g} to "
+             f"{max(r['flops'] for r in rows):.2g} FLOPs; "
              f"{duration(total)} of training.{f' {missing} runs of the plan are missing.' if missing else ''}</p>"]
     parts += [f"<p class=no>{html.escape(refused)}</p>"] if refused else [law_section(result)]
     parts += [test_section(tested)] if tested else []

@@ -68,8 +68,8 @@ class Board:
         for gone in ("done", "waiting"):
             while len(lines) > height - 3 and any(state == gone for state, _ in lines):
                 lines.remove(next(line for line in lines if line[0] == gone))
-        head = (f"{counts['done']} done, {counts['running']} running, {counts['waiting']} left, {counts['failed']} failed; "
-                f"about {duration(left / self.slots)} to go")
+        head = (", ".join(f"{n} {'left' if s == 'waiting' else s}" for s, n in counts.items())
+                + f"; about {duration(left / self.slots)} to go")
         self.clear()
         text = [head, *(line for _, line in lines)][:height - 1]
         sys.stderr.write("\n".join(text) + "\n")

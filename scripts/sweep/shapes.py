@@ -48,12 +48,12 @@ class Shape:
         return 6 * (self.matrices + vocabulary * self.channels) + 12 * attention
 
     def flags(self):
-        return ["--layers", str(self.layers), "--channels", str(self.channels), "--heads", str(self.heads)]
+        return flags(layers=self.layers, channels=self.channels, heads=self.heads)
 
 
 def usual_aspect(channels):
-    """Channels a layer: 32 at 128 channels (the preset tiny), 65 at 768 (GPT-2), 128 at 4096 (Llama 3.1 8B). Between them
-    the loss hardly depends on it (Kaplan et al. 2020, fig. 5)."""
+    """Channels a layer: 32 at 128 channels (the preset tiny), 65 at 768 (GPT-2), 128 at 4096 (Llama 3.1 8B). Between
+    them the loss hardly depends on it (Kaplan et al. 2020, fig. 5)."""
     return 32 * (channels / 128) ** 0.4
 
 
@@ -97,6 +97,12 @@ def warmup_steps(steps):
 def learning_rate(shape):
     """0.64 / channels, at most 0.01: the best rate falls with the width (Yang et al. 2022; the same)."""
     return min(0.01, 0.64 / shape.channels)
+
+
+def flags(**values):
+    """flags(save_every=5) -> ["--save-every", "5"]; what is None is left out."""
+    return [word for name, value in values.items() if value is not None
+            for word in ("--" + name.replace("_", "-"), str(value))]
 
 
 def short(value):

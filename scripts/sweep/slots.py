@@ -25,7 +25,7 @@ class Slot:
         return f"GPU {self.gpu}" if self.gpu is not None else "core " + ",".join(map(str, self.cores))
 
     def start(self, command, directory, output, keep_open=(), result=None):
-        """Both streams are appended to the file `output`; standard output goes to the file `result` where one is named."""
+        """Both streams are appended to the file `output`, but standard output goes to `result` where one is named."""
         environment = dict(os.environ)
         if self.gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = str(self.gpu)

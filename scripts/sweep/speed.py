@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from . import SweepError
-from .shapes import duration, micro_batch, shape_for
+from .shapes import duration, flags, micro_batch, shape_for
 
 PROBE_SECONDS = 1.0
 
@@ -37,10 +37,10 @@ class Speed:
 
 
 def command(binary, setting, shape, steps, out, threads):
-    return [binary, "train", "--data", setting["tokens"], "--out", out, *shape.flags(),
-            "--context", str(setting["context"]), "--batch", str(micro_batch(setting["context"])), "--steps", str(steps),
-            "--eval-every", "0", "--save-every", "0", "--sample-every", "0", "--threads", str(threads),
-            *setting["machine_flags"]]
+    context = setting["context"]
+    given = flags(data=setting["tokens"], out=out, context=context, batch=micro_batch(context), steps=steps,
+                  eval_every=0, save_every=0, sample_every=0, threads=threads or None)
+    return [binary, "train", *shape.flags(), *given, *setting["machine_flags"]]
 
 
 def probe(binary, setting, shape, steps, slots, threads):

@@ -1,4 +1,4 @@
-"""What a sweep's directory holds: plan.json, tokens/, runs/NAME/ and the tables. Files are written whole or not at all."""
+"""What a sweep's directory holds: plan.json, tokens/, runs/NAME/, the table. Files are written whole or not at all."""
 import csv
 import fcntl
 import io
@@ -7,8 +7,8 @@ import os
 
 from . import SweepError
 
-COLUMNS = ("name", "kind", "params", "params_body", "tokens", "flops", "flops_counted", "loss", "bits_per_byte", "layers",
-           "channels", "steps", "step_tokens", "learning_rate", "seed", "trunk")
+COLUMNS = ("name", "kind", "params", "params_body", "tokens", "flops", "flops_counted", "loss", "bits_per_byte",
+           "layers", "channels", "steps", "step_tokens", "learning_rate", "seed", "trunk")
 
 
 def write_whole(path, text):

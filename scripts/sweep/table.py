@@ -1,4 +1,4 @@
-"""A table of training runs from anybody's CSV: N and D, or C and N, and the loss, under the names that people give them."""
+"""A table of training runs from anybody's CSV: the loss and two of N, D, C, under the names that people give them."""
 import csv
 import math
 import re
