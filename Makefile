@@ -175,6 +175,10 @@ gpu-test: ## run the tests with the kernels on this machine's GPU
 	@$(MAKE) $(JOBS) $(BUILD)/train_gpt $(BUILD)/run_gpu_tests
 	@TRAIN_GPT_BINARY=$(BUILD)/train_gpt $(TEST_RUNNER) $(BUILD)/run_gpu_tests $(TEST_FLAGS)
 
+sweep-test: ## run the tests of scripts/sweep.py (they need numpy, scipy, matplotlib; some minutes)
+	@$(MAKE) $(JOBS) train_gpt
+	@test/test_sweep.py
+
 fuzz: ## fuzz every reader for a minute each (FUZZ_SECONDS=600, FUZZ='safetensors config')
 	@$(SETUP) fuzz
 	@$(MAKE) $(JOBS) -f test/fuzz/Makefile $(patsubst %,build/fuzz/%,$(basename $(notdir $(wildcard test/fuzz/*.cpp))))
@@ -207,7 +211,7 @@ clean: ## remove what was built
 	@rm -rf build train_gpt
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 FORCE:
-.PHONY: all setup demo test gpu-test gpu-report asan tsan lint bench fuzz clean help objects FORCE
+.PHONY: all setup demo test sweep-test gpu-test gpu-report asan tsan lint bench fuzz clean help objects FORCE
