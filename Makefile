@@ -211,7 +211,7 @@ clean: ## remove what was built
 	@rm -rf build train_gpt
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 FORCE:
 .PHONY: all setup demo test sweep-test gpu-test gpu-report asan tsan lint bench fuzz clean help objects FORCE
