@@ -9,6 +9,7 @@
 #include <system_error>
 
 #include "llm/base/error.h"
+#include "llm/model/config.h"
 
 namespace test {
 
@@ -35,6 +36,20 @@ inline std::string error_of(const std::function<void()>& work) {
     return message;
   }
   return "no error";
+}
+
+// A text that a small model learns something of in a few steps.
+inline std::string pattern_text(int lines) {
+  std::string text;
+  for (int i = 0; i < lines; ++i) text += "line " + std::to_string(i * i % 97) + " of the text\n";
+  return text;
+}
+
+// A model that trains in milliseconds.
+inline llm::ModelConfig small_model() {
+  llm::ModelConfig c = llm::config_of(llm::preset_named("nano"));
+  c.context = 16, c.channels = 32, c.heads = c.kv_heads = 2, c.head_size = 16, c.hidden = 64;
+  return c;
 }
 
 inline bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }

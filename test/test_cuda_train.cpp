@@ -85,9 +85,7 @@ TEST_CASE("cuda training: the losses of the CPU, and bit for bit the same resume
   }
   CudaDevice device;
   const Folder folder;
-  std::string text;
-  for (int i = 0; i < 300; ++i) text += "line " + std::to_string(i * i % 97) + " of the text\n";
-  write_file_atomically(folder / "text.txt", text);
+  write_file_atomically(folder / "text.txt", pattern_text(300));
   for (const std::string& kind : std::vector<std::string>{"gpt2", "modern", "relu2"})
     for (const Precision& p : kPrecisions) {
       if (kSanitized && (kind != "modern" || p.dtype != DType::bf16 || p.fp8)) continue;

@@ -25,16 +25,9 @@ using namespace test;
 
 namespace {
 
-ModelConfig small_model() {
-  ModelConfig c = config_of(preset_named("nano"));
-  c.context = 16, c.channels = 32, c.heads = c.kv_heads = 2, c.head_size = 16, c.hidden = 64;
-  return c;
-}
-
 std::string write_text(const Folder& folder) {
   const std::string path = folder / "text.txt";
-  std::ofstream file(path);
-  for (int i = 0; i < 300; ++i) file << "line " << i * i % 97 << " of the text\n";
+  write_file_atomically(path, pattern_text(300));
   return path;
 }
 

@@ -15,18 +15,6 @@ using namespace test;
 
 namespace {
 
-ModelConfig small_model() {
-  ModelConfig c = config_of(preset_named("nano"));
-  c.context = 16, c.channels = 32, c.heads = c.kv_heads = 2, c.head_size = 16, c.hidden = 64;
-  return c;
-}
-
-std::string pattern_text(int lines) {
-  std::string text;
-  for (int i = 0; i < lines; ++i) text += "line " + std::to_string(i * i % 97) + " of the text\n";
-  return text;
-}
-
 // A run of `steps` steps in RUN; parameters and losses are compared through the files it leaves.
 Trainer::Outcome train(const std::string& run, const std::string& text, int64_t steps, int64_t stop_at, int threads,
                        bool resume, size_t memory_budget = 0, const std::string& optimizer = "adamw") {
