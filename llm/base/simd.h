@@ -6,7 +6,7 @@
 #include <cstring>
 #include <utility>
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -39,6 +39,12 @@ inline Vec load_part(const float* p, int64_t count) {
 inline void store_part(float* p, Vec v, int64_t count) {
   _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
 }
+#elif defined(__AVX2__)
+inline __m256i first_lanes(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline Vec load_part(const float* p, int64_t count) { return (Vec)_mm256_maskload_ps(p, first_lanes(count)); }
+inline void store_part(float* p, Vec v, int64_t count) { _mm256_maskstore_ps(p, first_lanes(count), (__m256)v); }
 #else
 inline Vec load_part(const float* p, int64_t count) {
   float lanes[kLanes] = {};

@@ -149,19 +149,16 @@ void backward_block(const Head& head, int64_t tokens, int64_t first, int64_t cou
     for_panels(key, key_end, [&](int64_t row, int64_t rows) {
       const int64_t skipped = std::max<int64_t>(0, row - first);  // queries before the panel's first key
       const int64_t at = (row - key) * kQueryBlock + skipped;
-      multiply_channels<kQueryBlock>(rows, count - skipped, scratch.probabilities + at, 1,
-                                     scratch.d_out_columns + skipped * kColumns, count, size, d_values + row * size,
-                                     size, true);
-      multiply_channels<kQueryBlock>(rows, count - skipped, scratch.d_scores + at, 1,
-                                     scratch.query_columns + skipped * kColumns, count, size, d_keys + row * size, size,
-                                     true);
+      multiply_channels(rows, count - skipped, scratch.probabilities + at, kQueryBlock, 1,
+                        scratch.d_out_columns + skipped * kColumns, count, size, d_values + row * size, size, true);
+      multiply_channels(rows, count - skipped, scratch.d_scores + at, kQueryBlock, 1,
+                        scratch.query_columns + skipped * kColumns, count, size, d_keys + row * size, size, true);
     });
     for_panels(0, count, [&](int64_t i, int64_t rows) {
       const int64_t seen = std::min(key_end, first + i + rows) - key;
       if (seen > 0)
-        multiply_channels<1>(rows, seen, scratch.d_scores + i, kQueryBlock, scratch.key_columns + key * kColumns,
-                             tokens, size, head.d_queries + (first + i) * head.d_stride, head.d_stride,
-                             key > first_key);
+        multiply_channels(rows, seen, scratch.d_scores + i, 1, kQueryBlock, scratch.key_columns + key * kColumns,
+                          tokens, size, head.d_queries + (first + i) * head.d_stride, head.d_stride, key > first_key);
     });
   }
 }

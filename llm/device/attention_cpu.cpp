@@ -96,8 +96,8 @@ void forward_tile(const HeadTask& task, int64_t begin, int64_t end, int64_t key_
     for_panels(0, count, [&](int64_t i, int64_t rows) {
       const int64_t seen = std::min(key_end, first + i + rows) - key;  // the others have probability 0
       if (seen > 0)
-        multiply_channels<1>(rows, seen, scratch.scores + i, kColumns, scratch.values + key * kColumns, key_count, size,
-                             scratch.sums + i * size, size, key > first_key);
+        multiply_channels(rows, seen, scratch.scores + i, 1, kColumns, scratch.values + key * kColumns, key_count, size,
+                          scratch.sums + i * size, size, key > first_key);
     });
   }
   for (int j = 0; j < 2; ++j) simd::store(factors + j * kLanes, simd::broadcast(1.0f) / sum[j]);

@@ -71,14 +71,14 @@ inline void pack_as_columns(HeadRows in, int64_t begin, int64_t count, float* ou
                               count, out + channel * count, scale);
 }
 
-// out (rows, channels) = or += A B, with B from pack_as_columns() and one panel of A.
-template <int RowStride>
-inline void multiply_channels(int64_t rows, int64_t k, const float* a, int64_t a_step, const float* b, int64_t b_count,
-                              int64_t channels, float* out, int64_t out_stride, bool accumulate) {
+// out (rows, channels) = or += A B, with B from pack_as_columns() and one panel of A, whose strides are the
+// microkernel's.
+inline void multiply_channels(int64_t rows, int64_t k, const float* a, int64_t a_row, int64_t a_step, const float* b,
+                              int64_t b_count, int64_t channels, float* out, int64_t out_stride, bool accumulate) {
   for (int64_t channel = 0; channel < channels; channel += kColumns)
-    microkernel::multiply_tile<RowStride>(
-        rows, {k, a, a_step, b + channel * b_count, kColumns, out + channel, out_stride,
-               accumulate ? out + channel : nullptr, std::min<int64_t>(kColumns, channels - channel)});
+    microkernel::multiply_tile(rows,
+                               {k, a, a_row, a_step, b + channel * b_count, kColumns, out + channel, out_stride,
+                                accumulate ? out + channel : nullptr, std::min<int64_t>(kColumns, channels - channel)});
 }
 
 // tile(key, query) = sum over channels of keys(key, channel) queries(channel, query), for the kColumns queries from
@@ -89,7 +89,7 @@ inline void multiply_keys(const float* key_panels, int64_t count, int64_t begin,
   for_panels(begin, end, [&](int64_t key, int64_t keys) {
     const int64_t skipped = key >= first_query + kLanes ? kLanes : 0;
     microkernel::multiply_tile(
-        keys, {channels, key_panels + key * channels, panel_height(key, count), queries + skipped, kColumns,
+        keys, {channels, key_panels + key * channels, 1, panel_height(key, count), queries + skipped, kColumns,
                tile + (key - begin) * stride + skipped, stride, nullptr, kColumns - skipped});
   });
 }

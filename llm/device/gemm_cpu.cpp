@@ -1,17 +1,14 @@
-// The blocked product. k is cut into stages. In each stage the smaller operand is packed once for all threads
-// ("shared"), then chunks of the larger one are packed and multiplied by the thread that claims them ("private"): so
-// the shared panels stay in cache while every element of the larger operand is read from memory once.
-//
-// There is one list of tasks in a fixed order, claimed from one counter. Stage s + 1 is packed before stage s is
-// multiplied, into a ring of three buffers, and a task waits only for tasks claimed long before it. Hence no barriers,
-// at which the threads would wait for the slowest.
+// The blocked product. C is cut into blocks, each of which one thread makes alone: no thread waits for another. A block
+// is a few column panels wide. For each stage of k its piece of B is packed, then A is read in place, panel after panel
+// of rows: the microkernel broadcasts A's elements, so they may stay where they are. Where the elements of a row of B are
+// neighbours in memory, the first panel of rows reads B in place too, and packs it on the way.
 #include "llm/device/gemm_cpu.h"
 
 #include <algorithm>
 #include <atomic>
-#include <thread>
 
 #include "llm/base/simd.h"
+#include "llm/device/gemm_few_rows_cpu.h"
 #include "llm/device/microkernel_cpu.h"
 #include "llm/device/pack_cpu.h"
 
@@ -21,276 +18,149 @@ namespace {
 using microkernel::kColumns;
 using microkernel::kRows;
 using microkernel::RowPanels;
-using simd::kLanes;
-using simd::Vec;
 
-constexpr int64_t kMaxDepth = 768;       // of a stage: a panel of B fills about a tenth of a 1 MiB L2
-constexpr int64_t kRing = 3;             // buffers for the shared operand
-constexpr int64_t kPackGrain = 1 << 14;  // elements, about the least that is worth a claim
-constexpr int64_t kSmallRows = 8;        // up to here the weights' way from memory is all that counts
-constexpr int64_t kSmallChunk = 32;      // columns a claim in the small path
-constexpr double kSerialWork = 1e6;      // multiply-adds below which waking the team costs more than it brings
+// The k of a stage, and the column panels of a block, which lie in L2 with that depth. Of a row-major A each cache line
+// serves 16 steps of k; of a transposed one a line a step is read, and more blocks beside it may use it while it is near.
+constexpr int64_t kDepthRowMajor = 768, kPanelsRowMajor = 2;
+constexpr int64_t kDepthTransposed = 512, kPanelsTransposed = 3;
+constexpr int64_t kMostRows = 4096;  // of a block: a piece of A this high stays in L3 for the blocks beside it
+constexpr int64_t kLeastRows = 256;  // of a block, for its piece of B to be worth packing
+constexpr int64_t kBlocksPerThread = 4;
+constexpr double kSerialWork = 1e6;  // multiply-adds below which waking the team costs more than it brings
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 float* aligned(float* p) { return reinterpret_cast<float*>(round_up(reinterpret_cast<intptr_t>(p), 64)); }
 
-struct Plan {
-  int64_t depth, stages;  // the k of a stage, and how many: of k alone, for the bits
-  bool share_a;
-  RowPanels row_panels;
-  int64_t column_panels;
-  int64_t chunk, chunks;           // panels of the private operand in a claim, and claims in a stage
-  int64_t pack_grain, pack_items;  // panels of the shared operand in a claim, and claims in a stage
-  int64_t shared_floats, private_floats, progress_floats;
-
-  Plan(int64_t m, int64_t n, int64_t k, int64_t threads) : row_panels(m), column_panels(ceil_div(n, kColumns)) {
-    stages = std::max<int64_t>(1, ceil_div(k, kMaxDepth));
-    depth = round_up(ceil_div(k, stages), 16);
-    share_a = m <= n;
-    const int64_t private_panels = share_a ? column_panels : row_panels.count;
-    const int64_t shared_panels = share_a ? row_panels.count : column_panels;
-    chunk = std::clamp<int64_t>(private_panels / (16 * threads), 1, share_a ? 4 : 8);
-    chunks = ceil_div(private_panels, chunk);
-    const int64_t shared_panel_floats = (share_a ? kRows : kColumns) * depth;
-    pack_grain = std::clamp<int64_t>(kPackGrain / std::max<int64_t>(1, shared_panel_floats), 1,
-                                     std::max<int64_t>(1, shared_panels));
-    pack_items = ceil_div(shared_panels, pack_grain);
-    shared_floats = round_up((share_a ? m : column_panels * kColumns) * depth, 16);
-    private_floats = round_up(chunk * (share_a ? kColumns : kRows) * depth, 16);
-    progress_floats = stages > 1 ? round_up(chunks, 16) : 0;
-  }
-  int64_t floats(int64_t threads) const {
-    return std::min(stages, kRing) * shared_floats + threads * private_floats + progress_floats + 16;
-  }
-};
-
 struct Range {
   int64_t begin, end;
   int64_t size() const { return end - begin; }
 };
 
-// Spins, then yields: the awaited task is at work, unless its thread has lost the core.
-template <class Ready>
-void wait_until(Ready ready) {
-  for (int spins = 0; !ready(); ++spins) {
-    if (spins > 1000) std::this_thread::yield();
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
+// The i-th of `count` nearly equal parts of [0, n).
+Range part(int64_t n, int64_t count, int64_t i) { return {i * n / count, (i + 1) * n / count}; }
+
+// How C is cut. Only the stages may touch the bits, and they depend on k and the layout of A alone.
+struct Plan {
+  int64_t depth, stages;
+  int64_t column_panels, panels, column_blocks;  // panels: of the widest block
+  int64_t row_blocks;
+
+  Plan(int64_t m, int64_t n, int64_t k, bool row_major, int64_t threads) : column_panels(ceil_div(n, kColumns)) {
+    stages = std::max<int64_t>(1, ceil_div(k, row_major ? kDepthRowMajor : kDepthTransposed));
+    depth = round_up(ceil_div(k, stages), 16);
+    const int64_t wanted = threads > 1 ? kBlocksPerThread * threads : 1;
+    column_blocks = ceil_div(
+        column_panels, std::clamp<int64_t>(column_panels / wanted, 1, row_major ? kPanelsRowMajor : kPanelsTransposed));
+    panels = ceil_div(column_panels, column_blocks);
+    row_blocks =
+        std::max({int64_t{1}, ceil_div(m, kMostRows), std::min(ceil_div(wanted, column_blocks), m / kLeastRows)});
   }
-}
+  int64_t floats_of_thread() const { return panels * kColumns * depth; }
+};
 
 class BlockedGemm {
  public:
   BlockedGemm(const Gemm& g, const Plan& plan, float* workspace, int64_t threads)
-      : g_(g), plan_(plan), shared_(aligned(workspace)) {
-    private_ = shared_ + std::min(plan.stages, kRing) * plan.shared_floats;
-    progress_ = reinterpret_cast<int32_t*>(private_ + threads * plan.private_floats);
-    if (plan.stages > 1) std::fill_n(progress_, plan.chunks, 0);
-  }
+      : g_(g), plan_(plan), packed_(aligned(workspace)), threads_(threads) {}
 
-  // The part of one thread.
+  // The part of one thread. Blocks that use the same rows of A follow each other.
   void work(int64_t rank) {
-    const int64_t p = plan_.pack_items, x = plan_.chunks;
-    const int64_t tasks = plan_.stages * (p + x);
-    for (int64_t task; (task = next_.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
-      // The order: pack 0 | pack 1, multiply 0 | pack 2, multiply 1 | ... | multiply of the last stage.
-      if (task < p) {
-        pack_shared(0, task);
-        continue;
-      }
-      const int64_t round = (task - p) / (p + x), at = (task - p) % (p + x);
-      const bool last = round == plan_.stages - 1;
-      if (!last && at < p)
-        pack_shared(round + 1, at);
-      else
-        multiply(round, last ? at : at - p, private_ + rank * plan_.private_floats);
-    }
+    const int64_t blocks = plan_.row_blocks * plan_.column_blocks;
+    for (int64_t block; (block = next_.fetch_add(1, std::memory_order_relaxed)) < blocks;)
+      multiply_block(block, packed_ + rank * plan_.floats_of_thread());
   }
 
  private:
-  Range depth(int64_t stage) const {
-    return {std::min(g_.k, stage * plan_.depth), std::min(g_.k, (stage + 1) * plan_.depth)};
+  // One column panel's piece of B in one stage.
+  struct Piece {
+    const float* data;
+    int64_t columns;
+  };
+  Range panels_of(int64_t block) const {
+    return part(plan_.column_panels, plan_.column_blocks, block % plan_.column_blocks);
   }
-  float* shared(int64_t stage) const { return shared_ + stage % kRing * plan_.shared_floats; }
+  Piece piece(int64_t panel, int64_t k) const {
+    return {g_.b.data + k * g_.b.row_stride + panel * kColumns * g_.b.column_stride,
+            std::min<int64_t>(kColumns, g_.n - panel * kColumns)};
+  }
+  bool packs_on_the_way(Piece p) const { return !b_along_k_ && p.columns == kColumns; }
 
-  void pack_a(int64_t panel, Range k, float* out) const {
-    const int64_t row = plan_.row_panels.begin(panel), rows = plan_.row_panels.begin(panel + 1) - row;
-    const MatrixView& a = g_.a;
-    const bool along_k = a.column_stride == 1;
-    microkernel::pack_rows(along_k, a.data + row * a.row_stride + k.begin * a.column_stride,
-                           along_k ? a.row_stride : a.column_stride, rows, k.size(), out);
-  }
-  void pack_b(int64_t panel, Range k, float* out) const {
-    const MatrixView& b = g_.b;
-    const int64_t column = panel * kColumns, columns = std::min<int64_t>(kColumns, g_.n - column);
-    const bool along_k = b.column_stride != 1;
-    microkernel::pack_columns(along_k, b.data + column * b.column_stride + k.begin * b.row_stride,
-                              along_k ? b.column_stride : b.row_stride, columns, k.size(), out);
-  }
-
-  void pack_shared(int64_t stage, int64_t item) {
-    std::atomic<int64_t>& done = packed_[stage % kRing];
-    if (stage >= kRing) {  // the stage that had this buffer before
-      const int64_t wanted = stage / kRing * plan_.chunks;
-      wait_until([&] { return multiplied_[stage % kRing].load(std::memory_order_acquire) >= wanted; });
+  void multiply_block(int64_t block, float* packed) const {
+    const Range panels = panels_of(block);
+    const Range rows = part(g_.m, plan_.row_blocks, block / plan_.column_blocks);
+    const RowPanels row_panels(rows.size(), most_rows_);
+    for (int64_t stage = 0; stage < plan_.stages; ++stage) {
+      const bool last = stage + 1 == plan_.stages;
+      const Range k = {stage * plan_.depth, std::min(g_.k, (stage + 1) * plan_.depth)};
+      const auto pack_of = [&](int64_t panel) { return packed + (panel - panels.begin) * kColumns * k.size(); };
+      for (int64_t panel = panels.begin; panel < panels.end; ++panel)
+        if (const Piece p = piece(panel, k.begin); !packs_on_the_way(p))
+          microkernel::pack_columns(b_along_k_, p.data, b_stride_, p.columns, k.size(), pack_of(panel));
+      // What is likely to be read next of B: most likely the other threads take one block each meanwhile.
+      const Piece next = last ? piece(panels_of(block + threads_).begin, 0) : piece(panels.begin, k.end);
+      int64_t fetches = 2 * panels.size();  // half panels: lines of 16 columns
+      for (int64_t i = 0; i < row_panels.count; ++i) {
+        const int64_t row = rows.begin + row_panels.begin(i), height = row_panels.begin(i + 1) - row_panels.begin(i);
+        const float* a = g_.a.data + row * g_.a.row_stride + k.begin * g_.a.column_stride;
+        for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+          const Piece p = piece(panel, k.begin);
+          const int64_t at = row * g_.c_stride + panel * kColumns;
+          microkernel::Tile t = {k.size(), a,         g_.a.row_stride, g_.a.column_stride,           pack_of(panel),
+                                 kColumns, g_.c + at, g_.c_stride,     stage > 0 ? g_.c : g_.addend, p.columns};
+          if (t.addend) t.addend += at;
+          if (i == 0 && packs_on_the_way(p)) t.b = p.data, t.b_step = b_stride_, t.b_copy = pack_of(panel);
+          if (panel == panels.begin && i + 1 < row_panels.count) {
+            t.fetch = a + height * g_.a.row_stride;
+            t.fetch_step = a_row_major_ ? g_.a.row_stride : g_.a.column_stride;
+            t.fetch_block = 16 * g_.a.column_stride;
+          } else if (fetches > 0) {
+            t.fetch = next.data + --fetches * 16 * g_.b.column_stride;
+            t.fetch_step = b_stride_;
+            t.fetch_block = 16 * g_.b.row_stride;
+          }
+          microkernel::multiply_tile(height, t);
+          if (last && g_.epilogue.apply)
+            for (int64_t r = 0; r < height; ++r)
+              g_.epilogue.apply(g_.epilogue.context, t.c + r * g_.c_stride, row + r, panel * kColumns, p.columns);
+        }
+      }
     }
-    const Range k = depth(stage);
-    const int64_t panels = plan_.share_a ? plan_.row_panels.count : plan_.column_panels;
-    const int64_t end = std::min(panels, (item + 1) * plan_.pack_grain);
-    for (int64_t panel = item * plan_.pack_grain; panel < end; ++panel) {
-      if (plan_.share_a)
-        pack_a(panel, k, shared(stage) + plan_.row_panels.begin(panel) * k.size());
-      else
-        pack_b(panel, k, shared(stage) + panel * kColumns * k.size());
-    }
-    done.fetch_add(1, std::memory_order_release);
-  }
-
-  void multiply(int64_t stage, int64_t chunk, float* own) {
-    const Range k = depth(stage);
-    const int64_t private_panels = plan_.share_a ? plan_.column_panels : plan_.row_panels.count;
-    const Range mine = {chunk * plan_.chunk, std::min(private_panels, (chunk + 1) * plan_.chunk)};
-    for (int64_t panel = mine.begin; panel < mine.end; ++panel) {
-      if (plan_.share_a)
-        pack_b(panel, k, own + (panel - mine.begin) * kColumns * k.size());
-      else
-        pack_a(panel, k, own + own_row_offset(panel, mine) * k.size());
-    }
-    const int64_t wanted = (stage / kRing + 1) * plan_.pack_items;
-    wait_until([&] { return packed_[stage % kRing].load(std::memory_order_acquire) >= wanted; });
-    std::atomic_ref<int32_t> progress(progress_[plan_.stages > 1 ? chunk : 0]);
-    if (stage > 0) wait_until([&] { return progress.load(std::memory_order_acquire) >= stage; });
-
-    if (plan_.share_a) {
-      for (int64_t i = 0; i < plan_.row_panels.count; ++i)
-        for (int64_t j = mine.begin; j < mine.end; ++j)
-          tile(stage, k, i, j, shared(stage) + plan_.row_panels.begin(i) * k.size(),
-               own + (j - mine.begin) * kColumns * k.size());
-    } else {
-      for (int64_t j = 0; j < plan_.column_panels; ++j)
-        for (int64_t i = mine.begin; i < mine.end; ++i)
-          tile(stage, k, i, j, own + own_row_offset(i, mine) * k.size(), shared(stage) + j * kColumns * k.size());
-    }
-    if (plan_.stages > 1) {
-      progress.store(static_cast<int32_t>(stage + 1), std::memory_order_release);
-      multiplied_[stage % kRing].fetch_add(1, std::memory_order_release);
-    }
-  }
-
-  int64_t own_row_offset(int64_t panel, Range mine) const {
-    return plan_.row_panels.begin(panel) - plan_.row_panels.begin(mine.begin);
-  }
-
-  void tile(int64_t stage, Range k, int64_t row_panel, int64_t column_panel, const float* a, const float* b) const {
-    const int64_t row = plan_.row_panels.begin(row_panel), rows = plan_.row_panels.begin(row_panel + 1) - row;
-    const int64_t column = column_panel * kColumns, columns = std::min<int64_t>(kColumns, g_.n - column);
-    const int64_t at = row * g_.c_stride + column;
-    const float* addend = stage > 0 ? g_.c + at : g_.addend ? g_.addend + at : nullptr;
-    microkernel::multiply_tile(rows, {k.size(), a, rows, b, kColumns, g_.c + at, g_.c_stride, addend, columns});
-    if (g_.epilogue.apply && stage == plan_.stages - 1)
-      for (int64_t i = 0; i < rows; ++i)
-        g_.epilogue.apply(g_.epilogue.context, g_.c + at + i * g_.c_stride, row + i, column, columns);
   }
 
   const Gemm& g_;
   const Plan& plan_;
-  float* shared_;
-  float* private_;
-  int32_t* progress_;  // for each chunk the stages it has behind it
+  float* packed_;
+  int64_t threads_;
+  const bool a_row_major_ = g_.a.column_stride == 1, b_along_k_ = g_.b.column_stride != 1;
+  const int64_t b_stride_ = b_along_k_ ? g_.b.column_stride : g_.b.row_stride;
+  // Rows that lie a multiple of 4 KiB apart share one set of the first-level cache: no more of them than it has ways.
+  const int64_t most_rows_ = a_row_major_ && g_.a.row_stride % 1024 == 0 ? std::min(kRows, 10) : kRows;
   alignas(64) std::atomic<int64_t> next_{0};
-  alignas(64) std::atomic<int64_t> packed_[kRing] = {};  // claims done, over all stages that had the buffer
-  alignas(64) std::atomic<int64_t> multiplied_[kRing] = {};
 };
-
-// The product for few rows: each row of the transposed B is read once, straight from memory, against all rows of A.
-template <int Rows, int Columns>
-void dot_products(const Gemm& g, int64_t column) {
-  Vec sum[Rows][Columns] = {};
-  const float* a = g.a.data;
-  const float* b = g.b.data + column * g.b.column_stride;
-  int64_t k = 0;
-  for (; k + kLanes <= g.k; k += kLanes) {
-    Vec b_part[Columns];
-#pragma GCC unroll 8
-    for (int j = 0; j < Columns; ++j) {
-      b_part[j] = simd::load(b + j * g.b.column_stride + k);
-      __builtin_prefetch(b + (Columns + j) * g.b.column_stride + k);  // of the next call
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < Rows; ++i) {
-      const Vec a_part = simd::load(a + i * g.a.row_stride + k);
-#pragma GCC unroll 8
-      for (int j = 0; j < Columns; ++j) sum[i][j] += a_part * b_part[j];
-    }
-  }
-  for (int i = 0; i < Rows; ++i)
-    for (int j = 0; j < Columns; ++j) {
-      Vec total = sum[i][j];
-      if (k < g.k)
-        total += simd::load_part(a + i * g.a.row_stride + k, g.k - k) *
-                 simd::load_part(b + j * g.b.column_stride + k, g.k - k);
-      const float product = simd::reduce_add(total);
-      const int64_t at = i * g.c_stride + column + j;
-      g.c[at] = g.addend ? g.addend[at] + product : product;
-    }
-}
-
-template <int Rows>
-void small_columns(const Gemm& g, int64_t begin, int64_t end) {
-  constexpr int kStep = Rows == 1 ? 8 : Rows <= 4 ? 4 : 2;
-  int64_t j = begin;
-  for (; j + kStep <= end; j += kStep) dot_products<Rows, kStep>(g, j);
-  for (; j < end; ++j) dot_products<Rows, 1>(g, j);
-  if (g.epilogue.apply)
-    for (int64_t i = 0; i < Rows; ++i)
-      g.epilogue.apply(g.epilogue.context, g.c + i * g.c_stride + begin, i, begin, end - begin);
-}
-
-bool is_small(const Gemm& g) { return g.m <= kSmallRows && g.a.column_stride == 1 && g.b.row_stride == 1; }
-
-void small_block(const Gemm& g, int64_t begin, int64_t end) {
-  switch (g.m) {
-    case 1: return small_columns<1>(g, begin, end);
-    case 2: return small_columns<2>(g, begin, end);
-    case 3: return small_columns<3>(g, begin, end);
-    case 4: return small_columns<4>(g, begin, end);
-    case 5: return small_columns<5>(g, begin, end);
-    case 6: return small_columns<6>(g, begin, end);
-    case 7: return small_columns<7>(g, begin, end);
-    default: return small_columns<8>(g, begin, end);
-  }
-}
 
 }  // namespace
 
 int64_t gemm_workspace(int64_t m, int64_t n, int64_t k, int threads) {
-  return m > 0 && n > 0 ? Plan(m, n, k, threads).floats(threads) : 0;
+  if (m <= 0 || n <= 0) return 0;
+  // A small product is made by one thread alone, in wider blocks.
+  int64_t floats = 0;
+  for (const bool row_major : {true, false})
+    for (const int team : {1, threads})
+      floats = std::max(floats, team * Plan(m, n, k, row_major, team).floats_of_thread());
+  return floats + 16;
 }
 
 void gemm(ThreadTeam& threads, const Gemm& g, float* workspace) {
   if (g.m <= 0 || g.n <= 0) return;
-  const bool alone = static_cast<double>(g.m) * g.n * g.k < kSerialWork;
-  if (is_small(g)) {
-    if (alone) return small_block(g, 0, g.n);
-    return threads.for_blocks(g.n, kSmallChunk, [&](int64_t begin, int64_t end) { small_block(g, begin, end); });
-  }
-  const Plan plan(g.m, g.n, g.k, threads.size());
-  BlockedGemm blocked(g, plan, workspace, threads.size());
+  const bool alone = threads.size() == 1 || static_cast<double>(g.m) * g.n * g.k < kSerialWork;
+  if (has_few_rows(g)) return gemm_few_rows(threads, g, alone);
+  const int team = alone ? 1 : threads.size();
+  const Plan plan(g.m, g.n, g.k, g.a.column_stride == 1, team);
+  BlockedGemm blocked(g, plan, workspace, team);
   if (alone) return blocked.work(0);
   threads.run([&](int rank) { blocked.work(rank); });
-}
-
-int64_t gemm_serial_workspace(int64_t m, int64_t n, int64_t k) { return gemm_workspace(m, n, k, 1); }
-
-void gemm_serial(const Gemm& g, float* workspace) {
-  if (g.m <= 0 || g.n <= 0) return;
-  if (is_small(g)) return small_block(g, 0, g.n);
-  const Plan plan(g.m, g.n, g.k, 1);
-  BlockedGemm blocked(g, plan, workspace, 1);
-  blocked.work(0);
 }
 
 }  // namespace llm

@@ -40,8 +40,4 @@ int64_t gemm_workspace(int64_t m, int64_t n, int64_t k, int threads);
 
 void gemm(ThreadTeam& threads, const Gemm& g, float* workspace);
 
-// The same on the calling thread alone, for pieces of a larger kernel (attention blocks).
-int64_t gemm_serial_workspace(int64_t m, int64_t n, int64_t k);
-void gemm_serial(const Gemm& g, float* workspace);
-
 }  // namespace llm
