@@ -48,6 +48,7 @@ struct Problem {
     std::vector<float> c = with == Addend::kSame ? addend : std::vector<float>(addend.size(), kUntouched);
     Gemm g{m, n, k, view_a(), view_b(), c.data(), n + gap};
     g.addend = with == Addend::kNone ? nullptr : with == Addend::kSame ? c.data() : addend.data();
+    g.addend_stride = n + gap;
     g.epilogue = epilogue;
     std::vector<float> workspace(static_cast<size_t>(gemm_workspace(m, n, k, threads)) + 1, kUntouched);
     ThreadTeam team(threads);
@@ -131,6 +132,29 @@ TEST_CASE("gemm adds the addend, also when it is C itself, to the same bits") {
   }
 }
 
+TEST_CASE("gemm adds one row to all rows, and sums the rows of a transposed A") {
+  for (const auto& [m, n, k] : {std::array<int64_t, 3>{33, 65, 40}, {3, 65, 40}, {40, 33, 1600}, {1, 1, 600}})
+    for (const bool ta : {false, true}) {
+      const Problem p(m, n, k, ta, true, 0);
+      std::vector<float> c(static_cast<size_t>(m * n)), sums(static_cast<size_t>(m), 2.0f), plain = p.run(2);
+      Gemm g{m, n, k, p.view_a(), p.view_b(), c.data(), n, p.addend.data(), 0};
+      if (ta) g.row_sums = sums.data(), g.add_to_row_sums = true;
+      std::vector<float> workspace(static_cast<size_t>(gemm_workspace(m, n, k, 3)));
+      ThreadTeam team(3);
+      gemm(team, g, workspace.data());
+      for (int64_t i = 0; i < m; ++i)
+        for (int64_t j = 0; j < n; ++j) {
+          const auto at = static_cast<size_t>(i * n + j);
+          CHECK(c[at] == doctest::Approx(plain[at] + p.addend[static_cast<size_t>(j)]).epsilon(1e-5));
+        }
+      for (int64_t i = 0; i < m && ta; ++i) {
+        double sum = 2;
+        for (int64_t x = 0; x < k; ++x) sum += Problem::at(p.view_a(), i, x);
+        CHECK(sums[static_cast<size_t>(i)] == doctest::Approx(sum).epsilon(1e-5));
+      }
+    }
+}
+
 TEST_CASE("gemm's epilogue sees each final element exactly once") {
   for (const auto& [m, n, k] : {std::array<int64_t, 3>{33, 65, 40}, {6, 130, 40}, {40, 33, 1600}, {300, 200, 30}})
     for (int threads : {1, 3}) {
@@ -143,13 +167,16 @@ TEST_CASE("gemm's epilogue sees each final element exactly once") {
       } context{&p, nullptr, std::vector<int>(static_cast<size_t>(m * n), 0)};
       const auto expected = p.run(threads);
       context.expected = expected.data();
-      const Epilogue epilogue{[](const void* opaque, float* c, int64_t row, int64_t column, int64_t count) {
+      const Epilogue epilogue{[](const void* opaque, const FinishedTile& t) {
                                 auto& at = *static_cast<Context*>(const_cast<void*>(opaque));
-                                for (int64_t j = column; j < column + count; ++j) {
-                                  ++at.seen[static_cast<size_t>(row * at.p->n + j)];
-                                  if (c[j - column] != at.expected[row * (at.p->n + at.p->gap) + j]) at.final = false;
-                                  c[j - column] += 1.0f;
-                                }
+                                for (int64_t i = 0; i < t.rows; ++i)
+                                  for (int64_t j = 0; j < t.columns; ++j) {
+                                    float& c = t.c[i * t.stride + j];
+                                    const int64_t row = t.row + i, column = t.column + j;
+                                    ++at.seen[static_cast<size_t>(row * at.p->n + column)];
+                                    if (c != at.expected[row * (at.p->n + at.p->gap) + column]) at.final = false;
+                                    c += 1.0f;
+                                  }
                               },
                               &context};
       const auto c = p.run(threads, Problem::Addend::kNone, epilogue);

@@ -76,9 +76,9 @@ inline void pack_as_columns(HeadRows in, int64_t begin, int64_t count, float* ou
 inline void multiply_channels(int64_t rows, int64_t k, const float* a, int64_t a_row, int64_t a_step, const float* b,
                               int64_t b_count, int64_t channels, float* out, int64_t out_stride, bool accumulate) {
   for (int64_t channel = 0; channel < channels; channel += kColumns)
-    microkernel::multiply_tile(rows,
-                               {k, a, a_row, a_step, b + channel * b_count, kColumns, out + channel, out_stride,
-                                accumulate ? out + channel : nullptr, std::min<int64_t>(kColumns, channels - channel)});
+    microkernel::multiply_tile(
+        rows, {k, a, a_row, a_step, b + channel * b_count, kColumns, out + channel, out_stride,
+               accumulate ? out + channel : nullptr, out_stride, std::min<int64_t>(kColumns, channels - channel)});
 }
 
 // tile(key, query) = sum over channels of keys(key, channel) queries(channel, query), for the kColumns queries from
@@ -90,7 +90,7 @@ inline void multiply_keys(const float* key_panels, int64_t count, int64_t begin,
     const int64_t skipped = key >= first_query + kLanes ? kLanes : 0;
     microkernel::multiply_tile(
         keys, {channels, key_panels + key * channels, 1, panel_height(key, count), queries + skipped, kColumns,
-               tile + (key - begin) * stride + skipped, stride, nullptr, kColumns - skipped});
+               tile + (key - begin) * stride + skipped, stride, nullptr, 0, kColumns - skipped});
   });
 }
 

@@ -104,12 +104,17 @@ class BlockedGemm {
       for (int64_t i = 0; i < row_panels.count; ++i) {
         const int64_t row = rows.begin + row_panels.begin(i), height = row_panels.begin(i + 1) - row_panels.begin(i);
         const float* a = g_.a.data + row * g_.a.row_stride + k.begin * g_.a.column_stride;
+        if (g_.row_sums && panels.begin == 0) sum_rows(a, height, k.size(), stage > 0 || g_.add_to_row_sums, row);
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
           const Piece p = piece(panel, k.begin);
           const int64_t at = row * g_.c_stride + panel * kColumns;
-          microkernel::Tile t = {k.size(), a,         g_.a.row_stride, g_.a.column_stride,           pack_of(panel),
-                                 kColumns, g_.c + at, g_.c_stride,     stage > 0 ? g_.c : g_.addend, p.columns};
-          if (t.addend) t.addend += at;
+          microkernel::Tile t = {k.size(),  a,           g_.a.row_stride, g_.a.column_stride, pack_of(panel), kColumns,
+                                 g_.c + at, g_.c_stride, g_.c + at,       g_.c_stride,        p.columns};
+          if (stage == 0) {
+            t.addend = g_.addend ? g_.addend + row * g_.addend_stride + panel * kColumns : nullptr;
+            t.addend_stride = g_.addend_stride;
+          }
+          if (last && g_.epilogue.beside) t.beside = g_.epilogue.beside + at;
           if (i == 0 && packs_on_the_way(p)) t.b = p.data, t.b_step = b_stride_, t.b_copy = pack_of(panel);
           if (panel == panels.begin && i + 1 < row_panels.count) {
             t.fetch = a + height * g_.a.row_stride;
@@ -122,10 +127,20 @@ class BlockedGemm {
           }
           microkernel::multiply_tile(height, t);
           if (last && g_.epilogue.apply)
-            for (int64_t r = 0; r < height; ++r)
-              g_.epilogue.apply(g_.epilogue.context, t.c + r * g_.c_stride, row + r, panel * kColumns, p.columns);
+            g_.epilogue.apply(g_.epilogue.context, {t.c, g_.c_stride, row, height, panel * kColumns, p.columns});
         }
       }
+    }
+  }
+
+  // Of a transposed A, whose rows stand in the lanes: the sums over one stage, so that they stay short.
+  void sum_rows(const float* a, int64_t height, int64_t k, bool add, int64_t row) const {
+    for (int64_t i = 0; i < height; i += simd::kLanes) {
+      const int64_t lanes = std::min<int64_t>(simd::kLanes, height - i);
+      simd::Vec sum{};
+      for (int64_t at = 0; at < k; ++at) sum += simd::load_part(a + at * g_.a.column_stride + i, lanes);
+      float* to = g_.row_sums + row + i;
+      simd::store_part(to, add ? simd::load_part(to, lanes) + sum : sum, lanes);
     }
   }
 

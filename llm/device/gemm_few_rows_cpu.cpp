@@ -40,7 +40,7 @@ void dot_products(const Gemm& g, int64_t column) {
                  simd::load_part(b + j * g.b.column_stride + k, g.k - k);
       const float product = simd::reduce_add(total);
       const int64_t at = i * g.c_stride + column + j;
-      g.c[at] = g.addend ? g.addend[at] + product : product;
+      g.c[at] = g.addend ? g.addend[i * g.addend_stride + column + j] + product : product;
     }
 }
 
@@ -50,9 +50,7 @@ void columns_of(const Gemm& g, int64_t begin, int64_t end) {
   int64_t j = begin;
   for (; j + kStep <= end; j += kStep) dot_products<Rows, kStep>(g, j);
   for (; j < end; ++j) dot_products<Rows, 1>(g, j);
-  if (g.epilogue.apply)
-    for (int64_t i = 0; i < Rows; ++i)
-      g.epilogue.apply(g.epilogue.context, g.c + i * g.c_stride + begin, i, begin, end - begin);
+  if (g.epilogue.apply) g.epilogue.apply(g.epilogue.context, {g.c + begin, g.c_stride, 0, Rows, begin, end - begin});
 }
 
 void columns_of_rows(const Gemm& g, int64_t begin, int64_t end) {
@@ -70,7 +68,9 @@ void columns_of_rows(const Gemm& g, int64_t begin, int64_t end) {
 
 }  // namespace
 
-bool has_few_rows(const Gemm& g) { return g.m <= kMostRows && g.a.column_stride == 1 && g.b.row_stride == 1; }
+bool has_few_rows(const Gemm& g) {
+  return g.m <= kMostRows && g.a.column_stride == 1 && g.b.row_stride == 1 && !g.row_sums;
+}
 
 void gemm_few_rows(ThreadTeam& threads, const Gemm& g, bool alone) {
   if (alone) return columns_of_rows(g, 0, g.n);

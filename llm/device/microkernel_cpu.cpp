@@ -33,12 +33,16 @@ void multiply(const Tile& t) {
     for (int j = 0; j < Vectors; ++j) sum[i][j] = Vec{};
 
   const int64_t width = Vectors * kLanes;
-  const float* to_fetch = t.addend ? t.addend : t.c;
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
-    __builtin_prefetch(to_fetch + i * t.c_stride, 1);
-    __builtin_prefetch(to_fetch + i * t.c_stride + t.columns - 1, 1);
+    __builtin_prefetch(t.c + i * t.c_stride, 1);
+    __builtin_prefetch(t.c + i * t.c_stride + t.columns - 1, 1);
   }
+  if (t.beside)
+    for (int64_t i = 0; i < Rows; ++i) {
+      __builtin_prefetch(t.beside + i * t.c_stride, 1);
+      __builtin_prefetch(t.beside + i * t.c_stride + t.columns - 1, 1);
+    }
 
   const float *b = t.b, *fetch_block = t.fetch ? t.fetch : t.b;
   float* b_copy = t.b_copy;
@@ -70,7 +74,7 @@ void multiply(const Tile& t) {
 #pragma GCC unroll 2
         for (int j = 0; j < Vectors; ++j) {
           const int64_t at = i * t.c_stride + j * kLanes;
-          simd::store(t.c + at, simd::load(t.addend + at) + sum[i][j]);
+          simd::store(t.c + at, simd::load(t.addend + i * t.addend_stride + j * kLanes) + sum[i][j]);
         }
     } else {
 #pragma GCC unroll 16
@@ -87,7 +91,7 @@ void multiply(const Tile& t) {
 #pragma GCC unroll 2
     for (int j = 0; j < Vectors; ++j) {
       const int64_t at = i * t.c_stride + j * kLanes, count = j + 1 < Vectors ? kLanes : last;
-      const Vec old = t.addend ? simd::load_part(t.addend + at, count) : Vec{};
+      const Vec old = t.addend ? simd::load_part(t.addend + i * t.addend_stride + j * kLanes, count) : Vec{};
       simd::store_part(t.c + at, t.addend ? old + sum[i][j] : sum[i][j], count);
     }
 }

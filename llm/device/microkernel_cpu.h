@@ -34,9 +34,11 @@ struct Tile {
   int64_t b_step;
   float* c;
   int64_t c_stride;
-  const float* addend;  // with C's stride, may be C; nullptr for none
+  const float* addend;  // may be C; nullptr for none
+  int64_t addend_stride;
   int64_t columns;
-  float* b_copy = nullptr;  // where B's rows are copied to on their way, side by side, for the tiles that follow
+  const float* beside = nullptr;  // with C's stride: brought closer together with C
+  float* b_copy = nullptr;        // where B's rows are copied to on their way, side by side, for the tiles that follow
   // What will be read soon is brought into L2 meanwhile, a line a step of k: the lines at fetch + 16 block * fetch_block
   // + step * fetch_step, 16 steps to a block.
   const float* fetch = nullptr;

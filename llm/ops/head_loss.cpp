@@ -101,7 +101,7 @@ void cpu(const KernelCall& call) {
     gemm(call.threads, {count, C, V, row_major(logits, V), row_major(weight, C), dx + first * C, C}, product);
     const bool add = first > 0 || call.accumulates(2);
     gemm(call.threads,
-         {V, C, count, transposed(logits, V), row_major(x + first * C, C), d_weight, C, add ? d_weight : nullptr},
+         {V, C, count, transposed(logits, V), row_major(x + first * C, C), d_weight, C, add ? d_weight : nullptr, C},
          product);
   }
 }

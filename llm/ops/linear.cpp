@@ -10,8 +10,8 @@
 #include "llm/ops/activation_functions.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/linear_cuda.h"
-#include "llm/ops/norm_rows.h"
 #include "llm/ops/ops.h"
+#include "llm/ops/rows.h"
 
 namespace llm {
 namespace {
@@ -62,28 +62,31 @@ Cost cost(const Graph& g, const Node& node) {
   return streaming_cost(g, node, product_flops(g, node.inputs[0], node.inputs[1]));
 }
 
-struct Finish {  // what `linear` does to finished pieces of a row
-  const float* bias;
-  float* activated;
+struct Finish {   // what an epilogue needs besides the tile
+  float* matrix;  // the activated output, or the product's input before its activation
   int64_t stride;
+  float* of(const FinishedTile& t, int64_t row) const { return matrix + (t.row + row) * stride + t.column; }
 };
 
 template <class Function>
-void activate_piece(const void* context, float* c, int64_t row, int64_t column, int64_t count) {
-  const Finish& f = *static_cast<const Finish*>(context);
-  float* a = f.activated + row * f.stride + column;
-  for_vectors(count, [&](int64_t i, auto lanes) {
-    simd::Vec v = lanes.load(c + i);
-    if (f.bias) v += lanes.load(f.bias + column + i);
-    lanes.store(c + i, v);
-    lanes.store(a + i, Function::value(v));
-  });
+void activate(const void* context, const FinishedTile& t) {
+  for (int64_t r = 0; r < t.rows; ++r) {
+    const float* c = t.c + r * t.stride;
+    float* activated = static_cast<const Finish*>(context)->of(t, r);
+    for_vectors(t.columns,
+                [&](int64_t i, auto lanes) { lanes.store(activated + i, Function::value(lanes.load(c + i))); });
+  }
 }
 
-void add_bias_to_piece(const void* context, float* c, int64_t, int64_t column, int64_t count) {
-  const Finish& f = *static_cast<const Finish*>(context);
-  for_vectors(count,
-              [&](int64_t i, auto lanes) { lanes.store(c + i, lanes.load(c + i) + lanes.load(f.bias + column + i)); });
+template <class Function>
+void multiply_by_derivative(const void* context, const FinishedTile& t) {
+  for (int64_t r = 0; r < t.rows; ++r) {
+    float* c = t.c + r * t.stride;
+    const float* hidden = static_cast<const Finish*>(context)->of(t, r);
+    for_vectors(t.columns, [&](int64_t i, auto lanes) {
+      lanes.store(c + i, lanes.load(c + i) * Function::derivative(lanes.load(hidden + i)));
+    });
+  }
 }
 
 void cpu(const KernelCall& call) {
@@ -91,10 +94,10 @@ void cpu(const KernelCall& call) {
   // Without a reader of y its place is the activated output, written twice.
   float* activated = call.out(1);
   float* y = call.has_output(0) ? call.out(0) : activated;
-  Finish finish{call.in(2), activated, n};
-  Epilogue epilogue{finish.bias ? add_bias_to_piece : nullptr, &finish};
-  with_activation(activation_of(call.node), [&](auto f) { epilogue.apply = activate_piece<decltype(f)>; });
-  gemm(call.threads, {m, n, k, row_major(call.in(0), k), transposed(call.in(1), k), y, n, nullptr, epilogue},
+  const Finish finish{activated, n};
+  Epilogue epilogue{nullptr, &finish, y == activated ? nullptr : activated};
+  with_activation(activation_of(call.node), [&](auto f) { epilogue.apply = activate<decltype(f)>; });
+  gemm(call.threads, {m, n, k, row_major(call.in(0), k), transposed(call.in(1), k), y, n, call.in(2), 0, epilogue},
        call.workspace());
 }
 
@@ -104,21 +107,13 @@ void infer_backward_input(Graph& g, Node& node) {
   g.set_workspace(node, gemm_bytes(g, dy.rows(), w[1], w[0]));
 }
 
-template <class Function>
-void multiply_by_derivative(const void* context, float* c, int64_t row, int64_t column, int64_t count) {
-  const Finish& f = *static_cast<const Finish*>(context);
-  const float* h = f.bias + row * f.stride + column;
-  for_vectors(count, [&](int64_t i, auto lanes) {
-    lanes.store(c + i, lanes.load(c + i) * Function::derivative(lanes.load(h + i)));
-  });
-}
-
 void cpu_backward_input(const KernelCall& call) {
   const int64_t m = call.in_shape(0).rows(), n = call.in_shape(1)[1], k = call.in_shape(1)[0];
-  Finish finish{call.in(2), nullptr, n};
-  Epilogue epilogue{nullptr, &finish};
+  const Finish finish{const_cast<float*>(call.in(2)), n};
+  Epilogue epilogue{nullptr, &finish, call.in(2)};
   with_activation(activation_of(call.node), [&](auto f) { epilogue.apply = multiply_by_derivative<decltype(f)>; });
-  gemm(call.threads, {m, n, k, row_major(call.in(0), k), row_major(call.in(1), n), call.out(0), n, nullptr, epilogue},
+  gemm(call.threads,
+       {m, n, k, row_major(call.in(0), k), row_major(call.in(1), n), call.out(0), n, nullptr, 0, epilogue},
        call.workspace());
 }
 
@@ -128,8 +123,7 @@ void infer_backward_weight(Graph& g, Node& node) {
   const bool bias = node.attributes.flag("bias");
   if (bias) g.add_output(node, "bias", DType::fp32, {dy.last()});
   if (g.cuda) return g.set_workspace(node, linear_backward_weight_workspace_cuda(dy.rows(), dy.last(), bias));
-  g.set_workspace(node, std::max(gemm_bytes(g, dy.last(), x.last(), dy.rows()),
-                                 bias ? static_cast<size_t>(kNormBlocks * dy.last()) * 4 : size_t{0}));
+  g.set_workspace(node, gemm_bytes(g, dy.last(), x.last(), dy.rows()));
 }
 
 Cost backward_weight_cost(const Graph& g, const Node& node) {
@@ -140,8 +134,19 @@ void cpu_backward_weight(const KernelCall& call) {
   const int64_t tokens = call.in_shape(0).rows(), O = call.in_shape(0).last(), I = call.in_shape(1).last();
   const float *dy = call.in(0), *x = call.in(1);
   float* dw = call.out(0);
-  if (call.has_output(1)) sum_rows(call.threads, dy, tokens, O, call.accumulates(1), call.workspace(), call.out(1));
-  gemm(call.threads, {O, I, tokens, transposed(dy, O), row_major(x, I), dw, I, call.accumulates(0) ? dw : nullptr},
+  gemm(call.threads,
+       {O,
+        I,
+        tokens,
+        transposed(dy, O),
+        row_major(x, I),
+        dw,
+        I,
+        call.accumulates(0) ? dw : nullptr,
+        I,
+        {},
+        call.out(1),
+        call.accumulates(1)},
        call.workspace());
 }
 

@@ -49,7 +49,7 @@ void cpu(const KernelCall& call) {
   float *a = call.workspace(), *b = a + aligned(m * k), *more = b + aligned(n * k), *c = call.out(0);
   widen(call, 0, *call.in(1), a);
   widen(call, 2, *call.in(3), b);
-  gemm(call.threads, {m, n, k, row_major(a, k), transposed(b, k), c, n, call.accumulates(0) ? c : nullptr}, more);
+  gemm(call.threads, {m, n, k, row_major(a, k), transposed(b, k), c, n, call.accumulates(0) ? c : nullptr, n}, more);
   const float* bias = call.in(4);
   if (!bias) return;
   call.threads.for_blocks(m, row_grain(n), [&](int64_t begin, int64_t end) {
