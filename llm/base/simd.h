@@ -31,6 +31,11 @@ inline Vec load(const float* p) {
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 inline Vec broadcast(float x) { return x - Vec{}; }
 
+#if defined(__AVX512F__)
+// For the forms of instructions that set lanes to zero by a mask: GCC 12 warns of the plain ones' unset operand.
+inline constexpr __mmask16 kAll = 0xffff;
+#endif
+
 // The first `count` lanes; the others read as zero and are not touched in memory.
 #if defined(__AVX512F__)
 inline Vec load_part(const float* p, int64_t count) {
@@ -58,8 +63,17 @@ inline void store_part(float* p, Vec v, int64_t count) {
 }
 #endif
 
+// a > b ? a : b, and a < b ? a : b: where one is NaN it is b. (GCC makes a comparison and a blend of the plain form.)
+#if defined(__AVX512F__)
+inline Vec max(Vec a, Vec b) { return (Vec)_mm512_maskz_max_ps(kAll, (__m512)a, (__m512)b); }
+inline Vec min(Vec a, Vec b) { return (Vec)_mm512_maskz_min_ps(kAll, (__m512)a, (__m512)b); }
+#elif defined(__AVX2__)
+inline Vec max(Vec a, Vec b) { return (Vec)_mm256_max_ps((__m256)a, (__m256)b); }
+inline Vec min(Vec a, Vec b) { return (Vec)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
+#endif
 
 namespace detail {
 
@@ -116,11 +130,6 @@ inline float fold_max(Vec v) {
 // Sums and maxima over the lanes, by halves: the order is fixed by the vector's width.
 inline float reduce_add(Vec v) { return detail::fold_add<kLanes / 2>(v); }
 inline float reduce_max(Vec v) { return detail::fold_max<kLanes / 2>(v); }
-
-#if defined(__AVX512F__)
-// For the forms of instructions that set lanes to zero by a mask: GCC 12 warns of the plain ones' unset operand.
-inline constexpr __mmask16 kAll = 0xffff;
-#endif
 
 // 1 / x to about 1 unit in the last place.
 inline Vec reciprocal(Vec x) {

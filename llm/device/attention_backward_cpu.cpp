@@ -1,7 +1,6 @@
-// Backward attention (Dao et al. 2022, algorithm 4, with the roles of the loops swapped): a thread packs keys and
-// values of one key-value head once, then for each query block makes the probabilities again from the saved log-sum-exp
-// and adds to
-//   dV += P^T dO,  dS = P * (dO V^T - D),  dK += dS^T Q / sqrt(head size),  dQ = dS K / sqrt(head size),
+// Backward attention (Dao et al. 2022, algorithm 4, with the roles of the loops swapped): for each query block of a head
+// a thread makes the probabilities again from the saved log-sum-exp and adds to
+//   dV += P^T dO,  dS = P * (dO V^T - D) / sqrt(head size),  dK += dS^T Q,  dQ = dS K,
 // where D = rowsum(dO * O). Queries stand in the lanes, so P^T and dS^T are what is in memory, one row a key.
 #include <algorithm>
 #include <atomic>
@@ -30,13 +29,11 @@ int64_t query_splits(const AttentionShape& s) {
 
 // The buffers of one thread, with their sizes in floats.
 struct Scratch {
-  float* key_rows;       // (T, D) in panels, as A
-  float* value_rows;     // (T, D) in panels, as A
-  float* key_columns;    // (D / kColumns, T, kColumns), times the scale, as B
+  float* key_columns;    // (T, D) as B of dQ, where it must be packed
   float* query_panels;   // (2, D, kColumns), times the scale: as B of the scores
   float* d_out_panels;   // (2, D, kColumns): as B of dP
-  float* query_columns;  // (D / kColumns, kQueryBlock, kColumns), times the scale: as B of dK
-  float* d_out_columns;  // (D / kColumns, kQueryBlock, kColumns): as B of dV
+  float* query_columns;  // (kQueryBlock, D) as B of dK, where it must be packed
+  float* d_out_columns;  // (kQueryBlock, D) as B of dV, where it must be packed
   float* probabilities;  // (kKeyBlock, kQueryBlock)
   float* d_scores;       // (kKeyBlock, kQueryBlock)
   float* d_keys_values;  // (2, T, D)
@@ -44,8 +41,6 @@ struct Scratch {
   template <class Take>
   void lay_out(int64_t tokens, int64_t size, Take take) {
     const int64_t padded = round_up(size, kColumns);
-    key_rows = take(tokens * size);
-    value_rows = take(tokens * size);
     key_columns = take(tokens * padded);
     query_panels = take(2 * size * kColumns);
     d_out_panels = take(2 * size * kColumns);
@@ -70,7 +65,8 @@ struct Scratch {
 };
 
 struct Head {
-  HeadRows queries, out, d_out;
+  HeadRows queries, keys, values, out, d_out;
+  Columns key_columns;
   const float* log_sum_exp;  // (T)
   float* d_queries;          // rows at d_queries + t * d_stride
   int64_t d_stride;
@@ -80,7 +76,7 @@ struct Head {
 // One column of vectors, keys [begin, end): scores become probabilities, and d_scores, which holds dP, becomes dS.
 template <bool kDocuments>
 void softmax_backward_column(float* scores, float* d_scores, int64_t begin, int64_t end, int64_t first_query,
-                             IntVec starts, Vec log_sum_exp, Vec row_sum) {
+                             IntVec starts, Vec log_sum_exp, Vec row_sum, float scale) {
   for (int64_t key = begin; key < end; ++key) {
     float* at = scores + (key - begin) * kQueryBlock;
     float* d_at = d_scores + (key - begin) * kQueryBlock;
@@ -92,7 +88,7 @@ void softmax_backward_column(float* scores, float* d_scores, int64_t begin, int6
     Vec probability = mask(simd::exp(simd::load(at) - log_sum_exp), key, first_query, 0.0f);
     if (kDocuments) probability = mask_earlier_documents(probability, key, starts, 0.0f);
     simd::store(at, probability);
-    simd::store(d_at, mask(probability * (simd::load(d_at) - row_sum), key, first_query, 0.0f));
+    simd::store(d_at, mask(probability * (simd::load(d_at) - row_sum) * scale, key, first_query, 0.0f));
   }
 }
 
@@ -106,7 +102,8 @@ float dot(const float* a, const float* b, int64_t count) {
 
 // Queries [first, first + count) of one head, count <= kQueryBlock.
 template <bool kDocuments>
-void backward_block(const Head& head, int64_t tokens, int64_t first, int64_t count, const Scratch& scratch) {
+void backward_block(const Head& head, int64_t tokens, int64_t first, int64_t count, const Scratch& scratch,
+                    RowsAhead& ahead) {
   const int64_t size = head.queries.size, panel = size * kColumns;
   const float scale = 1.0f / std::sqrt(static_cast<float>(size));
   alignas(64) float log_sum_exp[kQueryBlock] = {}, row_sum[kQueryBlock] = {};
@@ -122,8 +119,8 @@ void backward_block(const Head& head, int64_t tokens, int64_t first, int64_t cou
     microkernel::pack_columns(true, head.d_out.row(query), head.d_out.stride, queries, size,
                               scratch.d_out_panels + j * panel);
   }
-  pack_as_columns(head.queries, first, count, scratch.query_columns, scale);
-  pack_as_columns(head.d_out, first, count, scratch.d_out_columns);
+  const Columns query_columns = columns_of(head.queries, first, count, scratch.query_columns),
+                d_out_columns = columns_of(head.d_out, first, count, scratch.d_out_columns);
 
   const int64_t limit = first + count;
   float* d_keys = scratch.d_keys_values;
@@ -136,29 +133,27 @@ void backward_block(const Head& head, int64_t tokens, int64_t first, int64_t cou
       if (seen <= key) continue;
       float* scores = scratch.probabilities + j * kColumns;
       float* d_scores = scratch.d_scores + j * kColumns;
-      multiply_keys(scratch.key_rows, tokens, key, seen, size, scratch.query_panels + j * panel, query, scores,
-                    kQueryBlock);
-      multiply_keys(scratch.value_rows, tokens, key, seen, size, scratch.d_out_panels + j * panel, query, d_scores,
-                    kQueryBlock);
+      multiply_keys(head.keys, key, seen, scratch.query_panels + j * panel, query, scores, kQueryBlock, ahead);
+      multiply_keys(head.values, key, seen, scratch.d_out_panels + j * panel, query, d_scores, kQueryBlock, ahead);
       for (int64_t half = 0; half < kColumns; half += kLanes)
         softmax_backward_column<kDocuments>(scores + half, d_scores + half, key, seen, query + half,
                                             kDocuments ? starts_of(head.starts, query + half, limit) : IntVec{},
                                             simd::load(log_sum_exp + j * kColumns + half),
-                                            simd::load(row_sum + j * kColumns + half));
+                                            simd::load(row_sum + j * kColumns + half), scale);
     }
     for_panels(key, key_end, [&](int64_t row, int64_t rows) {
       const int64_t skipped = std::max<int64_t>(0, row - first);  // queries before the panel's first key
       const int64_t at = (row - key) * kQueryBlock + skipped;
       multiply_channels(rows, count - skipped, scratch.probabilities + at, kQueryBlock, 1,
-                        scratch.d_out_columns + skipped * kColumns, count, size, d_values + row * size, size, true);
-      multiply_channels(rows, count - skipped, scratch.d_scores + at, kQueryBlock, 1,
-                        scratch.query_columns + skipped * kColumns, count, size, d_keys + row * size, size, true);
+                        d_out_columns.from_row(skipped), size, d_values + row * size, size, true);
+      multiply_channels(rows, count - skipped, scratch.d_scores + at, kQueryBlock, 1, query_columns.from_row(skipped),
+                        size, d_keys + row * size, size, true);
     });
     for_panels(0, count, [&](int64_t i, int64_t rows) {
       const int64_t seen = std::min(key_end, first + i + rows) - key;
       if (seen > 0)
-        multiply_channels(rows, seen, scratch.d_scores + i, 1, kQueryBlock, scratch.key_columns + key * kColumns,
-                          tokens, size, head.d_queries + (first + i) * head.d_stride, head.d_stride, key > first_key);
+        multiply_channels(rows, seen, scratch.d_scores + i, 1, kQueryBlock, head.key_columns.from_row(key), size,
+                          head.d_queries + (first + i) * head.d_stride, head.d_stride, key > first_key);
     });
   }
 }
@@ -197,26 +192,36 @@ void attention_backward(ThreadTeam& threads, const AttentionShape& s, const floa
     Scratch scratch(workspace + rank * Scratch::floats(T, D), T, D);
     for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
       const int64_t kv = item / splits, split = item % splits, batch = kv / s.kv_heads, kv_head = kv % s.kv_heads;
-      const auto rows = [&](const float* data, int64_t row_stride, int64_t column) {
-        return HeadRows{data + batch * T * row_stride + column * D, row_stride, D};
+      const auto head_at = [&](int64_t of_batch, int64_t head) {
+        const auto rows = [&](const float* data, int64_t row_stride, int64_t column) {
+          return HeadRows{data + of_batch * T * row_stride + column * D, row_stride, D};
+        };
+        return Head{rows(qkv, stride, head),
+                    rows(qkv, stride, s.heads + head / group),
+                    rows(qkv, stride, s.heads + s.kv_heads + head / group),
+                    rows(out, out_stride, head),
+                    rows(d_out, out_stride, head),
+                    {},
+                    log_sum_exp + (of_batch * s.heads + head) * T,
+                    d_qkv + of_batch * T * stride + head * D,
+                    stride,
+                    starts ? starts + of_batch * T : nullptr};
       };
-      const HeadRows keys = rows(qkv, stride, s.heads + kv_head);
-      pack_keys_as_rows(keys, T, scratch.key_rows);
-      pack_as_columns(keys, 0, T, scratch.key_columns, 1.0f / std::sqrt(static_cast<float>(D)));
-      pack_keys_as_rows(rows(qkv, stride, s.heads + s.kv_heads + kv_head), T, scratch.value_rows);
+      RowsAhead ahead;
+      if (const int64_t following = (item + threads.size()) / splits; following < kv_heads) {
+        const Head head = head_at(following / s.kv_heads, following % s.kv_heads * group);
+        for (const HeadRows& rows : {head.queries, head.keys, head.values, head.out, head.d_out}) ahead.add(rows, T);
+      }
       if (splits > 1) scratch.d_keys_values = partial + item * 2 * T * D;
       std::fill_n(scratch.d_keys_values, 2 * T * D, 0.0f);
+      Columns key_columns{};
       for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-        const Head task = {rows(qkv, stride, head),
-                           rows(out, out_stride, head),
-                           rows(d_out, out_stride, head),
-                           log_sum_exp + (batch * s.heads + head) * T,
-                           d_qkv + batch * T * stride + head * D,
-                           stride,
-                           starts ? starts + batch * T : nullptr};
+        Head task = head_at(batch, head);
+        if (head == kv_head * group) key_columns = columns_of(task.keys, 0, T, scratch.key_columns);
+        task.key_columns = key_columns;
         for (int64_t first = split * kQueryBlock; first < T; first += splits * kQueryBlock)
           (starts ? backward_block<true> : backward_block<false>)(task, T, first, std::min(kQueryBlock, T - first),
-                                                                  scratch);
+                                                                  scratch, ahead);
       }
       if (splits == 1) store(kv, scratch.d_keys_values, 1, 0, T);
     }

@@ -1,4 +1,4 @@
-// Forward attention. A thread packs the keys and values of one head once, then takes its queries by tiles of kColumns.
+// Forward attention. A thread takes the queries of one head by tiles of kColumns; keys and values are read in place.
 // Keys come in blocks of kKeyBlock, counted from key 0: up to that length the softmax needs no rescaling, and a query's
 // bits depend neither on where its tile begins nor on how many queries there are.
 #include "llm/device/attention_cpu.h"
@@ -16,7 +16,7 @@ namespace {
 using namespace attention;
 
 constexpr int64_t kKeyBlock = 512;    // the tile of scores, 64 KiB with 32 queries, stays in L2
-constexpr int64_t kQueryChunk = 128;  // the least number of queries that pays for packing keys again
+constexpr int64_t kQueryChunk = 128;  // the least number of queries in a claim
 constexpr int64_t kFewTokens = 8;     // up to here one pass over the cache for each query beats packing it
 constexpr int64_t kSplitKeys = 256;   // keys that one claim of the decoding kernel reads
 
@@ -31,14 +31,13 @@ struct HeadTask {
 };
 
 struct ForwardScratch {
-  float *keys, *values, *queries, *scores, *sums;
+  float *values, *queries, *scores, *sums;
   static int64_t floats(int64_t keys, int64_t head_size) {
-    return round_up(keys * head_size, 16) + keys * round_up(head_size, kColumns) + head_size * kColumns +
-           kKeyBlock * kColumns + round_up(kColumns * head_size, 16);
+    return keys * round_up(head_size, kColumns) + head_size * kColumns + kKeyBlock * kColumns +
+           round_up(kColumns * head_size, 16);
   }
   ForwardScratch(float* p, int64_t key_count, int64_t head_size) {
-    keys = p;
-    values = keys + round_up(key_count * head_size, 16);
+    values = p;
     queries = values + key_count * round_up(head_size, kColumns);
     scores = queries + head_size * kColumns;
     sums = scores + kKeyBlock * kColumns;
@@ -50,32 +49,45 @@ struct ForwardScratch {
 template <bool kDocuments>
 Vec softmax_column(float* scores, int64_t begin, int64_t end, int64_t first_query, IntVec starts, Vec& maximum,
                    Vec& sum) {
-  Vec block_maximum = maximum;
-  for (int64_t key = begin; key < end; ++key) {
-    float* at = scores + (key - begin) * kColumns;
-    // Rows that no query of this column may see were never computed.
-    Vec v = key >= first_query + kLanes ? simd::broadcast(kMinusInfinity)
-                                        : mask(simd::load(at), key, first_query, kMinusInfinity);
+  constexpr int kChains = 4;  // so that no maximum and no sum waits for the one before
+  const auto at = [&](int64_t key) { return scores + (key - begin) * kColumns; };
+  // Keys that all queries of this column may see, and those that some may.
+  const int64_t plain = kDocuments ? begin : std::clamp(first_query + 1, begin, end),
+                seen = std::clamp(first_query + kLanes, begin, end);
+  Vec tops[kChains];
+  for (Vec& top : tops) top = maximum;
+  int64_t key = begin;
+  for (; key + kChains <= plain; key += kChains)
+#pragma GCC unroll 4
+    for (int c = 0; c < kChains; ++c) tops[c] = simd::max(tops[c], simd::load(at(key + c)));
+  for (; key < seen; ++key) {
+    Vec v = mask(simd::load(at(key)), key, first_query, kMinusInfinity);
     if (kDocuments) v = mask_earlier_documents(v, key, starts, kHidden);
-    if (kDocuments || key > first_query) simd::store(at, v);
-    block_maximum = simd::max(block_maximum, v);
+    if (key >= plain) simd::store(at(key), v);
+    tops[0] = simd::max(tops[0], v);
   }
-  const Vec scale = simd::exp(maximum - block_maximum);
-  Vec total{};
-  for (int64_t key = begin; key < end; ++key) {
-    float* at = scores + (key - begin) * kColumns;
-    const Vec probability = simd::exp(simd::load(at) - block_maximum);
-    simd::store(at, probability);
+  const Vec top = simd::max(simd::max(tops[0], tops[1]), simd::max(tops[2], tops[3]));
+  const Vec scale = simd::exp(maximum - top);
+  Vec totals[kChains] = {};
+  const auto exponential = [&](int64_t k, Vec& total) {
+    const Vec probability = simd::exp(simd::load(at(k)) - top);
+    simd::store(at(k), probability);
     total += probability;
-  }
-  maximum = block_maximum;
-  sum = sum * scale + total;
+  };
+  for (key = begin; key + kChains <= seen; key += kChains)
+#pragma GCC unroll 4
+    for (int c = 0; c < kChains; ++c) exponential(key + c, totals[c]);
+  for (int c = 0; key < seen; ++key, ++c) exponential(key, totals[c]);
+  for (; key < end; ++key) simd::store(at(key), Vec{});  // of these no score was computed
+  maximum = top;
+  sum = sum * scale + ((totals[0] + totals[1]) + (totals[2] + totals[3]));
   return scale;
 }
 
-// Queries [begin, end), at most kColumns, with keys and values packed up to the last of them.
+// Queries [begin, end), at most kColumns.
 template <bool kDocuments>
-void forward_tile(const HeadTask& task, int64_t begin, int64_t end, int64_t key_count, const ForwardScratch& scratch) {
+void forward_tile(const HeadTask& task, int64_t begin, int64_t end, Columns values, const ForwardScratch& scratch,
+                  RowsAhead& ahead) {
   const int64_t size = task.queries.size, count = end - begin, first = task.position + begin, limit = first + count;
   microkernel::pack_columns(true, task.queries.row(begin), task.queries.stride, count, size, scratch.queries,
                             1.0f / std::sqrt(static_cast<float>(size)));
@@ -87,7 +99,7 @@ void forward_tile(const HeadTask& task, int64_t begin, int64_t end, int64_t key_
   const int64_t first_key = kDocuments ? first_key_of(task.starts, begin) : 0;
   for (int64_t key = first_key; key < limit; key += kKeyBlock) {
     const int64_t key_end = std::min(limit, key + kKeyBlock);
-    multiply_keys(scratch.keys, key_count, key, key_end, size, scratch.queries, first, scratch.scores, kColumns);
+    multiply_keys(task.keys, key, key_end, scratch.queries, first, scratch.scores, kColumns, ahead);
     for (int j = 0; j < 2; ++j)
       simd::store(factors + j * kLanes, softmax_column<kDocuments>(scratch.scores + j * kLanes, key, key_end,
                                                                    first + j * kLanes, starts[j], maximum[j], sum[j]));
@@ -96,7 +108,7 @@ void forward_tile(const HeadTask& task, int64_t begin, int64_t end, int64_t key_
     for_panels(0, count, [&](int64_t i, int64_t rows) {
       const int64_t seen = std::min(key_end, first + i + rows) - key;  // the others have probability 0
       if (seen > 0)
-        multiply_channels(rows, seen, scratch.scores + i, 1, kColumns, scratch.values + key * kColumns, key_count, size,
+        multiply_channels(rows, seen, scratch.scores + i, 1, kColumns, values.from_row(key), size,
                           scratch.sums + i * size, size, key > first_key);
     });
   }
@@ -115,7 +127,7 @@ int64_t query_chunks(const AttentionShape& s, int threads) {
   return std::clamp<int64_t>(ceil_div(8 * threads, heads), 1, std::max<int64_t>(1, s.tokens / kQueryChunk));
 }
 
-// Runs all heads. task(batch, head) describes one; the heads of a group share the keys that are packed for its first.
+// Runs all heads. task(batch, head) describes one; the heads of a group share their values.
 template <class MakeTask>
 void forward_all(ThreadTeam& threads, const AttentionShape& s, int64_t position, float* workspace, MakeTask make_task) {
   const int64_t group = s.heads / s.kv_heads, chunks = query_chunks(s, threads.size());
@@ -124,23 +136,35 @@ void forward_all(ThreadTeam& threads, const AttentionShape& s, int64_t position,
   const int64_t floats = round_up(ForwardScratch::floats(position + s.tokens, s.head_size), 16);
   workspace = aligned(workspace);
   std::atomic<int64_t> next{0};
+  struct Item {
+    int64_t begin, end, batch, kv_head;
+  };
+  const auto item_at = [&](int64_t index) {
+    // The last chunks have the most keys: they come first, so that no thread is left with one at the end.
+    const int64_t begin = (chunks - 1 - index / (s.batch * s.kv_heads)) * chunk;
+    return Item{begin, std::min(s.tokens, begin + chunk), index % (s.batch * s.kv_heads) / s.kv_heads,
+                index % s.kv_heads};
+  };
   threads.run([&](int rank) {
-    for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
-      // The last chunks have the most keys: they come first, so that no thread is left with one at the end.
-      const int64_t begin = (chunks - 1 - item / (s.batch * s.kv_heads)) * chunk,
-                    end = std::min(s.tokens, begin + chunk);
-      const int64_t batch = item % (s.batch * s.kv_heads) / s.kv_heads, kv_head = item % s.kv_heads;
-      if (begin >= end) continue;
-      const int64_t key_count = position + end;
+    for (int64_t index; (index = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
+      const Item item = item_at(index);
+      if (item.begin >= item.end) continue;
+      const int64_t key_count = position + item.end;
       const ForwardScratch scratch(workspace + rank * floats, key_count, s.head_size);
-      const HeadTask first = make_task(batch, kv_head * group);
-      pack_keys_as_rows(first.keys, key_count, scratch.keys);
-      pack_as_columns(first.values, 0, key_count, scratch.values);
-      for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-        const HeadTask task = make_task(batch, head);
-        for (int64_t query = begin; query < end; query += kColumns)
-          (task.starts ? forward_tile<true> : forward_tile<false>)(task, query, std::min(end, query + kColumns),
-                                                                   key_count, scratch);
+      RowsAhead ahead;
+      if (index + threads.size() < items) {
+        const Item following = item_at(index + threads.size());
+        const HeadTask task = make_task(following.batch, following.kv_head * group);
+        ahead.add(task.queries, following.end), ahead.add(task.keys, following.end);
+        ahead.add(task.values, following.end);
+      }
+      const HeadTask first = make_task(item.batch, item.kv_head * group);
+      const Columns values = columns_of(first.values, 0, key_count, scratch.values);
+      for (int64_t head = item.kv_head * group; head < (item.kv_head + 1) * group; ++head) {
+        const HeadTask task = make_task(item.batch, head);
+        for (int64_t query = item.begin; query < item.end; query += kColumns)
+          (task.starts ? forward_tile<true> : forward_tile<false>)(task, query, std::min(item.end, query + kColumns),
+                                                                   values, scratch, ahead);
       }
     }
   });

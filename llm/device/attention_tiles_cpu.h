@@ -19,9 +19,6 @@ using simd::IntVec;
 using simd::kLanes;
 using simd::Vec;
 
-// Rows in a panel of A, be they keys or queries. Panels are cut from runs of kColumns rows, one of which is as long as
-// a tile of queries is wide, so that the end of the keys that a tile may see never lies inside a panel.
-inline constexpr int kPanelRows = kLanes == 16 ? 8 : kLanes == 8 ? 6 : 4;
 inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 // Of a key in an earlier document, where a maximum is still to be found: finite, so that a difference of two is no NaN. What
@@ -39,58 +36,94 @@ struct HeadRows {
   const float* row(int64_t t) const { return data + t * stride; }
 };
 
-// Calls work(first row, rows) for each panel in [begin, end); begin is a multiple of kColumns.
+// The rows that a thread is likely to need next, when it is done with a head: they lie in pieces of a few cache lines far
+// from each other, so nothing but a prefetch brings them near in time. Each tile of scores fetches a part.
+class RowsAhead {
+ public:
+  // Rows [0, count) of one more matrix.
+  void add(HeadRows rows, int64_t count) {
+    if (matrices_ < kMost) rows_[matrices_] = rows, counts_[matrices_++] = count;
+  }
+  void hand_out(microkernel::Tile& t) {
+    if (at_ == matrices_) return;
+    const HeadRows& m = rows_[at_];
+    t.fetch = m.row(row_) + channel_;
+    t.fetch_step = m.stride;
+    t.fetch_block = 16 * m.stride;
+    row_ += t.k;
+    if (row_ < counts_[at_]) return;
+    row_ = 0, channel_ += 16;
+    if (channel_ >= m.size) channel_ = 0, ++at_;
+  }
+
+ private:
+  static constexpr int kMost = 8;
+  HeadRows rows_[kMost];
+  int64_t counts_[kMost];
+  int matrices_ = 0, at_ = 0;
+  int64_t row_ = 0, channel_ = 0;
+};
+
+// Calls work(first row, rows) for panels of nearly equal height in [begin, end). They are cut from runs of kColumns rows
+// counted from `begin`, a multiple of kColumns: as a tile of queries is that wide, the end of the keys that it may see
+// never lies inside a panel.
 template <class Work>
 inline void for_panels(int64_t begin, int64_t end, Work&& work) {
   for (int64_t block = begin; block < end; block += kColumns) {
-    const int64_t block_end = std::min(end, block + kColumns);
-    for (int64_t row = block; row < block_end; row += kPanelRows)
-      work(row, std::min<int64_t>(kPanelRows, block_end - row));
+    const microkernel::RowPanels panels(std::min<int64_t>(kColumns, end - block));
+    for (int64_t i = 0; i < panels.count; ++i) work(block + panels.begin(i), panels.begin(i + 1) - panels.begin(i));
   }
 }
 
-// The height of the panel that starts at `key` of `count` keys; who uses fewer keys of it still steps by that.
-inline int64_t panel_height(int64_t key, int64_t count) {
-  const int64_t block_end = std::min(count, key / kColumns * kColumns + kColumns);
-  return std::min<int64_t>(kPanelRows, block_end - key);
-}
+// Rows of a head as the microkernel's B, the rows as k: channels [32 p, 32 p + 32) of row t, with kColumns = 32, are at
+// data + p * panel_stride + t * row_stride.
+struct Columns {
+  const float* data;
+  int64_t panel_stride, row_stride;
+  Columns from_row(int64_t t) const { return {data + t * row_stride, panel_stride, row_stride}; }
+};
 
-// Keys (or values) 0 ... count - 1 as panels of A, channels as k: the panel that starts at a key is at out + key *
-// size.
-inline void pack_keys_as_rows(HeadRows in, int64_t count, float* out) {
-  for_panels(0, count, [&](int64_t key, int64_t keys) {
-    microkernel::pack_rows(true, in.row(key), in.stride, keys, in.size, out + key * in.size);
-  });
-}
-
-// Rows [begin, begin + count) as panels of B with the rows as k: with kColumns = 32, channels [32 p, 32 p + 32) of row
-// t are at out + (p * count + t) * 32. Size: count * round_up(size, kColumns).
-inline void pack_as_columns(HeadRows in, int64_t begin, int64_t count, float* out, float scale = 1.0f) {
+// Rows [begin, begin + count): where they are, if the last vector of a row is full and the rows are not so far apart
+// that they share sets of the cache; else packed into `scratch`, of count * round_up(size, kColumns) floats.
+inline Columns columns_of(HeadRows in, int64_t begin, int64_t count, float* scratch) {
+  if (in.size % kLanes == 0 && in.stride % 1024 != 0) return {in.row(begin), kColumns, in.stride};
   for (int64_t channel = 0; channel < in.size; channel += kColumns)
     microkernel::pack_columns(false, in.row(begin) + channel, in.stride, std::min<int64_t>(kColumns, in.size - channel),
-                              count, out + channel * count, scale);
+                              count, scratch + channel * count);
+  return {scratch, count * kColumns, kColumns};
 }
 
-// out (rows, channels) = or += A B, with B from pack_as_columns() and one panel of A, whose strides are the
-// microkernel's.
-inline void multiply_channels(int64_t rows, int64_t k, const float* a, int64_t a_row, int64_t a_step, const float* b,
-                              int64_t b_count, int64_t channels, float* out, int64_t out_stride, bool accumulate) {
+// out (rows, channels) = or += A B, with one panel of A, whose strides are the microkernel's.
+inline void multiply_channels(int64_t rows, int64_t k, const float* a, int64_t a_row, int64_t a_step, Columns b,
+                              int64_t channels, float* out, int64_t out_stride, bool accumulate) {
   for (int64_t channel = 0; channel < channels; channel += kColumns)
-    microkernel::multiply_tile(
-        rows, {k, a, a_row, a_step, b + channel * b_count, kColumns, out + channel, out_stride,
-               accumulate ? out + channel : nullptr, out_stride, std::min<int64_t>(kColumns, channels - channel)});
+    microkernel::multiply_tile(rows, {k, a, a_row, a_step, b.data + channel / kColumns * b.panel_stride, b.row_stride,
+                                      out + channel, out_stride, accumulate ? out + channel : nullptr, out_stride,
+                                      std::min<int64_t>(kColumns, channels - channel)});
 }
 
 // tile(key, query) = sum over channels of keys(key, channel) queries(channel, query), for the kColumns queries from
-// `first_query` on and the keys [begin, end) of the `count` packed ones, at tile + (key - begin) * stride. Where the
-// first half of the queries comes before all keys of a panel, only the second half is computed.
-inline void multiply_keys(const float* key_panels, int64_t count, int64_t begin, int64_t end, int64_t channels,
-                          const float* queries, int64_t first_query, float* tile, int64_t stride) {
-  for_panels(begin, end, [&](int64_t key, int64_t keys) {
+// `first_query` on and the keys [begin, end), at tile + (key - begin) * stride. Where the first half of the queries comes
+// before all keys of a panel, only the second half is computed.
+inline void multiply_keys(HeadRows keys, int64_t begin, int64_t end, const float* queries, int64_t first_query,
+                          float* tile, int64_t stride, RowsAhead& ahead) {
+  for_panels(begin, end, [&](int64_t key, int64_t count) {
     const int64_t skipped = key >= first_query + kLanes ? kLanes : 0;
-    microkernel::multiply_tile(
-        keys, {channels, key_panels + key * channels, 1, panel_height(key, count), queries + skipped, kColumns,
-               tile + (key - begin) * stride + skipped, stride, nullptr, 0, kColumns - skipped});
+    microkernel::Tile t = {keys.size,
+                           keys.row(key),
+                           keys.stride,
+                           1,
+                           queries + skipped,
+                           kColumns,
+                           tile + (key - begin) * stride + skipped,
+                           stride,
+                           nullptr,
+                           0,
+                           kColumns - skipped,
+                           nullptr,
+                           true};
+    ahead.hand_out(t);
+    microkernel::multiply_tile(count, t);
   });
 }
 

@@ -33,11 +33,12 @@ void multiply(const Tile& t) {
     for (int j = 0; j < Vectors; ++j) sum[i][j] = Vec{};
 
   const int64_t width = Vectors * kLanes;
+  if (!t.c_is_near)
 #pragma GCC unroll 16
-  for (int i = 0; i < Rows; ++i) {
-    __builtin_prefetch(t.c + i * t.c_stride, 1);
-    __builtin_prefetch(t.c + i * t.c_stride + t.columns - 1, 1);
-  }
+    for (int i = 0; i < Rows; ++i) {
+      __builtin_prefetch(t.c + i * t.c_stride, 1);
+      __builtin_prefetch(t.c + i * t.c_stride + t.columns - 1, 1);
+    }
   if (t.beside)
     for (int64_t i = 0; i < Rows; ++i) {
       __builtin_prefetch(t.beside + i * t.c_stride, 1);

@@ -38,6 +38,7 @@ struct Tile {
   int64_t addend_stride;
   int64_t columns;
   const float* beside = nullptr;  // with C's stride: brought closer together with C
+  bool c_is_near = false;         // in the first-level cache, so that nothing is to be fetched
   float* b_copy = nullptr;        // where B's rows are copied to on their way, side by side, for the tiles that follow
   // What will be read soon is brought into L2 meanwhile, a line a step of k: the lines at fetch + 16 block * fetch_block
   // + step * fetch_step, 16 steps to a block.
