@@ -24,8 +24,9 @@ using microkernel::RowPanels;
 constexpr int64_t kDepthRowMajor = 768, kPanelsRowMajor = 2;
 constexpr int64_t kDepthTransposed = 512, kPanelsTransposed = 3;
 constexpr int64_t kMostRows = 4096;  // of a block: a piece of A this high stays in L3 for the blocks beside it
-constexpr int64_t kLeastRows = 256;  // of a block, for its piece of B to be worth packing
-constexpr int64_t kBlocksPerThread = 4;
+constexpr int64_t kBlocksPerThread = 2;
+// The least rows of a block, for its piece of B to be worth packing apart, and on the way.
+constexpr int64_t kLeastRowsPacking = 256, kLeastRowsOnTheWay = 128;
 constexpr double kSerialWork = 1e6;  // multiply-adds below which waking the team costs more than it brings
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -44,18 +45,22 @@ Range part(int64_t n, int64_t count, int64_t i) { return {i * n / count, (i + 1)
 // How C is cut. Only the stages may touch the bits, and they depend on k and the layout of A alone.
 struct Plan {
   int64_t depth, stages;
-  int64_t column_panels, panels, column_blocks;  // panels: of the widest block
-  int64_t row_blocks;
+  int64_t column_panels, column_blocks, row_blocks;
+  int64_t panels;  // of the widest block
 
-  Plan(int64_t m, int64_t n, int64_t k, bool row_major, int64_t threads) : column_panels(ceil_div(n, kColumns)) {
-    stages = std::max<int64_t>(1, ceil_div(k, row_major ? kDepthRowMajor : kDepthTransposed));
+  Plan(int64_t m, int64_t n, int64_t k, bool a_row_major, bool b_along_k, int64_t threads)
+      : column_panels(ceil_div(n, kColumns)) {
+    stages = std::max<int64_t>(1, ceil_div(k, a_row_major ? kDepthRowMajor : kDepthTransposed));
     depth = round_up(ceil_div(k, stages), 16);
+    // The widest blocks that are enough for all threads: rows are cut first.
     const int64_t wanted = threads > 1 ? kBlocksPerThread * threads : 1;
-    column_blocks = ceil_div(
-        column_panels, std::clamp<int64_t>(column_panels / wanted, 1, row_major ? kPanelsRowMajor : kPanelsTransposed));
+    const int64_t most_row_blocks = std::max<int64_t>(1, m / (b_along_k ? kLeastRowsPacking : kLeastRowsOnTheWay));
+    for (panels = a_row_major ? kPanelsRowMajor : kPanelsTransposed;; --panels) {
+      column_blocks = ceil_div(column_panels, panels);
+      row_blocks = std::max(ceil_div(m, kMostRows), std::min(most_row_blocks, ceil_div(wanted, column_blocks)));
+      if (panels == 1 || column_blocks * row_blocks >= wanted) break;
+    }
     panels = ceil_div(column_panels, column_blocks);
-    row_blocks =
-        std::max({int64_t{1}, ceil_div(m, kMostRows), std::min(ceil_div(wanted, column_blocks), m / kLeastRows)});
   }
   int64_t floats_of_thread() const { return panels * kColumns * depth; }
 };
@@ -162,8 +167,9 @@ int64_t gemm_workspace(int64_t m, int64_t n, int64_t k, int threads) {
   // A small product is made by one thread alone, in wider blocks.
   int64_t floats = 0;
   for (const bool row_major : {true, false})
-    for (const int team : {1, threads})
-      floats = std::max(floats, team * Plan(m, n, k, row_major, team).floats_of_thread());
+    for (const bool along_k : {true, false})
+      for (const int team : {1, threads})
+        floats = std::max(floats, team * Plan(m, n, k, row_major, along_k, team).floats_of_thread());
   return floats + 16;
 }
 
@@ -172,7 +178,7 @@ void gemm(ThreadTeam& threads, const Gemm& g, float* workspace) {
   const bool alone = threads.size() == 1 || static_cast<double>(g.m) * g.n * g.k < kSerialWork;
   if (has_few_rows(g)) return gemm_few_rows(threads, g, alone);
   const int team = alone ? 1 : threads.size();
-  const Plan plan(g.m, g.n, g.k, g.a.column_stride == 1, team);
+  const Plan plan(g.m, g.n, g.k, g.a.column_stride == 1, g.b.column_stride != 1, team);
   BlockedGemm blocked(g, plan, workspace, team);
   if (alone) return blocked.work(0);
   threads.run([&](int rank) { blocked.work(rank); });
