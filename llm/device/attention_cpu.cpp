@@ -19,6 +19,7 @@ constexpr int64_t kKeyBlock = 512;    // the tile of scores, 64 KiB with 32 quer
 constexpr int64_t kQueryChunk = 128;  // the least number of queries in a claim
 constexpr int64_t kFewTokens = 8;     // up to here one pass over the cache for each query beats packing it
 constexpr int64_t kSplitKeys = 256;   // keys that one claim of the decoding kernel reads
+constexpr int64_t kRowsAhead = 16;    // how many of them it asks memory for in advance
 
 // One head's queries [begin, end), at positions `position` + begin ..., against all keys up to their own.
 struct HeadTask {
@@ -185,6 +186,11 @@ void attend_part(const float* query, HeadRows keys, HeadRows values, int64_t beg
   const float scale = 1.0f / std::sqrt(static_cast<float>(size));
   float maximum = kMinusInfinity;
   for (int64_t key = begin; key < end; ++key) {
+    // Rows lie far apart in the cache: nothing but a prefetch brings them near in time, and the values' meanwhile.
+    for (int64_t c = 0; c < size; c += 64 / 4) {
+      __builtin_prefetch(keys.row(key + kRowsAhead) + c);
+      __builtin_prefetch(values.row(key) + c);
+    }
     Vec dot{};
     for (int64_t c = 0; c < whole; c += kLanes) dot += simd::load(query + c) * simd::load(keys.row(key) + c);
     if (whole < size)

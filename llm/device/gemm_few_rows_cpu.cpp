@@ -1,6 +1,8 @@
 // The product for few rows against a transposed B, as in token-by-token decoding: each row of B's transpose is read once,
 // straight from memory, against all rows of A. What counts is the way of the weights from memory.
 #include "llm/device/gemm_few_rows_cpu.h"
+#include <algorithm>
+
 #include "llm/base/simd.h"
 
 namespace llm {
@@ -10,46 +12,41 @@ using simd::kLanes;
 using simd::Vec;
 
 constexpr int64_t kMostRows = 8;  // up to here nothing but B's way from memory counts
-constexpr int64_t kChunk = 32;    // columns a claim
+constexpr int64_t kAhead = 1024;  // floats: how far in front memory is asked
 
-template <int Rows, int Columns>
+// One column of C for all rows: one row of B's transpose, in the order in which it lies in memory, so that the processor
+// sees one stream. Two chains of additions keep ahead of any memory.
+template <int Rows>
 void dot_products(const Gemm& g, int64_t column) {
-  Vec sum[Rows][Columns] = {};
+  Vec sum[Rows][2] = {};
   const float* a = g.a.data;
   const float* b = g.b.data + column * g.b.column_stride;
   int64_t k = 0;
-  for (; k + kLanes <= g.k; k += kLanes) {
-    Vec b_part[Columns];
+  for (; k + 2 * kLanes <= g.k; k += 2 * kLanes) {
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const Vec b_part = simd::load(b + k + j * kLanes);
+      __builtin_prefetch(b + k + j * kLanes + kAhead);
 #pragma GCC unroll 8
-    for (int j = 0; j < Columns; ++j) {
-      b_part[j] = simd::load(b + j * g.b.column_stride + k);
-      __builtin_prefetch(b + (Columns + j) * g.b.column_stride + k);  // of the next call
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < Rows; ++i) {
-      const Vec a_part = simd::load(a + i * g.a.row_stride + k);
-#pragma GCC unroll 8
-      for (int j = 0; j < Columns; ++j) sum[i][j] += a_part * b_part[j];
+      for (int i = 0; i < Rows; ++i) sum[i][j] += simd::load(a + i * g.a.row_stride + k + j * kLanes) * b_part;
     }
   }
-  for (int i = 0; i < Rows; ++i)
-    for (int j = 0; j < Columns; ++j) {
-      Vec total = sum[i][j];
-      if (k < g.k)
-        total += simd::load_part(a + i * g.a.row_stride + k, g.k - k) *
-                 simd::load_part(b + j * g.b.column_stride + k, g.k - k);
-      const float product = simd::reduce_add(total);
-      const int64_t at = i * g.c_stride + column + j;
-      g.c[at] = g.addend ? g.addend[i * g.addend_stride + column + j] + product : product;
-    }
+  for (int j = 0; k < g.k; k += kLanes, ++j) {
+    const int64_t count = std::min<int64_t>(kLanes, g.k - k);
+    const Vec b_part = simd::load_part(b + k, count);
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i) sum[i][j] += simd::load_part(a + i * g.a.row_stride + k, count) * b_part;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < Rows; ++i) {
+    const float product = simd::reduce_add(sum[i][0] + sum[i][1]);
+    g.c[i * g.c_stride + column] = g.addend ? g.addend[i * g.addend_stride + column] + product : product;
+  }
 }
 
 template <int Rows>
 void columns_of(const Gemm& g, int64_t begin, int64_t end) {
-  constexpr int kStep = Rows == 1 ? 8 : Rows <= 4 ? 4 : 2;
-  int64_t j = begin;
-  for (; j + kStep <= end; j += kStep) dot_products<Rows, kStep>(g, j);
-  for (; j < end; ++j) dot_products<Rows, 1>(g, j);
+  for (int64_t j = begin; j < end; ++j) dot_products<Rows>(g, j);
   if (g.epilogue.apply) g.epilogue.apply(g.epilogue.context, {g.c + begin, g.c_stride, 0, Rows, begin, end - begin});
 }
 
@@ -74,7 +71,8 @@ bool has_few_rows(const Gemm& g) {
 
 void gemm_few_rows(ThreadTeam& threads, const Gemm& g, bool alone) {
   if (alone) return columns_of_rows(g, 0, g.n);
-  threads.for_blocks(g.n, kChunk, [&](int64_t begin, int64_t end) { columns_of_rows(g, begin, end); });
+  const int64_t chunk = std::max<int64_t>(16, g.n / (4 * threads.size()) / 16 * 16);
+  threads.for_blocks(g.n, chunk, [&](int64_t begin, int64_t end) { columns_of_rows(g, begin, end); });
 }
 
 }  // namespace llm
