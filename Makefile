@@ -5,6 +5,7 @@
 #   CUDA_ARCHS="80 90 120" compute capabilities to compile kernels for; the first also as PTX, for those not listed
 #                          (without it: this machine's GPUs, or those three where there is none)
 #   MARCH=native           the CPU to compile for, as g++'s -march takes it, e.g. x86-64-v3 (`make portable`: for all)
+#   ONEDNN=1               with oneDNN (Debian's libdnnl-dev) for `bench --products` to measure beside our matrix product
 #   CXX CPPFLAGS CXXFLAGS LDFLAGS TEST_FLAGS BENCH_FLAGS DEMO_FLAGS DATA
 #
 # Sources are found by name: llm/*/*.cpp and train_gpt.cu make train_gpt, with nvcc llm/*/*.cu as well. The tests are
@@ -17,6 +18,7 @@ CUDA ?= auto
 CUDART ?= static
 MARCH ?= native
 VARIANT ?= release
+ONEDNN ?= 0
 # About a minute on two cores.
 DEMO_FLAGS ?= tiny --steps 1500
 TEST_RUNNER :=
@@ -32,6 +34,7 @@ JOBS = $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
 
 # Make's own default would be `g++` even where that is too old and a newer one is installed beside it.
 USER_CXX := $(if $(filter default undefined,$(origin CXX)),,$(CXX))
+FOR_ONEDNN := $(if $(filter 1,$(ONEDNN)),onednn)
 SETUP := CXX='$(USER_CXX)' CPPFLAGS='$(CPPFLAGS)' scripts/setup.sh
 CXX := $(or $(USER_CXX),$(shell $(SETUP) --compiler 2>/dev/null))
 
@@ -49,7 +52,7 @@ $(error $(CUDA_FOUND))
 endif
 endif
 ifneq ($(filter all bench train_gpt portable,$(GOALS)),)
-MISSING := $(shell $(SETUP) --check 2>&1)
+MISSING := $(shell $(SETUP) --check $(FOR_ONEDNN) 2>&1)
 ifneq ($(MISSING),)
 $(error $(MISSING))
 endif
@@ -77,7 +80,7 @@ COMPILE_CU = $(COMPILE) -DTRAIN_GPT_MARCH=$(MARCH) -x c++
 WATCH := $(if $(filter release,$(VARIANT)),-fsanitize=thread)
 COMPILE_SIMT = $(COMPILE) -Itest/simt -Wno-unknown-pragmas $(if $(filter %.cu test/simt/samples.cpp,$<),$(WATCH)) $(if $(filter %.cu,$<),-x c++)
 
-LIBS := -lpcre2-8
+LIBS := -lpcre2-8 $(if $(FOR_ONEDNN),-ldnnl -lgomp)
 ifneq ($(NVCC),)
 comma := ,
 cuda_code = -gencode arch=compute_$(1),code=[sm_$(1)$(2)]
@@ -93,7 +96,7 @@ endif
 
 BUILD = build/$(VARIANT)
 KERNELS := $(wildcard llm/*/*.cu)
-LLM_OBJECTS := $(patsubst %,$(BUILD)/%.o,$(wildcard llm/*/*.cpp))
+LLM_OBJECTS := $(patsubst %,$(BUILD)/%.o,$(filter-out $(if $(FOR_ONEDNN),,%_onednn.cpp),$(wildcard llm/*/*.cpp)))
 # COPIES is set by `make portable`.
 MAIN_OBJECTS := $(BUILD)/train_gpt.cu.o $(if $(COPIES),$(BUILD)/train_gpt_portable.cpp.o $(COPIES))
 TEST_OBJECTS := $(patsubst %,$(BUILD)/%.o,$(wildcard test/*.cpp))
@@ -184,7 +187,7 @@ portable-test: portable ## test what `make portable` builds: the choice of a cop
 	  TRAIN_GPT_BINARY=./train_gpt TRAIN_GPT_CPU=$$level build/portable/$$level/run_tests $(TEST_FLAGS); done
 
 setup: ## install the packages that a build needs (Debian, Ubuntu), if any is missing
-	@$(SETUP)
+	@$(SETUP) $(FOR_ONEDNN)
 
 # DATA=FILE.txt takes another text than the one that get_corpus.sh gets.
 demo: ## train a small model on a text, evaluate it and let it write (DATA=FILE.txt: your text)
