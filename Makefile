@@ -4,18 +4,21 @@
 #   CUDART=static|shared   how the CUDA runtime is linked
 #   CUDA_ARCHS="80 90 120" compute capabilities to compile kernels for; the first also as PTX, for those not listed
 #                          (without it: this machine's GPUs, or those three where there is none)
-#   MARCH=native           the CPU to compile for, as g++'s -march takes it, e.g. x86-64-v3
+#   MARCH=native           the CPU to compile for, as g++'s -march takes it, e.g. x86-64-v3 (`make portable`: for all)
+#   ONEDNN=1               with oneDNN (Debian's libdnnl-dev) for `bench --products` to measure beside our matrix product
 #   CXX CPPFLAGS CXXFLAGS LDFLAGS TEST_FLAGS BENCH_FLAGS DEMO_FLAGS DATA
 #
 # Sources are found by name: llm/*/*.cpp and train_gpt.cu make train_gpt, with nvcc llm/*/*.cu as well. The tests are
 # test/*.cpp; they run the kernels of llm/*/*.cu in a test bed (test/simt), for which the same files are compiled as C++, so
 # they need neither nvcc nor a GPU. (`make gpu-test` runs them on a GPU.) Each variant (release, asan, tsan, lint) has its
 # objects in a directory of its own: build/VARIANT, build/VARIANT/cuda (by nvcc), build/VARIANT/simt (for the test bed).
+# `make portable` has such a directory for each kind of CPU: build/portable/x86-64 and so on.
 
 CUDA ?= auto
 CUDART ?= static
 MARCH ?= native
 VARIANT ?= release
+ONEDNN ?= 0
 # About a minute on two cores.
 DEMO_FLAGS ?= tiny --steps 1500
 TEST_RUNNER :=
@@ -31,6 +34,7 @@ JOBS = $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
 
 # Make's own default would be `g++` even where that is too old and a newer one is installed beside it.
 USER_CXX := $(if $(filter default undefined,$(origin CXX)),,$(CXX))
+FOR_ONEDNN := $(if $(filter 1,$(ONEDNN)),onednn)
 SETUP := CXX='$(USER_CXX)' CPPFLAGS='$(CPPFLAGS)' scripts/setup.sh
 CXX := $(or $(USER_CXX),$(shell $(SETUP) --compiler 2>/dev/null))
 
@@ -47,8 +51,8 @@ ifeq ($(filter CUDA:,$(CUDA_FOUND)),CUDA:)
 $(error $(CUDA_FOUND))
 endif
 endif
-ifneq ($(filter all bench train_gpt,$(GOALS)),)
-MISSING := $(shell $(SETUP) --check 2>&1)
+ifneq ($(filter all bench train_gpt portable,$(GOALS)),)
+MISSING := $(shell $(SETUP) --check $(FOR_ONEDNN) 2>&1)
 ifneq ($(MISSING),)
 $(error $(MISSING))
 endif
@@ -68,14 +72,15 @@ lint_flags := -O1 -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wextra-semi 
 HOST_FLAGS = $($(VARIANT)_flags) -march=$(MARCH) -fno-math-errno -pthread -Wall -Wextra -Wno-restrict
 COMPILE = $(CXX) -std=c++20 $(HOST_FLAGS) $(if $(filter lint,$(VARIANT)),-Wpedantic) -I. \
   $(if $(filter test/%,$<),-DDOCTEST_CONFIG_SUPER_FAST_ASSERTS) $(CPPFLAGS) $(CXXFLAGS)
-LINK = $(CXX) $(HOST_FLAGS) $(CXXFLAGS) $(LDFLAGS)
+WRAP_MAIN := -Wl,--wrap=main
+LINK = $(CXX) $(HOST_FLAGS) $(CXXFLAGS) $(LDFLAGS) $(if $(COPIES),$(WRAP_MAIN))
 # A .cu file as C++: main()'s, which holds no kernel, and the kernels for the test bed, whose cuda_runtime.h comes first.
-COMPILE_CU = $(COMPILE) -x c++
+COMPILE_CU = $(COMPILE) -DTRAIN_GPT_MARCH=$(MARCH) -x c++
 # They are compiled as for ThreadSanitizer, but linked without it: the bed takes its calls and watches every access itself.
 WATCH := $(if $(filter release,$(VARIANT)),-fsanitize=thread)
 COMPILE_SIMT = $(COMPILE) -Itest/simt -Wno-unknown-pragmas $(if $(filter %.cu test/simt/samples.cpp,$<),$(WATCH)) $(if $(filter %.cu,$<),-x c++)
 
-LIBS := -lpcre2-8
+LIBS := -lpcre2-8 $(if $(FOR_ONEDNN),-ldnnl -lgomp)
 ifneq ($(NVCC),)
 comma := ,
 cuda_code = -gencode arch=compute_$(1),code=[sm_$(1)$(2)]
@@ -89,10 +94,11 @@ LIBS += $(foreach dir,$(CUDA_LIBS),-L$(dir) -Wl,-rpath,$(dir)) -Wl,--as-needed -
   $(if $(filter shared,$(CUDART)),-lcudart,-lcudart_static -ldl -lrt)
 endif
 
-BUILD := build/$(VARIANT)
+BUILD = build/$(VARIANT)
 KERNELS := $(wildcard llm/*/*.cu)
-LLM_OBJECTS := $(patsubst %,$(BUILD)/%.o,$(wildcard llm/*/*.cpp))
-MAIN_OBJECTS := $(BUILD)/train_gpt.cu.o
+LLM_OBJECTS := $(patsubst %,$(BUILD)/%.o,$(filter-out $(if $(FOR_ONEDNN),,%_onednn.cpp),$(wildcard llm/*/*.cpp)))
+# COPIES is set by `make portable`.
+MAIN_OBJECTS := $(BUILD)/train_gpt.cu.o $(if $(COPIES),$(BUILD)/train_gpt_portable.cpp.o $(COPIES))
 TEST_OBJECTS := $(patsubst %,$(BUILD)/%.o,$(wildcard test/*.cpp))
 CUDA_OBJECTS := $(if $(NVCC),$(KERNELS:%=$(BUILD)/cuda/%.o))
 # What only a GPU's libraries can do has a stand-in in test/simt.
@@ -113,6 +119,20 @@ $(BUILD)/%.cpp.o: %.cpp $(BUILD)/compile.stamp
 	@mkdir -p $(@D)
 	@echo "  compile $<"
 	@$(COMPILE) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
+
+# The program as one object, for `make portable`: only its main() can be seen, by the name $(COPY_NAME), so that no inline
+# function compiled for AVX-512 takes the place of the same function of another copy. Its constructors stand in a section
+# whose ends the linker tells train_gpt_portable.cpp.
+COPY_NAME = train_gpt_$(subst -,_,$(MARCH))
+$(BUILD)/copy.o: $(MAIN_OBJECTS) $(LLM_OBJECTS)
+	@echo "  join    $@"
+	@$(CXX) -r -nostdlib -Wl,--force-group-allocation $^ -o $@.joined
+	@objcopy --redefine-sym main=$(COPY_NAME) --keep-global-symbol=$(COPY_NAME) \
+	  --rename-section .init_array=$(COPY_NAME:train_gpt%=constructors%) $@.joined $@
+	@rm $@.joined
+	@seen=$$(nm --extern-only --defined-only --format=just-symbols $@ | tr '\n' ' '); \
+	  [ "$$seen" = "$(COPY_NAME) " ] || { echo "$@: can be seen from outside: $$seen" >&2; exit 1; }
+	@! objdump -h $@ | grep -E '\.(init_array|ctors|preinit_array)' || { echo "$@: constructors that would always run" >&2; exit 1; }
 
 $(BUILD)/simt/%.o: % $(BUILD)/compile_simt.stamp
 	@mkdir -p $(@D)
@@ -148,8 +168,26 @@ all: ## build ./train_gpt (the default)
 	@$(MAKE) $(JOBS) train_gpt
 	@echo "built ./train_gpt for $(if $(NVCC),CPU and CUDA $(CUDA_VERSION),CPU only$(if $(filter 0,$(CUDA)),, (no CUDA Toolkit found))); next: ./train_gpt train --data FILE.txt, or make demo"
 
+# The plain copy is linked as usual: its code runs everywhere, and CUDA's objects, which are there once, call it. A function's
+# static variables must not be unique in the program, as g++ has them by default: each copy has its own.
+COPY_LEVELS := x86-64-v3 x86-64-v4
+level = MARCH=$(1) BUILD=build/portable/$(1) CXXFLAGS='$(CXXFLAGS) -fno-gnu-unique'
+portable: ## build ./train_gpt for every x86-64 CPU: plain, AVX2 and AVX-512 code in one, chosen when it starts
+	@set -e; for level in $(COPY_LEVELS); do $(MAKE) $(JOBS) CUDA=0 $(call level,$$level) build/portable/$$level/copy.o; done
+	@$(MAKE) $(JOBS) $(call level,x86-64) COPIES='$(COPY_LEVELS:%=build/portable/%/copy.o)' train_gpt
+	@echo "built ./train_gpt for every x86-64 CPU; next: ./train_gpt --version"
+
+# Too long for each run of continuous integration: it compiles everything three times, the tests too.
+portable-test: portable ## test what `make portable` builds: the choice of a copy, and all tests for each (half an hour)
+	@scripts/check_portable.sh
+	@set -e; for level in x86-64 $(COPY_LEVELS); do \
+	  TRAIN_GPT_CPU=$$level ./train_gpt --version >/dev/null || continue; \
+	  $(MAKE) $(JOBS) CUDA=0 $(call level,$$level) build/portable/$$level/run_tests; \
+	  echo "tests of $$level"; \
+	  TRAIN_GPT_BINARY=./train_gpt TRAIN_GPT_CPU=$$level build/portable/$$level/run_tests $(TEST_FLAGS); done
+
 setup: ## install the packages that a build needs (Debian, Ubuntu), if any is missing
-	@$(SETUP)
+	@$(SETUP) $(FOR_ONEDNN)
 
 # DATA=FILE.txt takes another text than the one that get_corpus.sh gets.
 demo: ## train a small model on a text, evaluate it and let it write (DATA=FILE.txt: your text)
@@ -214,4 +252,4 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 FORCE:
-.PHONY: all setup demo test sweep-test gpu-test gpu-report asan tsan lint bench fuzz clean help objects FORCE
+.PHONY: all portable portable-test setup demo test sweep-test gpu-test gpu-report asan tsan lint bench fuzz clean help objects FORCE

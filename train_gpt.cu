@@ -1,17 +1,39 @@
 // The command line and nothing else. One file a subcommand in llm/cli.
+#include <cstdlib>
 #include <exception>
 #include <iostream>
 #include <new>
+#include <string>
+#include <string_view>
 
 #include "llm/base/error.h"
+#include "llm/base/simd.h"
 #include "llm/cli/commands.h"
 #include "llm/device/cuda.h"
+
+namespace {
+
+// What g++'s -march was given.
+#define TEXT_OF(words) #words
+#define TEXT_OF_VALUE(macro) TEXT_OF(macro)
+constexpr std::string_view kBuiltFor = TEXT_OF_VALUE(TRAIN_GPT_MARCH);
+
+// Asks for a copy in the binary of `make portable`. Here it is chosen already, or there is only one.
+void check_copy() {
+  const char* wanted = std::getenv("TRAIN_GPT_CPU");
+  if (wanted && wanted != kBuiltFor)
+    llm::fail_usage("TRAIN_GPT_CPU=", wanted, ": this binary was built for ", kBuiltFor,
+                    " alone; `make portable` builds ", "one for every x86-64 CPU");
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   CLI::App app("train_gpt: from text to a trained GPT, on the CPU and the GPU.", "train_gpt");
   app.set_version_flag("--version", [] {
-    return "train_gpt 0.1\nCUDA: " + (llm::cuda_is_built_in() ? llm::describe_cuda_devices()
-                                                              : "not built in (this binary was built without nvcc)");
+    return "train_gpt 0.1\nCPU: " + std::string(kBuiltFor) + " (" + llm::simd::kInstructionSet + ")\nCUDA: " +
+           (llm::cuda_is_built_in() ? llm::describe_cuda_devices()
+                                    : "not built in (this binary was built without nvcc)");
   });
   app.require_subcommand(1);
   app.footer(
@@ -29,6 +51,7 @@ int main(int argc, char** argv) {
   llm::add_graph(app);
   llm::add_bench(app);
   try {
+    check_copy();
     app.parse(argc, argv);
     return 0;
   } catch (const CLI::ParseError& e) {

@@ -2,7 +2,8 @@
 # Installs what the build needs on Debian 12+ and Ubuntu 22.04+, and only what is missing; when nothing is, it needs
 # neither the network nor root.
 #
-#   scripts/setup.sh [demo] [lint] [fuzz]    the build's and the tests' packages; also the demo's text, the formatter, clang
+#   scripts/setup.sh [demo] [lint] [fuzz] [onednn]
+#                                     the build's and the tests' packages; also the demo's text, the formatter, clang, oneDNN
 #   scripts/setup.sh --check          installs nothing: one line that names what is missing, exit status 1
 #   scripts/setup.sh --compiler       prints the C++ compiler to use ($CXX, or the first g++ of version 12 or later)
 set -euo pipefail
@@ -41,7 +42,7 @@ find_compiler() {
 # Sets `missing` to the packages that are needed for the named purposes and not there.
 find_missing() {
   missing=()
-  local compiler header package probe="" purpose release
+  local compiler header package probe="" purpose release wanted=$headers
   # shellcheck disable=SC1091
   release=$(. /etc/os-release 2>/dev/null && echo "${ID:-} ${VERSION_ID:-}" || true)
 
@@ -51,12 +52,13 @@ find_missing() {
     if [ "$release" = "ubuntu 22.04" ]; then missing+=(g++-12); else missing+=(g++); fi
   fi
   command -v make >/dev/null || missing+=(make)
+  case " $* " in *" onednn "*) wanted+="dnnl.h libdnnl-dev"$'\n' ;; esac
   # One run of the preprocessor says which headers are not there. Without a compiler nobody knows what it would find:
   # all are named then, and apt leaves alone what is installed.
   while read -r header package; do
     [ -n "$header" ] || continue
     probe+="#if !__has_include(<$header>)"$'\n'"missing $package"$'\n'"#endif"$'\n'
-  done <<<"$headers"
+  done <<<"$wanted"
   # $compiler and $CPPFLAGS may be several words.
   while read -r _ package; do missing+=("$package"); done < <(
     echo "$probe" | if [ -n "$compiler" ]; then $compiler ${CPPFLAGS:-} -std=c++20 -E -P -x c++ -; else cat; fi | grep '^missing '
@@ -72,8 +74,9 @@ find_missing() {
             *) missing+=(clang-format) ;;
           esac
         ;;
+      onednn) ;;
       fuzz) command -v "${FUZZ_CXX:-clang++}" >/dev/null || missing+=(clang) ;;
-      *) die "unknown purpose \"$purpose\"; known: demo, lint, fuzz" ;;
+      *) die "unknown purpose \"$purpose\"; known: demo, lint, fuzz, onednn" ;;
     esac
   done
 }

@@ -33,9 +33,11 @@ using References = std::map<std::string, Reference, std::less<>>;
 void add_row_references(References& table);      // ops that treat rows or elements one by one
 void add_product_references(References& table);  // matrix products, attention, losses, AdamW
 void add_muon_references(References& table);
-const References& references();  // all of them, by the op's name
+void add_backward_references(References& table);  // what autodiff makes of gpt2's and the modern model's forward pass
+const References& references();                   // all of them, by the op's name
 
-// Runs the nodes of `graph` in double. `values`, by tensor, holds its inputs and gets everything else.
+// Runs the nodes of `graph` in double. `values`, by tensor, holds its inputs and gets everything else. What a node updates
+// in place changes there, too, so that a training graph can run again and again.
 void evaluate(const Graph& graph, std::vector<Array>& values, const StepState& step);
 
 // `count` numbers in [low, high) that the type holds exactly (whole numbers for int32), keyed by `name`. Those for bf16 are

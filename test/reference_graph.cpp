@@ -32,6 +32,7 @@ const References& references() {
     add_row_references(t);
     add_product_references(t);
     add_muon_references(t);
+    add_backward_references(t);
     return t;
   }();
   return table;
@@ -45,8 +46,16 @@ void evaluate(const Graph& graph, std::vector<Array>& values, const StepState& s
     std::vector<Array> inputs;
     for (TensorId id : node.inputs) inputs.push_back(id == kNone ? Array{} : values[static_cast<size_t>(id)]);
     std::vector<Array> outputs = found->second(node.attributes, inputs, step);
-    for (size_t i = 0; i < node.outputs.size(); ++i)
-      if (node.outputs[i] != kNone) values[static_cast<size_t>(node.outputs[i])] = std::move(outputs.at(i));
+    for (size_t i = 0; i < node.outputs.size(); ++i) {
+      const TensorId id = node.outputs[i];
+      if (id == kNone) continue;
+      Array& to = values[static_cast<size_t>(id)] = std::move(outputs.at(i));
+      if (graph.storage(id) == id) continue;
+      Array& owner = values[static_cast<size_t>(graph.storage(id))];
+      if (graph.tensor(id).role == Role::gradient)  // a second writer adds
+        for (size_t j = 0; j < to.values.size(); ++j) to.values[j] += owner.values[j];
+      owner = to;
+    }
   }
 }
 

@@ -192,6 +192,50 @@ TEST_CASE("cli: help and version") {
   }
 }
 
+TEST_CASE("cli: a copy for another CPU that is not there is an error") {
+  if (binary().empty()) return;
+  const Folder folder;
+  CHECK(has(run_well(folder, {"--version"}), "\nCPU: "));
+  const char* before = std::getenv("TRAIN_GPT_CPU");
+  const std::string kept = before ? before : "";
+  ::setenv("TRAIN_GPT_CPU", "abacus", 1);
+  check_error(folder, {"bench"}, 2, "abacus");
+  before ? ::setenv("TRAIN_GPT_CPU", kept.c_str(), 1) : ::unsetenv("TRAIN_GPT_CPU");
+}
+
+TEST_CASE("cli: bench") {
+  if (binary().empty()) return;
+  const Folder folder;
+  const auto bench = [](Arguments more) {
+    Arguments all = {"bench", "nano", "--batch", "1", "--steps", "1", "--threads", "2"};
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  };
+  const json step = json::parse(run_well(folder, bench({"--format", "json", "--save", folder / "step.json"})));
+  CHECK(json::parse(read_file(folder / "step.json")) == step);
+  CHECK(step["memory_bytes"]["persistent"].get<int64_t>() > 4 * 4 * step["parameters"].get<int64_t>() - 1);
+  CHECK(step["memory_bytes"]["transient"].get<int64_t>() > 0);
+  double flops = 0;  // of the step's large products
+  for (const json& op : step["ops"])
+    if (const std::string name = op["name"]; name.starts_with("linear") || name == "head_loss")
+      flops += op["gflops"].get<double>() * op["ms"].get<double>() * 1e6;
+  const json result = json::parse(run_well(folder, bench({"--format", "json", "--products"})));
+  double of_products = 0;
+  for (const json& row : result["products"]) {
+    CHECK(row["ms"].get<double>() > 0);
+    of_products +=
+        2 * row["m"].get<double>() * row["n"].get<double>() * row["k"].get<double>() * row["calls"].get<double>();
+  }
+  CHECK(of_products == doctest::Approx(flops).epsilon(1e-9));
+  CHECK(result["geometric_means"]["of_peak"].get<double>() > 0);
+  CHECK(has(run_well(folder, bench({"--compare", folder / "step.json"})), "speed-up"));
+  CHECK(has(run_well(folder, bench({"--format", "markdown", "--nodes"})), "| the whole step |"));
+  CHECK(has(run_well(folder, bench({"--products"})), "geometric mean"));
+  check_error(folder, bench({"--products", "--nodes"}), 2, "--products");
+  check_error(folder, bench({"--format", "xml"}), 2, "xml");
+  check_error(folder, bench({"--compare", folder / "none.json"}), 1, "none.json");
+}
+
 TEST_CASE("cli: from text to loss") {
   if (binary().empty()) return;
   const Trained& t = trained();

@@ -10,6 +10,7 @@
 #include <iostream>
 #include <set>
 
+#include "llm/ops/products.h"
 #include "test/op_subjects.h"
 
 namespace {
@@ -69,7 +70,12 @@ void check_cost(const Graph& g, const Node& node) {
   CHECK(cost.bytes_read <= all.bytes_read);
   CHECK(cost.bytes_written > 0);
   CHECK(cost.bytes_written <= all.bytes_written);
+  double products = 0;
+  for (const Product& p : products_of(g, node)) products += 2.0 * static_cast<double>(p.m * p.n * p.k * p.calls);
   const std::string_view name = node.op->name;
+  CHECK((products > 0) == (name.starts_with("linear") || name == "head_loss"));
+  // The last block of a head counts as a full one.
+  if (products > 0) CHECK(products >= cost.flops), CHECK(products <= 1.1 * cost.flops);
   if (!name.starts_with("linear")) return;
   const Shape rows = g.shape(node.inputs[0]);  // times the (n, k) of the weight, or of its gradient
   const Shape weight = g.shape(name == "linear_backward_weight" ? node.outputs[0] : node.inputs[1]);

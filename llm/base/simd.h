@@ -14,10 +14,17 @@ namespace llm::simd {
 
 #if defined(__AVX512F__)
 inline constexpr int kLanes = 16;
+inline constexpr const char* kInstructionSet = "AVX-512";
 #elif defined(__AVX__)
 inline constexpr int kLanes = 8;
+inline constexpr const char* kInstructionSet = "AVX2";
 #else
 inline constexpr int kLanes = 4;
+#if defined(__aarch64__)
+inline constexpr const char* kInstructionSet = "NEON";
+#else
+inline constexpr const char* kInstructionSet = "SSE";
+#endif
 #endif
 
 typedef float Vec __attribute__((vector_size(kLanes * 4)));

@@ -11,6 +11,7 @@
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/head_loss_cuda.h"
 #include "llm/ops/ops.h"
+#include "llm/ops/products.h"
 #include "llm/ops/softmax_rows.h"
 
 namespace llm {
@@ -121,6 +122,8 @@ std::vector<Example> examples() {
 }
 
 }  // namespace
+
+int64_t head_block_rows(int64_t rows, int64_t V) { return block_rows(rows, V); }
 
 std::vector<Op> head_loss_ops() {
   return {{.name = "head_loss",

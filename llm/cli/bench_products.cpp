@@ -1,0 +1,193 @@
+// Times each distinct matrix product of a training step by itself, through the gemm() that the ops call, and beside it
+// oneDNN's where that is built in. The sizes come from the compiled graph.
+//
+// Both work on the same operands, taking turns in every round, each with one call that is not timed before those that are:
+// so the operands lie in the caches as far as they fit, which they do not always in a step.
+#include <chrono>
+#include <cmath>
+#include <iostream>
+#include <map>
+#include <thread>
+#include <tuple>
+
+#include "llm/base/error.h"
+#include "llm/base/random.h"
+#include "llm/base/threads.h"
+#include "llm/cli/bench.h"
+#include "llm/cli/bench_onednn.h"
+#include "llm/device/ceilings.h"
+#include "llm/device/gemm_cpu.h"
+#include "llm/graph/op.h"
+#include "llm/graph/program.h"
+#include "llm/model/gpt.h"
+#include "llm/ops/products.h"
+
+namespace llm {
+namespace {
+
+using nlohmann::ordered_json;
+
+struct Timed {
+  std::string name;
+  Product product;
+  int64_t calls = 0, repeats = 1;                 // in a step; in a measurement
+  std::vector<double> seconds = {}, onednn = {};  // of one call, by round
+
+  double flops() const {
+    return 2.0 * static_cast<double>(product.m) * static_cast<double>(product.n) * static_cast<double>(product.k);
+  }
+};
+
+std::vector<Timed> products_of_step(const BenchFlags& flags, const Machine& on, const ModelConfig& config) {
+  TrainingGraph t = build_training_graph(config, flags.batch_for(config), config.context, {}, on.target());
+  const Compiled compiled = compile(std::move(t.graph), t.results(), {});
+  std::vector<Timed> all;
+  for (const Node& node : compiled.graph.nodes)
+    for (const Product& p : products_of(compiled.graph, node)) {
+      const std::string name = std::string(node.op->name) + " " + std::to_string(p.m) + " x " + std::to_string(p.n) +
+                               " x " + std::to_string(p.k);
+      auto known = std::find_if(all.begin(), all.end(), [&](const Timed& other) { return other.name == name; });
+      if (known == all.end()) known = all.insert(all.end(), {.name = name, .product = p});
+      known->calls += p.calls;
+    }
+  return all;
+}
+
+// Memory as a program has it, for the largest operands.
+class Operands {
+ public:
+  Operands(const std::vector<Timed>& all, ThreadTeam& threads) : threads_(threads) {
+    int64_t a = 0, b = 0, c = 0, more = 0;
+    for (const Timed& t : all) {
+      const Product& p = t.product;
+      a = std::max(a, p.m * p.k), b = std::max(b, p.k * p.n), c = std::max(c, p.m * p.n);
+      more = std::max(more, gemm_workspace(p.m, p.n, p.k, threads.size()));
+    }
+    const auto bytes = [](int64_t floats) { return placed_bytes(static_cast<size_t>(floats) * sizeof(float)); };
+    arena_ = std::make_unique<Arena>(bytes(a) + bytes(b) + bytes(c) + bytes(more));
+    a_ = reinterpret_cast<float*>(arena_->data());
+    b_ = a_ + bytes(a) / sizeof(float);
+    c_ = b_ + bytes(b) / sizeof(float);
+    workspace_ = c_ + bytes(c) / sizeof(float);
+    const Random random(1, stream_of("bench products"));
+    threads.for_blocks(c_ - a_, 65536, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        a_[i] = static_cast<float>(random.uniform(static_cast<uint64_t>(i))) * 2 - 1;
+    });
+  }
+
+  Gemm gemm_of(const Product& p) const {
+    return {p.m,
+            p.n,
+            p.k,
+            p.a_transposed ? transposed(a_, p.m) : row_major(a_, p.k),
+            p.b_transposed ? transposed(b_, p.k) : row_major(b_, p.n),
+            c_,
+            p.n};
+  }
+  void ours(const Product& p) const { gemm(threads_, gemm_of(p), workspace_); }
+  void onednn(const Product& p) const { onednn_gemm(gemm_of(p), threads_.size()); }
+
+  // What both give must be the same product: some elements of each row, to what fp32 sums of k terms may differ by.
+  void check_same(const Timed& t) const {
+    const Product& p = t.product;
+    const int64_t step = std::max<int64_t>(1, p.n / 7);
+    std::vector<float> first;
+    ours(p);
+    for (int64_t i = 0; i < p.m; ++i)
+      for (int64_t j = i % step; j < p.n; j += step) first.push_back(c_[i * p.n + j]);
+    onednn(p);
+    size_t at = 0;
+    for (int64_t i = 0; i < p.m; ++i)
+      for (int64_t j = i % step; j < p.n; j += step)
+        if (const float other = c_[i * p.n + j]; !(std::abs(first[at++] - other) <= 1e-4 * static_cast<double>(p.k)))
+          fail("bench: ", t.name, ": oneDNN's product is ", other, " where ours is ", first[at - 1]);
+  }
+
+ private:
+  ThreadTeam& threads_;
+  std::unique_ptr<Arena> arena_;
+  float *a_, *b_, *c_, *workspace_;
+};
+
+template <class Work>
+double seconds_of(int64_t repeats, Work&& work) {
+  work();
+  const auto start = std::chrono::steady_clock::now();
+  for (int64_t i = 0; i < repeats; ++i) work();
+  const std::chrono::duration<double> all = std::chrono::steady_clock::now() - start;
+  return all.count() / static_cast<double>(repeats);
+}
+
+ordered_json result_of(const BenchFlags& flags, const Machine& on, const ModelConfig& config, double peak,
+                       const std::vector<Timed>& all) {
+  ordered_json products = ordered_json::array();
+  double log_gflops = 0, log_ratio = 0, seconds = 0, onednn = 0, flops = 0;
+  for (const Timed& t : all) {
+    const double mine = median(t.seconds), gflops = t.flops() / mine * 1e-9, calls = static_cast<double>(t.calls);
+    const Product& p = t.product;
+    ordered_json row = {{"name", t.name},   {"m", p.m},         {"n", p.n},         {"k", p.k},
+                        {"calls", t.calls}, {"ms", mine * 1e3}, {"gflops", gflops}, {"of_peak", gflops / peak}};
+    if (onednn_gemm) {
+      const double theirs = median(t.onednn);
+      row["onednn_ms"] = theirs * 1e3;
+      row["ratio"] = theirs / mine;
+      log_ratio += std::log(theirs / mine);
+      onednn += calls * theirs;
+    }
+    log_gflops += std::log(gflops);
+    seconds += calls * mine;
+    flops += calls * t.flops();
+    products.push_back(row);
+  }
+  const auto count = static_cast<double>(all.size());
+  const double mean = std::exp(log_gflops / count);
+  ordered_json means = {{"gflops", mean}, {"of_peak", mean / peak}};
+  ordered_json total = {{"ms", seconds * 1e3}, {"gflops", flops / seconds * 1e-9}};
+  if (onednn_gemm) {
+    means["ratio"] = std::exp(log_ratio / count);
+    total["onednn_ms"] = onednn * 1e3;
+    total["ratio"] = onednn / seconds;
+  }
+  return {{"model", flags.model_name()},
+          {"batch", flags.batch_for(config)},
+          {"context", config.context},
+          {"threads", on.threads.size()},
+          {"steps", flags.steps},
+          {"ceilings", {{"gflops", peak}}},
+          {"products", products},
+          {"geometric_means", means},
+          {"total", total}};
+}
+
+}  // namespace
+
+ordered_json bench_products(const BenchFlags& flags, const Machine& on, const ModelConfig& config) {
+  if (on.cuda) fail_usage("--products times the CPU's matrix product; leave out --device cuda");
+  std::vector<Timed> all = products_of_step(flags, on, config);
+  const Operands operands(all, on.threads);
+  std::cerr << "bench: " << all.size() << " products, " << on.threads.size() << " threads"
+            << (onednn_gemm ? ", beside oneDNN" : "") << "\n";
+  double peak = measure_peak_gflops(on.threads);
+  for (Timed& t : all) {
+    if (onednn_gemm) operands.check_same(t);
+    const double once = seconds_of(1, [&] { operands.ours(t.product); });
+    t.repeats = std::clamp<int64_t>(static_cast<int64_t>(5e-3 / once), 1, 1000);
+  }
+  // OpenMP's threads wait for more work by spinning, for some milliseconds, and would take our cores.
+  const auto pause = [&] {
+    if (on.threads.size() > 1) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  };
+  for (int64_t round = 0; round < flags.steps; ++round) {
+    for (Timed& t : all) {
+      t.seconds.push_back(seconds_of(t.repeats, [&] { operands.ours(t.product); }));
+      if (!onednn_gemm) continue;
+      t.onednn.push_back(seconds_of(t.repeats, [&] { operands.onednn(t.product); }));
+      pause();
+    }
+    peak = std::max(peak, measure_peak_gflops(on.threads));
+  }
+  return result_of(flags, on, config, peak, all);
+}
+
+}  // namespace llm

@@ -1,0 +1,267 @@
+// Times every op of a training step and holds it against what this machine would need at the least.
+#include <algorithm>
+#include <chrono>
+#include <iostream>
+#include <map>
+#include <memory>
+
+#include "llm/base/bytes.h"
+#include "llm/base/error.h"
+#include "llm/base/random.h"
+#include "llm/cli/bench.h"
+#include "llm/device/ceilings.h"
+#include "llm/device/ceilings_cuda.h"
+#include "llm/graph/dump.h"
+#include "llm/graph/program.h"
+#include "llm/graph/staging.h"
+#include "llm/model/gpt.h"
+
+namespace llm {
+namespace {
+
+using nlohmann::ordered_json;
+
+// The least seconds a node can take on this machine, and which ceiling says so.
+struct Floor {
+  double seconds = 0;
+  const char* bound = "";
+};
+
+// Whether some output lies where an input lay: such an op does not bring the line that it writes into the cache twice.
+bool writes_in_place(const Compiled& c, const Node& node) {
+  for (TensorId out : node.outputs) {
+    if (out == kNone) continue;
+    if (c.graph.tensor(out).alias != kNone) return true;
+    const size_t place = c.plan.offsets[static_cast<size_t>(out)];
+    for (TensorId in : node.inputs)
+      if (in != kNone && place != MemoryPlan::kNowhere && c.plan.offsets[static_cast<size_t>(in)] == place) return true;
+  }
+  return false;
+}
+
+// What the bandwidth is held against: reading, copying or updating, whichever is most like the node; of a working set
+// in the cache where the node's tensors may still lie there.
+Floor floor_of(const Compiled& c, const Node& node, const Ceilings& machine) {
+  const Cost cost = cost_of(c.graph, node);
+  const double bytes = cost.bytes_read + cost.bytes_written;
+  const bool cached = bytes <= static_cast<double>(Ceilings::kCachedBytes);
+  const bool reads = cost.bytes_written < 0.1 * cost.bytes_read, in_place = writes_in_place(c, node);
+  const double bandwidth = reads      ? (cached ? machine.cached_read_gbs : machine.read_gbs)
+                           : in_place ? (cached ? machine.cached_update_gbs : machine.update_gbs)
+                                      : (cached ? machine.cached_copy_gbs : machine.copy_gbs);
+  const double compute = cost.flops / machine.gflops * 1e-9, memory = bytes / bandwidth * 1e-9;
+  if (compute >= memory) return {compute, "flops"};
+  return {memory, cached ? "cache" : "memory"};
+}
+
+// One line of the result: all nodes of a kind, or of a kind and shape. Per step.
+struct Row {
+  std::string name;
+  int64_t calls = 0;
+  double flops = 0, bytes = 0, floor = 0;
+  std::map<std::string, double> bounds;  // seconds of the floor by what binds
+  std::vector<double> seconds;           // by step
+  double time() const { return median(seconds); }
+  std::string bound() const {
+    const auto less = [](auto& a, auto& b) { return a.second < b.second; };
+    return std::max_element(bounds.begin(), bounds.end(), less)->first;
+  }
+};
+
+std::string shapes_of(const Graph& g, const Node& node) {
+  std::string text;
+  for (TensorId id : node.inputs) {
+    if (id == kNone) continue;
+    // The norm of all gradients has hundreds of inputs.
+    if (text.size() > 60) return text + " ..";
+    text += (text.empty() ? "" : " ") + g.shape(id).text();
+  }
+  const TensorId out = first_output(node);
+  return text + (out == kNone ? "" : " -> " + g.shape(out).text());
+}
+
+class StepBench {
+ public:
+  StepBench(const BenchFlags& flags, const Machine& on, const ModelConfig& config)
+      : flags_(flags), on_(on), config_(config) {
+    batch_ = flags.batch_for(config);
+    TrainingGraph t = build_training_graph(config, batch_, config.context, {}, on.target());
+    tokens_ = t.tokens, targets_ = t.targets, loss_weights_ = t.loss_weights;
+    Compiled compiled = compile(std::move(t.graph), t.results(), {});
+    layout_.add(compiled.graph);
+    persistent_bytes_ = compiled.persistent_bytes, transient_bytes_ = compiled.plan.bytes;
+    std::cerr << "bench: " << format_bytes(persistent_bytes_ + transient_bytes_) << " of memory, "
+              << (on.cuda ? on.cuda->properties().name : concat(on.threads.size(), " threads")) << ", "
+              << name_of(on.dtype) << "\n";
+    if (!flags.only.empty()) {
+      // The same places in memory, but no other node.
+      Compiled part = compiled;
+      std::erase_if(part.graph.nodes, [&](const Node& node) { return node.op->name != flags.only; });
+      op_named(flags.only);  // throws for an unknown one
+      if (part.graph.nodes.empty()) fail_usage("--only ", flags.only, ": a training step of this model has no such op");
+      part_ = std::make_unique<Program>(std::move(part), layout_);
+    }
+    whole_ = std::make_unique<Program>(std::move(compiled), layout_);
+    arena_ = std::make_unique<Arena>(whole_->arena_bytes(), on.cuda);
+    whole_->bind(*arena_, on.threads);
+    if (part_) part_->bind(*arena_, on.threads);
+  }
+
+  void run() {
+    machine_ = on_.cuda ? measure_cuda_ceilings(*on_.cuda, on_.dtype) : measure_ceilings(on_.threads);
+    initialise_parameters();
+    // Warm-up: fresh memory is brought in page by page. It also fills the arena for the program of one op.
+    fill_inputs(0);
+    run_once(*whole_, 0, nullptr);
+    Program& program = part_ ? *part_ : *whole_;
+    const Graph& g = program.graph();
+    prepare_rows(program.compiled());
+    fill_inputs(1);
+    run_once(program, 1, nullptr);
+    for (int64_t step = 0; step < flags_.steps; ++step) {
+      fill_inputs(step + 2);
+      std::vector<double> seconds(g.nodes.size(), 0);
+      double wall = run_once(program, step + 2, &seconds);
+      // On a GPU the nodes are timed one by one, the step as the captured whole that training launches.
+      if (on_.cuda) {
+        fill_inputs(step + 2);
+        wall = run_once(program, step + 2, nullptr);
+      }
+      double sum = 0;
+      for (Row& row : ops_) row.seconds.push_back(0);
+      for (Row& row : nodes_) row.seconds.push_back(0);
+      for (size_t i = 0; i < seconds.size(); ++i) {
+        ops_[op_row_[i]].seconds.back() += seconds[i];
+        nodes_[node_row_[i]].seconds.back() += seconds[i];
+        sum += seconds[i];
+      }
+      walls_.push_back(wall);
+      sums_.push_back(sum);
+    }
+    const auto slower = [](const Row& a, const Row& b) { return a.time() > b.time(); };
+    std::stable_sort(ops_.begin(), ops_.end(), slower);
+    std::stable_sort(nodes_.begin(), nodes_.end(), slower);
+  }
+
+  ordered_json result() const {
+    const auto list = [](const std::vector<Row>& rows) {
+      ordered_json array = ordered_json::array();
+      for (const Row& r : rows)
+        array.push_back({{"name", r.name},
+                         {"calls", r.calls},
+                         {"ms", r.time() * 1e3},
+                         {"gflops", r.time() > 0 ? r.flops / r.time() * 1e-9 : 0},
+                         {"gbs", r.time() > 0 ? r.bytes / r.time() * 1e-9 : 0},
+                         {"floor_ms", r.floor * 1e3},
+                         {"bound", r.bound()}});
+      return array;
+    };
+    const double wall = median(walls_), tokens = static_cast<double>(batch_ * config_.context);
+    double floor = 0;
+    for (const Row& row : ops_) floor += row.floor;
+    ordered_json step = {{"ms", wall * 1e3}, {"ops_ms", median(sums_) * 1e3}, {"floor_ms", floor * 1e3}};
+    if (!part_) {
+      step["tokens_per_second"] = tokens / wall;
+      step["mfu"] = training_flops_per_token(config_, config_.context) * tokens / wall / (machine_.gflops * 1e9);
+    }
+    return {{"model", flags_.model_name()},
+            {"parameters", parameter_count(config_)},
+            {"batch", batch_},
+            {"context", config_.context},
+            {"device", on_.cuda ? on_.cuda->properties().name : "cpu"},
+            {"dtype", name_of(on_.dtype)},
+            {"threads", on_.threads.size()},
+            {"steps", flags_.steps},
+            {"only", flags_.only},
+            {"memory_bytes", {{"persistent", persistent_bytes_}, {"transient", transient_bytes_}}},
+            {"ceilings",
+             {{"gflops", machine_.gflops},
+              {"read_gbs", machine_.read_gbs},
+              {"copy_gbs", machine_.copy_gbs},
+              {"update_gbs", machine_.update_gbs},
+              {"cached_read_gbs", machine_.cached_read_gbs},
+              {"cached_copy_gbs", machine_.cached_copy_gbs},
+              {"cached_update_gbs", machine_.cached_update_gbs}}},
+            {"step", step},
+            {"ops", list(ops_)},
+            {"nodes", list(nodes_)}};
+  }
+
+ private:
+  void initialise_parameters() {
+    Staging staging(*arena_, layout_);
+    for (const Parameter& p : parameter_table(config_)) {
+      initialise(on_.threads, p, 1, staging.room(p.name, p.shape.elements()));
+      if (on_.dtype == DType::bf16) initialise(on_.threads, p, 1, staging.room(master_of(p.name), p.shape.elements()));
+    }
+    staging.flush();
+  }
+
+  // Before each step: inputs are places in the arena, too, that other tensors take over after their last use.
+  void fill_inputs(int64_t step) {
+    const Random random(static_cast<uint64_t>(step), stream_of("bench"));
+    const int64_t count = batch_ * config_.context;
+    const auto token = [&](int64_t i) {
+      return static_cast<int32_t>(random.uniform(static_cast<uint64_t>(i)) * static_cast<double>(config_.vocabulary));
+    };
+    std::vector<int32_t> tokens(static_cast<size_t>(count) + 1);
+    for (int64_t i = 0; i <= count; ++i) tokens[static_cast<size_t>(i)] = token(i);
+    whole_->write(tokens_, tokens.data());
+    whole_->write(targets_, tokens.data() + 1);
+    const std::vector<float> weights(static_cast<size_t>(count), 1.0f / static_cast<float>(count));
+    whole_->write(loss_weights_, weights.data());
+  }
+
+  double run_once(Program& program, int64_t step, std::vector<double>* seconds) const {
+    program.step = {.learning_rate = 1e-4f, .step = step};
+    const auto start = std::chrono::steady_clock::now();
+    program.run(Phase::forward, Phase::optimizer, seconds);
+    if (on_.cuda) on_.cuda->wait();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+
+  void prepare_rows(const Compiled& c) {
+    std::map<std::string, size_t> op_index, node_index;
+    for (const Node& node : c.graph.nodes) {
+      const auto add = [&](const std::string& name, std::map<std::string, size_t>& index, std::vector<Row>& rows) {
+        const auto [found, fresh] = index.try_emplace(name, rows.size());
+        if (fresh) rows.emplace_back().name = name;
+        Row& row = rows[found->second];
+        const Cost cost = cost_of(c.graph, node);
+        const Floor floor = floor_of(c, node, machine_);
+        row.calls += 1;
+        row.flops += cost.flops;
+        row.bytes += cost.bytes_read + cost.bytes_written;
+        row.floor += floor.seconds;
+        row.bounds[floor.bound] += floor.seconds;
+        return found->second;
+      };
+      op_row_.push_back(add(node.op->name, op_index, ops_));
+      node_row_.push_back(add(describe(node) + " " + shapes_of(c.graph, node), node_index, nodes_));
+    }
+  }
+
+  const BenchFlags& flags_;
+  Machine on_;
+  ModelConfig config_;
+  int64_t batch_ = 0;
+  size_t persistent_bytes_ = 0, transient_bytes_ = 0;
+  TensorId tokens_ = kNone, targets_ = kNone, loss_weights_ = kNone;
+  PersistentLayout layout_;
+  std::unique_ptr<Program> whole_, part_;  // part_: only the nodes of --only
+  std::unique_ptr<Arena> arena_;
+  Ceilings machine_;
+  std::vector<Row> ops_, nodes_;
+  std::vector<size_t> op_row_, node_row_;  // by node
+  std::vector<double> walls_, sums_;       // by step
+};
+
+}  // namespace
+
+ordered_json bench_step(const BenchFlags& flags, const Machine& on, const ModelConfig& config) {
+  StepBench bench(flags, on, config);
+  bench.run();
+  return bench.result();
+}
+
+}  // namespace llm
