@@ -9,6 +9,7 @@
 #include "llm/base/atomic_file.h"
 #include "llm/device/cuda.h"
 #include "llm/text/tokenize.h"
+#include "llm/train/rules.h"
 #include "llm/train/trainer.h"
 #include "test/helpers.h"
 

@@ -21,6 +21,7 @@
 #include "llm/graph/staging.h"
 #include "llm/model/gpt.h"
 #include "llm/train/log.h"
+#include "llm/train/rules.h"
 
 namespace llm {
 namespace {
@@ -29,6 +30,7 @@ using nlohmann::ordered_json;
 
 struct BenchFlags {
   ModelOptions model;
+  TrainOptions recipe;
   DeviceOptions device;
   std::string format = "text", save, compare, only;
   int64_t batch = 0, steps = 10;
@@ -111,8 +113,9 @@ class Bench {
  public:
   Bench(const BenchFlags& flags, const Machine& on, const ModelConfig& config)
       : flags_(flags), on_(on), config_(config) {
-    batch_ = flags.batch ? flags.batch : std::max<int64_t>(1, 1024 / config.context);
-    TrainingGraph t = build_training_graph(config, batch_, config.context, {}, on.target());
+    batch_ = flags.batch;
+    TrainingGraph t = build_training_graph(config, batch_, config.context, optimizer_of(flags.recipe), on.target(),
+                                           recipe_of(flags.recipe, static_cast<int32_t>(config.vocabulary - 1)));
     tokens_ = t.tokens, targets_ = t.targets, loss_weights_ = t.loss_weights;
     Compiled compiled = compile(std::move(t.graph), t.results(), {});
     layout_.add(compiled.graph);
@@ -216,7 +219,7 @@ class Bench {
  private:
   void initialise_parameters() {
     Staging staging(*arena_, layout_);
-    for (const Parameter& p : parameter_table(config_)) {
+    for (const Parameter& p : parameter_table(config_, parametrization_of(flags_.recipe))) {
       initialise(on_.threads, p, 1, staging.room(p.name, p.shape.elements()));
       if (on_.dtype == DType::bf16) initialise(on_.threads, p, 1, staging.room(master_of(p.name), p.shape.elements()));
     }
@@ -374,14 +377,18 @@ void print_markdown(const ordered_json& r, bool nodes) {
   std::cout << "\n";
 }
 
-void bench(const BenchFlags& flags) {
+void bench(BenchFlags& flags) {
   flags.device.check();
+  check_recipe(flags.recipe);
   if (flags.format != "text" && flags.format != "json" && flags.format != "markdown")
     fail_usage("unknown --format ", flags.format, "; known: text, json, markdown");
   // Read first: a wrong file should not cost a measurement.
   const ordered_json earlier = flags.compare.empty() ? ordered_json() : read_earlier(flags.compare);
   OpenedMachine opened(flags.device);
-  Bench bench(flags, opened.machine(), flags.model.resolve(0, "small"));
+  const ModelConfig model = flags.model.resolve(0, "small");
+  if (!flags.batch) flags.batch = std::max<int64_t>(1, 1024 / model.context);
+  if (flags.recipe.optimizer.empty()) flags.recipe.optimizer = usual_optimizer(model, flags.batch * model.context);
+  Bench bench(flags, opened.machine(), model);
   bench.run();
   const ordered_json result = bench.result();
   for (const char* key : {"model", "parameters", "batch", "context", "device", "dtype", "threads", "only"})
@@ -404,6 +411,7 @@ void add_bench(CLI::App& app) {
   const auto flags = std::make_shared<BenchFlags>();
   CLI::App* command = app.add_subcommand("bench", "Time every op of a training step against this machine's ceilings");
   flags->model.add_to(*command);
+  add_recipe(*command, flags->recipe);
   command->add_option("--batch", flags->batch, "sequences in a step (about 1024 tokens)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 20).description(""));
   command->add_option("--steps", flags->steps, "steps to take the medians of, after a warm-up")
