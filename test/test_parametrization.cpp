@@ -127,8 +127,8 @@ TEST_CASE("parametrization: coordinate check, activations keep their size over 4
   for (const OptimizerKind kind : {OptimizerKind::adamw, OptimizerKind::muon}) {
     Sweep complete, standard;
     for (const int64_t layers : {4, 8, 16}) {
-      complete[layers] = sizes(shaped(64, layers), kind, {.complete_p = true, .zero_projections = true}, 3e-3f);
-      standard[layers] = sizes(shaped(64, layers), kind, {.zero_projections = true}, 3e-3f);
+      complete[layers] = sizes(shaped(64, layers), kind, {.complete_p = true, .zero_projections = true}, 2.5e-3f);
+      standard[layers] = sizes(shaped(64, layers), kind, {.zero_projections = true}, 2.5e-3f);
     }
     double worst = 0;
     for (const auto& [name, value] : slopes(complete)) {

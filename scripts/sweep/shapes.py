@@ -106,6 +106,11 @@ def flags(**values):
             for word in ("--" + name.replace("_", "-"), str(value))]
 
 
+# What would depend on a run's length or its tokens a step by the binary's rules, the same for all runs: shorter ones branch off
+# longer ones, and a law is of one recipe. (AdamW, since Muon's products are no part of the FLOPs that the law counts.)
+RECIPE = flags(optimizer="adamw", weight_decay=0.1, beta2=0.99)
+
+
 def short(value):
     """1234567 -> 1.23M, for names and tables."""
     for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
