@@ -14,6 +14,8 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <numbers>
+#include <set>
+#include <sstream>
 #include <thread>
 
 #include "llm/base/atomic_file.h"
@@ -465,6 +467,98 @@ TEST_CASE("cli: a wrong command line is status 2 and one line") {
   wrong({"generate", t.run_path, "--top-k=-1"}, "--top-k");
   wrong({"generate", t.run_path, "--max-tokens=-1"}, "--max-tokens");
   wrong({"graph", "no-such-model"}, "no-such-model");
+}
+
+TEST_CASE("cli: the recipe is explained, and nothing is made") {
+  if (binary().empty()) return;
+  const Folder folder;
+  const auto explained = [&](const Arguments& more) {
+    Arguments a = {"train", "--explain"};
+    a.insert(a.end(), more.begin(), more.end());
+    std::map<std::string, std::pair<std::string, std::string>> rules;  // by flag: value, reason
+    std::istringstream lines(run_well(folder, a));
+    for (std::string line; std::getline(lines, line);) {
+      std::istringstream words(line);
+      std::string flag, value, reason;
+      words >> flag >> value;
+      std::getline(words, reason);
+      CHECK_MESSAGE(has(reason, " "), line);
+      rules[flag] = {value, reason};
+    }
+    return rules;
+  };
+  auto rules = explained({"--depth", "4"});
+  for (const char* flag : {"layers", "parameters", "optimizer", "parametrization", "batch", "grad-accum", "steps", "lr",
+                           "weight-decay", "warmup", "beta2", "schedule", "dropout", "eval-every"})
+    CHECK_MESSAGE(rules.contains(flag), flag);
+  CHECK(rules["channels"].first == "128");
+  CHECK(rules["optimizer"].first == "muon");
+  CHECK(explained({"--depth", "12"})["channels"].first == "768");
+  const Trained& t = trained();
+  rules = explained({"--lr", "0.5", "--steps", "77", "--data", t.text, "--out", folder / "out"});
+  CHECK(rules["lr"].first == "0.5");
+  CHECK(has(rules["lr"].second, "given"));
+  CHECK(rules["steps"].first == "77");
+  CHECK(rules["eval-every"].first == "8");
+  CHECK(!fs::exists(folder / "out"));
+  check_error(folder, {"train", "--explain", "--depth", "4", "--layers", "3"}, 2, "--layers");
+  check_error(folder, {"train", "tiny", "--explain", "--depth", "4"}, 2, "--depth");
+  check_error(folder, {"train", "--explain", "--depth", "65"}, 2, "--depth");
+  check_error(folder, {"train", "--explain", "--parametrization", "mup"}, 2, "completep");
+}
+
+TEST_CASE("cli: graph and bench show the step that train makes") {
+  if (binary().empty()) return;
+  const Trained& t = trained();
+  const Folder folder;
+  const auto graph = [&](Arguments more) {
+    more.insert(more.begin(), {"graph", "nano"});
+    return run_well(folder, more);
+  };
+  CHECK(has(graph({}), "muon_apply"));
+  CHECK(!has(graph({"--batch", "1"}), "muon_apply"));  // by rule: so few tokens
+  CHECK(!has(graph({"--optimizer", "adamw"}), "muon_apply"));
+  CHECK(has(graph({"--dropout", "0.1"}), "dropout"));
+  CHECK(!has(graph({}), "dropout"));
+  CHECK(has(graph({"--document-mask"}), "document_starts"));
+  CHECK(has(graph({"--document-mask", "--evaluation"}), "document_starts"));
+  CHECK(graph({"--z-loss", "0.1", "--format", "json"}) != graph({"--format", "json"}));
+  const std::string parameters = graph({"--parameters"});
+  for (const char* column : {"lr x", "decay x", "epsilon x", "forward x", "muon", "adamw"})
+    CHECK_MESSAGE(has(parameters, column), column);
+  CHECK(parameters != graph({"--parameters", "--parametrization", "standard"}));
+  CHECK(parameters != graph({"--parameters", "--no-zero-projections"}));
+  check_error(folder, {"graph", t.run_path, "--optimizer", "muon"}, 2, "--optimizer");
+  const std::string dropped = folder / "dropped";
+  run_well(folder, train_arguments(t.text, dropped, {"--dropout", "0.1", "--steps", "2"}));
+  CHECK(has(run_well(folder, {"graph", dropped}), "dropout"));
+  CHECK(!has(run_well(folder, {"graph", t.run_path}), "dropout"));
+
+  const json bench = json::parse(run_well(
+      folder, {"bench", "nano", "--steps", "1", "--optimizer", "muon", "--dropout", "0.1", "--format", "json"}));
+  std::set<std::string> ops;
+  for (const json& op : bench["ops"]) ops.insert(op["name"]);
+  CHECK(ops.contains("muon_apply"));
+  CHECK(ops.contains("dropout"));
+}
+
+TEST_CASE("cli: eval has the document mask of the run") {
+  if (binary().empty()) return;
+  const Folder folder;
+  const std::string text = folder / "text.txt", run_path = folder / "run";
+  std::string documents;
+  for (int i = 0; i < 300; ++i) documents += sample_text(static_cast<size_t>(20 + i % 30)) + "<|endoftext|>";
+  write_file_atomically(text, documents);
+  Arguments arguments = train_arguments(text, run_path);
+  arguments.push_back("--document-mask");
+  run_well(folder, arguments);
+  const double trained = read_log(run_path).at(20).at("val_loss");
+  const auto evaluated = [&] {
+    return json::parse(run_well(folder, {"eval", run_path, "--data", text, "--format", "json"}))
+        .at("loss")
+        .get<double>();
+  };
+  CHECK(evaluated() == doctest::Approx(trained).epsilon(1e-6));
 }
 
 TEST_CASE("cli: wrong files are status 1 and one line that names them") {

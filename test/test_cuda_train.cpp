@@ -9,6 +9,7 @@
 #include "llm/base/atomic_file.h"
 #include "llm/device/cuda.h"
 #include "llm/text/tokenize.h"
+#include "llm/train/rules.h"
 #include "llm/train/trainer.h"
 #include "test/helpers.h"
 
@@ -48,6 +49,7 @@ std::vector<Step> train(const std::string& run, const std::string& text, const M
   ThreadTeam team(2);
   TrainOptions o;
   o.data = text, o.out = run, o.batch = 2, o.grad_accum = 2, o.steps = steps, o.lr = 0.01;
+  o.optimizer = "adamw", o.parametrization = "standard", o.weight_decay = 0.1, o.zero_projections = false;
   o.eval_every = 3, o.eval_batches = 1, o.save_every = 2, o.sample_every = 0, o.keep_last = 0;
   Dataset dataset = open_dataset(text, run + "/tokens", team);
   apply_rules(o, model, 100);

@@ -16,6 +16,7 @@
 #include "llm/device/attention_cpu.h"
 #include "llm/model/huggingface.h"
 #include "llm/ops/step_guard.h"
+#include "llm/train/rules.h"
 #include "llm/train/trainer.h"
 #include "test/helpers.h"
 #include "test/reference.h"
@@ -35,7 +36,7 @@ std::string write_text(const Folder& folder) {
 Trainer::Outcome train(const std::string& run, const std::string& text, const ModelConfig& model, TrainOptions o,
                        int threads = 2, int64_t resume_from = 0) {
   ThreadTeam team(threads);
-  o.data = text, o.out = run;
+  o.data = text, o.out = run, o.weight_decay = 0.1;
   o.batch = 4, o.lr = 0.01, o.eval_every = 1000, o.sample_every = 0, o.keep_last = 0;
   Dataset dataset = open_dataset(text, run + "/tokens", team);
   apply_rules(o, model, 100);
@@ -89,6 +90,7 @@ TEST_CASE("recipes: projections into the residual stream can begin at zero") {
   for (const bool zero : {false, true}) {
     TrainOptions o;
     o.steps = 1, o.save_every = 1, o.zero_projections = zero;
+    o.optimizer = "adamw", o.parametrization = "standard";
     const std::string run = folder / (zero ? "zero" : "drawn");
     train(run, text, small_model(), o);
     const auto table = parameter_table(small_model());

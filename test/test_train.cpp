@@ -7,6 +7,7 @@
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
+#include "llm/train/rules.h"
 #include "llm/train/trainer.h"
 #include "test/helpers.h"
 
@@ -76,7 +77,13 @@ TEST_CASE("rules fill in what is not given and nothing else") {
   CHECK(o.batch > 0);
   CHECK(o.steps >= 20);
   CHECK(o.tokens == o.steps * o.batch * o.grad_accum * m.context);
-  for (const Rule& r : rules) CHECK(r.name != "lr");
+  for (const Rule& r : rules) {
+    CAPTURE(r.name);
+    CHECK(!r.value.empty());
+    CHECK(!r.reason.empty());
+    if (r.name == "lr" || r.name == "warmup" || r.name == "eval-every") CHECK(r.reason == "given");
+    if (r.name == "batch" || r.name == "weight-decay" || r.name == "beta2") CHECK(!r.given);
+  }
 
   TrainOptions accumulated;
   accumulated.batch = 4, accumulated.total_batch_tokens = 4 * 16 * 3;

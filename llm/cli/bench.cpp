@@ -7,6 +7,7 @@
 #include "llm/base/error.h"
 #include "llm/cli/bench.h"
 #include "llm/cli/commands.h"
+#include "llm/train/rules.h"
 
 namespace llm {
 namespace {
@@ -25,8 +26,9 @@ ordered_json read_earlier(const std::string& path) {
   }
 }
 
-void bench(const BenchFlags& flags) {
+void bench(BenchFlags& flags) {
   flags.device.check();
+  check_recipe(flags.recipe);
   if (flags.format != "text" && flags.format != "json" && flags.format != "markdown")
     fail_usage("unknown --format ", flags.format, "; known: text, json, markdown");
   if (flags.products && (flags.nodes || !flags.only.empty() || !flags.compare.empty() || flags.format == "markdown"))
@@ -35,6 +37,8 @@ void bench(const BenchFlags& flags) {
   const ordered_json earlier = flags.compare.empty() ? ordered_json() : read_earlier(flags.compare);
   OpenedMachine opened(flags.device);
   const ModelConfig config = flags.model.resolve(0, "small");
+  if (flags.recipe.optimizer.empty())
+    flags.recipe.optimizer = usual_optimizer(config, flags.batch_for(config) * config.context);
   const ordered_json result =
       flags.products ? bench_products(flags, opened.machine(), config) : bench_step(flags, opened.machine(), config);
   for (const char* key : {"model", "parameters", "batch", "context", "device", "dtype", "threads", "only"})
@@ -59,6 +63,7 @@ void add_bench(CLI::App& app) {
   const auto flags = std::make_shared<BenchFlags>();
   CLI::App* command = app.add_subcommand("bench", "Time every op of a training step against this machine's ceilings");
   flags->model.add_to(*command);
+  add_recipe(*command, flags->recipe);
   command->add_option("--batch", flags->batch, "sequences in a step (about 1024 tokens)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 20).description(""));
   command->add_option("--steps", flags->steps, "steps to take the medians of, after a warm-up")

@@ -13,6 +13,7 @@ namespace llm {
 
 struct BenchFlags {
   ModelOptions model;
+  TrainOptions recipe;
   DeviceOptions device;
   std::string format = "text", save, compare, only;
   int64_t batch = 0, steps = 10;

@@ -39,7 +39,9 @@ struct Timed {
 };
 
 std::vector<Timed> products_of_step(const BenchFlags& flags, const Machine& on, const ModelConfig& config) {
-  TrainingGraph t = build_training_graph(config, flags.batch_for(config), config.context, {}, on.target());
+  TrainingGraph t =
+      build_training_graph(config, flags.batch_for(config), config.context, optimizer_of(flags.recipe), on.target(),
+                           recipe_of(flags.recipe, static_cast<int32_t>(config.vocabulary - 1)));
   const Compiled compiled = compile(std::move(t.graph), t.results(), {});
   std::vector<Timed> all;
   for (const Node& node : compiled.graph.nodes)

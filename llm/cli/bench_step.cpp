@@ -85,7 +85,8 @@ class StepBench {
   StepBench(const BenchFlags& flags, const Machine& on, const ModelConfig& config)
       : flags_(flags), on_(on), config_(config) {
     batch_ = flags.batch_for(config);
-    TrainingGraph t = build_training_graph(config, batch_, config.context, {}, on.target());
+    TrainingGraph t = build_training_graph(config, batch_, config.context, optimizer_of(flags.recipe), on.target(),
+                                           recipe_of(flags.recipe, static_cast<int32_t>(config.vocabulary - 1)));
     tokens_ = t.tokens, targets_ = t.targets, loss_weights_ = t.loss_weights;
     Compiled compiled = compile(std::move(t.graph), t.results(), {});
     layout_.add(compiled.graph);
@@ -190,7 +191,7 @@ class StepBench {
  private:
   void initialise_parameters() {
     Staging staging(*arena_, layout_);
-    for (const Parameter& p : parameter_table(config_)) {
+    for (const Parameter& p : parameter_table(config_, parametrization_of(flags_.recipe))) {
       initialise(on_.threads, p, 1, staging.room(p.name, p.shape.elements()));
       if (on_.dtype == DType::bf16) initialise(on_.threads, p, 1, staging.room(master_of(p.name), p.shape.elements()));
     }

@@ -20,6 +20,7 @@
 #include "llm/text/tokenize.h"
 #include "llm/train/evaluate.h"
 #include "llm/train/log.h"
+#include "llm/train/options.h"
 #include "llm/train/score_choices.h"
 
 namespace llm {
@@ -66,21 +67,27 @@ bool is_text_file(const std::string& data) {
   return fs::exists(data, none) && !fs::is_directory(data, none) && !data.ends_with(".bin");
 }
 
-// How much of a text file the run held out.
-double val_fraction_of(const LoadedModel& model) {
-  constexpr double usual = 0.1;
-  if (!model.checkpoint().has_trainer_state) return usual;
-  const auto settings =
-      nlohmann::json::parse(read_trainer_state(model.checkpoint().path).settings_json, nullptr, false);
-  const auto found = settings.find("val_fraction");
-  return settings.is_object() && found != settings.end() && found->is_number() ? found->get<double>() : usual;
+// The run's settings, or the usual ones of a model that no run made.
+TrainOptions settings_of(const LoadedModel& model) {
+  const std::string& path = model.checkpoint().path;
+  if (!model.checkpoint().has_trainer_state) return {};
+  return TrainOptions::parse(read_trainer_state(path).settings_json, path + "/trainer.json");
+}
+
+// The token at which documents begin that the model never looked beyond; -1: it looked across.
+int32_t document_token(const LoadedModel& model) {
+  if (!settings_of(model).document_mask) return -1;
+  if (!model.tokenizer())
+    fail(model.checkpoint().path, ": it was trained with --document-mask, but which token ends a text is not known (",
+         model.no_tokenizer(), ")");
+  return model.tokenizer()->end_of_text();
 }
 
 Dataset open_text(const EvalFlags& flags, const LoadedModel& model, const std::string& directory, ThreadTeam& threads) {
   if (!model.tokenizer())
     fail("--data ", flags.data, " is text, but the model has no tokenizer to read it with (", model.no_tokenizer(),
          "); give token shards");
-  tokenize_files({flags.data}, *model.tokenizer(), directory, val_fraction_of(model), threads);
+  tokenize_files({flags.data}, *model.tokenizer(), directory, settings_of(model).val_fraction, threads);
   return open_dataset(directory, directory, threads);
 }
 
@@ -244,7 +251,7 @@ void evaluate(const EvalFlags& flags) {
 
   // About 4096 tokens fill the threads; more would only take memory.
   const int64_t batch = flags.batch ? flags.batch : std::clamp<int64_t>(4096 / context, 1, 64);
-  Evaluator evaluator(model.config(), batch, context, model.layout(), opened.machine().target());
+  Evaluator evaluator(model.config(), batch, context, model.layout(), opened.machine().target(), document_token(model));
   evaluator.bind(model.load(evaluator.arena_bytes(), opened.cuda()), threads);
   const bool terminal = ::isatty(STDERR_FILENO) == 1;
   ProgressLine progress;

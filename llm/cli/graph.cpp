@@ -14,12 +14,15 @@
 #include "llm/model/huggingface.h"
 #include "llm/train/checkpoint.h"
 #include "llm/train/log.h"
+#include "llm/train/options.h"
+#include "llm/train/rules.h"
 
 namespace llm {
 namespace {
 
 struct GraphFlags {
   ModelOptions model;
+  TrainOptions recipe;
   std::string format = "text", memory_budget;
   int64_t batch = 0;  // 0: by rule
   int threads = 0;
@@ -38,7 +41,7 @@ ModelConfig config_for(const GraphFlags& flags) {
   if (!names_directory(flags.model.preset)) return flags.model.resolve(0, "small");
   const ModelOptions& m = flags.model;
   const bool changed =
-      m.layers || m.heads || m.kv_heads || m.channels || m.head_size || m.hidden ||
+      m.depth || m.layers || m.heads || m.kv_heads || m.channels || m.head_size || m.hidden ||
       !(m.architecture + m.norm + m.positions + m.activation + m.qk_norm + m.bias + m.tied_head).empty();
   if (changed) fail_usage(m.preset, " says what the model is; of the model's flags only --context goes with it");
   ModelConfig config = read_config(find_checkpoint(m.preset).path);
@@ -47,6 +50,16 @@ ModelConfig config_for(const GraphFlags& flags) {
     fail_usage("--context ", m.context, " is more than the ", config.context, " positions that this model learned");
   config.context = m.context;
   return config;
+}
+
+// A run's step is the one that it was trained with. A Hugging Face directory has none.
+void take_recipe_of_run(GraphFlags& flags, const CLI::App& command) {
+  const CheckpointInfo checkpoint = find_checkpoint(flags.model.preset);
+  if (!checkpoint.has_trainer_state) return;
+  for (const char* flag : kRecipeFlags)
+    if (command.count(flag)) fail_usage(flag, " belongs to the run in ", flags.model.preset, ", whose step is shown");
+  flags.recipe =
+      TrainOptions::parse(read_trainer_state(checkpoint.path).settings_json, checkpoint.path + "/trainer.json");
 }
 
 std::string padded(std::string text, size_t width) {
@@ -68,16 +81,29 @@ std::string init_text(const Parameter& p) {
   return text;
 }
 
-void print_parameters(const ModelConfig& config) {
-  std::vector<std::vector<std::string>> rows = {
-      {"parameter", "shape", "count", "init", "decay", "lr group", "shard axis", "Hugging Face name (shape)"}};
-  for (const Parameter& p : parameter_table(config)) {
+// What the run's values are multiplied by for a parameter, as short as it can be said.
+std::string multiplier_text(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.4g", value);
+  return text;
+}
+
+void print_parameters(const ModelConfig& config, const TrainOptions& recipe) {
+  const OptimizerKind kind = optimizer_named(recipe.optimizer);
+  std::vector<std::vector<std::string>> rows = {{"parameter", "shape", "count", "init", "group", "optimizer", "lr x",
+                                                 "decay x", "epsilon x", "forward x", "shard axis",
+                                                 "Hugging Face name (shape)"}};
+  for (const Parameter& p : parameter_table(config, parametrization_of(recipe))) {
     std::string files;
     for (const FilePart& part : p.file_parts)
       files +=
           (files.empty() ? "" : ", ") + part.name + " " + part.shape.text() + (part.transposed ? " transposed" : "");
-    rows.push_back({p.name, p.shape.text(), std::to_string(p.shape.elements()), init_text(p), p.decay ? "yes" : "no",
-                    name_of(p.group), p.shard_axis < 0 ? "-" : std::to_string(p.shard_axis), files});
+    const bool muon = takes_muon(p, kind);
+    const double rate = muon ? p.muon_rate : p.adamw_rate;
+    rows.push_back({p.name, p.shape.text(), std::to_string(p.shape.elements()), init_text(p), name_of(p.group),
+                    muon ? "muon" : "adamw", multiplier_text(rate), p.decay ? multiplier_text(1 / rate) : "0",
+                    muon ? "-" : multiplier_text(p.epsilon), multiplier_text(p.forward),
+                    p.shard_axis < 0 ? "-" : std::to_string(p.shard_axis), files});
   }
   std::vector<size_t> widths(rows[0].size(), 0);
   for (const auto& row : rows)
@@ -88,8 +114,12 @@ void print_parameters(const ModelConfig& config) {
   }
   const int64_t count = parameter_count(config);
   std::cout << count << " parameters (" << format_count(static_cast<double>(count)) << ") in " << rows.size() - 1
-            << " tensors\n";
+            << " tensors; --parametrization " << recipe.parametrization
+            << "; the forward pass's factor is folded into init, lr, decay and epsilon\n";
 }
+
+// Any token will do where there are no data: the graph is the same.
+int32_t document_token(const ModelConfig& config) { return static_cast<int32_t>(config.vocabulary - 1); }
 
 Compiled compile_for(const GraphFlags& flags, const ModelConfig& config, std::string* title) {
   const int threads = flags.threads ? flags.threads : available_threads();
@@ -99,7 +129,7 @@ Compiled compile_for(const GraphFlags& flags, const ModelConfig& config, std::st
     options.memory_budget = parse_bytes(flags.memory_budget);
     if (!options.memory_budget) fail_usage("--memory-budget cannot be 0");
   }
-  const int64_t tokens = config.context, sequences = flags.batch ? flags.batch : std::max<int64_t>(1, 1024 / tokens);
+  const int64_t tokens = config.context, sequences = flags.batch;
   const std::string batch = std::to_string(sequences), context = std::to_string(tokens);
   if (flags.generation) {
     *title = "generation of one token for " + batch + " sequences, with a cache of " + context + " positions";
@@ -108,20 +138,26 @@ Compiled compile_for(const GraphFlags& flags, const ModelConfig& config, std::st
   }
   if (flags.evaluation) {
     *title = "evaluation of " + batch + " x " + context + " tokens";
-    EvaluationGraph g = build_evaluation_graph(config, sequences, tokens, threads);
+    EvaluationGraph g = build_evaluation_graph(config, sequences, tokens, threads,
+                                               recipe_of(flags.recipe, document_token(config)).end_of_text);
     return compile(std::move(g.graph), g.results(), options);
   }
   *title = "a training step of " + batch + " x " + context + " tokens";
-  TrainingGraph g = build_training_graph(config, sequences, tokens, {}, threads);
+  TrainingGraph g = build_training_graph(config, sequences, tokens, optimizer_of(flags.recipe), threads,
+                                         recipe_of(flags.recipe, document_token(config)));
   return compile(std::move(g.graph), g.results(), options);
 }
 
-void print_graph(const GraphFlags& flags) {
+void print_graph(GraphFlags& flags, const CLI::App& command) {
   if (flags.format != "text" && flags.format != "dot" && flags.format != "json")
     fail_usage("unknown --format ", flags.format, "; known: text, dot, json");
   if (flags.ops) return print_ops();
+  check_recipe(flags.recipe);
   const ModelConfig config = config_for(flags);
-  if (flags.parameters) return print_parameters(config);
+  if (names_directory(flags.model.preset)) take_recipe_of_run(flags, command);
+  if (!flags.batch) flags.batch = std::max<int64_t>(1, 1024 / config.context);
+  if (flags.recipe.optimizer.empty()) flags.recipe.optimizer = usual_optimizer(config, flags.batch * config.context);
+  if (flags.parameters) return print_parameters(config, flags.recipe);
   std::string title;
   const Compiled compiled = compile_for(flags, config, &title);
   if (flags.format == "json") return dump_json(std::cout, compiled);
@@ -140,6 +176,7 @@ void add_graph(CLI::App& app) {
   CLI::App* command =
       app.add_subcommand("graph", "Print a model's graph: ops, shapes, FLOPs, bytes, lifetimes, memory");
   flags->model.add_to(*command, "MODEL|RUN");
+  add_recipe(*command, flags->recipe);
   command->add_option("--batch", flags->batch, "sequences in a step (about 1024 tokens)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 20).description(""));
   command->add_option("--memory-budget", flags->memory_budget, "recompute as much as needed to fit, e.g. 20GiB");
@@ -164,7 +201,7 @@ void add_graph(CLI::App& app) {
       "  train_gpt graph gpt2-124M --batch 8 --memory-budget 6GiB     what is recomputed so that it fits\n"
       "  train_gpt graph small --format dot | dot -Tsvg > small.svg\n"
       "  train_gpt graph runs/first --parameters");
-  command->callback([flags] { print_graph(*flags); });
+  command->callback([flags, command] { print_graph(*flags, *command); });
 }
 
 }  // namespace llm

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 
 #include <cctype>
+#include <cmath>
 #include <cstdlib>
 
 #include "llm/base/atomic_file.h"
@@ -92,6 +93,7 @@ void ModelOptions::add_to(CLI::App& app, const char* named) {
   const auto dimension = [&](const char* flag, int64_t& value, const char* text) {
     app.add_option(flag, value, text)->check(CLI::Range(int64_t{1}, int64_t{1} << 24).description(""))->group(group);
   };
+  dimension("--depth", depth, "The one dial: so many layers, and channels, heads and context to go with them");
   dimension("--layers", layers, "Transformer blocks");
   dimension("--heads", heads, "Query heads");
   dimension("--kv-heads", kv_heads, "Key-value heads; fewer than --heads is grouped-query attention");
@@ -115,8 +117,12 @@ void ModelOptions::add_to(CLI::App& app, const char* named) {
 bool ModelOptions::names_preset() const { return !preset.empty(); }
 
 ModelConfig ModelOptions::resolve(int64_t data_vocabulary, const char* otherwise) const {
+  if (depth && !preset.empty())
+    fail_usage("--depth ", depth, " and the model ", preset, " both say how large; give one");
+  if (depth && layers) fail_usage("--depth and --layers both say how many layers; give one");
   const Preset& base = preset_named(preset.empty() ? otherwise : preset);
   ModelConfig c = config_of(base);
+  if (depth) set_depth(c, depth);
   if (!base.vocabulary && data_vocabulary) c.vocabulary = data_vocabulary;
   if (vocabulary) c.vocabulary = vocabulary;
   if (!architecture.empty()) set_architecture(c, architecture);
@@ -144,11 +150,46 @@ ModelConfig ModelOptions::resolve(int64_t data_vocabulary, const char* otherwise
   if (kv_heads) c.kv_heads = kv_heads;
   if (hidden) {
     c.hidden = hidden;
-  } else if (channels || heads || !activation.empty() || !architecture.empty()) {
+  } else if (channels || heads || !activation.empty() || !architecture.empty() || depth) {
     c.hidden = usual_hidden(c.channels, c.activation);
   }
   c.check();
   return c;
+}
+
+void add_recipe(CLI::App& app, TrainOptions& o) {
+  const char* group = "Recipe";
+  app.add_option("--optimizer", o.optimizer,
+                 "muon for the matrices of the blocks and adamw for the rest, or adamw (muon)")
+      ->group(group);
+  app.add_option(
+         "--parametrization", o.parametrization,
+         "completep: initial values and rates such that the best --lr is the same at every size (muP, CompleteP); "
+         "standard: one rate for all parameters")
+      ->capture_default_str()
+      ->group(group);
+  app.add_flag("--zero-projections,!--no-zero-projections", o.zero_projections,
+               "Projections into the residual stream and an untied head begin at zero (Zhang et al. 2019); the default")
+      ->group(group);
+  app.add_option("--dropout", o.dropout,
+                 "Part of the embeddings and of each block's additions that is left out in training (GPT-2: 0.1)")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 0.99).description(""))
+      ->group(group);
+  app.add_flag("--document-mask", o.document_mask,
+               "Attention does not cross an end-of-text token, which opens a document")
+      ->group(group);
+  app.add_option("--z-loss", o.z_loss, "Weight of log(sum(exp(logits)))^2 in the loss, e.g. 1e-4; 0: none")
+      ->check(CLI::Range(0.0, 1e3).description(""))
+      ->group(group);
+}
+
+void check_recipe(const TrainOptions& o) {
+  if (!o.optimizer.empty()) optimizer_named(o.optimizer);
+  parametrization_of(o);
+  // A range check lets "nan" through.
+  for (auto& [flag, value] : {std::pair{"--z-loss", o.z_loss}, {"--dropout", o.dropout}})
+    if (!std::isfinite(value)) fail_usage(flag, " must be a number, not ", value);
 }
 
 void add_trained_model(CLI::App& app, std::string& path) {

@@ -7,6 +7,7 @@
 #include "llm/base/threads.h"
 #include "llm/graph/program.h"
 #include "llm/model/config.h"
+#include "llm/train/options.h"
 
 namespace CLI {
 class App;
@@ -46,6 +47,7 @@ class OpenedMachine {
 // [MODEL] and the flags for dimensions and switches. What is not given comes from the preset or the defaults.
 struct ModelOptions {
   std::string preset, architecture, norm, positions, activation;
+  int64_t depth = 0;  // the one dial: layers, and what goes with them
   int64_t layers = 0, heads = 0, kv_heads = 0, channels = 0, head_size = 0, hidden = 0, context = 0, vocabulary = 0;
   std::string qk_norm, bias, tied_head;  // "on", "off" or empty: as the architecture has it
   double logit_softcap = 0;
@@ -56,6 +58,14 @@ struct ModelOptions {
   // The config, with `vocabulary` unless a preset or flag fixes one, and `otherwise` the preset when none is named.
   ModelConfig resolve(int64_t data_vocabulary, const char* otherwise) const;
 };
+
+// What decides which step a run makes, for the commands that make, show or time one: --optimizer, --parametrization,
+// --zero-projections, --dropout, --document-mask, --z-loss.
+void add_recipe(CLI::App& app, TrainOptions& options);
+inline constexpr const char* kRecipeFlags[] = {"--optimizer", "--parametrization", "--zero-projections",
+                                               "--dropout",   "--document-mask",   "--z-loss"};
+// Throws UsageError for values that no range check sees.
+void check_recipe(const TrainOptions& options);
 
 // The positional RUN|CHECKPOINT: what LoadedModel opens.
 void add_trained_model(CLI::App& app, std::string& path);

@@ -15,19 +15,21 @@
 #include "llm/device/ceilings.h"
 #include "llm/device/ceilings_cuda.h"
 #include "llm/model/huggingface.h"
+#include "llm/train/rules.h"
 #include "llm/train/trainer.h"
 
 namespace llm {
 namespace {
 
 constexpr const char* kDefaultModel = "tiny";
+constexpr int64_t kUnknownVocabulary = 50257;  // of shards without a tokenizer: GPT-2's
 
 struct Arguments {
   ModelOptions model;
   DeviceOptions device;
   TrainOptions train;
   std::string memory_budget, log_format = "text";
-  bool resume = false;
+  bool resume = false, explain = false;
   CLI::App* app = nullptr;
 };
 
@@ -37,6 +39,7 @@ void add_flags(CLI::App& app, Arguments& a) {
   app.add_option("--data", o.data, "A text file, a directory of token shards, one shard, or a quoted glob of shards");
   app.add_option("--out", o.out, "The run's directory (runs/NAME-OF-DATA)");
   app.add_flag("--resume", a.resume, "Go on with the run in --out from its newest checkpoint, bit for bit");
+  app.add_flag("--explain", a.explain, "Print every value of the run with its rule and source, and stop");
   const auto positive = CLI::Range(int64_t{1}, int64_t{1} << 50).description("");
   const auto not_negative = CLI::Range(int64_t{0}, int64_t{1} << 50).description("");
 
@@ -52,60 +55,41 @@ void add_flags(CLI::App& app, Arguments& a) {
       ->check(positive)
       ->group("Length");
 
-  app.add_option("--optimizer", o.optimizer, "adamw, or muon for the matrices of the blocks")
-      ->capture_default_str()
-      ->group("Optimizer");
-  app.add_option("--lr", o.lr, "Peak learning rate (0.64 / channels)")
+  app.add_option("--lr", o.lr, "Peak learning rate of the base model (by rule)")
       ->check(CLI::Range(1e-12, 1e3).description(""))
       ->group("Optimizer");
   app.add_option("--beta1", o.beta1, "First moment's decay")
       ->capture_default_str()
       ->check(CLI::Range(0.0, 0.9999).description(""))
       ->group("Optimizer");
-  app.add_option("--beta2", o.beta2, "Second moment's decay (0.99, or 0.95 for large steps)")
+  app.add_option("--beta2", o.beta2, "Second moment's decay (by rule)")
       ->check(CLI::Range(1e-6, 0.999999).description(""))
       ->group("Optimizer");
   app.add_option("--epsilon", o.epsilon, "Added to the root of the second moment")
       ->capture_default_str()
       ->check(CLI::Range(1e-30, 1.0).description(""))
       ->group("Optimizer");
-  app.add_option("--weight-decay", o.weight_decay, "Of matrices, times the learning rate")
-      ->capture_default_str()
+  app.add_option("--weight-decay", o.weight_decay, "Of matrices, times the learning rate (by rule)")
       ->check(CLI::Range(0.0, 100.0).description(""))
       ->group("Optimizer");
   app.add_option("--grad-clip", o.grad_clip, "Largest norm of all gradients together; 0: no limit")
       ->capture_default_str()
       ->check(CLI::Range(0.0, 1e9).description(""))
       ->group("Optimizer");
-  app.add_option("--schedule", o.schedule, "linear, cosine, wsd or constant; all but the last end at zero")
-      ->capture_default_str()
+  app.add_option("--schedule", o.schedule, "linear, cosine, wsd or constant; all but the last end at zero (linear)")
       ->group("Optimizer");
   app.add_option("--warmup", o.warmup, "Steps of linear warm-up (5 %)")->check(not_negative)->group("Optimizer");
   app.add_option("--seed", o.seed, "Of initial weights, sample order and samples")
       ->capture_default_str()
       ->group("Optimizer");
 
-  app.add_flag("--zero-projections", o.zero_projections,
-               "Projections into the residual stream begin at zero (Zhang et al. 2019)")
-      ->group("Recipe");
-  app.add_option("--dropout", o.dropout,
-                 "Part of the embeddings and of each block's additions that is left out in training (GPT-2: 0.1)")
-      ->capture_default_str()
-      ->check(CLI::Range(0.0, 0.99).description(""))
-      ->group("Recipe");
-  app.add_flag("--document-mask", o.document_mask,
-               "Attention does not cross an end-of-text token, which opens a document")
-      ->group("Recipe");
+  add_recipe(app, o);
   app.add_option("--guard", o.guard_deviations,
                  "Leave out steps whose loss or gradient norm is more standard deviations above the mean of the last "
                  "50; 0: only what is not finite")
       ->capture_default_str()
       ->check(CLI::Range(0.0, 1e6).description(""))
       ->group("Recipe");
-  app.add_option("--z-loss", o.z_loss, "Weight of log(sum(exp(logits)))^2 in the loss, e.g. 1e-4; 0: none")
-      ->check(CLI::Range(0.0, 1e3).description(""))
-      ->group("Recipe");
-
   app.add_option("--eval-every", o.eval_every, "Steps between evaluations; 0: none")
       ->check(not_negative)
       ->group("Watching");
@@ -139,6 +123,8 @@ void add_flags(CLI::App& app, Arguments& a) {
       "Examples:\n"
       "  train_gpt train --data shakespeare.txt                      a small GPT, its defaults by rule\n"
       "  train_gpt train tiny --data shakespeare.txt --steps 2000    a preset, and how long\n"
+      "  train_gpt train --data tokens/ --depth 12                   the size by one dial\n"
+      "  train_gpt train --depth 12 --explain                        every value, its rule and its source\n"
       "  train_gpt train --data tokens/ --layers 8 --channels 512    dimensions of your own\n"
       "  train_gpt train --resume --out runs/shakespeare             go on with an interrupted run");
 }
@@ -200,7 +186,8 @@ void print_plan(const ModelConfig& model, const TrainOptions& o, const std::vect
             << ", " << name_of(model.activation) << ")\n"
             << "run:   " << o.steps << " steps of " << o.total_batch_tokens
             << " tokens = " << format_count(static_cast<double>(o.tokens)) << " tokens; " << o.out << "\n";
-  for (const Rule& r : rules) std::cerr << "       --" << r.name << " " << r.value << "  (" << r.reason << ")\n";
+  for (const Rule& r : rules)
+    if (!r.given) std::cerr << "       --" << r.name << " " << r.value << "  (" << r.reason << ")\n";
   if (trainer.program().compiled().recomputation.level != Recompute::none)
     for (const PassReport& r : trainer.program().compiled().reports)
       if (r.pass == "recomputation") std::cerr << "memory: " << r.pass << " of " << r.detail << "\n";
@@ -240,11 +227,59 @@ void check_tokenizer(const std::string& data, const Dataset& dataset, const std:
          "--tokenizer ", origin);
 }
 
+struct DataSize {
+  int64_t vocabulary = 0, train_tokens = 0, val_tokens = 0;
+};
+
+DataSize size_of(const Dataset& dataset) {
+  return {dataset.vocabulary ? dataset.vocabulary : kUnknownVocabulary,
+          dataset.train.empty() ? 0 : TokenStream(dataset.train).size(),
+          dataset.val.empty() ? 0 : TokenStream(dataset.val).size()};
+}
+
+// Without making anything: a text file is as many tokens as bytes.
+DataSize size_for_explanation(const TrainOptions& o, ThreadTeam& threads) {
+  const auto bytes = [&] { return load_tokenizer("bytes")->vocabulary(); };
+  if (o.data.empty()) return {bytes(), 0, 2};  // some data, of which a part is held out
+  if (!is_text_file(o.data)) return size_of(open_dataset(o.data, "", threads));
+  const auto size = static_cast<double>(std::filesystem::file_size(o.data));
+  const auto val = static_cast<int64_t>(size * o.val_fraction);
+  return {bytes(), static_cast<int64_t>(size) - val, val};
+}
+
+void explain(Arguments& a, const std::string& origin) {
+  OpenedMachine opened(a.device);
+  const DataSize data = size_for_explanation(a.train, opened.threads());
+  const ModelConfig m =
+      !origin.empty() ? trained_config(a, origin, data.vocabulary) : a.model.resolve(data.vocabulary, kDefaultModel);
+  a.train.data_tokens = data.train_tokens;
+  std::vector<Rule> rules = apply_rules(a.train, m, data.val_tokens);
+  const Rule dimensions[] = {
+      {"layers", std::to_string(m.layers), a.model.depth ? "given by --depth" : "the preset's, where not given"},
+      {"channels", std::to_string(m.channels),
+       a.model.depth ? "128 (layers / 4)^(5/3): through the presets tiny and GPT-2" : "the preset's, where not given"},
+      {"heads", concat(m.heads, " of ", m.head_size), "of 32 channels, of 64 from 384 on, of 128 from 2048 on"},
+      {"hidden", std::to_string(m.hidden), "4 x channels, 8/3 x for the gated swiglu (Shazeer 2020)"},
+      {"context", std::to_string(m.context),
+       a.model.depth ? "64 (layers / 4)^2.5, to a power of two, at most 2048" : "the preset's, where not given"},
+      {"parts",
+       concat(name_of(m.norm), ", ", name_of(m.positions), ", ", name_of(m.activation), m.qk_norm ? ", qk-norm" : "",
+              m.bias ? ", biases" : "", m.tied_head ? ", tied head" : ""),
+       "--architecture and its switches"},
+      {"parameters", format_count(static_cast<double>(parameter_count(m))), "what follows"}};
+  rules.insert(rules.begin(), std::begin(dimensions), std::end(dimensions));
+  size_t name = 0, value = 0;
+  for (const Rule& r : rules) name = std::max(name, r.name.size()), value = std::max(value, r.value.size());
+  for (const Rule& r : rules)
+    std::cout << r.name << std::string(name + 2 - r.name.size(), ' ') << r.value
+              << std::string(value + 2 - r.value.size(), ' ') << r.reason << "\n";
+}
+
 void train(Arguments& a) {
   a.device.check();
   TrainOptions& o = a.train;
-  optimizer_named(o.optimizer);
-  schedule_named(o.schedule);
+  check_recipe(o);
+  if (!o.schedule.empty()) schedule_named(o.schedule);
   if (!a.memory_budget.empty()) o.memory_budget = parse_bytes(a.memory_budget);
   // A range check lets "nan" through.
   for (auto& [flag, value] : {std::pair{"--lr", o.lr},
@@ -253,9 +288,7 @@ void train(Arguments& a) {
                               {"--epsilon", o.epsilon},
                               {"--weight-decay", o.weight_decay},
                               {"--grad-clip", o.grad_clip},
-                              {"--z-loss", o.z_loss},
                               {"--guard", o.guard_deviations},
-                              {"--dropout", o.dropout},
                               {"--val-fraction", o.val_fraction}})
     if (!std::isfinite(value)) fail_usage(flag, " must be a number, not ", value);
   // A trained model goes on from its weights.
@@ -265,6 +298,12 @@ void train(Arguments& a) {
                                  : "";
   if (origin.empty())
     a.model.resolve(1, kDefaultModel);  // what is wrong with the model's flags is said before any work
+
+  if (a.explain) {
+    if (a.resume) fail_usage("--explain is for new runs; RUN/config.json holds the values of one that is resumed");
+    if (o.steps && o.tokens) fail_usage("--steps and --tokens both say how long; give one");
+    return explain(a, origin);
+  }
 
   CheckpointInfo checkpoint;
   if (a.resume) {
@@ -297,14 +336,12 @@ void train(Arguments& a) {
         [&](int64_t done, int64_t total) { bar.update(done, total); }, tokenizer.get());
   }();
   if (!origin.empty()) check_tokenizer(o.data, dataset, origin);
-  const int64_t train_tokens = TokenStream(dataset.train).size();
-  const int64_t val_tokens = dataset.val.empty() ? 0 : TokenStream(dataset.val).size();
+  const auto [vocabulary, train_tokens, val_tokens] = size_of(dataset);
   if (a.resume && o.data_tokens != train_tokens)
     fail("the data of ", o.out, " had ", o.data_tokens, " training tokens but ", o.data, " has ", train_tokens,
          ": it is not the same data");
   o.data_tokens = train_tokens;
 
-  const int64_t vocabulary = dataset.vocabulary ? dataset.vocabulary : 50257;
   const ModelConfig model = a.resume          ? read_config(checkpoint.path + "/config.json")
                             : !origin.empty() ? trained_config(a, origin, dataset.vocabulary)
                                               : a.model.resolve(vocabulary, kDefaultModel);

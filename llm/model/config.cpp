@@ -1,6 +1,8 @@
 #include "llm/model/config.h"
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 
 #include "llm/base/error.h"
 
@@ -9,9 +11,9 @@ namespace {
 
 constexpr Preset kPresets[] = {
     // name, summary, architecture, layers, heads, kv_heads, channels, head_size, hidden, context, vocabulary, tied
-    {"nano", "trains in seconds on a laptop", "modern", 2, 2, 2, 64, 32, 192, 64, 0, true},
-    {"tiny", "0.8M: nanoGPT's CPU setting", "modern", 4, 4, 4, 128, 32, 352, 64, 0, true},
-    {"small", "10M: nanoGPT's Shakespeare setting", "modern", 6, 6, 6, 384, 64, 1024, 256, 0, true},
+    {"nano", "trains in seconds on a laptop", "modern", 2, 2, 2, 64, 32, 192, 64, 0, false},
+    {"tiny", "0.8M: nanoGPT's CPU setting", "modern", 4, 4, 4, 128, 32, 352, 64, 0, false},
+    {"small", "10M: nanoGPT's Shakespeare setting", "modern", 6, 6, 6, 384, 64, 1024, 256, 0, false},
     {"gpt2-124M", "GPT-2 small", "gpt2", 12, 12, 12, 768, 64, 3072, 1024, 50257, true},
     {"gpt2-355M", "GPT-2 medium", "gpt2", 24, 16, 16, 1024, 64, 4096, 1024, 50257, true},
     {"gpt2-774M", "GPT-2 large", "gpt2", 36, 20, 20, 1280, 64, 5120, 1024, 50257, true},
@@ -80,13 +82,27 @@ void set_architecture(ModelConfig& c, const std::string& name) {
   c.activation = gpt2 ? Activation::gelu : Activation::swiglu;
   c.qk_norm = modern;
   c.bias = gpt2;
-  c.tied_head = !llama;
+  c.tied_head = name == "gpt2" || name == "qwen3";
   c.norm_epsilon = modern ? 1e-6 : 1e-5;
 }
 
 int64_t usual_hidden(int64_t channels, Activation activation) {
   if (activation != Activation::swiglu) return 4 * channels;
   return (8 * channels / 3 + 31) / 32 * 32;
+}
+
+void set_depth(ModelConfig& c, int64_t layers) {
+  constexpr int64_t kMost = 64;
+  if (layers > kMost) fail_usage("--depth ", layers, " is more than ", kMost, "; give --layers and --channels instead");
+  const double deep = static_cast<double>(layers) / 4, wide = 128 * std::pow(deep, 1 / 0.6);
+  const int64_t step = wide < 256 ? 32 : 128;
+  c.layers = layers;
+  c.channels = std::max<int64_t>(1, std::llround(wide / static_cast<double>(step))) * step;
+  c.head_size = c.channels < 384 ? 32 : c.channels < 2048 ? 64 : 128;
+  c.heads = c.kv_heads = c.channels / c.head_size;
+  c.context = 64;
+  while (c.context < 2048 && static_cast<double>(c.context) < 63 * std::pow(deep, 2.5)) c.context *= 2;
+  c.hidden = usual_hidden(c.channels, c.activation);
 }
 
 std::span<const Preset> presets() { return kPresets; }

@@ -26,7 +26,7 @@ struct ModelConfig {
   Activation activation = Activation::swiglu;
   bool qk_norm = true;       // RMSNorm of each query and key head before RoPE (Henry et al. 2020)
   bool bias = false;         // biases in all linear layers but the head
-  bool tied_head = true;     // the head's matrix is the token embedding
+  bool tied_head = false;    // the head's matrix is the token embedding
   double logit_softcap = 0;  // the logits are cap tanh(logit / cap) (Gemma Team 2024, "Gemma 2"); 0: as they are
   double norm_epsilon = 1e-6;
   double rope_theta = 10000;
@@ -48,10 +48,14 @@ Positions positions_named(const std::string& name);
 Activation activation_named(const std::string& name);
 
 // The bundles of switches behind --architecture; dimensions stay as they are, but for `hidden`, which the caller sets.
-// gpt2: Radford et al. 2019. llama: Touvron et al. 2023. qwen3 = modern: llama with QK-norm, tied head.
+// gpt2: Radford et al. 2019. llama: Touvron et al. 2023. modern: llama with QK-norm. qwen3: modern with a tied head.
 void set_architecture(ModelConfig& config, const std::string& name);  // gpt2 | llama | qwen3 | modern
 // The usual MLP width: 4 C, or 8/3 C rounded up to a multiple of 32 for the gated SwiGLU, which has a third matrix.
 int64_t usual_hidden(int64_t channels, Activation activation);
+
+// Dimensions from the number of layers, through the presets tiny (4 layers, 128 channels, context 64) and GPT-2 (12, 768,
+// 1024): a deeper model is wider, its channels a layer growing with the 0.4th power of the channels, and its context longer.
+void set_depth(ModelConfig& config, int64_t layers);  // throws UsageError over 64 layers
 
 struct Preset {
   const char* name;

@@ -147,7 +147,7 @@ TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int
   t.loss = g.add("mean_loss", {}, {t.losses, t.loss_weights}, "loss")[0];
   const Gradients gradients = differentiate(g, {{t.losses, t.loss_weights}});
 
-  const std::vector<Parameter> table = parameter_table(config);
+  const std::vector<Parameter> table = parameter_table(config, recipe.parametrization);
   std::vector<TensorId> all;
   for (const Parameter& p : table) all.push_back(gradients.of(g.find(p.name)));
   const StepNorms norms = add_optimizer(g, table, all, t.loss, options, target);

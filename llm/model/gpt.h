@@ -9,11 +9,12 @@
 
 namespace llm {
 
-// What a training run may add to the model's forward pass; a trained model does without.
+// What a training run may add to the model's forward pass, which a trained model does without, and how it steps.
 struct RecipeOptions {
   double z_loss = 0;   // the weight of log(sum(exp(logits)))^2 in the losses (Chowdhery et al. 2022, "PaLM")
   double dropout = 0;  // of the embeddings and of what each block's halves add (Radford et al. 2019); not of attention
   int32_t end_of_text = -1;  // the token between documents across which there is no attention; -1: all is one
+  Parametrization parametrization = {};
 };
 
 // Forward, backward and optimizer. Inputs: tokens and targets (B, T) int32, loss_weights (B, T): the weight of each

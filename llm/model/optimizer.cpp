@@ -1,6 +1,8 @@
 #include "llm/model/optimizer.h"
 
+#include <algorithm>
 #include <array>
+#include <tuple>
 
 #include "llm/base/error.h"
 
@@ -20,10 +22,6 @@ constexpr std::array<std::array<double, 3>, 5> kPolarExpress = {{
 constexpr double kGuardAfter = 50;   // steps: before, too little is known
 constexpr double kUpdateSize = 0.2;  // root mean square of an update's elements, in learning rates; AdamW's lies there
 
-bool takes_muon(const Parameter& p, OptimizerKind kind) {
-  return kind == OptimizerKind::muon && p.group == LearningRateGroup::matrix && p.shape.rank() == 2;
-}
-
 class Builder {
  public:
   Builder(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
@@ -37,7 +35,7 @@ class Builder {
       norm_ = g_.add("step_guard", {{"deviations", o_.guard_deviations}, {"after", kGuardAfter}},
                      {norm, loss, statistics}, "guarded_norm")[0];
     }
-    for (const bool decay : {true, false}) adamw(decay);
+    adamw();
     // The matrices of one block at a time: few nodes, and little memory between them.
     for (size_t i = 0; i < table_.size();) {
       std::vector<size_t> matrices;
@@ -57,23 +55,31 @@ class Builder {
   TensorId master(const Parameter& p) { return bf16_ ? state(p, master_of(p.name)) : kNone; }
 
   // One node for all parameters of the same settings.
-  void adamw(bool decay) {
-    std::vector<TensorId> inputs = {norm_};
-    for (size_t i = 0; i < table_.size(); ++i) {
-      const Parameter& p = table_[i];
-      if (p.decay != decay || takes_muon(p, o_.kind)) continue;
-      inputs.insert(inputs.end(), {parameter(i), gradients_[i], state(p, p.name + ".first_moment"),
-                                   state(p, p.name + ".second_moment"), master(p)});
+  void adamw() {
+    using Settings = std::tuple<bool, double, double>;
+    const auto settings_of = [](const Parameter& p) { return Settings{p.decay, p.adamw_rate, p.epsilon}; };
+    std::vector<Settings> all;
+    for (const Parameter& p : table_)
+      if (!takes_muon(p, o_.kind) && std::find(all.begin(), all.end(), settings_of(p)) == all.end())
+        all.push_back(settings_of(p));
+    for (const Settings& settings : all) {
+      const auto [decay, rate, epsilon] = settings;
+      std::vector<TensorId> inputs = {norm_};
+      for (size_t i = 0; i < table_.size(); ++i) {
+        const Parameter& p = table_[i];
+        if (settings_of(p) != settings || takes_muon(p, o_.kind)) continue;
+        inputs.insert(inputs.end(), {parameter(i), gradients_[i], state(p, p.name + ".first_moment"),
+                                     state(p, p.name + ".second_moment"), master(p)});
+      }
+      g_.add("adamw",
+             {{"beta1", o_.beta1},
+              {"beta2", o_.beta2},
+              {"epsilon", o_.epsilon * epsilon},
+              {"weight_decay", decay ? o_.weight_decay / rate : 0.0},
+              {"grad_clip", o_.grad_clip},
+              {"learning_rate_scale", rate}},
+             inputs, decay ? "step.decayed" : "step.others");
     }
-    if (inputs.size() == 1) return;
-    g_.add("adamw",
-           {{"beta1", o_.beta1},
-            {"beta2", o_.beta2},
-            {"epsilon", o_.epsilon},
-            {"weight_decay", decay ? o_.weight_decay : 0.0},
-            {"grad_clip", o_.grad_clip},
-            {"learning_rate_scale", 1.0}},
-           inputs, decay ? "step.decayed" : "step.others");
   }
 
   void muon(const std::vector<size_t>& matrices, const std::string& name) {
@@ -93,14 +99,22 @@ class Builder {
     const std::vector<TensorId> x =
         orthogonal({outputs.begin() + static_cast<std::ptrdiff_t>(matrices.size()), outputs.end()}, name);
 
-    std::vector<TensorId> applied = {norm_};
-    auto next = x.begin();
-    for (size_t m = 0; m < matrices.size(); ++m) {
-      applied.insert(applied.end(), {parameter(matrices[m]), master(table_[matrices[m]])});
-      for (size_t k = 0; k < parts[m]; ++k) applied.push_back(*next++);
+    std::vector<double> rates;
+    for (size_t i : matrices)
+      if (std::find(rates.begin(), rates.end(), table_[i].muon_rate) == rates.end())
+        rates.push_back(table_[i].muon_rate);
+    for (const double rate : rates) {
+      std::vector<TensorId> applied = {norm_};
+      auto next = x.begin();
+      for (size_t m = 0; m < matrices.size(); next += static_cast<std::ptrdiff_t>(parts[m++])) {
+        if (table_[matrices[m]].muon_rate != rate) continue;
+        applied.insert(applied.end(), {parameter(matrices[m]), master(table_[matrices[m]])});
+        applied.insert(applied.end(), next, next + static_cast<std::ptrdiff_t>(parts[m]));
+      }
+      g_.add("muon_apply",
+             {{"weight_decay", o_.weight_decay / rate}, {"rms", kUpdateSize}, {"learning_rate_scale", rate}}, applied,
+             name + ".apply");
     }
-    g_.add("muon_apply", {{"weight_decay", o_.weight_decay}, {"rms", kUpdateSize}, {"learning_rate_scale", 1.0}},
-           applied, name + ".apply");
   }
 
   // Each x becomes (nearly) the orthogonal matrix closest to it. A tall x takes the smaller product x^T x and x B.
@@ -147,6 +161,23 @@ OptimizerKind optimizer_named(const std::string& name) {
   for (const OptimizerKind kind : {OptimizerKind::adamw, OptimizerKind::muon})
     if (name == name_of(kind)) return kind;
   fail_usage("unknown --optimizer ", name, "; known: adamw, muon");
+}
+
+bool takes_muon(const Parameter& p, OptimizerKind kind) {
+  return kind == OptimizerKind::muon && p.group == LearningRateGroup::matrix && p.shape.rank() == 2;
+}
+
+double muon_flops(const ModelConfig& config) {
+  double flops = 0;
+  for (const Parameter& p : parameter_table(config)) {
+    if (!takes_muon(p, OptimizerKind::muon)) continue;
+    for (const int64_t rows : p.joined.empty() ? std::vector{p.shape[0]} : p.joined) {
+      const auto small = static_cast<double>(std::min(rows, p.shape[1]));
+      const auto large = static_cast<double>(std::max(rows, p.shape[1]));
+      flops += kPolarExpress.size() * (4 * small * small * large + 2 * small * small * small);
+    }
+  }
+  return flops;
 }
 
 std::vector<StateTensor> optimizer_state(const std::vector<Parameter>& table, OptimizerKind kind) {

@@ -20,6 +20,12 @@ enum class OptimizerKind { adamw, muon };
 OptimizerKind optimizer_named(const std::string& name);  // throws UsageError
 const char* name_of(OptimizerKind kind);
 
+// Whether Muon steps it; else AdamW does.
+bool takes_muon(const Parameter& parameter, OptimizerKind kind);
+
+// FLOPs of the products by which Muon makes a step orthogonal.
+double muon_flops(const ModelConfig& config);
+
 struct OptimizerOptions {
   double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8;
   double weight_decay = 0.1;

@@ -1,5 +1,6 @@
 #include "llm/model/parameters.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "llm/base/random.h"
@@ -9,21 +10,36 @@ namespace {
 
 class Table {
  public:
-  explicit Table(const ModelConfig& config) : c_(config), gpt2_names_(model_type_of(config) == "gpt2") {}
+  Table(const ModelConfig& config, const Parametrization& parametrization)
+      : c_(config), how_(parametrization), gpt2_names_(model_type_of(config) == "gpt2") {
+    if (!how_.complete_p) return;
+    wide_ = static_cast<double>(c_.channels) / kBaseChannels;
+    deep_ = static_cast<double>(c_.layers) / kBaseLayers;
+    embedding_rate_ = kEmbeddingRate, head_rate_ = kHeadRate;
+  }
 
   std::vector<Parameter> make() {
-    const double std = c_.positions == Positions::learned ? 0.02 : 1.0 / std::sqrt(static_cast<double>(c_.channels));
-    matrix("token_embedding.weight", {c_.vocabulary, c_.channels}, gpt2_names_ ? 0.02 : std,
-           LearningRateGroup::embedding, 0, {gpt2_names_ ? "transformer.wte.weight" : "model.embed_tokens.weight"});
+    // An embedding that is the head's matrix, too, has the head's size and rate: its logits are sums over all channels.
+    const bool as_input = how_.complete_p && !c_.tied_head;
+    const double std = c_.positions == Positions::learned ? 0.02 : inverse_root(as_input ? kBaseChannels : c_.channels);
+    matrix("token_embedding.weight", {c_.vocabulary, c_.channels}, std, LearningRateGroup::embedding, 0,
+           {gpt2_names_ ? "transformer.wte.weight" : "model.embed_tokens.weight"});
+    if (c_.tied_head)
+      multiply(head_rate_ / wide_, 1);
+    else
+      multiply(embedding_rate_, 1 / wide_);
     if (c_.positions == Positions::learned)
       matrix("position_embedding.weight", {c_.context, c_.channels}, 0.02, LearningRateGroup::embedding, -1,
-             {gpt2_names_ ? "transformer.wpe.weight" : "model.embed_positions.weight"});
+             {gpt2_names_ ? "transformer.wpe.weight" : "model.embed_positions.weight"}),
+          multiply(embedding_rate_, 1 / wide_);
     for (int l = 0; l < c_.layers; ++l) block(l);
     layer_ = -1;
     norm("final_norm", c_.channels, gpt2_names_ ? "transformer.ln_f" : "model.norm");
     if (!c_.tied_head) {
-      matrix("head.weight", {c_.vocabulary, c_.channels}, 1.0 / std::sqrt(static_cast<double>(c_.channels)),
+      matrix("head.weight", {c_.vocabulary, c_.channels}, inverse_root(c_.channels) / std::sqrt(wide_),
              LearningRateGroup::head, 0, {"lm_head.weight"});
+      multiply(head_rate_ / wide_, 1, 1 / wide_);
+      if (how_.zero_projections) table_.back().init = Parameter::Init::zeros, table_.back().init_std = 0;
     }
     return std::move(table_);
   }
@@ -34,9 +50,10 @@ class Table {
     const std::string name = "layers." + std::to_string(l) + ".";
     const std::string file = (gpt2_names_ ? "transformer.h." : "model.layers.") + std::to_string(l) + ".";
     // GPT-2 draws everything with std 0.02; at other widths the same choice in general form is 1 / sqrt(fan-in). The
-    // projections back into the residual stream are scaled by 1 / sqrt(2 L) (Radford et al. 2019).
-    const double residual = 1.0 / std::sqrt(2.0 * static_cast<double>(c_.layers));
-    const auto std = [](int64_t fan_in) { return 1.0 / std::sqrt(static_cast<double>(fan_in)); };
+    // projections back into the residual stream are scaled by 1 / sqrt(2 L) (Radford et al. 2019), or by 1 / L.
+    const double residual =
+        how_.complete_p ? inverse_root(2 * kBaseLayers) / deep_ : 1.0 / std::sqrt(2.0 * static_cast<double>(c_.layers));
+    const auto std = [](int64_t fan_in) { return inverse_root(fan_in); };
     const int64_t q = c_.query_width(), kv = c_.kv_heads * c_.head_size, f = c_.hidden, c = c_.channels;
 
     norm(name + "attention_norm", c, file + (gpt2_names_ ? "ln_1" : "input_layernorm"));
@@ -64,8 +81,18 @@ class Table {
            {{file + (gpt2_names_ ? "mlp.c_proj" : "mlp.down_proj"), c}}, {}, true);
   }
 
+  static double inverse_root(int64_t n) { return 1 / std::sqrt(static_cast<double>(n)); }
+
   // 0.02 at GPT-2's widths; narrower models get the larger 1 / sqrt(fan-in) so that their signal does not fade.
-  static double gpt2_std(int64_t fan_in) { return fan_in >= 768 ? 0.02 : 0.5 / std::sqrt(static_cast<double>(fan_in)); }
+  double gpt2_std(int64_t fan_in) const {
+    return fan_in >= 768 && !how_.complete_p ? 0.02 : 0.5 * inverse_root(fan_in);
+  }
+
+  // The multipliers of the parameter that was added last.
+  void multiply(double rate, double epsilon, double forward = 1) {
+    Parameter& p = table_.back();
+    p.adamw_rate = p.muon_rate = rate, p.epsilon = epsilon, p.forward = forward;
+  }
 
   struct Part {
     std::string file;
@@ -84,14 +111,33 @@ class Table {
   void linear(const std::string& name, Shape shape, double std, int shard_axis, const std::vector<Part>& parts,
               std::vector<int64_t> joined = {}, bool residual = false) {
     matrix(name + ".weight", shape, std, LearningRateGroup::matrix, shard_axis, {name});
-    table_.back().joined = std::move(joined);
     table_.back().residual = residual;
     table_.back().file_parts = split(parts, ".weight", shape[1]);
+    // A branch is multiplied by 1 / deep_. Its gradients are, too, but for those of its last product, into which that is folded.
+    const double branch = residual ? 1 / deep_ : 1, epsilon = 1 / (residual ? wide_ : wide_ * deep_);
+    const int64_t rows = joined.empty() ? shape[0] : joined[0], columns = shape[1];
+    multiply(branch * (how_.complete_p ? base_width(name) / static_cast<double>(columns) : 1), epsilon, branch);
+    if (how_.complete_p) table_.back().muon_rate = branch * muon_rate(rows, columns);
+    if (residual && how_.zero_projections) table_.back().init = Parameter::Init::zeros, table_.back().init_std = 0;
+    table_.back().joined = std::move(joined);
     if (!c_.bias) return;
     // A bias follows its matrix's output: split where the rows are split, whole where the columns are.
     vector(name + ".bias", shape[0], Parameter::Init::zeros, "");
     table_.back().shard_axis = shard_axis == 0 ? 0 : -1;
     table_.back().file_parts = split(parts, ".bias", 0);
+    multiply(branch, epsilon, branch);
+  }
+
+  // A matrix's step of elements like AdamW's, which Muon makes, to one of spectral norm sqrt(rows / columns), in units of the
+  // base model's square matrices.
+  static double muon_rate(int64_t rows, int64_t columns) {
+    const auto out = static_cast<double>(rows), in = static_cast<double>(columns);
+    return std::sqrt(kBaseChannels * out / in / std::max(out, in));
+  }
+
+  // The inputs of the same product in the base model.
+  double base_width(const std::string& name) const {
+    return static_cast<double>(name.ends_with("mlp_out") ? usual_hidden(kBaseChannels, c_.activation) : kBaseChannels);
   }
 
   std::vector<FilePart> split(const std::vector<Part>& parts, const char* suffix, int64_t columns) const {
@@ -110,7 +156,7 @@ class Table {
 
   void vector(std::string name, int64_t size, Parameter::Init init, std::string file) {
     Parameter p{.name = std::move(name), .shape = {size}, .init = init};
-    p.layer = layer_;
+    p.layer = layer_, p.epsilon = 1 / (layer_ < 0 ? wide_ : wide_ * deep_);
     p.file_parts = {FilePart{std::move(file), 0, size, false, {size}}};
     table_.push_back(std::move(p));
   }
@@ -121,6 +167,9 @@ class Table {
   }
 
   const ModelConfig& c_;
+  Parametrization how_;
+  double wide_ = 1, deep_ = 1;  // in units of the base model
+  double embedding_rate_ = 1, head_rate_ = 1;
   bool gpt2_names_;
   int layer_ = -1;
   std::vector<Parameter> table_;
@@ -149,7 +198,9 @@ std::string model_type_of(const ModelConfig& c) {
   return "train_gpt";
 }
 
-std::vector<Parameter> parameter_table(const ModelConfig& config) { return Table(config).make(); }
+std::vector<Parameter> parameter_table(const ModelConfig& config, const Parametrization& parametrization) {
+  return Table(config, parametrization).make();
+}
 
 int64_t parameter_count(const ModelConfig& config) {
   int64_t count = 0;

@@ -1,5 +1,5 @@
-// The one table of a model's parameters: name, shape, initial value, decay, learning-rate group, shard axis, and where
-// each lies in a Hugging Face checkpoint. Builder, optimizer, initialisation, checkpoints and sharding all read it.
+// The one table of a model's parameters: name, shape, initial value, decay, learning-rate group and multipliers, shard axis,
+// and where each lies in a Hugging Face checkpoint. Builder, optimizer, initialisation, checkpoints and sharding all read it.
 #pragma once
 #include <string>
 #include <vector>
@@ -22,6 +22,21 @@ struct FilePart {
   Shape shape;  // as the file has it
 };
 
+// How a run begins, and how its steps depend on the model's shape.
+struct Parametrization {
+  // Initial values, learning rates, weight decay and epsilon such that activations and their changes by a step are of the
+  // same size at every width and depth, and so the same learning rate is the best at all of them: muP in width (Yang et al.
+  // 2022, "Tensor Programs V", table 8), CompleteP in depth (Dey et al. 2025, arXiv 2505.01618, table 1 with alpha = 1: each
+  // branch is worth 1 / layers). Its units are those of a base model, whose square matrices have multipliers of 1. A factor
+  // in the forward pass is folded into initial values, rates and epsilon, which gives the same training (Yang et al. 2022,
+  // lemma J.1) and leaves the weights those of an ordinary model. Without it all multipliers are 1.
+  bool complete_p = false;
+  bool zero_projections = false;  // the projections into the residual stream begin at zero, and so does an untied head
+};
+inline constexpr int64_t kBaseChannels = 128, kBaseLayers = 4;
+// In units of the matrices' rate, at the base model, measured (llm/train/README.md).
+inline constexpr double kEmbeddingRate = 6, kHeadRate = 2;
+
 struct Parameter {
   std::string name;  // "layers.0.qkv.weight"
   Shape shape;       // linear layers: (out, in)
@@ -29,6 +44,13 @@ struct Parameter {
   double init_std = 0;
   bool decay = false;     // matrices only
   bool residual = false;  // its product is added to the residual stream
+  // What learning rate and epsilon are multiplied by, and the factor of the forward pass that is folded into the others.
+  // AdamW's elements move by the learning rate whatever the gradient, so a product of n inputs changes n times as much: its
+  // rate falls as 1 / n. Muon's step is orthogonal with elements of a fixed size, so of spectral norm sqrt(max(rows, columns));
+  // its rate makes that sqrt(rows / columns), which changes outputs as much as inputs are large at any shape (Bernstein and
+  // Newhouse 2024, arXiv 2409.20325; Large et al. 2024): it falls as 1 / sqrt(n). Weight decay is divided by the rate's
+  // multiplier, so that its time-scale in steps is the same for all (Dey et al. 2025, table 1).
+  double adamw_rate = 1, muon_rate = 1, epsilon = 1, forward = 1;
   LearningRateGroup group = LearningRateGroup::vector;
   int shard_axis = -1;  // the axis tensor parallelism splits; -1: replicated
   int layer = -1;       // the block it belongs to
@@ -36,7 +58,7 @@ struct Parameter {
   std::vector<int64_t> joined = {};  // the rows of each matrix, where several are one parameter
 };
 
-std::vector<Parameter> parameter_table(const ModelConfig& config);
+std::vector<Parameter> parameter_table(const ModelConfig& config, const Parametrization& parametrization = {});
 int64_t parameter_count(const ModelConfig& config);
 
 // Which Hugging Face model_type the switches are: "gpt2", "llama", "qwen3", or "train_gpt" for a mix of its own.

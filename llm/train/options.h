@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "llm/model/config.h"
+#include "llm/model/gpt.h"
 
 namespace llm {
 
@@ -16,34 +16,34 @@ struct TrainOptions {
   int64_t grad_accum = 0;          // micro-steps a step
   int64_t total_batch_tokens = 0;  // tokens a step, instead of grad_accum
   int64_t steps = 0, tokens = 0;   // length of the run, one or the other
-  std::string optimizer = "adamw";
-  double lr = 0, beta1 = 0.9, beta2 = 0, epsilon = 1e-8, weight_decay = 0.1, grad_clip = 1.0;
+  std::string optimizer;           // adamw or muon
+  // How the rate of a parameter depends on the model's shape: "completep" (llm/model/parameters.h), in which lr and
+  // weight_decay are those of the base model, or "standard", all the same.
+  std::string parametrization = "completep";
+  double lr = 0, beta1 = 0.9, beta2 = 0, epsilon = 1e-8, weight_decay = -1, grad_clip = 1.0;
   double guard_deviations = 6;  // a step that sticks out by more is left out (step_guard.cpp); 0: none is
   int64_t warmup = -1;
-  std::string schedule = "linear";
+  std::string schedule;
   uint64_t seed = 1;
   int64_t eval_every = -1, eval_batches = 0, save_every = -1, sample_every = -1;
   int64_t keep_last = 2;
   std::string sample_prompt;
   uint64_t memory_budget = 0;
-  bool zero_projections = false;  // blocks begin as the identity
-  bool document_mask = false;     // attention stays within a document, in evaluations as well
-  double dropout = 0;             // in training alone
-  double z_loss = 0;              // its weight in the training loss, which is logged with it; evaluations are without
-  std::string dtype = "fp32";     // of parameters and activations: fp32, bf16, or fp8 (bf16 with products in 8 bits)
-  int64_t data_tokens = 0;        // of the training split when the run began: the sample order depends on it
+  bool zero_projections = true;  // blocks begin as the identity
+  bool document_mask = false;    // attention stays within a document, in evaluations as well
+  double dropout = 0;            // in training alone
+  double z_loss = 0;             // its weight in the training loss, which is logged with it; evaluations are without
+  std::string dtype = "fp32";    // of parameters and activations: fp32, bf16, or fp8 (bf16 with products in 8 bits)
+  int64_t data_tokens = 0;       // of the training split when the run began: the sample order depends on it
 
   std::string json(const ModelConfig& model) const;
   // Reads what json() wrote. Throws Error with `where` in the message.
   static TrainOptions parse(const std::string& json, const std::string& where);
 };
 
-// One decision and why, for the run's first lines.
-struct Rule {
-  std::string name, value, reason;
-};
-
-// Fills in every 0, -1 and "" of `options`. `val_tokens`: of the held-out split.
-std::vector<Rule> apply_rules(TrainOptions& options, const ModelConfig& model, int64_t val_tokens);
+// The step that such a run makes. `end_of_text`: the data's, which documents are cut at if the run has document masks.
+Parametrization parametrization_of(const TrainOptions& options);
+OptimizerOptions optimizer_of(const TrainOptions& options);
+RecipeOptions recipe_of(const TrainOptions& options, int32_t end_of_text);
 
 }  // namespace llm

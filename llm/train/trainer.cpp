@@ -34,7 +34,7 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
       options_(options),
       dataset_(std::move(dataset)),
       machine_(machine),
-      table_(parameter_table(model)) {
+      table_(parameter_table(model, parametrization_of(options))) {
   schedule_ = {schedule_named(options_.schedule), options_.lr, 0.0, options_.steps, options_.warmup};
   train_stream_ = std::make_unique<TokenStream>(dataset_.train);
   loader_ = std::make_unique<Loader>(*train_stream_, model_.context, options_.seed);
@@ -44,17 +44,13 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
       fail("the data holds token ", stream->largest_token(), " but the model's vocabulary is ", model_.vocabulary,
            "; choose a model without a fixed vocabulary, or tokenize the data for this one");
 
-  OptimizerOptions optimizer{options_.beta1,        options_.beta2,     options_.epsilon,
-                             options_.weight_decay, options_.grad_clip, optimizer_named(options_.optimizer)};
-  optimizer.guard_deviations = options_.guard_deviations;
   const int32_t end_of_text = options_.document_mask && dataset_.tokenizer ? dataset_.tokenizer->end_of_text() : -1;
   if (options_.document_mask && end_of_text < 0)
     fail("--document-mask: ", dataset_.tokenizer
                                   ? "the data's tokenizer has no end-of-text token"
                                   : "the data has no tokenizer that says which token is the end of a text");
-  TrainingGraph t =
-      build_training_graph(model_, options_.batch, model_.context, optimizer, machine_.target(),
-                           {.z_loss = options_.z_loss, .dropout = options_.dropout, .end_of_text = end_of_text});
+  TrainingGraph t = build_training_graph(model_, options_.batch, model_.context, optimizer_of(options_),
+                                         machine_.target(), recipe_of(options_, end_of_text));
   tensors_ = {t.tokens, t.targets, t.loss_weights, t.loss, t.gradient_norm, t.guarded_norm};
   layout_.add(t.graph);
   CompileOptions compiling;
@@ -86,11 +82,7 @@ void Trainer::allocate() {
 void Trainer::initialise() {
   Staging staging(*arena_, layout_);
   for (const Parameter& p : table_) {
-    float* values = staging.room(weights_of(p), p.shape.elements());
-    if (options_.zero_projections && p.residual)
-      std::fill_n(values, p.shape.elements(), 0.0f);
-    else
-      llm::initialise(machine_.threads, p, options_.seed, values);
+    llm::initialise(machine_.threads, p, options_.seed, staging.room(weights_of(p), p.shape.elements()));
   }
   staging.flush();
   round_parameters();

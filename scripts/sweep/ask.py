@@ -13,7 +13,7 @@ from .grid import holdout_runs
 from .law import interval
 from .plan import find_binary
 from .run import Stop, end_of, execute, own_the_sweep
-from .shapes import flags, learning_rate, shape_for, short, step_tokens
+from .shapes import RECIPE, flags, learning_rate, shape_for, short, step_tokens
 from .slots import Slot, make_slots
 from .store import read_json, read_plan, result_of, run_path, table_rows, write_json, write_tables
 from .table import Table
@@ -59,7 +59,7 @@ def answer(result, C, setting):
             "learning_rate": learning_rate(shape), "loss": float(result.law.loss(N, D)),
             "loss_interval": result.loss_interval(N, D), "beyond_largest_run": float(C / result.table.C.max()),
             "command": shlex.join(["train_gpt", "train", "--data", setting["data"], *shape.flags(),
-                                   *flags(context=context, tokens=D, schedule="wsd")])}
+                                   *flags(context=context, tokens=D, schedule="wsd"), *RECIPE])}
 
 
 def show_answer(v, setting):

@@ -3,6 +3,7 @@ import math
 from dataclasses import dataclass
 
 WIDEST = 16384
+BASE_RATE = 0.005
 
 
 def round_up(value, multiple):
@@ -11,7 +12,7 @@ def round_up(value, multiple):
 
 @dataclass(frozen=True)
 class Shape:
-    """A modern GPT (RMSNorm, RoPE, SwiGLU, QK-norm, tied head) as `train_gpt train` builds it from three dimensions."""
+    """A modern GPT (RMSNorm, RoPE, SwiGLU, QK-norm, a head of its own) as `train_gpt train` builds it from three dimensions."""
 
     layers: int
     channels: int
@@ -35,11 +36,11 @@ class Shape:
 
     @property
     def body(self):
-        """N without the embedding (which is the head's matrix too): matrices, norms, QK-norms."""
+        """N without embedding and head: matrices, norms, QK-norms."""
         return self.matrices + self.layers * (2 * self.channels + 2 * self.head_size) + self.channels
 
     def parameters(self, vocabulary):
-        return self.body + vocabulary * self.channels
+        return self.body + 2 * vocabulary * self.channels
 
     def flops_per_token(self, vocabulary, context):
         """What training needs: 6 a weight of every matrix, 12 L C (T + 1) / 2 for causal attention (Kaplan et al. 2020,
@@ -65,7 +66,7 @@ def shape_for(parameters, vocabulary):
         if channels % multiple:
             continue
         one = Shape(1, channels)
-        guess = (parameters - vocabulary * channels) / max(1, Shape(1, channels).body)
+        guess = (parameters - 2 * vocabulary * channels) / max(1, Shape(1, channels).body)
         for layers in {max(1, math.floor(guess)), max(1, math.ceil(guess))}:
             shape = Shape(layers, channels)
             miss = abs(math.log(shape.parameters(vocabulary) / parameters))
@@ -79,12 +80,12 @@ def shape_for(parameters, vocabulary):
 
 
 def micro_batch(context):
-    """Sequences a micro-step: about 1024 tokens (llm/train/options.cpp apply_rules)."""
+    """Sequences a micro-step: about 1024 tokens (llm/train/rules.cpp)."""
     return min(64, max(1, 1024 // context))
 
 
 def step_tokens(tokens, context):
-    """Tokens a step of a run over `tokens`: grows with their root (Zhang et al. 2025; the same rule of apply_rules)."""
+    """Tokens a step of a run over `tokens`: grows with their root (Zhang et al. 2025; the same rule of rules.cpp)."""
     micro = micro_batch(context) * context
     return micro * max(1, round(1024 * math.sqrt(tokens / 16e6) / micro))
 
@@ -95,14 +96,19 @@ def warmup_steps(steps):
 
 
 def learning_rate(shape):
-    """0.64 / channels, at most 0.01: the best rate falls with the width (Yang et al. 2022; the same)."""
-    return min(0.01, 0.64 / shape.channels)
+    """The base model's, whatever the size: the binary multiplies it for each parameter (Yang et al. 2022; the same)."""
+    return BASE_RATE
 
 
 def flags(**values):
     """flags(save_every=5) -> ["--save-every", "5"]; what is None is left out."""
     return [word for name, value in values.items() if value is not None
             for word in ("--" + name.replace("_", "-"), str(value))]
+
+
+# What would depend on a run's length or its tokens a step by the binary's rules, the same for all runs: shorter ones branch off
+# longer ones, and a law is of one recipe. (AdamW, since Muon's products are no part of the FLOPs that the law counts.)
+RECIPE = flags(optimizer="adamw", weight_decay=0.1, beta2=0.99)
 
 
 def short(value):

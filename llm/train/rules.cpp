@@ -1,0 +1,153 @@
+#include "llm/train/rules.h"
+
+#include <algorithm>
+#include <cmath>
+#include <sstream>
+
+#include "llm/base/error.h"
+
+namespace llm {
+namespace {
+
+std::string text_of(const std::string& value) { return value; }
+std::string text_of(bool value) { return value ? "on" : "off"; }
+template <class Number>
+std::string text_of(Number value) {
+  std::ostringstream out;
+  if (std::is_floating_point_v<Number>) out.precision(3);
+  out << value;
+  return out.str();
+}
+
+class Rules {
+ public:
+  Rules(TrainOptions& options, const ModelConfig& model, int64_t val_tokens)
+      : o_(options), m_(model), val_tokens_(val_tokens), parameters_(static_cast<double>(parameter_count(model))) {}
+
+  std::vector<Rule> run() {
+    length();
+    const std::string optimizer = usual_optimizer(m_, o_.total_batch_tokens);
+    set("optimizer", o_.optimizer, o_.optimizer.empty(), optimizer,
+        optimizer == "muon"
+            ? "less loss for the same time than adamw (Jordan et al. 2024), which embeddings, head and vectors take"
+            : "muon's products would cost more than the gradients of such small steps");
+    say("parametrization", o_.parametrization,
+        "completep: rates in units of a model of 128 channels and 4 layers, `graph --parameters` shows each "
+        "(Yang et al. 2022; Dey et al. 2025)");
+    say("zero-projections", o_.zero_projections,
+        "blocks begin as the identity, the head without an opinion "
+        "(Zhang et al. 2019; Yang et al. 2022, appendix D.2)");
+    rates();
+    watching();
+    return std::move(rules_);
+  }
+
+ private:
+  // What there is no rule for, only a choice.
+  template <class Value>
+  void say(const char* name, const Value& value, const char* reason) {
+    rules_.push_back({name, text_of(value), reason, true});
+  }
+  template <class Value>
+  void set(const char* name, Value& value, bool missing, Value chosen, const char* reason) {
+    if (missing) value = chosen;
+    rules_.push_back({name, text_of(value), missing ? reason : "given", !missing});
+  }
+
+  void length() {
+    const int64_t T = m_.context;
+    const int64_t wanted_batch = o_.total_batch_tokens && !o_.grad_accum && o_.total_batch_tokens < 1024
+                                     ? std::max<int64_t>(1, o_.total_batch_tokens / T)
+                                     : std::clamp<int64_t>(1024 / T, 1, 64);
+    set("batch", o_.batch, !o_.batch, wanted_batch,
+        "about 1024 tokens a micro-step: small steps make the most of few tokens");
+    const int64_t micro = o_.batch * T;
+    if (o_.total_batch_tokens) {
+      if (o_.grad_accum && o_.grad_accum * micro != o_.total_batch_tokens)
+        fail_usage("--total-batch-tokens ", o_.total_batch_tokens,
+                   " is not --batch x --context x --grad-accum = ", o_.grad_accum * micro);
+      if (o_.total_batch_tokens % micro)
+        fail_usage("--total-batch-tokens ", o_.total_batch_tokens,
+                   " is not a multiple of --batch x --context = ", micro);
+      o_.grad_accum = o_.total_batch_tokens / micro;
+    }
+    // The batch beyond which more tokens a step stop paying grows about as the square root of the run's tokens; 1024 tokens
+    // serve a run of 16 million.
+    const double run = o_.tokens ? static_cast<double>(o_.tokens) : 20 * parameters_;
+    const int64_t accumulated =
+        o_.steps ? 1 : std::max<int64_t>(1, std::llround(1024 * std::sqrt(run / 16e6) / static_cast<double>(micro)));
+    set("grad-accum", o_.grad_accum, !o_.grad_accum, accumulated,
+        "1024 tokens a step for a run of 16M tokens, growing with their root (Zhang et al. 2025)");
+    const int64_t step_tokens = o_.total_batch_tokens = micro * o_.grad_accum;
+    if (o_.tokens && !o_.steps) o_.steps = std::max<int64_t>(1, o_.tokens / step_tokens);
+    const auto by_size = static_cast<int64_t>(20 * parameters_ / static_cast<double>(step_tokens));
+    set("steps", o_.steps, !o_.steps, std::max<int64_t>(20, by_size), "20 tokens a parameter (Hoffmann et al. 2022)");
+    o_.tokens = o_.steps * step_tokens;
+  }
+
+  void rates() {
+    const auto steps = static_cast<double>(o_.steps), step_tokens = static_cast<double>(o_.total_batch_tokens);
+    const bool standard = o_.parametrization == "standard";
+    set("lr", o_.lr, o_.lr == 0, standard ? std::min(0.01, 0.64 / static_cast<double>(m_.channels)) : kBaseRate,
+        standard ? "0.64 / channels: the best rate falls as the model gets wider (Yang et al. 2022)"
+                 : "measured at the base model; its multipliers do the rest (Yang et al. 2022; Dey et al. 2025)");
+    // AdamW's weights are an average of the last 1 / (lr decay) updates. As a part of the run that is best about the root of
+    // tokens a parameter, and not more than the run.
+    const double part = std::min(1.0, std::sqrt(parameters_ / static_cast<double>(o_.tokens)));
+    set("weight-decay", o_.weight_decay, o_.weight_decay < 0, 1 / (o_.lr * std::max(steps * part, 200.0)),
+        "1 / (lr x steps x part): weights average their updates over a part of the run, sqrt(parameters / tokens), at "
+        "most 1, and "
+        "over 200 steps or more (Wang and Aitchison 2024; Bergsma et al. 2025)");
+    const double window = std::clamp(std::min(steps / 20, 1e7 / step_tokens), 20.0, 1000.0);
+    set("beta2", o_.beta2, o_.beta2 == 0, 1 - 1 / window,
+        "averages over 1/20 of the steps, at most 10M tokens (Marek et al. 2025), between 0.95 and 0.999");
+    set("warmup", o_.warmup, o_.warmup < 0,
+        std::min<int64_t>(std::max<int64_t>(o_.steps / 20, std::min<int64_t>(20, o_.steps / 2)), 2000),
+        "5 % of the steps, at least 20 and at most 2000");
+    set("schedule", o_.schedule, o_.schedule.empty(), std::string("linear"),
+        "straight to zero is best for a run of a known length (Defazio et al. 2023; Bergsma et al. 2025)");
+    say("dropout", o_.dropout, "for many epochs over little text; a run over new text needs none");
+    say("z-loss", o_.z_loss, "off unless asked for (Chowdhery et al. 2022)");
+    say("document-mask", o_.document_mask, "off unless asked for: attention may cross from one document into the next");
+    say("guard", o_.guard_deviations, "a step that sticks out by so many standard deviations is left out");
+    say("beta1", o_.beta1, "AdamW's usual");
+    say("epsilon", o_.epsilon, "AdamW's usual");
+    say("grad-clip", o_.grad_clip, "usual since GPT-3 (Brown et al. 2020)");
+  }
+
+  void watching() {
+    set("eval-every", o_.eval_every,
+        o_.eval_every<0, val_tokens_> 1 ? std::max<int64_t>(1, std::min<int64_t>(1000, (o_.steps + 9) / 10)) : 0,
+        "ten times a run, at least every 1000 steps");
+    // Forward alone costs a third of a step, so this is 5 % of the time between two evaluations.
+    set("eval-batches", o_.eval_batches, !o_.eval_batches, std::max<int64_t>(4, o_.eval_every * o_.grad_accum * 3 / 20),
+        "5 % of the time between evaluations; the last one takes all held-out text");
+    set("save-every", o_.save_every, o_.save_every < 0,
+        std::max<int64_t>(1, std::min<int64_t>(1000, (o_.steps + 3) / 4)),
+        "four times a run, at least every 1000 steps");
+    set("sample-every", o_.sample_every, o_.sample_every < 0, std::max<int64_t>(1, (o_.steps + 3) / 4),
+        "four times a run");
+  }
+
+  static constexpr double kBaseRate = 0.005;
+
+  TrainOptions& o_;
+  const ModelConfig& m_;
+  int64_t val_tokens_;
+  double parameters_;
+  std::vector<Rule> rules_;
+};
+
+}  // namespace
+
+const char* usual_optimizer(const ModelConfig& model, int64_t step_tokens) {
+  return muon_flops(model) <= training_flops_per_token(model, model.context) * static_cast<double>(step_tokens)
+             ? "muon"
+             : "adamw";
+}
+
+std::vector<Rule> apply_rules(TrainOptions& options, const ModelConfig& model, int64_t val_tokens) {
+  return Rules(options, model, val_tokens).run();
+}
+
+}  // namespace llm

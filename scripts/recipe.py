@@ -1,0 +1,228 @@
+#!/usr/bin/env python3
+"""Evidence for the default recipe of `train_gpt train`: short runs, one after another, and a table of them.
+
+  scripts/recipe.py transfer FILE.txt     is the best learning rate the same over 8 x the width and 4 x the depth?
+  scripts/recipe.py neighbours FILE.txt   the default of three sizes against the values beside it
+  scripts/recipe.py ablation FILE.txt     what each ingredient gives: the loss without it, steps and time to a fixed loss
+
+Finished runs are kept in --out and not made again, so an interrupted call goes on. Only Python's standard library is needed.
+Flags behind `--` go to every run (-- --threads 1).
+"""
+import argparse
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+STEP = math.sqrt(2)
+
+
+class Failure(Exception):
+    pass
+
+
+class Runs:
+    def __init__(self, arguments):
+        self.binary, self.data, self.out, self.more = arguments.binary, arguments.data, arguments.out, arguments.more
+        os.makedirs(self.out, exist_ok=True)
+        # Runs on other text, or by other flags, are other runs.
+        name = os.path.splitext(os.path.basename(self.data))[0]
+        self.prefix = "-".join([name, *self.more]).replace("/", "_").replace(" ", "_")
+
+    def log(self, name, flags):
+        """The lines of the run's log, made now unless it is there."""
+        path = os.path.join(self.out, f"{self.prefix}-{name}")
+        kept = path + ".jsonl"
+        if not os.path.exists(kept):
+            shutil.rmtree(path, ignore_errors=True)
+            command = [self.binary, "train", "--data", self.data, "--out", path, "--save-every", "0", "--sample-every", "0",
+                       *map(str, flags), *self.more]
+            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            if done.returncode:
+                raise Failure(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1:]}")
+            os.replace(os.path.join(path, "log.jsonl"), kept)
+            shutil.rmtree(path)
+        with open(kept) as file:
+            return [json.loads(line) for line in file]
+
+    def loss(self, name, flags):
+        """On all held-out text after the last step; infinite where that is not a number."""
+        loss = self.log(name, flags)[-1].get("val_loss")
+        return loss if isinstance(loss, float) and math.isfinite(loss) else math.inf
+
+
+def explained(binary, flags):
+    """What the binary chooses by its rules."""
+    text = subprocess.run([binary, "train", "--explain", *map(str, flags)], check=True, capture_output=True, text=True).stdout
+    return {line.split()[0]: line.split()[1] for line in text.splitlines()}
+
+
+def table(header, rows):
+    cells = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    for row in cells:
+        print("| " + " | ".join(str(cell) for cell in row) + " |")
+    sys.stdout.flush()
+
+
+def number(value):
+    return f"{value:.4f}" if math.isfinite(value) else "diverged"
+
+
+def transfer(runs, arguments):
+    """The grid of learning rates is as wide as it must be for each best to lie within it."""
+    shapes = [("width", 32, 4), ("width", 64, 4), ("width", 128, 4), ("width", 256, 4),
+              ("depth", 64, 2), ("depth", 64, 4), ("depth", 64, 8)]
+    for optimizer in arguments.optimizers.split(","):
+        base = float(explained(runs.binary, ["tiny", "--optimizer", optimizer])["lr"])
+        results = {}
+
+        def loss(channels, layers, k):
+            flags = ["--channels", channels, "--layers", layers, "--head-size", 16, "--hidden", 11 * channels // 4,
+                     "--context", 64, "--batch", 8, "--steps", arguments.steps, "--val-fraction", 0.03, "--lr",
+                     base * STEP ** k, "--optimizer", optimizer, "--parametrization", arguments.parametrization,
+                     "--eval-every", arguments.steps]
+            results[channels, layers, k] = runs.loss(
+                f"transfer-{arguments.parametrization}-{optimizer}-{channels}x{layers}-{arguments.steps}-{k}", flags)
+            return results[channels, layers, k]
+
+        def best(channels, layers):
+            have = {k: v for (c, l, k), v in results.items() if (c, l) == (channels, layers)}
+            return min(have, key=have.get)
+
+        for _, channels, layers in shapes:
+            low, high = -1, 1
+            for k in range(low, high + 1):
+                loss(channels, layers, k)
+            while best(channels, layers) == low and low > -8:
+                low -= 1
+                loss(channels, layers, low)
+            while best(channels, layers) == high and high < 8:
+                high += 1
+                loss(channels, layers, high)
+        ks = sorted({k for _, _, k in results})
+        print(f"\n{optimizer}, {arguments.parametrization}: held-out loss by learning rate ({base:g} x), the best in bold\n")
+        rows = []
+        for what, channels, layers in shapes:
+            row = [f"{channels} channels, {layers} layers"]
+            for k in ks:
+                value = results.get((channels, layers, k))
+                text = "" if value is None else number(value)
+                row.append(f"**{text}**" if k == best(channels, layers) else text)
+            rows.append(row)
+        table(["model"] + [f"{STEP ** k:.3g}" for k in ks], rows)
+        for what in ("width", "depth"):
+            found = [best(c, l) for w, c, l in shapes if w == what]
+            print(f"{what}: the best learning rate moves by {max(found) - min(found)} steps of sqrt(2)")
+
+
+def neighbours(runs, arguments):
+    """The default and the runs that differ from it in one value, by a factor."""
+    sizes = {"nano": ["nano", "--batch", 12], "tiny": ["tiny", "--batch", 12],
+             "depth 5": ["--depth", 5, "--context", 64, "--batch", 12]}
+    rows = []
+    for size, flags in sizes.items():
+        flags = [*flags, "--steps", arguments.steps, "--eval-every", arguments.steps]
+        rules = explained(runs.binary, [*flags, "--data", runs.data])
+        name = f"neighbours-{size.replace(' ', '-')}-{arguments.steps}"
+        default = runs.loss(name, flags)
+        row = [f"{size}: {rules['parameters']}", number(default)]
+        for flag, factor in arguments.factors:
+            if flag == "steps-a-window":  # beta2 as 1 - 1 / window
+                value = 1 - (1 - float(rules["beta2"])) / factor
+                changed = ["--beta2", value]
+            elif flag == "warmup":
+                changed = ["--warmup", round(int(rules["warmup"]) * factor)]
+            elif flag == "batch":  # as many tokens in fewer or more steps
+                batch = round(12 * factor)
+                steps = round(arguments.steps * 12 / batch)
+                changed = ["--batch", batch, "--steps", steps, "--eval-every", steps]
+            else:
+                changed = [f"--{flag}", float(rules[flag]) * factor]
+            given = [f for f in flags]
+            for i in range(0, len(changed), 2):
+                if changed[i] in given:
+                    at = given.index(changed[i])
+                    del given[at:at + 2]
+            loss = runs.loss(f"{name}-{flag}-{factor:.3g}", [*given, *changed])
+            row.append(f"{loss - default:+.4f}")
+        rows.append(row)
+        print(size, file=sys.stderr)
+    print(f"\n{arguments.steps} steps; the default's held-out loss, and how much more it is with one value multiplied\n")
+    table(["model", "default"] + [f"{flag} x {factor:.3g}" for flag, factor in arguments.factors], rows)
+
+
+def ablation(runs, arguments):
+    """Each ingredient left out; `until` is passed where the mean of the last three evaluations is under it."""
+    every = max(1, arguments.steps // 40)
+    flags = ["tiny", "--batch", 12, "--steps", arguments.steps, "--eval-every", every, "--eval-batches", 16]
+    variants = {
+        "default": [],
+        "AdamW instead of Muon": ["--optimizer", "adamw"],
+        "projections drawn": ["--no-zero-projections"],
+        "tied head": ["--tied-head", "on"],
+        "no QK-norm": ["--qk-norm", "off"],
+        "relu2 instead of swiglu": ["--activation", "relu2"],
+        "cosine instead of linear": ["--schedule", "cosine"],
+        "constant instead of linear": ["--schedule", "constant"],
+        "no weight decay": ["--weight-decay", 0],
+        "GPT-2's architecture": ["--architecture", "gpt2"],
+        "GPT-2's with AdamW": ["--architecture", "gpt2", "--optimizer", "adamw", "--no-zero-projections"],
+    }
+    rows = []
+    for name, changed in variants.items():
+        log = runs.log(f"ablation-{arguments.steps}-{name.replace(' ', '_')}", [*flags, *changed])
+        seconds, recent, reached = 0, [], None
+        for line in log:
+            seconds += line["ms"] / 1e3
+            if "val_loss" in line:
+                recent = [*recent, line["val_loss"]][-3:]
+                if reached is None and line["val_loss"] <= arguments.until:
+                    reached = line["step"], seconds
+        rows.append([name, number(log[-1]["val_loss"]), *(reached and (reached[0], f"{reached[1]:.1f} s") or ("never", "")),
+                     f"{seconds:.0f} s"])
+        print(name, file=sys.stderr)
+    print(f"\n{arguments.steps} steps of 12 x 64 tokens: held-out loss, and when it is {arguments.until} or less\n")
+    table(["recipe", "loss", f"steps to {arguments.until}", f"time to {arguments.until}", "whole run"], rows)
+
+
+def factors(text):
+    """lr:1.41,lr:0.707 -> [("lr", 1.41), ("lr", 0.707)]"""
+    try:
+        return [(pair.split(":")[0], float(pair.split(":")[1])) for pair in text.split(",")]
+    except (IndexError, ValueError):
+        raise argparse.ArgumentTypeError(f"not FLAG:FACTOR,FLAG:FACTOR...: {text}") from None
+
+
+def main():
+    given, more = sys.argv[1:], []
+    if "--" in given:
+        given, more = given[:given.index("--")], given[given.index("--") + 1:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("transfer", "neighbours", "ablation"))
+    parser.add_argument("data", help="a text")
+    parser.add_argument("--binary", default=os.path.join(ROOT, "train_gpt"))
+    parser.add_argument("--out", default="runs/recipe", help="where runs are kept (runs/recipe)")
+    parser.add_argument("--steps", type=int, help="of each run (transfer: 200, neighbours: 500, ablation: 1000)")
+    parser.add_argument("--until", type=float, default=1.88, help="the loss of which ablation tells the time (1.88)")
+    parser.add_argument("--optimizers", default="muon,adamw", help="of transfer (muon,adamw)")
+    parser.add_argument("--parametrization", default="completep", help="of transfer (completep)")
+    parser.add_argument("--factors", type=factors, help="of neighbours: FLAG:FACTOR,...",
+                        default="lr:1.414,lr:0.707,weight-decay:2,weight-decay:0.5,steps-a-window:4,warmup:3,batch:2,batch:0.5")
+    arguments = parser.parse_args(given)
+    arguments.more = more
+    arguments.steps = arguments.steps or {"transfer": 200, "neighbours": 500, "ablation": 1000}[arguments.what]
+    try:
+        globals()[arguments.what](Runs(arguments), arguments)
+    except (Failure, OSError, subprocess.CalledProcessError) as error:
+        print(f"recipe: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
