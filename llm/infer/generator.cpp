@@ -7,7 +7,7 @@
 namespace llm {
 namespace {
 
-constexpr int64_t kLargestPiece = 128;
+constexpr int64_t kLargestPiece = 512;
 
 // The program that takes `tokens` new tokens.
 struct Piece {
