@@ -6,11 +6,15 @@
 namespace llm {
 
 struct Gelu {  // the tanh form of Hendrycks and Gimpel 2016: 0.5 x (1 + tanh(u)) = x sigmoid(2 u)
-  static constexpr float kA = 0.7978845608028654f, kB = 0.044715f;  // u = kA (x + kB x^3)
-  static simd::Vec value(simd::Vec x) { return x * simd::sigmoid(2.0f * kA * x * (1.0f + kB * x * x)); }
+  static constexpr float kA = 2 * 0.7978845608028654f, kB = 0.044715f;  // 2 u = kA (x + kB x^3)
+  static simd::Vec sigmoid(simd::Vec x, simd::Vec square) {
+    constexpr float kScale = -kA * simd::kLog2E;
+    return simd::sigmoid2(x * (square * (kScale * kB) + kScale));
+  }
+  static simd::Vec value(simd::Vec x) { return x * sigmoid(x, x * x); }
   static simd::Vec derivative(simd::Vec x) {
-    const simd::Vec s = simd::sigmoid(2.0f * kA * x * (1.0f + kB * x * x));
-    return s + x * s * (1.0f - s) * (2.0f * kA) * (1.0f + 3.0f * kB * x * x);
+    const simd::Vec square = x * x, s = sigmoid(x, square);
+    return s + x * (square * (3 * kB * kA) + kA) * (s - s * s);
   }
 };
 
