@@ -159,7 +159,7 @@ $(BUILD)/compile.stamp $(BUILD)/compile_simt.stamp $(BUILD)/compile_cuda.stamp $
 	@mkdir -p $(@D)
 	@{ $($(basename $(@F))_text); } >$@.new; if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
-objects: $(MAIN_OBJECTS) $(LLM_OBJECTS) $(CUDA_OBJECTS) $(SIMT_OBJECTS) $(TEST_OBJECTS)
+objects: $(MAIN_OBJECTS) $(if $(filter x86_64,$(shell uname -m)),$(BUILD)/train_gpt_portable.cpp.o) $(LLM_OBJECTS) $(CUDA_OBJECTS) $(SIMT_OBJECTS) $(TEST_OBJECTS)
 
 # What each source included when it was compiled last.
 -include $(patsubst %.o,%.d,$(MAIN_OBJECTS) $(LLM_OBJECTS) $(CUDA_OBJECTS) $(SIMT_OBJECTS) $(TEST_OBJECTS))
@@ -234,7 +234,7 @@ lint: ## check the format, who includes whom, and the compilers' warnings
 	@$(SETUP) lint
 	@scripts/check_rooms.sh
 	@$$(command -v clang-format-14 || echo clang-format) --dry-run --Werror \
-	  $(wildcard *.cu llm/*/*.h llm/*/*.cpp llm/*/*.cu test/*.h test/*.cpp test/*/*.h test/*/*.cpp)
+	  $(wildcard *.cu *.cpp llm/*/*.h llm/*/*.cpp llm/*/*.cu test/*.h test/*.cpp test/*/*.h test/*/*.cpp)
 	@$(MAKE) $(JOBS) VARIANT=lint objects
 	@echo "lint: clean"
 

@@ -26,9 +26,9 @@ def measure(arguments, rest, context):
     command = ["./train_gpt", "bench", *([arguments.model] if arguments.model else []), "--context", str(context),
                "--batch", str(arguments.tokens // context), "--threads", str(arguments.threads), "--steps", str(arguments.steps),
                "--format", "json", *rest]
-    done = subprocess.run(command, stdout=subprocess.PIPE)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if done.returncode:
-        sys.exit(done.returncode)  # it has said why
+        sys.exit(done.stderr.strip())
     return json.loads(done.stdout)
 
 

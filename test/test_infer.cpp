@@ -283,7 +283,7 @@ TEST_CASE("generator: the tokens are those of a full recomputation") {
   }
 }
 
-TEST_CASE("generator: long prompts, pieces of 128") {
+TEST_CASE("generator: long prompts, pieces of 256") {
   ModelConfig config = small_config("qwen3");
   config.context = 300;
   Rig machine(config);

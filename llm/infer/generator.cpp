@@ -7,19 +7,21 @@
 namespace llm {
 namespace {
 
-constexpr int64_t kLargestPiece = 512;
+// As many rows as a matrix product needs to come near the machine's peak; with more the activations leave the caches.
+constexpr int64_t kLargestPiece = 256;
 
-// The program that takes `tokens` new tokens.
+// The programs that take `tokens` new tokens: to the logits, or into the cache alone, without the head, where more follow.
 struct Piece {
   int64_t tokens;
   TensorId input, logits;
-  Program program;
+  Program to_logits, to_cache;
 
   Piece(GenerationGraph graph, const PersistentLayout& layout)
       : tokens(graph.graph.shape(graph.tokens)[1]),
         input(graph.tokens),
         logits(graph.logits),
-        program(compile(graph.graph, graph.results(), {}), layout) {}
+        to_logits(compile(graph.graph, graph.results(), {}), layout),
+        to_cache(compile(graph.graph, {}, {}), layout) {}
 };
 
 }  // namespace
@@ -58,11 +60,13 @@ struct Generator::Implementation {
         --i;
         continue;
       }
-      piece.program.write(piece.input, tokens.data() + cached);
-      piece.program.step.position = cached;
-      piece.program.run(Phase::forward, Phase::forward);
+      const bool last = cached + piece.tokens == count;
+      Program& program = last ? piece.to_logits : piece.to_cache;
+      program.write(piece.input, tokens.data() + cached);
+      program.step.position = cached;
+      program.run(Phase::forward, Phase::forward);
       cached += piece.tokens;
-      if (cached == count) piece.program.read(piece.logits, logits.data());
+      if (last) program.read(piece.logits, logits.data());
     }
     return logits.data();
   }
@@ -75,12 +79,16 @@ Generator::~Generator() = default;
 
 size_t Generator::arena_bytes() const {
   size_t bytes = 0;
-  for (const auto& piece : implementation_->pieces) bytes = std::max(bytes, piece->program.arena_bytes());
+  for (const auto& piece : implementation_->pieces)
+    bytes = std::max({bytes, piece->to_logits.arena_bytes(), piece->to_cache.arena_bytes()});
   return bytes;
 }
 
 void Generator::bind(const Arena& arena, ThreadTeam& threads) {
-  for (const auto& piece : implementation_->pieces) piece->program.bind(arena, threads);
+  for (const auto& piece : implementation_->pieces) {
+    piece->to_logits.bind(arena, threads);
+    piece->to_cache.bind(arena, threads);
+  }
 }
 
 std::vector<float> Generator::logits(const std::vector<int32_t>& prompt) {
