@@ -99,7 +99,6 @@ class Rules {
             ? "0.22 / sqrt(steps) x 128 / channels, at most 0.015 x 128 / channels (Defazio et al. 2023; "
               "Yang et al. 2022)"
             : "0.22 / sqrt(steps), at most 0.015 (Defazio et al. 2023); the same at every size (Yang et al. 2022; "
-              ""
               "Dey et al. 2025)");
     // AdamW's weights are an average of the last 1 / (lr decay) updates. As a part of the run that is best about the root of
     // tokens a parameter, and not more than the run.
