@@ -85,6 +85,30 @@ TEST_CASE("rules fill in what is not given and nothing else") {
     if (r.name == "batch" || r.name == "weight-decay" || r.name == "beta2") CHECK(!r.given);
   }
 
+  // A model that is trained already keeps most of what it knows.
+  TrainOptions fresh, trained;
+  fresh.steps = trained.steps = 1000;
+  apply_rules(fresh, m, 0), apply_rules(trained, m, 0, true);
+  CHECK(trained.lr == doctest::Approx(0.1 * fresh.lr));
+  // Four times the steps, half the rate; the weights average over as great a part of the run.
+  TrainOptions longer;
+  longer.steps = 4000;
+  apply_rules(longer, m, 0);
+  CHECK(longer.lr == doctest::Approx(0.5 * fresh.lr));
+  CHECK(longer.warmup == 4 * fresh.warmup);
+  // One rate at every size, unless each parameter is to have the same.
+  ModelConfig wide = m;
+  wide.channels *= 4, wide.heads *= 4, wide.kv_heads *= 4;
+  TrainOptions large, standard;
+  large.steps = standard.steps = 1000, standard.parametrization = "standard";
+  apply_rules(large, wide, 0), apply_rules(standard, wide, 0);
+  CHECK(large.lr == fresh.lr);
+  CHECK(standard.lr == doctest::Approx(fresh.lr));  // 128 channels
+  // Muon where a step has tokens enough to pay for it.
+  CHECK(std::string(usual_optimizer(config_of(preset_named("tiny")), 768)) == "muon");
+  CHECK(std::string(usual_optimizer(config_of(preset_named("gpt2-124M")), 256)) == "adamw");
+  CHECK(std::string(usual_optimizer(config_of(preset_named("gpt2-124M")), 16384)) == "muon");
+
   TrainOptions accumulated;
   accumulated.batch = 4, accumulated.total_batch_tokens = 4 * 16 * 3;
   apply_rules(accumulated, m, 0);

@@ -55,7 +55,7 @@ void add_flags(CLI::App& app, Arguments& a) {
       ->check(positive)
       ->group("Length");
 
-  app.add_option("--lr", o.lr, "Peak learning rate of the base model (by rule)")
+  app.add_option("--lr", o.lr, "Peak learning rate, of the base model (0.22 / sqrt(steps))")
       ->check(CLI::Range(1e-12, 1e3).description(""))
       ->group("Optimizer");
   app.add_option("--beta1", o.beta1, "First moment's decay")
@@ -253,7 +253,7 @@ void explain(Arguments& a, const std::string& origin) {
   const ModelConfig m =
       !origin.empty() ? trained_config(a, origin, data.vocabulary) : a.model.resolve(data.vocabulary, kDefaultModel);
   a.train.data_tokens = data.train_tokens;
-  std::vector<Rule> rules = apply_rules(a.train, m, data.val_tokens);
+  std::vector<Rule> rules = apply_rules(a.train, m, data.val_tokens, !origin.empty());
   const Rule dimensions[] = {
       {"layers", std::to_string(m.layers), a.model.depth ? "given by --depth" : "the preset's, where not given"},
       {"channels", std::to_string(m.channels),
@@ -348,7 +348,7 @@ void train(Arguments& a) {
   if (train_tokens < model.context + 1)
     fail(o.data, " has only ", train_tokens, " training tokens, fewer than the context of ", model.context,
          " and one more; lower --context");
-  const std::vector<Rule> rules = apply_rules(o, model, val_tokens);
+  const std::vector<Rule> rules = apply_rules(o, model, val_tokens, !origin.empty());
   Trainer trainer(model, o, std::move(dataset), opened.machine());
   print_plan(model, o, a.resume ? std::vector<Rule>{} : rules, trainer);
 

@@ -21,8 +21,12 @@ std::string text_of(Number value) {
 
 class Rules {
  public:
-  Rules(TrainOptions& options, const ModelConfig& model, int64_t val_tokens)
-      : o_(options), m_(model), val_tokens_(val_tokens), parameters_(static_cast<double>(parameter_count(model))) {}
+  Rules(TrainOptions& options, const ModelConfig& model, int64_t val_tokens, bool is_trained)
+      : o_(options),
+        m_(model),
+        val_tokens_(val_tokens),
+        is_trained_(is_trained),
+        parameters_(static_cast<double>(parameter_count(model))) {}
 
   std::vector<Rule> run() {
     length();
@@ -88,16 +92,20 @@ class Rules {
   void rates() {
     const auto steps = static_cast<double>(o_.steps), step_tokens = static_cast<double>(o_.total_batch_tokens);
     const bool standard = o_.parametrization == "standard";
-    set("lr", o_.lr, o_.lr == 0, standard ? std::min(0.01, 0.64 / static_cast<double>(m_.channels)) : kBaseRate,
-        standard ? "0.64 / channels: the best rate falls as the model gets wider (Yang et al. 2022)"
-                 : "measured at the base model; its multipliers do the rest (Yang et al. 2022; Dey et al. 2025)");
+    const double rate = std::min(kMostRate, kRate / std::sqrt(steps)) * (is_trained_ ? 0.1 : 1);
+    set("lr", o_.lr, o_.lr == 0, standard ? rate * kBaseChannels / static_cast<double>(m_.channels) : rate,
+        is_trained_ ? "a tenth of a new model's, 0.22 / sqrt(steps): what is learned should stay"
+        : standard
+            ? "0.22 / sqrt(steps) x 128 / channels, at most 0.015 x 128 / channels (Defazio et al. 2023; "
+              "Yang et al. 2022)"
+            : "0.22 / sqrt(steps), at most 0.015 (Defazio et al. 2023); the same at every size (Yang et al. 2022; "
+              "Dey et al. 2025)");
     // AdamW's weights are an average of the last 1 / (lr decay) updates. As a part of the run that is best about the root of
     // tokens a parameter, and not more than the run.
     const double part = std::min(1.0, std::sqrt(parameters_ / static_cast<double>(o_.tokens)));
     set("weight-decay", o_.weight_decay, o_.weight_decay < 0, 1 / (o_.lr * std::max(steps * part, 200.0)),
         "1 / (lr x steps x part): weights average their updates over a part of the run, sqrt(parameters / tokens), at "
-        "most 1, and "
-        "over 200 steps or more (Wang and Aitchison 2024; Bergsma et al. 2025)");
+        "most 1, and over 200 steps or more (Wang and Aitchison 2024; Bergsma et al. 2025)");
     const double window = std::clamp(std::min(steps / 20, 1e7 / step_tokens), 20.0, 1000.0);
     set("beta2", o_.beta2, o_.beta2 == 0, 1 - 1 / window,
         "averages over 1/20 of the steps, at most 10M tokens (Marek et al. 2025), between 0.95 and 0.999");
@@ -129,11 +137,12 @@ class Rules {
         "four times a run");
   }
 
-  static constexpr double kBaseRate = 0.005;
+  static constexpr double kRate = 0.22, kMostRate = 0.015;
 
   TrainOptions& o_;
   const ModelConfig& m_;
   int64_t val_tokens_;
+  bool is_trained_;
   double parameters_;
   std::vector<Rule> rules_;
 };
@@ -146,8 +155,8 @@ const char* usual_optimizer(const ModelConfig& model, int64_t step_tokens) {
              : "adamw";
 }
 
-std::vector<Rule> apply_rules(TrainOptions& options, const ModelConfig& model, int64_t val_tokens) {
-  return Rules(options, model, val_tokens).run();
+std::vector<Rule> apply_rules(TrainOptions& options, const ModelConfig& model, int64_t val_tokens, bool is_trained) {
+  return Rules(options, model, val_tokens, is_trained).run();
 }
 
 }  // namespace llm

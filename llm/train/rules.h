@@ -17,7 +17,8 @@ struct Rule {
 const char* usual_optimizer(const ModelConfig& model, int64_t step_tokens);
 
 // Fills in every 0, -1 and "" of `options` and says so of each of them, and of what was given, in the order of their
-// dependence. `val_tokens`: of the held-out split.
-std::vector<Rule> apply_rules(TrainOptions& options, const ModelConfig& model, int64_t val_tokens);
+// dependence. `val_tokens`: of the held-out split. `is_trained`: the run goes on from the weights of a trained model.
+std::vector<Rule> apply_rules(TrainOptions& options, const ModelConfig& model, int64_t val_tokens,
+                              bool is_trained = false);
 
 }  // namespace llm

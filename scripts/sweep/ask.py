@@ -71,7 +71,7 @@ def show_answer(v, setting):
     print(f"tokens        {short(v['tokens'])}, {v['tokens_per_parameter']:.3g} a parameter "
           f"(95 % {short(low)} to {short(high)}); {v['tokens'] / setting['train_tokens']:.2g} times the sweep's text")
     print(f"batch         {short(v['batch_tokens'])} tokens a step, {v['steps']} steps; learning rate "
-          f"{v['learning_rate']:.3g} (both by the binary's rules)")
+          f"{v['learning_rate']:.3g} (in units of the base model)")
     low, high = v["loss_interval"]
     print(f"loss          {v['loss']:.4f} nats a token, 95 % {low:.4f} to {high:.4f}")
     if v["beyond_largest_run"] > FAR:

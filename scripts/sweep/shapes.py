@@ -3,7 +3,7 @@ import math
 from dataclasses import dataclass
 
 WIDEST = 16384
-BASE_RATE = 0.005
+BASE_RATE = 0.005  # the binary's rule, 0.22 / sqrt(steps), for runs of 1,900 steps
 
 
 def round_up(value, multiple):
@@ -96,7 +96,7 @@ def warmup_steps(steps):
 
 
 def learning_rate(shape):
-    """The base model's, whatever the size: the binary multiplies it for each parameter (Yang et al. 2022; the same)."""
+    """The base model's, whatever the size: the binary multiplies it for each parameter (Yang et al. 2022)."""
     return BASE_RATE
 
 
@@ -108,7 +108,7 @@ def flags(**values):
 
 # What would depend on a run's length or its tokens a step by the binary's rules, the same for all runs: shorter ones branch off
 # longer ones, and a law is of one recipe. (AdamW, since Muon's products are no part of the FLOPs that the law counts.)
-RECIPE = flags(optimizer="adamw", weight_decay=0.1, beta2=0.99)
+RECIPE = flags(optimizer="adamw", lr=BASE_RATE, weight_decay=0.1, beta2=0.99)
 
 
 def short(value):
