@@ -155,6 +155,25 @@ TEST_CASE("gemm adds one row to all rows, and sums the rows of a transposed A") 
     }
 }
 
+TEST_CASE("gemm of a matrix and its transpose takes one triangle, to the bits of the whole product") {
+  for (const auto& [m, k] : {std::array<int64_t, 2>{9, 20}, {33, 40}, {70, 1700}, {200, 70}, {300, 520}})
+    for (const bool ta : {false, true}) {
+      const std::vector<float> a = numbers(m * k, 4);
+      const MatrixView left = ta ? transposed(a.data(), m) : row_major(a.data(), k);
+      const MatrixView right = ta ? row_major(a.data(), m) : transposed(a.data(), k);
+      for (const int threads : {1, 3}) {
+        ThreadTeam team(threads);
+        std::vector<float> workspace(static_cast<size_t>(gemm_workspace(m, m, k, threads)));
+        std::vector<float> whole(static_cast<size_t>(m * m), 1.0f), half(static_cast<size_t>(m * m), kUntouched);
+        Gemm g{m, m, k, left, right, whole.data(), m};
+        gemm(team, g, workspace.data());
+        g.c = half.data(), g.symmetric = true;
+        gemm(team, g, workspace.data());
+        CHECK(same_bits(whole, half));
+      }
+    }
+}
+
 TEST_CASE("gemm's epilogue sees each final element exactly once") {
   for (const auto& [m, n, k] : {std::array<int64_t, 3>{33, 65, 40}, {6, 130, 40}, {40, 33, 1600}, {300, 200, 30}})
     for (int threads : {1, 3}) {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "llm/base/error.h"
 #include "llm/base/simd.h"
 #include "llm/device/gemm_few_rows_cpu.h"
 #include "llm/device/microkernel_cpu.h"
@@ -90,7 +91,7 @@ class BlockedGemm {
     return {g_.b.data + k * g_.b.row_stride + panel * kColumns * g_.b.column_stride,
             std::min<int64_t>(kColumns, g_.n - panel * kColumns)};
   }
-  bool packs_on_the_way(Piece p) const { return !b_along_k_ && p.columns == kColumns; }
+  bool packs_on_the_way(Piece p) const { return !b_along_k_ && p.columns == kColumns && !g_.symmetric; }
 
   void multiply_block(int64_t block, float* packed) const {
     const Range panels = panels_of(block);
@@ -111,6 +112,7 @@ class BlockedGemm {
         const float* a = g_.a.data + row * g_.a.row_stride + k.begin * g_.a.column_stride;
         if (g_.row_sums && panels.begin == 0) sum_rows(a, height, k.size(), stage > 0 || g_.add_to_row_sums, row);
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+          if (g_.symmetric && panel * kColumns >= row + height) break;  // above the diagonal
           const Piece p = piece(panel, k.begin);
           const int64_t at = row * g_.c_stride + panel * kColumns;
           microkernel::Tile t = {k.size(),  a,           g_.a.row_stride, g_.a.column_stride, pack_of(panel), kColumns,
@@ -160,6 +162,12 @@ class BlockedGemm {
   alignas(64) std::atomic<int64_t> next_{0};
 };
 
+// Of a symmetric C: what is above the diagonal in rows [begin, end) from what is below it.
+void mirror_rows(const Gemm& g, int64_t begin, int64_t end) {
+  for (int64_t j = begin + 1; j < g.n; ++j)
+    for (int64_t i = begin; i < std::min(end, j); ++i) g.c[i * g.c_stride + j] = g.c[j * g.c_stride + i];
+}
+
 }  // namespace
 
 int64_t gemm_workspace(int64_t m, int64_t n, int64_t k, int threads) {
@@ -176,12 +184,19 @@ int64_t gemm_workspace(int64_t m, int64_t n, int64_t k, int threads) {
 void gemm(ThreadTeam& threads, const Gemm& g, float* workspace) {
   if (g.m <= 0 || g.n <= 0) return;
   const bool alone = threads.size() == 1 || static_cast<double>(g.m) * g.n * g.k < kSerialWork;
+  if (g.symmetric && (g.m != g.n || g.addend || g.epilogue.apply || g.row_sums))
+    fail("gemm: a symmetric product is square, without addend, epilogue and sums");
   if (has_few_rows(g)) return gemm_few_rows(threads, g, alone);
   const int team = alone ? 1 : threads.size();
   const Plan plan(g.m, g.n, g.k, g.a.column_stride == 1, g.b.column_stride != 1, team);
   BlockedGemm blocked(g, plan, workspace, team);
-  if (alone) return blocked.work(0);
+  if (alone) {
+    blocked.work(0);
+    if (g.symmetric) mirror_rows(g, 0, g.m);
+    return;
+  }
   threads.run([&](int rank) { blocked.work(rank); });
+  if (g.symmetric) threads.for_blocks(g.m, kColumns, [&](int64_t begin, int64_t end) { mirror_rows(g, begin, end); });
 }
 
 }  // namespace llm

@@ -47,6 +47,9 @@ struct Gemm {
   // Of a transposed A also the sums of its rows, (m), are wanted here, on top of what is there or not.
   float* row_sums = nullptr;
   bool add_to_row_sums = false;
+  // B is A's transpose, so C is symmetric: one triangle is multiplied and copied into the other, to the same bits. Neither
+  // addend nor epilogue goes with it.
+  bool symmetric = false;
 };
 
 // Floats of workspace that gemm() needs for these sizes with a team of `threads`.

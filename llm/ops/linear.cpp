@@ -54,12 +54,16 @@ void backward(Graph& g, const Node& node, Gradients& gradients) {
   if (b != kNone) gradients.contribute(b, d[1]);
 }
 
-double product_flops(const Graph& g, TensorId rows_of, TensorId weight) {
-  return 2.0 * static_cast<double>(g.shape(rows_of).rows()) * static_cast<double>(g.shape(weight).elements());
+// A product of a matrix with itself is symmetric, and half of it is copied (on the CPU).
+bool is_square(const Graph& g, const Node& node) { return !g.cuda && node.inputs[0] == node.inputs[1]; }
+
+double product_flops(const Graph& g, const Node& node, TensorId rows_of, TensorId weight) {
+  return (is_square(g, node) ? 0.5 : 1.0) * 2.0 * static_cast<double>(g.shape(rows_of).rows()) *
+         static_cast<double>(g.shape(weight).elements());
 }
 
 Cost cost(const Graph& g, const Node& node) {
-  return streaming_cost(g, node, product_flops(g, node.inputs[0], node.inputs[1]));
+  return streaming_cost(g, node, product_flops(g, node, node.inputs[0], node.inputs[1]));
 }
 
 struct Finish {   // what an epilogue needs besides the tile
@@ -97,8 +101,9 @@ void cpu(const KernelCall& call) {
   const Finish finish{activated, n};
   Epilogue epilogue{nullptr, &finish, y == activated ? nullptr : activated};
   with_activation(activation_of(call.node), [&](auto f) { epilogue.apply = activate<decltype(f)>; });
-  gemm(call.threads, {m, n, k, row_major(call.in(0), k), transposed(call.in(1), k), y, n, call.in(2), 0, epilogue},
-       call.workspace());
+  Gemm g{m, n, k, row_major(call.in(0), k), transposed(call.in(1), k), y, n, call.in(2), 0, epilogue};
+  g.symmetric = is_square(call.graph, call.node) && !g.addend && !epilogue.apply;
+  gemm(call.threads, g, call.workspace());
 }
 
 void infer_backward_input(Graph& g, Node& node) {
@@ -127,27 +132,18 @@ void infer_backward_weight(Graph& g, Node& node) {
 }
 
 Cost backward_weight_cost(const Graph& g, const Node& node) {
-  return streaming_cost(g, node, product_flops(g, node.inputs[0], node.outputs[0]));
+  return streaming_cost(g, node, product_flops(g, node, node.inputs[0], node.outputs[0]));
 }
 
 void cpu_backward_weight(const KernelCall& call) {
   const int64_t tokens = call.in_shape(0).rows(), O = call.in_shape(0).last(), I = call.in_shape(1).last();
   const float *dy = call.in(0), *x = call.in(1);
   float* dw = call.out(0);
-  gemm(call.threads,
-       {O,
-        I,
-        tokens,
-        transposed(dy, O),
-        row_major(x, I),
-        dw,
-        I,
-        call.accumulates(0) ? dw : nullptr,
-        I,
-        {},
-        call.out(1),
-        call.accumulates(1)},
-       call.workspace());
+  Gemm g{O, I, tokens, transposed(dy, O), row_major(x, I), dw, I};
+  if (call.accumulates(0)) g.addend = dw, g.addend_stride = I;
+  g.row_sums = call.out(1), g.add_to_row_sums = call.accumulates(1);
+  g.symmetric = is_square(call.graph, call.node) && !g.addend && !g.row_sums;
+  gemm(call.threads, g, call.workspace());
 }
 
 std::vector<Example> examples() {
