@@ -71,51 +71,67 @@ def number(value):
     return f"{value:.4f}" if math.isfinite(value) else "diverged"
 
 
+def lowest(points):
+    """Where the parabola y = a + b x + c x^2 nearest to {x: y} has its lowest, at most the outermost x."""
+    center = sum(points) / len(points)
+    xs, ys = [x - center for x in points], list(points.values())
+    if not all(map(math.isfinite, ys)):
+        return min(points, key=points.get)
+    # x is symmetric about 0, so the normal equations fall apart: b from x, c from x^2 less its mean.
+    square = sum(x * x for x in xs) / len(xs)
+    b = sum(x * y for x, y in zip(xs, ys)) / sum(x * x for x in xs)
+    c = sum((x * x - square) * y for x, y in zip(xs, ys)) / sum((x * x - square) ** 2 for x in xs)
+    if c <= 0:
+        return min(points, key=points.get)
+    return center + max(min(xs), min(max(xs), -b / (2 * c)))
+
+
 def transfer(runs, arguments):
-    """The grid of learning rates is as wide as it must be for each best to lie within it."""
+    """Rates a factor sqrt(2) apart, two on either side of the lowest loss; the best rate is where the parabola nearest to
+    these five has its lowest. Small models are noisy and cheap: their losses are means over several seeds."""
     shapes = [("width", 32, 4), ("width", 64, 4), ("width", 128, 4), ("width", 256, 4),
               ("depth", 64, 2), ("depth", 64, 4), ("depth", 64, 8)]
     for optimizer in arguments.optimizers.split(","):
         base = float(explained(runs.binary, ["tiny", "--optimizer", optimizer, "--steps", arguments.steps])["lr"])
         results = {}
 
-        def loss(channels, layers, k):
-            flags = ["--channels", channels, "--layers", layers, "--head-size", 16, "--hidden", 11 * channels // 4,
-                     "--context", 64, "--batch", 8, "--steps", arguments.steps, "--val-fraction", 0.03, "--lr",
-                     base * STEP ** k, "--optimizer", optimizer, "--parametrization", arguments.parametrization,
-                     "--eval-every", arguments.steps]
-            results[channels, layers, k] = runs.loss(
-                f"transfer-{arguments.parametrization}-{optimizer}-{channels}x{layers}-{arguments.steps}-{k}", flags)
-            return results[channels, layers, k]
+        def measure(shape, k):
+            _, channels, layers = shape
+            losses = []
+            for seed in range(1, 1 + max(1, 256 // channels)):
+                flags = ["--channels", channels, "--layers", layers, "--head-size", 16, "--hidden", 11 * channels // 4,
+                         "--context", 64, "--batch", 8, "--steps", arguments.steps, "--val-fraction", 0.03, "--lr",
+                         base * STEP ** k, "--optimizer", optimizer, "--parametrization", arguments.parametrization,
+                         "--eval-every", arguments.steps, "--seed", seed]
+                losses.append(runs.loss(f"transfer-{arguments.parametrization}-{optimizer}-{channels}x{layers}-"
+                                        f"{arguments.steps}-{k}" + (f"-seed{seed}" if seed > 1 else ""), flags))
+            results.setdefault(shape, {})[k] = sum(losses) / len(losses)
 
-        def best(channels, layers):
-            have = {k: v for (c, l, k), v in results.items() if (c, l) == (channels, layers)}
-            return min(have, key=have.get)
+        def best(shape):
+            return min(results[shape], key=results[shape].get)
 
-        for _, channels, layers in shapes:
-            low, high = -1, 1
-            for k in range(low, high + 1):
-                loss(channels, layers, k)
-            while best(channels, layers) == low and low > -8:
-                low -= 1
-                loss(channels, layers, low)
-            while best(channels, layers) == high and high < 8:
-                high += 1
-                loss(channels, layers, high)
-        ks = sorted({k for _, _, k in results})
-        print(f"\n{optimizer}, {arguments.parametrization}: held-out loss by learning rate ({base:g} x), the best in bold\n")
+        def vertex(shape):
+            return lowest({k: v for k, v in results[shape].items() if abs(k - best(shape)) <= 2})
+
+        for shape in shapes:
+            measure(shape, 0)
+            while missing := [k for k in range(best(shape) - 2, best(shape) + 3) if k not in results[shape]]:
+                measure(shape, min(missing, key=abs))
+        ks = sorted({k for row in results.values() for k in row})
+        print(f"\n{optimizer}, {arguments.parametrization}, {arguments.steps} steps of 512 tokens: held-out loss by learning "
+              f"rate ({base:g} x)\n")
         rows = []
-        for what, channels, layers in shapes:
-            row = [f"{channels} channels, {layers} layers"]
+        for shape in shapes:
+            row = [f"{shape[1]} channels, {shape[2]} layers"]
             for k in ks:
-                value = results.get((channels, layers, k))
-                text = "" if value is None else number(value)
-                row.append(f"**{text}**" if k == best(channels, layers) else text)
-            rows.append(row)
-        table(["model"] + [f"{STEP ** k:.3g}" for k in ks], rows)
+                text = number(results[shape][k]) if k in results[shape] else ""
+                row.append(f"**{text}**" if k == best(shape) else text)
+            rows.append([*row, f"{STEP ** vertex(shape):.2f}"])
+        table(["model"] + [f"{STEP ** k:.3g}" for k in ks] + ["best"], rows)
+        print()
         for what in ("width", "depth"):
-            found = [best(c, l) for w, c, l in shapes if w == what]
-            print(f"{what}: the best learning rate moves by {max(found) - min(found)} steps of sqrt(2)")
+            found = [vertex(shape) for shape in shapes if shape[0] == what]
+            print(f"{what}: the best learning rate moves by {max(found) - min(found):.1f} steps of sqrt(2)")
 
 
 def neighbours(runs, arguments):
