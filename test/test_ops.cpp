@@ -10,7 +10,6 @@
 #include <iostream>
 #include <set>
 
-#include "llm/ops/products.h"
 #include "test/op_subjects.h"
 
 namespace {

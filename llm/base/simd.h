@@ -149,17 +149,31 @@ inline Vec reciprocal(Vec x) {
 #endif
 }
 
+// p 2^n for a whole n; the AVX-512 form also where the power alone would be no normal number.
+inline Vec times_power_of_two(Vec p, Vec n) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_scalef_ps(kAll, (__m512)p, (__m512)n);
+#else
+  const IntVec scale = (__builtin_convertvector(n, IntVec) + 127) << 23;
+  Vec power;
+  std::memcpy(&power, &scale, sizeof power);
+  return p * power;
+#endif
+}
+
+inline constexpr float kLog2E = 1.44269504088896341f;
+
 // e^x to 0.7 units in the last place: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial of degree 6 for e^r whose first
 // two coefficients are 1 (the others: least largest relative error, 3.2e-9), and n added to the exponent. Below -87.3 the
 // result is 0, above 88.37 it is the largest e^x. A NaN stays one.
 inline Vec exp(Vec x) {
   const Vec clamped = min(broadcast(88.37f), x);  // in this order of operands a NaN passes through
 #if defined(__AVX512F__)
-  const Vec n = (Vec)_mm512_maskz_roundscale_ps(kAll, (__m512)(clamped * 1.44269504088896341f), 0);
+  const Vec n = (Vec)_mm512_maskz_roundscale_ps(kAll, (__m512)(clamped * kLog2E), 0);
 #else
   const Vec shifter = broadcast(12582912.0f);  // 1.5 * 2^23: rounds to nearest
   const Vec lifted = max(broadcast(-87.3f), clamped);
-  const Vec n = (lifted * 1.44269504088896341f + shifter) - shifter;
+  const Vec n = (lifted * kLog2E + shifter) - shifter;
 #endif
   Vec r = clamped - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
@@ -170,16 +184,7 @@ inline Vec exp(Vec x) {
   p = p * r + 4.9999994e-1f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-#if defined(__AVX512F__)
-  const __mmask16 counts = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.3f), _CMP_NLT_UQ);
-  return (Vec)_mm512_maskz_scalef_ps(counts, (__m512)p, (__m512)n);
-#else
-  const IntVec scale = (__builtin_convertvector(n, IntVec) + 127) << 23;
-  Vec power;
-  std::memcpy(&power, &scale, sizeof power);
-  const Vec result = p * power;
-  return x < broadcast(-87.3f) ? Vec{} : result;
-#endif
+  return x < broadcast(-87.3f) ? Vec{} : times_power_of_two(p, n);
 }
 
 // 2^x, relative to 8e-8: a polynomial of degree 6 for the fraction (least largest relative error, 2.0e-9). Above 126 it is
@@ -201,17 +206,8 @@ inline Vec exp2(Vec x) {
   p = p * f + 2.40226477e-1f;
   p = p * f + 6.93147182e-1f;
   p = p * f + 1.0f;
-#if defined(__AVX512F__)
-  return (Vec)_mm512_maskz_scalef_ps(kAll, (__m512)p, (__m512)n);
-#else
-  const IntVec scale = (__builtin_convertvector(n, IntVec) + 127) << 23;
-  Vec power;
-  std::memcpy(&power, &scale, sizeof power);
-  return p * power;
-#endif
+  return times_power_of_two(p, n);
 }
-
-inline constexpr float kLog2E = 1.44269504088896341f;
 
 // 1 / (1 + 2^x): a sigmoid whose caller has the factor -log2(e) among its own constants.
 inline Vec sigmoid2(Vec x) { return reciprocal(1.0f + exp2(x)); }

@@ -7,7 +7,6 @@
 #include "llm/base/error.h"
 #include "llm/cli/bench.h"
 #include "llm/cli/commands.h"
-#include "llm/train/rules.h"
 
 namespace llm {
 namespace {
@@ -37,8 +36,7 @@ void bench(BenchFlags& flags) {
   const ordered_json earlier = flags.compare.empty() ? ordered_json() : read_earlier(flags.compare);
   OpenedMachine opened(flags.device);
   const ModelConfig config = flags.model.resolve(0, "small");
-  if (flags.recipe.optimizer.empty())
-    flags.recipe.optimizer = usual_optimizer(config, flags.batch_for(config) * config.context);
+  complete_recipe(flags.recipe, flags.batch, config);
   const ordered_json result =
       flags.products ? bench_products(flags, opened.machine(), config) : bench_step(flags, opened.machine(), config);
   for (const char* key : {"model", "parameters", "batch", "context", "device", "dtype", "threads", "only"})

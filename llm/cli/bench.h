@@ -18,11 +18,6 @@ struct BenchFlags {
   std::string format = "text", save, compare, only;
   int64_t batch = 0, steps = 10;
   bool nodes = false, products = false;
-
-  // Sequences in a step: about 1024 tokens where nothing was said.
-  int64_t batch_for(const ModelConfig& config) const {
-    return batch ? batch : std::max<int64_t>(1, 1024 / config.context);
-  }
   std::string model_name() const { return model.preset.empty() ? "small" : model.preset; }
 };
 

@@ -1,5 +1,6 @@
 // Times each distinct matrix product of a training step by itself, through the gemm() that the ops call, and beside it
-// oneDNN's where that is built in. The sizes come from the compiled graph.
+// oneDNN's where that is built in. The sizes come from the compiled graph. A product of a matrix with itself is timed in full,
+// though a step takes half of it.
 //
 // Both work on the same operands, taking turns in every round, each with one call that is not timed before those that are:
 // so the operands lie in the caches as far as they fit, which they do not always in a step.
@@ -20,7 +21,6 @@
 #include "llm/graph/op.h"
 #include "llm/graph/program.h"
 #include "llm/model/gpt.h"
-#include "llm/ops/products.h"
 
 namespace llm {
 namespace {
@@ -39,9 +39,8 @@ struct Timed {
 };
 
 std::vector<Timed> products_of_step(const BenchFlags& flags, const Machine& on, const ModelConfig& config) {
-  TrainingGraph t =
-      build_training_graph(config, flags.batch_for(config), config.context, optimizer_of(flags.recipe), on.target(),
-                           recipe_of(flags.recipe, static_cast<int32_t>(config.vocabulary - 1)));
+  TrainingGraph t = build_training_graph(config, flags.batch, config.context, optimizer_of(flags.recipe), on.target(),
+                                         recipe_without_data(flags.recipe, config));
   const Compiled compiled = compile(std::move(t.graph), t.results(), {});
   std::vector<Timed> all;
   for (const Node& node : compiled.graph.nodes)
@@ -151,15 +150,9 @@ ordered_json result_of(const BenchFlags& flags, const Machine& on, const ModelCo
     total["onednn_ms"] = onednn * 1e3;
     total["ratio"] = onednn / seconds;
   }
-  return {{"model", flags.model_name()},
-          {"batch", flags.batch_for(config)},
-          {"context", config.context},
-          {"threads", on.threads.size()},
-          {"steps", flags.steps},
-          {"ceilings", {{"gflops", peak}}},
-          {"products", products},
-          {"geometric_means", means},
-          {"total", total}};
+  return {{"model", flags.model_name()},  {"batch", flags.batch},     {"context", config.context},
+          {"threads", on.threads.size()}, {"steps", flags.steps},     {"ceilings", {{"gflops", peak}}},
+          {"products", products},         {"geometric_means", means}, {"total", total}};
 }
 
 }  // namespace

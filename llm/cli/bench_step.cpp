@@ -84,9 +84,9 @@ class StepBench {
  public:
   StepBench(const BenchFlags& flags, const Machine& on, const ModelConfig& config)
       : flags_(flags), on_(on), config_(config) {
-    batch_ = flags.batch_for(config);
+    batch_ = flags.batch;
     TrainingGraph t = build_training_graph(config, batch_, config.context, optimizer_of(flags.recipe), on.target(),
-                                           recipe_of(flags.recipe, static_cast<int32_t>(config.vocabulary - 1)));
+                                           recipe_without_data(flags.recipe, config));
     tokens_ = t.tokens, targets_ = t.targets, loss_weights_ = t.loss_weights;
     Compiled compiled = compile(std::move(t.graph), t.results(), {});
     layout_.add(compiled.graph);

@@ -68,15 +68,13 @@ bool is_text_file(const std::string& data) {
 }
 
 // The run's settings, or the usual ones of a model that no run made.
-TrainOptions settings_of(const LoadedModel& model) {
-  const std::string& path = model.checkpoint().path;
-  if (!model.checkpoint().has_trainer_state) return {};
-  return TrainOptions::parse(read_trainer_state(path).settings_json, path + "/trainer.json");
+TrainOptions settings_for(const LoadedModel& model) {
+  return model.checkpoint().has_trainer_state ? settings_of(model.checkpoint()) : TrainOptions();
 }
 
 // The token at which documents begin that the model never looked beyond; -1: it looked across.
 int32_t document_token(const LoadedModel& model) {
-  if (!settings_of(model).document_mask) return -1;
+  if (!settings_for(model).document_mask) return -1;
   if (!model.tokenizer())
     fail(model.checkpoint().path, ": it was trained with --document-mask, but which token ends a text is not known (",
          model.no_tokenizer(), ")");
@@ -87,7 +85,7 @@ Dataset open_text(const EvalFlags& flags, const LoadedModel& model, const std::s
   if (!model.tokenizer())
     fail("--data ", flags.data, " is text, but the model has no tokenizer to read it with (", model.no_tokenizer(),
          "); give token shards");
-  tokenize_files({flags.data}, *model.tokenizer(), directory, settings_of(model).val_fraction, threads);
+  tokenize_files({flags.data}, *model.tokenizer(), directory, settings_for(model).val_fraction, threads);
   return open_dataset(directory, directory, threads);
 }
 

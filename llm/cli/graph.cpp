@@ -12,10 +12,8 @@
 #include "llm/graph/dump.h"
 #include "llm/model/gpt.h"
 #include "llm/model/huggingface.h"
-#include "llm/train/checkpoint.h"
 #include "llm/train/log.h"
 #include "llm/train/options.h"
-#include "llm/train/rules.h"
 
 namespace llm {
 namespace {
@@ -58,8 +56,7 @@ void take_recipe_of_run(GraphFlags& flags, const CLI::App& command) {
   if (!checkpoint.has_trainer_state) return;
   for (const char* flag : kRecipeFlags)
     if (command.count(flag)) fail_usage(flag, " belongs to the run in ", flags.model.preset, ", whose step is shown");
-  flags.recipe =
-      TrainOptions::parse(read_trainer_state(checkpoint.path).settings_json, checkpoint.path + "/trainer.json");
+  flags.recipe = settings_of(checkpoint);
 }
 
 std::string padded(std::string text, size_t width) {
@@ -118,9 +115,6 @@ void print_parameters(const ModelConfig& config, const TrainOptions& recipe) {
             << "; the forward pass's factor is folded into init, lr, decay and epsilon\n";
 }
 
-// Any token will do where there are no data: the graph is the same.
-int32_t document_token(const ModelConfig& config) { return static_cast<int32_t>(config.vocabulary - 1); }
-
 Compiled compile_for(const GraphFlags& flags, const ModelConfig& config, std::string* title) {
   const int threads = flags.threads ? flags.threads : available_threads();
   CompileOptions options;
@@ -139,12 +133,12 @@ Compiled compile_for(const GraphFlags& flags, const ModelConfig& config, std::st
   if (flags.evaluation) {
     *title = "evaluation of " + batch + " x " + context + " tokens";
     EvaluationGraph g = build_evaluation_graph(config, sequences, tokens, threads,
-                                               recipe_of(flags.recipe, document_token(config)).end_of_text);
+                                               recipe_without_data(flags.recipe, config).end_of_text);
     return compile(std::move(g.graph), g.results(), options);
   }
   *title = "a training step of " + batch + " x " + context + " tokens";
   TrainingGraph g = build_training_graph(config, sequences, tokens, optimizer_of(flags.recipe), threads,
-                                         recipe_of(flags.recipe, document_token(config)));
+                                         recipe_without_data(flags.recipe, config));
   return compile(std::move(g.graph), g.results(), options);
 }
 
@@ -155,8 +149,7 @@ void print_graph(GraphFlags& flags, const CLI::App& command) {
   check_recipe(flags.recipe);
   const ModelConfig config = config_for(flags);
   if (names_directory(flags.model.preset)) take_recipe_of_run(flags, command);
-  if (!flags.batch) flags.batch = std::max<int64_t>(1, 1024 / config.context);
-  if (flags.recipe.optimizer.empty()) flags.recipe.optimizer = usual_optimizer(config, flags.batch * config.context);
+  complete_recipe(flags.recipe, flags.batch, config);
   if (flags.parameters) return print_parameters(config, flags.recipe);
   std::string title;
   const Compiled compiled = compile_for(flags, config, &title);

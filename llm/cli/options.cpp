@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <cctype>
 #include <cmath>
 #include <cstdlib>
@@ -10,6 +11,7 @@
 #include "llm/base/error.h"
 #include "llm/device/cuda.h"
 #include "llm/device/gemm_plans.h"
+#include "llm/train/rules.h"
 
 namespace llm {
 
@@ -190,6 +192,15 @@ void check_recipe(const TrainOptions& o) {
   // A range check lets "nan" through.
   for (auto& [flag, value] : {std::pair{"--z-loss", o.z_loss}, {"--dropout", o.dropout}})
     if (!std::isfinite(value)) fail_usage(flag, " must be a number, not ", value);
+}
+
+void complete_recipe(TrainOptions& o, int64_t& batch, const ModelConfig& config) {
+  if (!batch) batch = std::max<int64_t>(1, 1024 / config.context);
+  if (o.optimizer.empty()) o.optimizer = usual_optimizer(config, batch * config.context);
+}
+
+RecipeOptions recipe_without_data(const TrainOptions& o, const ModelConfig& config) {
+  return recipe_of(o, static_cast<int32_t>(config.vocabulary - 1));
 }
 
 void add_trained_model(CLI::App& app, std::string& path) {

@@ -66,6 +66,10 @@ inline constexpr const char* kRecipeFlags[] = {"--optimizer", "--parametrization
                                                "--dropout",   "--document-mask",   "--z-loss"};
 // Throws UsageError for values that no range check sees.
 void check_recipe(const TrainOptions& options);
+// What was not said of a step: `batch` 0 becomes about 1024 tokens, and the optimizer the usual one for that.
+void complete_recipe(TrainOptions& options, int64_t& batch, const ModelConfig& config);
+// For a graph without data: any token may be the one that ends a text.
+RecipeOptions recipe_without_data(const TrainOptions& options, const ModelConfig& config);
 
 // The positional RUN|CHECKPOINT: what LoadedModel opens.
 void add_trained_model(CLI::App& app, std::string& path);

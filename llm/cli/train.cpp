@@ -140,8 +140,7 @@ bool may_change_on_resume(const std::string& flag) {
 
 // Takes the options of the run in `out`, with the given flags on top.
 TrainOptions resumed_options(const Arguments& a, const CheckpointInfo& checkpoint) {
-  TrainOptions o =
-      TrainOptions::parse(read_trainer_state(checkpoint.path).settings_json, checkpoint.path + "/trainer.json");
+  TrainOptions o = settings_of(checkpoint);
   const TrainOptions& given = a.train;
   for (const CLI::Option* option : a.app->get_options()) {
     if (option->count() == 0 || option->get_name() == "--help") continue;

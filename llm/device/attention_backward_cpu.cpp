@@ -66,7 +66,6 @@ struct Scratch {
 
 struct Head {
   HeadRows queries, keys, values, out, d_out;
-  Columns key_columns;
   const float* log_sum_exp;  // (T)
   float* d_queries;          // rows at d_queries + t * d_stride
   int64_t d_stride;
@@ -102,8 +101,8 @@ float dot(const float* a, const float* b, int64_t count) {
 
 // Queries [first, first + count) of one head, count <= kQueryBlock.
 template <bool kDocuments>
-void backward_block(const Head& head, int64_t tokens, int64_t first, int64_t count, const Scratch& scratch,
-                    RowsAhead& ahead) {
+void backward_block(const Head& head, Columns key_columns, int64_t tokens, int64_t first, int64_t count,
+                    const Scratch& scratch, RowsAhead& ahead) {
   const int64_t size = head.queries.size, panel = size * kColumns;
   const float scale = 1.0f / std::sqrt(static_cast<float>(size));
   alignas(64) float log_sum_exp[kQueryBlock] = {}, row_sum[kQueryBlock] = {};
@@ -152,7 +151,7 @@ void backward_block(const Head& head, int64_t tokens, int64_t first, int64_t cou
     for_panels(0, count, [&](int64_t i, int64_t rows) {
       const int64_t seen = std::min(key_end, first + i + rows) - key;
       if (seen > 0)
-        multiply_channels(rows, seen, scratch.d_scores + i, 1, kQueryBlock, head.key_columns.from_row(key), size,
+        multiply_channels(rows, seen, scratch.d_scores + i, 1, kQueryBlock, key_columns.from_row(key), size,
                           head.d_queries + (first + i) * head.d_stride, head.d_stride, key > first_key);
     });
   }
@@ -201,7 +200,6 @@ void attention_backward(ThreadTeam& threads, const AttentionShape& s, const floa
                     rows(qkv, stride, s.heads + s.kv_heads + head / group),
                     rows(out, out_stride, head),
                     rows(d_out, out_stride, head),
-                    {},
                     log_sum_exp + (of_batch * s.heads + head) * T,
                     d_qkv + of_batch * T * stride + head * D,
                     stride,
@@ -214,14 +212,12 @@ void attention_backward(ThreadTeam& threads, const AttentionShape& s, const floa
       }
       if (splits > 1) scratch.d_keys_values = partial + item * 2 * T * D;
       std::fill_n(scratch.d_keys_values, 2 * T * D, 0.0f);
-      Columns key_columns{};
+      const Columns key_columns = columns_of(head_at(batch, kv_head * group).keys, 0, T, scratch.key_columns);
       for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-        Head task = head_at(batch, head);
-        if (head == kv_head * group) key_columns = columns_of(task.keys, 0, T, scratch.key_columns);
-        task.key_columns = key_columns;
+        const Head task = head_at(batch, head);
         for (int64_t first = split * kQueryBlock; first < T; first += splits * kQueryBlock)
-          (starts ? backward_block<true> : backward_block<false>)(task, T, first, std::min(kQueryBlock, T - first),
-                                                                  scratch, ahead);
+          (starts ? backward_block<true> : backward_block<false>)(task, key_columns, T, first,
+                                                                  std::min(kQueryBlock, T - first), scratch, ahead);
       }
       if (splits == 1) store(kv, scratch.d_keys_values, 1, 0, T);
     }

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "llm/base/rounding.h"
 #include "llm/base/simd.h"
 #include "llm/device/microkernel_cpu.h"
 #include "llm/device/pack_cpu.h"
@@ -24,10 +25,6 @@ inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 // Of a key in an earlier document, where a maximum is still to be found: finite, so that a difference of two is no NaN. What
 // is made of it is multiplied by 0 when the query's own document comes.
 inline constexpr float kHidden = -1e30f;
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-inline float* aligned(float* p) { return reinterpret_cast<float*>(round_up(reinterpret_cast<intptr_t>(p), 64)); }
 
 // Rows of one head: row t at data + t * stride, `size` channels.
 struct HeadRows {

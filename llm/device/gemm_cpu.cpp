@@ -8,6 +8,7 @@
 #include <atomic>
 
 #include "llm/base/error.h"
+#include "llm/base/rounding.h"
 #include "llm/base/simd.h"
 #include "llm/device/gemm_few_rows_cpu.h"
 #include "llm/device/microkernel_cpu.h"
@@ -29,11 +30,6 @@ constexpr int64_t kBlocksPerThread = 2;
 // The least rows of a block, for its piece of B to be worth packing apart, and on the way.
 constexpr int64_t kLeastRowsPacking = 256, kLeastRowsOnTheWay = 128;
 constexpr double kSerialWork = 1e6;  // multiply-adds below which waking the team costs more than it brings
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-float* aligned(float* p) { return reinterpret_cast<float*>(round_up(reinterpret_cast<intptr_t>(p), 64)); }
 
 struct Range {
   int64_t begin, end;

@@ -1,8 +1,8 @@
 // Matrix product in fp32 on the CPU: C = A B (+ addend), any strides of A and B, with an epilogue on finished rows.
 //
-// Each element of C is one sum over k in a fixed order, in blocks whose size depends on k and on whether A is
-// transposed: the bits do not depend on the number of threads, nor on m: a row has the same bits in every batch of more than 8 rows, and in every batch of
-// up to 8. Up to 8 rows against a transposed B (token-by-token decoding) take a way of their own, bound by the reading
+// Each element of C is one sum over k in a fixed order, in blocks whose size depends on k and on whether A is transposed:
+// the bits do not depend on the number of threads, nor on m: a row has the same bits in every batch of more than 8 rows,
+// and in every batch of up to 8. Up to 8 rows against a transposed B (token-by-token decoding) take a way of their own, bound by the reading
 // of B, which sums in another order; so its bits are not those of the larger batches.
 #pragma once
 #include <cstdint>

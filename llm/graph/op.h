@@ -18,6 +18,15 @@ struct Cost {
   double bytes_written = 0;  // each output element, once
 };
 
+// C (m, n) = A (m, k) B (k, n), as the CPU's kernel of an op calls gemm().
+struct Product {
+  int64_t m, n, k;
+  bool a_transposed, b_transposed;  // as they lie in memory
+  int64_t calls = 1;                // in one run of the node
+
+  friend bool operator==(const Product&, const Product&) = default;
+};
+
 // A small case of an op for tests and gradient checks.
 struct Example {
   struct Input {
@@ -52,6 +61,9 @@ struct Op {
   std::vector<InPlace> in_place = {};
   // Its CUDA kernels can find the largest absolute value of output 0 on the way: as output `kLargestOutput`, where there.
   bool finds_largest = false;
+  // The large products behind a node, which `bench --products` times one by one; null: none. Where they are made by blocks of
+  // rows, the last may be smaller but counts as a full one.
+  std::vector<Product> (*products)(const Graph&, const Node&) = nullptr;
   bool cpu_takes_bf16 = false;  // else its CPU kernel sees bf16 tensors as fp32, by casts around it
 };
 
@@ -61,6 +73,10 @@ enum class ActivationKind : int { none = 0, gelu = 1, relu2 = 2 };
 // The table lives in llm/ops/table.cpp. `op_named` throws for an unknown name.
 std::span<const Op> op_table();
 const Op* op_named(std::string_view name);
+
+inline std::vector<Product> products_of(const Graph& graph, const Node& node) {
+  return node.op->products ? node.op->products(graph, node) : std::vector<Product>{};
+}
 
 // Each input read once, each output written once: the cost of an op that does `flops` arithmetic in one pass.
 Cost streaming_cost(const Graph& graph, const Node& node, double flops);

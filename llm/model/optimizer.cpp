@@ -22,6 +22,11 @@ constexpr std::array<std::array<double, 3>, 5> kPolarExpress = {{
 constexpr double kGuardAfter = 50;   // steps: before, too little is known
 constexpr double kUpdateSize = 0.2;  // root mean square of an update's elements, in learning rates; AdamW's lies there
 
+template <class T>
+void add_if_new(std::vector<T>& values, const T& value) {
+  if (std::find(values.begin(), values.end(), value) == values.end()) values.push_back(value);
+}
+
 class Builder {
  public:
   Builder(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
@@ -60,8 +65,7 @@ class Builder {
     const auto settings_of = [](const Parameter& p) { return Settings{p.decay, p.adamw_rate, p.epsilon}; };
     std::vector<Settings> all;
     for (const Parameter& p : table_)
-      if (!takes_muon(p, o_.kind) && std::find(all.begin(), all.end(), settings_of(p)) == all.end())
-        all.push_back(settings_of(p));
+      if (!takes_muon(p, o_.kind)) add_if_new(all, settings_of(p));
     for (const Settings& settings : all) {
       const auto [decay, rate, epsilon] = settings;
       std::vector<TensorId> inputs = {norm_};
@@ -100,9 +104,7 @@ class Builder {
         orthogonal({outputs.begin() + static_cast<std::ptrdiff_t>(matrices.size()), outputs.end()}, name);
 
     std::vector<double> rates;
-    for (size_t i : matrices)
-      if (std::find(rates.begin(), rates.end(), table_[i].muon_rate) == rates.end())
-        rates.push_back(table_[i].muon_rate);
+    for (size_t i : matrices) add_if_new(rates, table_[i].muon_rate);
     for (const double rate : rates) {
       std::vector<TensorId> applied = {norm_};
       auto next = x.begin();

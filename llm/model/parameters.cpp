@@ -28,10 +28,11 @@ class Table {
       multiply(head_rate_ / wide_, 1);
     else
       multiply(embedding_rate_, 1 / wide_);
-    if (c_.positions == Positions::learned)
+    if (c_.positions == Positions::learned) {
       matrix("position_embedding.weight", {c_.context, c_.channels}, 0.02, LearningRateGroup::embedding, -1,
-             {gpt2_names_ ? "transformer.wpe.weight" : "model.embed_positions.weight"}),
-          multiply(embedding_rate_, 1 / wide_);
+             {gpt2_names_ ? "transformer.wpe.weight" : "model.embed_positions.weight"});
+      multiply(embedding_rate_, 1 / wide_);
+    }
     for (int l = 0; l < c_.layers; ++l) block(l);
     layer_ = -1;
     norm("final_norm", c_.channels, gpt2_names_ ? "transformer.ln_f" : "model.norm");

@@ -6,12 +6,12 @@
 // In a bf16 run the logits and their gradient are bf16 as well, on either device (attribute "bf16_logits", which is set here).
 #include <algorithm>
 
+#include "llm/base/rounding.h"
 #include "llm/device/gemm_cpu.h"
 #include "llm/graph/autodiff.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/head_loss_cuda.h"
 #include "llm/ops/ops.h"
-#include "llm/ops/products.h"
 #include "llm/ops/softmax_rows.h"
 
 namespace llm {
@@ -25,8 +25,6 @@ int64_t block_rows(int64_t rows, int64_t V) {
   const int64_t blocks = (rows + fit - 1) / fit;  // of nearly equal height
   return (rows + blocks - 1) / blocks;
 }
-
-int64_t aligned(int64_t floats) { return (floats + 15) / 16 * 16; }
 
 void infer(Graph& g, Node& node) {
   const Shape x = g.shape(node.inputs[0]), w = g.shape(node.inputs[1]), targets = g.shape(node.inputs[2]);
@@ -43,7 +41,7 @@ void infer(Graph& g, Node& node) {
   }
   g.set_workspace(node, g.cuda ? head_loss_workspace_cuda(x.rows(), V, g.dtype(node.inputs[0]),
                                                           node.attributes.integer("logits_bytes", kHeadLogitsBytes))
-                               : static_cast<size_t>(aligned(rows * V) + product) * 4);
+                               : static_cast<size_t>(round_up(rows * V, 16) + product) * 4);
 }
 
 // Its outputs are gradients already, for the seed it was given: it is made by the fusion pass after autodiff, or stands
@@ -52,6 +50,17 @@ Cost cost(const Graph& g, const Node& node) {
   const double product = 2.0 * static_cast<double>(g.shape(node.inputs[0]).rows()) *
                          static_cast<double>(g.shape(node.inputs[1]).elements());
   return streaming_cost(g, node, product * (node.input(3) != kNone ? 3 : 1));
+}
+
+std::vector<Product> products(const Graph& g, const Node& node) {
+  const int64_t rows = g.shape(node.inputs[0]).rows(), V = g.shape(node.inputs[1])[0], C = g.shape(node.inputs[1])[1];
+  const int64_t block = block_rows(rows, V), blocks = ceil_div(rows, block);
+  std::vector<Product> all = {{block, V, C, false, true, blocks}};
+  if (node.input(3) != kNone) {
+    all.push_back({block, C, V, false, false, blocks});
+    all.push_back({V, C, block, true, false, blocks});
+  }
+  return all;
 }
 
 void round_row(float* row, int64_t count) {
@@ -67,7 +76,7 @@ void cpu(const KernelCall& call) {
   const SoftCap soft_cap(call.node.attributes.number("softcap", 0));
   const auto z_loss = static_cast<float>(call.node.attributes.number("z_loss", 0));
   const int64_t block = block_rows(rows, V);
-  float *logits = call.workspace(), *product = logits + aligned(block * V);
+  float *logits = call.workspace(), *product = logits + round_up(block * V, 16);
   for (int64_t first = 0; first < rows; first += block) {
     const int64_t count = std::min(block, rows - first);
     gemm(call.threads, {count, V, C, row_major(x + first * C, C), transposed(weight, C), logits, V}, product);
@@ -123,8 +132,6 @@ std::vector<Example> examples() {
 
 }  // namespace
 
-int64_t head_block_rows(int64_t rows, int64_t V) { return block_rows(rows, V); }
-
 std::vector<Op> head_loss_ops() {
   return {{.name = "head_loss",
            .summary = "head product, cross-entropy and both gradients by blocks of rows",
@@ -132,7 +139,8 @@ std::vector<Op> head_loss_ops() {
            .cost = cost,
            .cpu = cpu,
            .cuda = cuda::head_loss,
-           .examples = examples}};
+           .examples = examples,
+           .products = products}};
 }
 
 }  // namespace llm

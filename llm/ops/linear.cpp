@@ -54,16 +54,18 @@ void backward(Graph& g, const Node& node, Gradients& gradients) {
   if (b != kNone) gradients.contribute(b, d[1]);
 }
 
+std::vector<Product> products(const Graph& g, const Node& node) {
+  const Shape w = g.shape(node.inputs[1]);
+  return {{g.shape(node.inputs[0]).rows(), w[0], w[1], false, true}};
+}
+
+double flops_of(const Product& p) { return 2.0 * static_cast<double>(p.m) * static_cast<double>(p.n * p.k); }
+
 // A product of a matrix with itself is symmetric, and half of it is copied (on the CPU).
 bool is_square(const Graph& g, const Node& node) { return !g.cuda && node.inputs[0] == node.inputs[1]; }
 
-double product_flops(const Graph& g, const Node& node, TensorId rows_of, TensorId weight) {
-  return (is_square(g, node) ? 0.5 : 1.0) * 2.0 * static_cast<double>(g.shape(rows_of).rows()) *
-         static_cast<double>(g.shape(weight).elements());
-}
-
 Cost cost(const Graph& g, const Node& node) {
-  return streaming_cost(g, node, product_flops(g, node, node.inputs[0], node.inputs[1]));
+  return streaming_cost(g, node, (is_square(g, node) ? 0.5 : 1.0) * flops_of(products(g, node)[0]));
 }
 
 struct Finish {   // what an epilogue needs besides the tile
@@ -106,6 +108,15 @@ void cpu(const KernelCall& call) {
   gemm(call.threads, g, call.workspace());
 }
 
+std::vector<Product> backward_input_products(const Graph& g, const Node& node) {
+  const Shape w = g.shape(node.inputs[1]);
+  return {{g.shape(node.inputs[0]).rows(), w[1], w[0], false, false}};
+}
+
+Cost backward_input_cost(const Graph& g, const Node& node) {
+  return streaming_cost(g, node, flops_of(backward_input_products(g, node)[0]));
+}
+
 void infer_backward_input(Graph& g, Node& node) {
   const Shape dy = g.shape(node.inputs[0]), w = g.shape(node.inputs[1]);
   g.add_output(node, "", g.dtype(node.inputs[0]), with_last(dy, w[1]));
@@ -131,8 +142,13 @@ void infer_backward_weight(Graph& g, Node& node) {
   g.set_workspace(node, gemm_bytes(g, dy.last(), x.last(), dy.rows()));
 }
 
+std::vector<Product> backward_weight_products(const Graph& g, const Node& node) {
+  const Shape dw = g.shape(node.outputs[0]);
+  return {{dw[0], dw[1], g.shape(node.inputs[0]).rows(), true, false}};
+}
+
 Cost backward_weight_cost(const Graph& g, const Node& node) {
-  return streaming_cost(g, node, product_flops(g, node, node.inputs[0], node.outputs[0]));
+  return streaming_cost(g, node, (is_square(g, node) ? 0.5 : 1.0) * flops_of(backward_weight_products(g, node)[0]));
 }
 
 void cpu_backward_weight(const KernelCall& call) {
@@ -167,19 +183,22 @@ std::vector<Op> linear_ops() {
            .cost = cost,
            .cpu = cpu,
            .cuda = cuda::linear,
-           .examples = examples},
+           .examples = examples,
+           .products = products},
           {.name = "linear_backward_input",
            .summary = "dx = dy W",
            .infer = infer_backward_input,
-           .cost = cost,
+           .cost = backward_input_cost,
            .cpu = cpu_backward_input,
-           .cuda = cuda::linear_backward_input},
+           .cuda = cuda::linear_backward_input,
+           .products = backward_input_products},
           {.name = "linear_backward_weight",
            .summary = "dW = dy^T x, db = sum of dy",
            .infer = infer_backward_weight,
            .cost = backward_weight_cost,
            .cpu = cpu_backward_weight,
-           .cuda = cuda::linear_backward_weight}};
+           .cuda = cuda::linear_backward_weight,
+           .products = backward_weight_products}};
 }
 
 }  // namespace llm

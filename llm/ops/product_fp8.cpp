@@ -4,6 +4,7 @@
 // All three products of a linear layer have this form (llm/graph/fp8.cpp makes them).
 #include <algorithm>
 
+#include "llm/base/rounding.h"
 #include "llm/device/gemm_cpu.h"
 
 #include "llm/base/fp8.h"
@@ -14,8 +15,6 @@
 namespace llm {
 namespace {
 
-int64_t aligned(int64_t floats) { return (floats + 15) / 16 * 16; }
-
 void infer(Graph& g, Node& node) {
   const Shape a = g.shape(node.inputs[0]), b = g.shape(node.inputs[2]);
   if (b.rank() != 2 || a.last() != b[1]) fail("product_fp8: a ", a.text(), " does not fit b ", b.text());
@@ -23,7 +22,7 @@ void infer(Graph& g, Node& node) {
   const Shape c = a.rank() == 3 ? Shape{a[0], a[1], b[0]} : Shape{a.rows(), b[0]};
   g.add_output(node, "", gradient ? DType::fp32 : DType::bf16, c);
   if (!g.cuda)
-    g.set_workspace(node, static_cast<size_t>(aligned(a.elements()) + aligned(b.elements()) +
+    g.set_workspace(node, static_cast<size_t>(round_up(a.elements(), 16) + round_up(b.elements(), 16) +
                                               gemm_workspace(a.rows(), b[0], b[1], g.threads)) *
                               4);
 }
@@ -46,7 +45,7 @@ void widen(const KernelCall& call, size_t input, float scale, float* to) {
 // What the GPU computes, slowly: its reference.
 void cpu(const KernelCall& call) {
   const int64_t m = call.in_shape(0).rows(), k = call.in_shape(0).last(), n = call.in_shape(2)[0];
-  float *a = call.workspace(), *b = a + aligned(m * k), *more = b + aligned(n * k), *c = call.out(0);
+  float *a = call.workspace(), *b = a + round_up(m * k, 16), *more = b + round_up(n * k, 16), *c = call.out(0);
   widen(call, 0, *call.in(1), a);
   widen(call, 2, *call.in(3), b);
   gemm(call.threads, {m, n, k, row_major(a, k), transposed(b, k), c, n, call.accumulates(0) ? c : nullptr, n}, more);

@@ -71,6 +71,10 @@ TrainOptions TrainOptions::parse(const std::string& text, const std::string& whe
   return o;
 }
 
+TrainOptions settings_of(const CheckpointInfo& checkpoint) {
+  return TrainOptions::parse(read_trainer_state(checkpoint.path).settings_json, checkpoint.path + "/trainer.json");
+}
+
 Parametrization parametrization_of(const TrainOptions& o) {
   if (o.parametrization != "completep" && o.parametrization != "standard")
     fail_usage("unknown --parametrization ", o.parametrization, "; known: completep, standard");

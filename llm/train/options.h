@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "llm/model/gpt.h"
+#include "llm/train/checkpoint.h"
 
 namespace llm {
 
@@ -40,6 +41,9 @@ struct TrainOptions {
   // Reads what json() wrote. Throws Error with `where` in the message.
   static TrainOptions parse(const std::string& json, const std::string& where);
 };
+
+// The settings of the run that a checkpoint belongs to. Throws Error where it has no trainer state.
+TrainOptions settings_of(const CheckpointInfo& checkpoint);
 
 // The step that such a run makes. `end_of_text`: the data's, which documents are cut at if the run has document masks.
 Parametrization parametrization_of(const TrainOptions& options);
