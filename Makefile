@@ -19,7 +19,7 @@ CUDART ?= static
 MARCH ?= native
 VARIANT ?= release
 ONEDNN ?= 0
-# About a minute on two cores.
+# About half a minute on two cores.
 DEMO_FLAGS ?= tiny --steps 1500
 TEST_RUNNER :=
 
