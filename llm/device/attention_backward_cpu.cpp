@@ -39,24 +39,24 @@ struct Scratch {
   float* d_keys_values;  // (2, T, D)
 
   template <class Take>
-  void lay_out(int64_t tokens, int64_t size, Take take) {
-    const int64_t padded = round_up(size, kColumns);
-    key_columns = take(tokens * padded);
+  void lay_out(const AttentionShape& s, Take take) {
+    const int64_t tokens = s.tokens, size = s.head_size, stride = (s.heads + 2 * s.kv_heads) * size;
+    key_columns = take(packed_floats(tokens, size, stride));
     query_panels = take(2 * size * kColumns);
     d_out_panels = take(2 * size * kColumns);
-    query_columns = take(kQueryBlock * padded);
-    d_out_columns = take(kQueryBlock * padded);
+    query_columns = take(packed_floats(kQueryBlock, size, stride));
+    d_out_columns = take(packed_floats(kQueryBlock, size, s.heads * size));
     probabilities = take(kKeyBlock * kQueryBlock);
     d_scores = take(kKeyBlock * kQueryBlock);
     d_keys_values = take(2 * tokens * size);
   }
-  Scratch(float* p, int64_t tokens, int64_t size) {
-    lay_out(tokens, size, [&](int64_t floats) { return std::exchange(p, p + round_up(floats, 16)); });
+  Scratch(float* p, const AttentionShape& s) {
+    lay_out(s, [&](int64_t floats) { return std::exchange(p, p + round_up(floats, 16)); });
   }
-  static int64_t floats(int64_t tokens, int64_t size) {
+  static int64_t floats(const AttentionShape& s) {
     int64_t total = 0;
-    Scratch measured(nullptr, 0, 0);
-    measured.lay_out(tokens, size, [&](int64_t floats) {
+    Scratch measured(nullptr, {});
+    measured.lay_out(s, [&](int64_t floats) {
       total += round_up(floats, 16);
       return nullptr;
     });
@@ -162,7 +162,7 @@ void backward_block(const Head& head, Columns key_columns, int64_t tokens, int64
 int64_t attention_backward_workspace(const AttentionShape& s, int threads) {
   const int64_t splits = query_splits(s);
   const int64_t partial = splits > 1 ? splits * s.batch * s.kv_heads * 2 * s.tokens * s.head_size : 0;
-  return threads * Scratch::floats(s.tokens, s.head_size) + partial + 16;
+  return threads * Scratch::floats(s) + partial + 16;
 }
 
 void attention_backward(ThreadTeam& threads, const AttentionShape& s, const float* qkv, const float* out,
@@ -172,7 +172,7 @@ void attention_backward(ThreadTeam& threads, const AttentionShape& s, const floa
   const int64_t stride = (s.heads + 2 * s.kv_heads) * D, out_stride = s.heads * D;
   const int64_t splits = query_splits(s), kv_heads = s.batch * s.kv_heads, items = kv_heads * splits;
   workspace = aligned(workspace);
-  float* partial = workspace + threads.size() * Scratch::floats(T, D);  // (B K, splits, 2, T, D)
+  float* partial = workspace + threads.size() * Scratch::floats(s);  // (B K, splits, 2, T, D)
 
   // dK and dV of a head, rows [begin, end): the sum of its items' parts into d_qkv.
   const auto store = [&](int64_t kv, const float* parts, int64_t count, int64_t begin, int64_t end) {
@@ -188,7 +188,7 @@ void attention_backward(ThreadTeam& threads, const AttentionShape& s, const floa
 
   std::atomic<int64_t> next{0};
   threads.run([&](int rank) {
-    Scratch scratch(workspace + rank * Scratch::floats(T, D), T, D);
+    Scratch scratch(workspace + rank * Scratch::floats(s), s);
     for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
       const int64_t kv = item / splits, split = item % splits, batch = kv / s.kv_heads, kv_head = kv % s.kv_heads;
       const auto head_at = [&](int64_t of_batch, int64_t head) {

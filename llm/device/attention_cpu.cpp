@@ -32,16 +32,16 @@ struct HeadTask {
 };
 
 struct ForwardScratch {
-  float *values, *queries, *scores, *sums;
-  static int64_t floats(int64_t keys, int64_t head_size) {
-    return keys * round_up(head_size, kColumns) + head_size * kColumns + kKeyBlock * kColumns +
-           round_up(kColumns * head_size, 16);
+  float *queries, *scores, *sums, *values;
+  // `stride`: between the values of two keys.
+  static int64_t floats(int64_t keys, int64_t head_size, int64_t stride) {
+    return round_up(2 * head_size * kColumns + kKeyBlock * kColumns + packed_floats(keys, head_size, stride), 16);
   }
-  ForwardScratch(float* p, int64_t key_count, int64_t head_size) {
-    values = p;
-    queries = values + key_count * round_up(head_size, kColumns);
+  ForwardScratch(float* p, int64_t head_size) {
+    queries = p;
     scores = queries + head_size * kColumns;
     sums = scores + kKeyBlock * kColumns;
+    values = sums + head_size * kColumns;
   }
 };
 
@@ -134,7 +134,8 @@ void forward_all(ThreadTeam& threads, const AttentionShape& s, int64_t position,
   const int64_t group = s.heads / s.kv_heads, chunks = query_chunks(s, threads.size());
   const int64_t chunk = round_up(ceil_div(s.tokens, chunks), kColumns);
   const int64_t items = s.batch * s.kv_heads * chunks;
-  const int64_t floats = round_up(ForwardScratch::floats(position + s.tokens, s.head_size), 16);
+  const int64_t floats =
+      ForwardScratch::floats(position + s.tokens, s.head_size, make_task(int64_t{0}, int64_t{0}).values.stride);
   workspace = aligned(workspace);
   std::atomic<int64_t> next{0};
   struct Item {
@@ -151,7 +152,7 @@ void forward_all(ThreadTeam& threads, const AttentionShape& s, int64_t position,
       const Item item = item_at(index);
       if (item.begin >= item.end) continue;
       const int64_t key_count = position + item.end;
-      const ForwardScratch scratch(workspace + rank * floats, key_count, s.head_size);
+      const ForwardScratch scratch(workspace + rank * floats, s.head_size);
       RowsAhead ahead;
       if (index + threads.size() < items) {
         const Item following = item_at(index + threads.size());
@@ -278,7 +279,8 @@ void decode_all(ThreadTeam& threads, const AttentionShape& s, int64_t position, 
 }  // namespace
 
 int64_t attention_workspace(const AttentionShape& s, int threads) {
-  return threads * round_up(ForwardScratch::floats(s.tokens, s.head_size), 16) + 16;
+  const int64_t stride = (s.heads + 2 * s.kv_heads) * s.head_size;
+  return threads * ForwardScratch::floats(s.tokens, s.head_size, stride) + 16;
 }
 
 void attention_forward(ThreadTeam& threads, const AttentionShape& s, const float* qkv, float* out, float* log_sum_exp,
@@ -304,7 +306,7 @@ int64_t attention_cached_workspace(const AttentionShape& s, int64_t capacity, in
   const int64_t few =
       s.batch * s.heads * std::min(s.tokens, kFewTokens) * ceil_div(capacity, kSplitKeys) * (s.head_size + 2) +
       threads * kSplitKeys;
-  return std::max(few, threads * round_up(ForwardScratch::floats(capacity, s.head_size), 16)) + 16;
+  return std::max(few, threads * ForwardScratch::floats(capacity, s.head_size, s.kv_heads * s.head_size)) + 16;
 }
 
 void attention_cached(ThreadTeam& threads, const AttentionShape& s, int64_t position, int64_t capacity,

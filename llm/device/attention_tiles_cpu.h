@@ -80,10 +80,15 @@ struct Columns {
   Columns from_row(int64_t t) const { return {data + t * row_stride, panel_stride, row_stride}; }
 };
 
-// Rows [begin, begin + count): where they are, if the last vector of a row is full and the rows are not so far apart
-// that they share sets of the cache; else packed into `scratch`, of count * round_up(size, kColumns) floats.
+// Floats into which columns_of() packs `count` rows. None where they serve as they are: if the last vector of a row is full
+// and the rows are not so far apart that they share sets of the cache.
+inline int64_t packed_floats(int64_t count, int64_t size, int64_t stride) {
+  return size % kLanes == 0 && stride % 1024 != 0 ? 0 : count * round_up(size, kColumns);
+}
+
+// Rows [begin, begin + count): where they are, or packed into `scratch`.
 inline Columns columns_of(HeadRows in, int64_t begin, int64_t count, float* scratch) {
-  if (in.size % kLanes == 0 && in.stride % 1024 != 0) return {in.row(begin), kColumns, in.stride};
+  if (packed_floats(count, in.size, in.stride) == 0) return {in.row(begin), kColumns, in.stride};
   for (int64_t channel = 0; channel < in.size; channel += kColumns)
     microkernel::pack_columns(false, in.row(begin) + channel, in.stride, std::min<int64_t>(kColumns, in.size - channel),
                               count, scratch + channel * count);
