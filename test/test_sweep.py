@@ -237,7 +237,8 @@ class Plan(Folder):
                 self.assertEqual(run["branch_step"] % trunk["save_every"], 0)
                 self.assertLess(run["branch_step"], 4 * trunk["config"]["steps"] // 5)
                 self.assertLess(run["config"]["warmup"], run["branch_step"])
-                same = {"layers", "channels", "heads", "context", "batch", "step_tokens", "warmup", "seed", "data"}
+                same = {"layers", "channels", "heads", "context", "batch", "step_tokens", "warmup", "optimizer", "lr",
+                        "weight_decay", "beta2", "seed", "data"}
                 self.assertTrue(all(run["config"][k] == trunk["config"][k] for k in same))
         alone, shared = grid.saved_flops(runs)
         self.assertLess(shared, 0.8 * alone)
@@ -250,10 +251,23 @@ class Plan(Folder):
             planning.make_plan(SETTING, SPEED, "seconds", 20)
 
     def test_rules_are_the_binarys(self):
-        self.assertEqual(shapes.learning_rate(shapes.Shape(4, 128)), 0.005)
         self.assertEqual((shapes.step_tokens(16e6, 128), shapes.step_tokens(64e6, 128)), (1024, 2048))
         for wanted in (3e4, 1e6, 1.2e8, 8e9):
             self.assertAlmostEqual(np.log(shapes.shape_for(wanted, 257).parameters(257) / wanted), 0, delta=0.35)
+
+    @unittest.skipUnless(os.path.exists(BINARY), "no train_gpt")
+    def test_rates_are_the_binarys(self):
+        shape = shapes.shape_for(3e5, 257)
+        for steps, batch in ((150, 8), (700, 8), (20000, 16)):
+            command = [BINARY, "train", "--explain", *shape.flags(), "--context", "128", "--batch", str(batch),
+                       "--steps", str(steps)]
+            lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+            said = {line.split()[0]: line.split()[1] for line in lines}
+            expected = shapes.rates(shape.parameters(257), steps, 128 * batch)
+            self.assertEqual(said["optimizer"], shapes.OPTIMIZER)
+            self.assertEqual(said["warmup"], str(shapes.warmup_steps(steps)))
+            for name, value in (("lr", "lr"), ("weight-decay", "weight_decay"), ("beta2", "beta2")):
+                self.assertAlmostEqual(float(said[name]) / expected[value], 1, delta=0.006, msg=name)
 
     @unittest.skipUnless(os.path.exists(BINARY), "no train_gpt")
     def test_shapes_are_counted_as_the_binary_counts(self):

@@ -13,7 +13,7 @@ from .grid import holdout_runs
 from .law import interval
 from .plan import find_binary
 from .run import Stop, end_of, execute, own_the_sweep
-from .shapes import RECIPE, flags, learning_rate, shape_for, short, step_tokens
+from .shapes import OPTIMIZER, flags, rates, shape_for, short, step_tokens
 from .slots import Slot, make_slots
 from .store import read_json, read_plan, result_of, run_path, table_rows, write_json, write_tables
 from .table import Table
@@ -56,10 +56,10 @@ def answer(result, C, setting):
     return {"compute": C, "params": N, "params_optimal": float(best), "params_interval": interval(sizes), "tokens": D,
             "tokens_interval": interval(tokens), "tokens_per_parameter": D / N, "layers": shape.layers,
             "channels": shape.channels, "heads": shape.heads, "batch_tokens": step, "steps": steps,
-            "learning_rate": learning_rate(shape), "loss": float(result.law.loss(N, D)),
+            "learning_rate": rates(N, steps, step)["lr"], "loss": float(result.law.loss(N, D)),
             "loss_interval": result.loss_interval(N, D), "beyond_largest_run": float(C / result.table.C.max()),
             "command": shlex.join(["train_gpt", "train", "--data", setting["data"], *shape.flags(),
-                                   *flags(context=context, tokens=D, schedule="wsd"), *RECIPE])}
+                                   *flags(context=context, tokens=D, schedule="wsd", optimizer=OPTIMIZER)])}
 
 
 def show_answer(v, setting):

@@ -8,24 +8,26 @@ import hashlib
 import json
 import math
 
-from .shapes import Shape, learning_rate, micro_batch, shape_for, short, step_tokens, warmup_steps
+from .shapes import OPTIMIZER, Shape, micro_batch, rates, shape_for, short, step_tokens, warmup_steps
 
-FORMAT = 1
+FORMAT = 2
 WINDOW = 4               # sizes from 1/4 to 4 times the expected best one at each budget
 SIZE_STEP = 2
+FAMILY = 3               # lengths a trunk has, a factor 4: its one learning rate is within sqrt(2) of each run's own
 MIN_STEPS = 200          # shorter runs are mostly warm-up: no law holds for them
 MOST_EPOCHS = 4          # beyond, a repeated token is worth less than a new one (Muennighoff et al. 2023, fig. 5)
 
 
-def configuration(shape, setting, steps, step, warmup, seed):
+def configuration(shape, setting, steps, step, warmup, rates, seed):
     """What decides a run's numbers. Its hash names the run's directory."""
     return {"format": FORMAT, "data": setting["fingerprint"], "layers": shape.layers, "channels": shape.channels,
             "heads": shape.heads, "context": setting["context"], "batch": micro_batch(setting["context"]),
-            "step_tokens": step, "steps": steps, "warmup": warmup, "seed": seed, "dtype": setting["dtype"]}
+            "step_tokens": step, "steps": steps, "warmup": warmup, "optimizer": OPTIMIZER, **rates, "seed": seed,
+            "dtype": setting["dtype"]}
 
 
-def make_run(shape, setting, steps, step, warmup, seed, kind, save_every, parent=None):
-    config = configuration(shape, setting, steps, step, warmup, seed)
+def make_run(shape, setting, steps, step, warmup, rates, seed, kind, save_every, parent=None):
+    config = configuration(shape, setting, steps, step, warmup, rates, seed)
     key = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
     N, tokens = shape.parameters(setting["vocabulary"]), steps * step
     name = f"{short(N)}-{short(tokens)}" + (f"-seed{seed}" if seed != setting["seed"] else "") + f"-{key}"
@@ -34,7 +36,7 @@ def make_run(shape, setting, steps, step, warmup, seed, kind, save_every, parent
             "branch_step": start if parent else 0, "N": N, "N_body": shape.body, "tokens": tokens,
             "flops": 6 * N * tokens,
             "flops_counted": shape.flops_per_token(setting["vocabulary"], setting["context"]) * tokens,
-            "learning_rate": learning_rate(shape)}
+            "learning_rate": rates["lr"]}
 
 
 def shape_of(run):
@@ -58,10 +60,12 @@ def trunk_runs(shape, setting, token_counts, seed=None, kind="grid"):
     # A multiple of five, so that the cool-down begins at exactly 4/5; doubling keeps it one.
     first = 5 * max(1, round(token_counts[0] / step / 5))
     lengths = [first * 2**i for i in range(len(token_counts))]
-    warmup = warmup_steps(first)  # of the shortest, for all: they share their beginning
+    # A family shares its beginning: the warm-up of its shortest run, the rates of its middle.
+    warmup = warmup_steps(first)
+    middle = rates(shape.parameters(setting["vocabulary"]), math.sqrt(lengths[0] * lengths[-1]), step)
     save_every = save_interval(first * 4 // 5, lengths[-1])
-    trunk = make_run(shape, setting, lengths[-1], step, warmup, seed, kind, save_every)
-    branches = [make_run(shape, setting, steps, step, warmup, seed, kind, save_every, trunk["name"])
+    trunk = make_run(shape, setting, lengths[-1], step, warmup, middle, seed, kind, save_every)
+    branches = [make_run(shape, setting, steps, step, warmup, middle, seed, kind, save_every, trunk["name"])
                 for steps in lengths[:-1]]
     return [trunk, *branches]
 
@@ -87,8 +91,8 @@ def lay_out(setting, largest, span):
         tokens = [C / 6 / N for C in levels if 1 / WINDOW <= N / best_size(C) <= WINDOW]
         tokens = [D for D in tokens if D / step_tokens(D, setting["context"]) >= MIN_STEPS
                   and D <= MOST_EPOCHS * setting["train_tokens"]]
-        if tokens:
-            runs += trunk_runs(shape, setting, tokens)
+        for end in range(len(tokens), 0, -FAMILY):
+            runs += trunk_runs(shape, setting, tokens[max(0, end - FAMILY):end])
     return runs
 
 
@@ -101,7 +105,8 @@ def repeats(runs, setting, seeds):
     family = sorted((r for r in runs if trunk["name"] in (r["name"], r["parent"])), key=lambda r: r["tokens"])
     chosen = family[(len(family) - 1) // 2]
     c = chosen["config"]
-    return [make_run(shape_of(chosen), setting, c["steps"], c["step_tokens"], c["warmup"], seed, "repeat",
+    same = {name: c[name] for name in ("lr", "weight_decay", "beta2")}
+    return [make_run(shape_of(chosen), setting, c["steps"], c["step_tokens"], c["warmup"], same, seed, "repeat",
                      chosen["save_every"]) for seed in range(setting["seed"] + 1, setting["seed"] + 1 + seeds)]
 
 
@@ -114,7 +119,8 @@ def holdout_runs(setting, C, best_N, count):
         tokens = C / 6 / shape.parameters(setting["vocabulary"])
         step = step_tokens(tokens, setting["context"])
         steps = 5 * max(1, round(tokens / step / 5))
-        run = make_run(shape, setting, steps, step, warmup_steps(steps), setting["seed"], "holdout",
+        own = rates(shape.parameters(setting["vocabulary"]), steps, step)
+        run = make_run(shape, setting, steps, step, warmup_steps(steps), own, setting["seed"], "holdout",
                        max(1, steps // 20))
         if run["name"] not in [r["name"] for r in runs]:
             runs.append(run)

@@ -5,7 +5,7 @@ import shutil
 import signal
 
 from . import SweepError
-from .shapes import RECIPE, flags
+from .shapes import flags
 from .store import Lock, read_json, result_of, run_path, write_json
 
 
@@ -69,13 +69,14 @@ def branch_off(trunk, step, path):
 
 
 def train_command(binary, setting, run, threads, out="."):
-    """The command that makes this run from nothing. Learning rate and the rest are the binary's own rules."""
+    """The command that makes this run from nothing. What it does not name is the binary's own rules."""
     c = run["config"]
     given = flags(data=setting["tokens"], out=out, layers=c["layers"], channels=c["channels"], heads=c["heads"],
                   context=c["context"], batch=c["batch"], total_batch_tokens=c["step_tokens"], steps=c["steps"],
-                  schedule="wsd", warmup=c["warmup"], seed=c["seed"], eval_every=0, sample_every=0,
+                  schedule="wsd", warmup=c["warmup"], optimizer=c["optimizer"], lr=c["lr"],
+                  weight_decay=c["weight_decay"], beta2=c["beta2"], seed=c["seed"], eval_every=0, sample_every=0,
                   save_every=run["save_every"], keep_last=0, threads=threads or None)
-    return [binary, "train", *given, *RECIPE, *setting["machine_flags"]]
+    return [binary, "train", *given, *setting["machine_flags"]]
 
 
 class Job:

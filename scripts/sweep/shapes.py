@@ -1,9 +1,9 @@
-"""What a model of a given size looks like, what it costs, and the binary's own rules for batch and learning rate."""
+"""What a model of a given size looks like, what it costs, and the binary's own rules for batch, rate, decay, beta2."""
 import math
 from dataclasses import dataclass
 
 WIDEST = 16384
-BASE_RATE = 0.005  # the binary's rule, 0.22 / sqrt(steps), for runs of 1,900 steps
+OPTIMIZER = "muon"  # the binary's default; between seeds its losses of small models scatter a third of AdamW's
 
 
 def round_up(value, multiple):
@@ -95,20 +95,19 @@ def warmup_steps(steps):
     return min(max(steps // 20, min(20, steps // 2)), 2000)
 
 
-def learning_rate(shape):
-    """The base model's, whatever the size: the binary multiplies it for each parameter (Yang et al. 2022)."""
-    return BASE_RATE
+def rates(parameters, steps, step):
+    """Learning rate, weight decay and beta2 of a run of so many steps of `step` tokens (the same; their sources are in
+    llm/train/README.md). The rate is the base model's, whatever the size: the binary multiplies it for each parameter."""
+    lr = min(0.015, 0.22 / math.sqrt(steps))
+    part = min(1, math.sqrt(parameters / (steps * step)))
+    window = min(max(min(steps / 20, 1e7 / step), 20), 1000)
+    return {"lr": lr, "weight_decay": 1 / (lr * max(steps * part, 200)), "beta2": 1 - 1 / window}
 
 
 def flags(**values):
     """flags(save_every=5) -> ["--save-every", "5"]; what is None is left out."""
     return [word for name, value in values.items() if value is not None
             for word in ("--" + name.replace("_", "-"), str(value))]
-
-
-# What would depend on a run's length or its tokens a step by the binary's rules, the same for all runs: shorter ones branch off
-# longer ones, and a law is of one recipe. (AdamW, since Muon's products are no part of the FLOPs that the law counts.)
-RECIPE = flags(optimizer="adamw", lr=BASE_RATE, weight_decay=0.1, beta2=0.99)
 
 
 def short(value):

@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from . import SweepError
-from .shapes import RECIPE, duration, flags, micro_batch, shape_for
+from .shapes import OPTIMIZER, duration, flags, micro_batch, shape_for
 
 PROBE_SECONDS = 1.0
 
@@ -39,8 +39,8 @@ class Speed:
 def command(binary, setting, shape, steps, out, threads):
     context = setting["context"]
     given = flags(data=setting["tokens"], out=out, context=context, batch=micro_batch(context), steps=steps,
-                  eval_every=0, save_every=0, sample_every=0, threads=threads or None)
-    return [binary, "train", *shape.flags(), *given, *RECIPE, *setting["machine_flags"]]
+                  eval_every=0, save_every=0, sample_every=0, optimizer=OPTIMIZER, threads=threads or None)
+    return [binary, "train", *shape.flags(), *given, *setting["machine_flags"]]
 
 
 def probe(binary, setting, shape, steps, slots, threads):
