@@ -233,6 +233,25 @@ TEST_CASE("cli: bench") {
   CHECK(has(run_well(folder, bench({"--compare", folder / "step.json"})), "speed-up"));
   CHECK(has(run_well(folder, bench({"--format", "markdown", "--nodes"})), "| the whole step |"));
   CHECK(has(run_well(folder, bench({"--products"})), "geometric mean"));
+  const json scaling = json::parse(run_well(folder, bench({"--format", "json", "--scaling", "6"})));
+  std::vector<int> teams;
+  for (const json& row : scaling["scaling"]) {
+    teams.push_back(row["threads"]);
+    double parts = 0;
+    for (const char* part : {"work_ms", "alone_ms", "uneven_ms", "waking_ms"}) {
+      CHECK(row[part].get<double>() >= 0);
+      parts += row[part].get<double>();
+    }
+    CHECK(parts == doctest::Approx(row["ms"].get<double>()));
+    CHECK(row.contains("measured_ms") == (row["threads"].get<int>() <= 2));
+  }
+  CHECK(teams == std::vector<int>{1, 2, 4, 6});
+  std::set<std::string> in_step, in_scaling;
+  for (const json& op : step["ops"]) in_step.insert(op["name"]);
+  for (const json& op : scaling["ops"]) in_scaling.insert(op["name"]);
+  CHECK(in_step == in_scaling);
+  CHECK(has(run_well(folder, bench({"--scaling", "2"})), "measured on 2"));
+  check_error(folder, bench({"--scaling", "4", "--products"}), 2, "--scaling");
   check_error(folder, bench({"--products", "--nodes"}), 2, "--products");
   check_error(folder, bench({"--format", "xml"}), 2, "xml");
   check_error(folder, bench({"--compare", folder / "none.json"}), 1, "none.json");

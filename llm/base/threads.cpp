@@ -2,8 +2,10 @@
 
 #include <sched.h>
 
+#include <chrono>
 #include <cmath>
 #include <fstream>
+#include <queue>
 
 namespace llm {
 namespace {
@@ -47,9 +49,13 @@ int available_threads() {
   return count;
 }
 
-ThreadTeam::ThreadTeam(int threads) : size_(threads > 0 ? threads : available_threads()) {
+ThreadTeam::ThreadTeam(int threads)
+    : size_(threads > 0 ? threads : available_threads()),
+      shares_(std::make_unique<Share[]>(static_cast<size_t>(size_))) {
   for (int rank = 1; rank < size_; ++rank) workers_.emplace_back([this, rank] { worker(rank); });
 }
+
+ThreadTeam::ThreadTeam(int threads, Rehearsal& rehearsal) : size_(threads), rehearsal_(&rehearsal) {}
 
 ThreadTeam::~ThreadTeam() {
   stop_.store(true, std::memory_order_relaxed);
@@ -60,6 +66,10 @@ ThreadTeam::~ThreadTeam() {
 
 void ThreadTeam::dispatch(Function function, void* context) {
   if (size_ == 1) return function(context, 0);
+  if (rehearsal_) {
+    for (int rank = 0; rank < size_; ++rank) function(context, rank);
+    return;
+  }
   function_ = function;
   context_ = context;
   running_.store(size_ - 1, std::memory_order_relaxed);
@@ -69,24 +79,30 @@ void ThreadTeam::dispatch(Function function, void* context) {
   wait_until(running_, may_spin(size_), [](int n) { return n == 0; });
 }
 
+void ThreadTeam::rehearse(int64_t count, const std::function<void(int64_t)>& work) {
+  using Clock = std::chrono::steady_clock;
+  std::priority_queue<double, std::vector<double>, std::greater<>> free;  // when each thread becomes free
+  for (int rank = 0; rank < size_; ++rank) free.push(0);
+  double end = 0;
+  for (int64_t item = 0; item < count; ++item) {
+    const auto begin = Clock::now();
+    work(item);
+    const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+    const double done = free.top() + seconds;
+    free.pop(), free.push(done);
+    rehearsal_->busy += seconds;
+    end = std::max(end, done);
+  }
+  rehearsal_->calls += 1;
+  rehearsal_->longest += end;
+}
+
 void ThreadTeam::worker(int rank) {
   for (uint32_t seen = 0;; ++seen) {
     wait_until(generation_, may_spin(size_), [seen](uint32_t g) { return g != seen; });
     if (stop_.load(std::memory_order_relaxed)) return;
     function_(context_, rank);
     if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) running_.notify_one();
-  }
-}
-
-void ThreadTeam::barrier() {
-  if (size_ == 1) return;
-  const uint32_t generation = barrier_generation_.load(std::memory_order_acquire);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-    arrived_.store(0, std::memory_order_relaxed);
-    barrier_generation_.fetch_add(1, std::memory_order_release);
-    barrier_generation_.notify_all();
-  } else {
-    wait_until(barrier_generation_, may_spin(size_), [generation](uint32_t g) { return g != generation; });
   }
 }
 

@@ -13,10 +13,20 @@
 
 namespace llm {
 
+// What a team would need, from the time of each item on one thread: the items of a call are dealt out in order, each to the
+// thread that is free first, as a team takes them.
+struct Rehearsal {
+  int64_t calls = 0;   // of the whole team
+  double busy = 0;     // seconds in the items of those calls
+  double longest = 0;  // seconds from the begin of each call to the end of its last item, added up
+};
+
 class ThreadTeam {
  public:
   // threads = 0: as many as this process may run on.
   explicit ThreadTeam(int threads = 0);
+  // A team of one thread that does the work of `threads`, cut as for so many, and writes down what they would need.
+  ThreadTeam(int threads, Rehearsal& rehearsal);
   ~ThreadTeam();
   ThreadTeam(const ThreadTeam&) = delete;
   ThreadTeam& operator=(const ThreadTeam&) = delete;
@@ -31,36 +41,70 @@ class ThreadTeam {
              const_cast<void*>(static_cast<const void*>(&work)));
   }
 
-  // Waits inside run() until every thread of the team is here.
-  void barrier();
+  // Calls work(item, rank) for each item of [0, count). Each thread begins with a share of neighbouring items, which in
+  // most ops are the same tokens that it had in the op before, and so are in its cache; one that is done helps the others.
+  template <class Work>
+  void for_items(int64_t count, Work&& work) {
+    if (rehearsal_ && count > 1) {
+      rehearse(count, [&](int64_t item) { work(item, 0); });
+    } else if (size_ == 1 || count <= 1) {
+      for (int64_t item = 0; item < count; ++item) work(item, 0);
+    } else {
+      for (int rank = 0; rank < size_; ++rank)
+        shares_[rank].next.store(share_begin(count, rank), std::memory_order_relaxed);
+      run([&](int rank) {
+        for (int i = 0; i < size_; ++i) {
+          const int from = (rank + i) % size_;
+          std::atomic<int64_t>& next = shares_[from].next;
+          const int64_t end = share_begin(count, from + 1);
+          if (next.load(std::memory_order_relaxed) >= end) continue;
+          for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < end;) work(item, rank);
+        }
+      });
+    }
+  }
 
-  // Calls work(begin, end) on blocks of [0, n) of at most `grain` items; threads take blocks as they become free.
-  // Block boundaries are multiples of `grain`, whatever the number of threads.
+  // Calls work(begin, end) on blocks of [0, n) of at most `grain` elements. Block boundaries are multiples of `grain`,
+  // whatever the number of threads.
   template <class Work>
   void for_blocks(int64_t n, int64_t grain, Work&& work) {
-    if (n <= 0) return;
-    if (size_ == 1 || n <= grain) {
-      for (int64_t b = 0; b < n; b += grain) work(b, std::min(n, b + grain));
-      return;
-    }
-    std::atomic<int64_t> next{0};
-    run([&](int) {
-      for (int64_t b; (b = next.fetch_add(grain, std::memory_order_relaxed)) < n;) work(b, std::min(n, b + grain));
+    for_items((n + grain - 1) / grain,
+              [&](int64_t block, int) { work(block * grain, std::min(n, (block + 1) * grain)); });
+  }
+
+  // The same of several arrays in one call: work(array, block, begin, end), where array i has size_of(i) elements. Blocks
+  // are counted through all arrays.
+  template <class SizeOf, class Work>
+  void for_blocks_of(size_t arrays, SizeOf&& size_of, int64_t grain, Work&& work) {
+    ends_.clear();
+    for (size_t i = 0; i < arrays; ++i)
+      ends_.push_back((i ? ends_.back() : 0) + (int64_t{size_of(i)} + grain - 1) / grain);
+    for_items(arrays ? ends_.back() : 0, [&](int64_t block, int) {
+      const auto i = static_cast<size_t>(std::upper_bound(ends_.begin(), ends_.end(), block) - ends_.begin());
+      const int64_t begin = (block - (i ? ends_[i - 1] : 0)) * grain;
+      work(i, block, begin, std::min(int64_t{size_of(i)}, begin + grain));
     });
   }
 
  private:
   using Function = void (*)(void*, int);
   void dispatch(Function function, void* context);
+  void rehearse(int64_t count, const std::function<void(int64_t)>& work);
   void worker(int rank);
+  int64_t share_begin(int64_t count, int rank) const { return count * rank / size_; }
+
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};  // item of the share that nobody has begun
+  };
 
   int size_;
+  std::unique_ptr<Share[]> shares_;
+  std::vector<int64_t> ends_;  // of for_blocks_of: a member, so that a step allocates nothing
+  Rehearsal* rehearsal_ = nullptr;
   Function function_ = nullptr;
   void* context_ = nullptr;
   alignas(64) std::atomic<uint32_t> generation_{0};
   alignas(64) std::atomic<int> running_{0};
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<uint32_t> barrier_generation_{0};
   std::atomic<bool> stop_{false};
   std::vector<std::thread> workers_;
 };

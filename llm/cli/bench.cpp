@@ -1,5 +1,5 @@
-// The subcommand bench: how long each op of a training step takes, or each of its matrix products alone, and how long this
-// machine would need at the least.
+// The subcommand bench: how long each op of a training step takes, or each of its matrix products alone, how long this
+// machine would need at the least, and how a step would divide among more threads.
 #include <iostream>
 #include <memory>
 
@@ -32,13 +32,16 @@ void bench(BenchFlags& flags) {
     fail_usage("unknown --format ", flags.format, "; known: text, json, markdown");
   if (flags.products && (flags.nodes || !flags.only.empty() || !flags.compare.empty() || flags.format == "markdown"))
     fail_usage("--products goes without --nodes, --only, --compare and --format markdown");
+  if (flags.scaling &&
+      (flags.products || flags.nodes || !flags.only.empty() || !flags.compare.empty() || flags.format == "markdown"))
+    fail_usage("--scaling goes without --products, --nodes, --only, --compare and --format markdown");
   // Read first: a wrong file should not cost a measurement.
   const ordered_json earlier = flags.compare.empty() ? ordered_json() : read_earlier(flags.compare);
   OpenedMachine opened(flags.device);
   const ModelConfig config = flags.model.resolve(0, "small");
   complete_recipe(flags.recipe, flags.batch, config);
-  const ordered_json result =
-      flags.products ? bench_products(flags, opened.machine(), config) : bench_step(flags, opened.machine(), config);
+  const auto measure = flags.products ? bench_products : flags.scaling ? bench_scaling : bench_step;
+  const ordered_json result = measure(flags, opened.machine(), config);
   for (const char* key : {"model", "parameters", "batch", "context", "device", "dtype", "threads", "only"})
     if (!earlier.is_null() && earlier.value(key, ordered_json()) != result[key])
       std::cerr << "bench: " << flags.compare << " was measured with another " << key << ": "
@@ -50,6 +53,8 @@ void bench(BenchFlags& flags) {
     print_step_as_markdown(result, flags.nodes);
   } else if (flags.products) {
     print_products(result);
+  } else if (flags.scaling) {
+    print_scaling(result);
   } else {
     print_step(result, earlier, flags.nodes);
   }
@@ -71,6 +76,10 @@ void add_bench(CLI::App& app) {
   command->add_option("--only", flags->only, "time the nodes of this op alone (`train_gpt graph --ops` lists them)");
   command->add_flag("--products", flags->products,
                     "time each matrix product of a step by itself, on the CPU (with make ONEDNN=1: beside oneDNN's)");
+  command
+      ->add_option("--scaling", flags->scaling,
+                   "count what up to N threads could not share of a step, on the CPU; they need not be here")
+      ->check(CLI::Range(2, 1024).description(""));
   command->add_option("--format", flags->format, "text, json or markdown")->capture_default_str();
   command->add_option("--save", flags->save, "write the result to this file, as JSON");
   command->add_option("--compare", flags->compare, "a file from an earlier --save: print how much faster it is now");
@@ -85,7 +94,8 @@ void add_bench(CLI::App& app) {
       "  train_gpt bench --save before.json\n"
       "  train_gpt bench --compare before.json\n"
       "  train_gpt bench gpt2-124M --batch 1 --only attention_backward --nodes\n"
-      "  train_gpt bench gpt2-124M --batch 4 --context 64 --products");
+      "  train_gpt bench gpt2-124M --batch 4 --context 64 --products\n"
+      "  train_gpt bench gpt2-124M --batch 16 --steps 3 --scaling 64");
   command->callback([flags] { bench(*flags); });
 }
 

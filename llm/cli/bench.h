@@ -1,13 +1,16 @@
 // What the files of the subcommand bench share: bench_step.cpp measures the ops of a training step, bench_products.cpp its
-// matrix products alone; bench_print.cpp prints either; bench.cpp is the command line.
+// matrix products alone, bench_scaling.cpp how it divides among threads; bench_print.cpp prints each; bench.cpp is the
+// command line. benched_step.cpp is the step itself.
 #pragma once
 #include <algorithm>
 #include <cstdio>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "llm/cli/options.h"
+#include "llm/graph/program.h"
 
 namespace llm {
 
@@ -17,18 +20,47 @@ struct BenchFlags {
   DeviceOptions device;
   std::string format = "text", save, compare, only;
   int64_t batch = 0, steps = 10;
+  int scaling = 0;  // up to so many threads; 0: not asked for
   bool nodes = false, products = false;
   std::string model_name() const { return model.preset.empty() ? "small" : model.preset; }
+};
+
+// A training step of the model over random tokens.
+class BenchedStep {
+ public:
+  // The parameters have their initial values; memory is in place only after a first run.
+  BenchedStep(const BenchFlags& flags, const Machine& on, const ModelConfig& config);
+
+  Program& whole() { return *whole_; }
+  // The nodes of one op alone, at the same places in memory. Run the whole step first, which fills them.
+  std::unique_ptr<Program> only(const std::string& op) const;
+  // Returns the seconds it took; `seconds`, if given, gets each node's added.
+  double run(Program& program, int64_t step, std::vector<double>* seconds = nullptr);
+
+  size_t persistent_bytes() const { return whole_->compiled().persistent_bytes; }
+  size_t transient_bytes() const { return whole_->compiled().plan.bytes; }
+
+ private:
+  void fill_inputs(int64_t step);
+
+  Machine on_;
+  int64_t tokens_a_step_, vocabulary_;
+  TensorId tokens_ = kNone, targets_ = kNone, loss_weights_ = kNone;
+  PersistentLayout layout_;
+  std::unique_ptr<Program> whole_;
+  std::unique_ptr<Arena> arena_;
 };
 
 // The result of `bench --save` and `--format json`.
 nlohmann::ordered_json bench_step(const BenchFlags& flags, const Machine& on, const ModelConfig& config);
 nlohmann::ordered_json bench_products(const BenchFlags& flags, const Machine& on, const ModelConfig& config);
+nlohmann::ordered_json bench_scaling(const BenchFlags& flags, const Machine& on, const ModelConfig& config);
 
 // `earlier`: the result of an earlier run to compare with, or null.
 void print_step(const nlohmann::ordered_json& result, const nlohmann::ordered_json& earlier, bool nodes);
 void print_step_as_markdown(const nlohmann::ordered_json& result, bool nodes);
 void print_products(const nlohmann::ordered_json& result);
+void print_scaling(const nlohmann::ordered_json& result);
 
 inline double median(std::vector<double> values) {
   if (values.empty()) return 0;

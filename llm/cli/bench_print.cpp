@@ -131,4 +131,31 @@ void print_products(const ordered_json& r) {
         peer ? format("%.3f", value(total, "onednn_ms")) : "", peer ? value(total, "ratio") : 0);
 }
 
+void print_scaling(const ordered_json& r) {
+  const auto value = [](const ordered_json& object, const char* key) { return object[key].get<double>(); };
+  std::cout << "model     " << r["model"].get<std::string>() << ": "
+            << format("%d x %d tokens a step; medians of %d steps\n", r["batch"].get<int>(), r["context"].get<int>(),
+                      r["steps"].get<int>())
+            << format("waking    %.2f us for each thread of a team but the first, measured on %d\n\n",
+                      value(r, "wake_us_a_thread"), r["threads"].get<int>());
+  std::cout << "threads   step ms  speed-up  efficiency   work ms     alone    uneven    waking  calls  measured ms\n";
+  for (const ordered_json& row : r["scaling"])
+    std::cout << format("%7d  %8.2f  %7.1fx  %9.0f%%  %8.2f  %8.3f  %8.3f  %8.3f  %5.0f", row["threads"].get<int>(),
+                        value(row, "ms"), value(row, "speed_up"), 100 * value(row, "efficiency"), value(row, "work_ms"),
+                        value(row, "alone_ms"), value(row, "uneven_ms"), value(row, "waking_ms"), value(row, "calls"))
+              << (row.contains("measured_ms") ? format("  %11.2f", value(row, "measured_ms")) : "") << "\n";
+  size_t width = 2;
+  for (const ordered_json& row : r["ops"]) width = std::max(width, row["name"].get_ref<const std::string&>().size());
+  std::cout << "\nop" << std::string(width - 2, ' ')
+            << format("  on 1 ms  on %d ms  efficiency     alone    uneven    waking\n",
+                      r["scaling"].back()["threads"].get<int>());
+  for (const ordered_json& row : r["ops"]) {
+    const std::string name = row["name"];
+    std::cout << name << std::string(width - name.size(), ' ')
+              << format("  %7.2f  %8.3f  %9.0f%%  %8.3f  %8.3f  %8.3f\n", value(row, "one_ms"), value(row, "ms"),
+                        100 * value(row, "efficiency"), value(row, "alone_ms"), value(row, "uneven_ms"),
+                        value(row, "waking_ms"));
+  }
+}
+
 }  // namespace llm

@@ -1,19 +1,16 @@
 // Times every op of a training step and holds it against what this machine would need at the least.
 #include <algorithm>
-#include <chrono>
 #include <iostream>
 #include <map>
 #include <memory>
 
 #include "llm/base/bytes.h"
 #include "llm/base/error.h"
-#include "llm/base/random.h"
 #include "llm/cli/bench.h"
 #include "llm/device/ceilings.h"
 #include "llm/device/ceilings_cuda.h"
 #include "llm/graph/dump.h"
 #include "llm/graph/program.h"
-#include "llm/graph/staging.h"
 #include "llm/model/gpt.h"
 
 namespace llm {
@@ -83,51 +80,29 @@ std::string shapes_of(const Graph& g, const Node& node) {
 class StepBench {
  public:
   StepBench(const BenchFlags& flags, const Machine& on, const ModelConfig& config)
-      : flags_(flags), on_(on), config_(config) {
-    batch_ = flags.batch;
-    TrainingGraph t = build_training_graph(config, batch_, config.context, optimizer_of(flags.recipe), on.target(),
-                                           recipe_without_data(flags.recipe, config));
-    tokens_ = t.tokens, targets_ = t.targets, loss_weights_ = t.loss_weights;
-    Compiled compiled = compile(std::move(t.graph), t.results(), {});
-    layout_.add(compiled.graph);
-    persistent_bytes_ = compiled.persistent_bytes, transient_bytes_ = compiled.plan.bytes;
-    std::cerr << "bench: " << format_bytes(persistent_bytes_ + transient_bytes_) << " of memory, "
+      : flags_(flags), on_(on), config_(config), step_(flags, on, config) {
+    std::cerr << "bench: " << format_bytes(step_.persistent_bytes() + step_.transient_bytes()) << " of memory, "
               << (on.cuda ? on.cuda->properties().name : concat(on.threads.size(), " threads")) << ", "
               << name_of(on.dtype) << "\n";
-    if (!flags.only.empty()) {
-      // The same places in memory, but no other node.
-      Compiled part = compiled;
-      std::erase_if(part.graph.nodes, [&](const Node& node) { return node.op->name != flags.only; });
-      op_named(flags.only);  // throws for an unknown one
-      if (part.graph.nodes.empty()) fail_usage("--only ", flags.only, ": a training step of this model has no such op");
-      part_ = std::make_unique<Program>(std::move(part), layout_);
-    }
-    whole_ = std::make_unique<Program>(std::move(compiled), layout_);
-    arena_ = std::make_unique<Arena>(whole_->arena_bytes(), on.cuda);
-    whole_->bind(*arena_, on.threads);
-    if (part_) part_->bind(*arena_, on.threads);
+    if (flags.only.empty()) return;
+    op_named(flags.only);  // throws for an unknown one
+    part_ = step_.only(flags.only);
+    if (part_->graph().nodes.empty())
+      fail_usage("--only ", flags.only, ": a training step of this model has no such op");
   }
 
   void run() {
     machine_ = on_.cuda ? measure_cuda_ceilings(*on_.cuda, on_.dtype) : measure_ceilings(on_.threads);
-    initialise_parameters();
-    // Warm-up: fresh memory is brought in page by page. It also fills the arena for the program of one op.
-    fill_inputs(0);
-    run_once(*whole_, 0, nullptr);
-    Program& program = part_ ? *part_ : *whole_;
+    step_.run(step_.whole(), 0);  // It also fills the arena for the program of one op.
+    Program& program = part_ ? *part_ : step_.whole();
     const Graph& g = program.graph();
     prepare_rows(program.compiled());
-    fill_inputs(1);
-    run_once(program, 1, nullptr);
+    step_.run(program, 1);
     for (int64_t step = 0; step < flags_.steps; ++step) {
-      fill_inputs(step + 2);
       std::vector<double> seconds(g.nodes.size(), 0);
-      double wall = run_once(program, step + 2, &seconds);
+      double wall = step_.run(program, step + 2, &seconds);
       // On a GPU the nodes are timed one by one, the step as the captured whole that training launches.
-      if (on_.cuda) {
-        fill_inputs(step + 2);
-        wall = run_once(program, step + 2, nullptr);
-      }
+      if (on_.cuda) wall = step_.run(program, step + 2);
       double sum = 0;
       for (Row& row : ops_) row.seconds.push_back(0);
       for (Row& row : nodes_) row.seconds.push_back(0);
@@ -157,7 +132,7 @@ class StepBench {
                          {"bound", r.bound()}});
       return array;
     };
-    const double wall = median(walls_), tokens = static_cast<double>(batch_ * config_.context);
+    const double wall = median(walls_), tokens = static_cast<double>(flags_.batch * config_.context);
     double floor = 0;
     for (const Row& row : ops_) floor += row.floor;
     ordered_json step = {{"ms", wall * 1e3}, {"ops_ms", median(sums_) * 1e3}, {"floor_ms", floor * 1e3}};
@@ -167,14 +142,14 @@ class StepBench {
     }
     return {{"model", flags_.model_name()},
             {"parameters", parameter_count(config_)},
-            {"batch", batch_},
+            {"batch", flags_.batch},
             {"context", config_.context},
             {"device", on_.cuda ? on_.cuda->properties().name : "cpu"},
             {"dtype", name_of(on_.dtype)},
             {"threads", on_.threads.size()},
             {"steps", flags_.steps},
             {"only", flags_.only},
-            {"memory_bytes", {{"persistent", persistent_bytes_}, {"transient", transient_bytes_}}},
+            {"memory_bytes", {{"persistent", step_.persistent_bytes()}, {"transient", step_.transient_bytes()}}},
             {"ceilings",
              {{"gflops", machine_.gflops},
               {"read_gbs", machine_.read_gbs},
@@ -189,38 +164,6 @@ class StepBench {
   }
 
  private:
-  void initialise_parameters() {
-    Staging staging(*arena_, layout_);
-    for (const Parameter& p : parameter_table(config_, parametrization_of(flags_.recipe))) {
-      initialise(on_.threads, p, 1, staging.room(p.name, p.shape.elements()));
-      if (on_.dtype == DType::bf16) initialise(on_.threads, p, 1, staging.room(master_of(p.name), p.shape.elements()));
-    }
-    staging.flush();
-  }
-
-  // Before each step: inputs are places in the arena, too, that other tensors take over after their last use.
-  void fill_inputs(int64_t step) {
-    const Random random(static_cast<uint64_t>(step), stream_of("bench"));
-    const int64_t count = batch_ * config_.context;
-    const auto token = [&](int64_t i) {
-      return static_cast<int32_t>(random.uniform(static_cast<uint64_t>(i)) * static_cast<double>(config_.vocabulary));
-    };
-    std::vector<int32_t> tokens(static_cast<size_t>(count) + 1);
-    for (int64_t i = 0; i <= count; ++i) tokens[static_cast<size_t>(i)] = token(i);
-    whole_->write(tokens_, tokens.data());
-    whole_->write(targets_, tokens.data() + 1);
-    const std::vector<float> weights(static_cast<size_t>(count), 1.0f / static_cast<float>(count));
-    whole_->write(loss_weights_, weights.data());
-  }
-
-  double run_once(Program& program, int64_t step, std::vector<double>* seconds) const {
-    program.step = {.learning_rate = 1e-4f, .step = step};
-    const auto start = std::chrono::steady_clock::now();
-    program.run(Phase::forward, Phase::optimizer, seconds);
-    if (on_.cuda) on_.cuda->wait();
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  }
-
   void prepare_rows(const Compiled& c) {
     std::map<std::string, size_t> op_index, node_index;
     for (const Node& node : c.graph.nodes) {
@@ -245,12 +188,8 @@ class StepBench {
   const BenchFlags& flags_;
   Machine on_;
   ModelConfig config_;
-  int64_t batch_ = 0;
-  size_t persistent_bytes_ = 0, transient_bytes_ = 0;
-  TensorId tokens_ = kNone, targets_ = kNone, loss_weights_ = kNone;
-  PersistentLayout layout_;
-  std::unique_ptr<Program> whole_, part_;  // part_: only the nodes of --only
-  std::unique_ptr<Arena> arena_;
+  BenchedStep step_;
+  std::unique_ptr<Program> part_;  // only the nodes of --only
   Ceilings machine_;
   std::vector<Row> ops_, nodes_;
   std::vector<size_t> op_row_, node_row_;  // by node

@@ -3,7 +3,6 @@
 //   dV += P^T dO,  dS = P * (dO V^T - D) / sqrt(head size),  dK += dS^T Q,  dQ = dS K,
 // where D = rowsum(dO * O). Queries stand in the lanes, so P^T and dS^T are what is in memory, one row a key.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <utility>
 
@@ -186,41 +185,38 @@ void attention_backward(ThreadTeam& threads, const AttentionShape& s, const floa
       }
   };
 
-  std::atomic<int64_t> next{0};
-  threads.run([&](int rank) {
+  threads.for_items(items, [&](int64_t item, int rank) {
     Scratch scratch(workspace + rank * Scratch::floats(s), s);
-    for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
-      const int64_t kv = item / splits, split = item % splits, batch = kv / s.kv_heads, kv_head = kv % s.kv_heads;
-      const auto head_at = [&](int64_t of_batch, int64_t head) {
-        const auto rows = [&](const float* data, int64_t row_stride, int64_t column) {
-          return HeadRows{data + of_batch * T * row_stride + column * D, row_stride, D};
-        };
-        return Head{rows(qkv, stride, head),
-                    rows(qkv, stride, s.heads + head / group),
-                    rows(qkv, stride, s.heads + s.kv_heads + head / group),
-                    rows(out, out_stride, head),
-                    rows(d_out, out_stride, head),
-                    log_sum_exp + (of_batch * s.heads + head) * T,
-                    d_qkv + of_batch * T * stride + head * D,
-                    stride,
-                    starts ? starts + of_batch * T : nullptr};
+    const int64_t kv = item / splits, split = item % splits, batch = kv / s.kv_heads, kv_head = kv % s.kv_heads;
+    const auto head_at = [&](int64_t of_batch, int64_t head) {
+      const auto rows = [&](const float* data, int64_t row_stride, int64_t column) {
+        return HeadRows{data + of_batch * T * row_stride + column * D, row_stride, D};
       };
-      RowsAhead ahead;
-      if (const int64_t following = (item + threads.size()) / splits; following < kv_heads) {
-        const Head head = head_at(following / s.kv_heads, following % s.kv_heads * group);
-        for (const HeadRows& rows : {head.queries, head.keys, head.values, head.out, head.d_out}) ahead.add(rows, T);
-      }
-      if (splits > 1) scratch.d_keys_values = partial + item * 2 * T * D;
-      std::fill_n(scratch.d_keys_values, 2 * T * D, 0.0f);
-      const Columns key_columns = columns_of(head_at(batch, kv_head * group).keys, 0, T, scratch.key_columns);
-      for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-        const Head task = head_at(batch, head);
-        for (int64_t first = split * kQueryBlock; first < T; first += splits * kQueryBlock)
-          (starts ? backward_block<true> : backward_block<false>)(task, key_columns, T, first,
-                                                                  std::min(kQueryBlock, T - first), scratch, ahead);
-      }
-      if (splits == 1) store(kv, scratch.d_keys_values, 1, 0, T);
+      return Head{rows(qkv, stride, head),
+                  rows(qkv, stride, s.heads + head / group),
+                  rows(qkv, stride, s.heads + s.kv_heads + head / group),
+                  rows(out, out_stride, head),
+                  rows(d_out, out_stride, head),
+                  log_sum_exp + (of_batch * s.heads + head) * T,
+                  d_qkv + of_batch * T * stride + head * D,
+                  stride,
+                  starts ? starts + of_batch * T : nullptr};
+    };
+    RowsAhead ahead;
+    if (const int64_t following = (item + 1) / splits; following < kv_heads) {
+      const Head head = head_at(following / s.kv_heads, following % s.kv_heads * group);
+      for (const HeadRows& rows : {head.queries, head.keys, head.values, head.out, head.d_out}) ahead.add(rows, T);
     }
+    if (splits > 1) scratch.d_keys_values = partial + item * 2 * T * D;
+    std::fill_n(scratch.d_keys_values, 2 * T * D, 0.0f);
+    const Columns key_columns = columns_of(head_at(batch, kv_head * group).keys, 0, T, scratch.key_columns);
+    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+      const Head task = head_at(batch, head);
+      for (int64_t first = split * kQueryBlock; first < T; first += splits * kQueryBlock)
+        (starts ? backward_block<true> : backward_block<false>)(task, key_columns, T, first,
+                                                                std::min(kQueryBlock, T - first), scratch, ahead);
+    }
+    if (splits == 1) store(kv, scratch.d_keys_values, 1, 0, T);
   });
   if (splits > 1)
     threads.for_blocks(kv_heads * T, 64, [&](int64_t begin, int64_t end) {

@@ -4,7 +4,6 @@
 #include "llm/device/attention_cpu.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 
@@ -137,7 +136,6 @@ void forward_all(ThreadTeam& threads, const AttentionShape& s, int64_t position,
   const int64_t floats =
       ForwardScratch::floats(position + s.tokens, s.head_size, make_task(int64_t{0}, int64_t{0}).values.stride);
   workspace = aligned(workspace);
-  std::atomic<int64_t> next{0};
   struct Item {
     int64_t begin, end, batch, kv_head;
   };
@@ -147,27 +145,25 @@ void forward_all(ThreadTeam& threads, const AttentionShape& s, int64_t position,
     return Item{begin, std::min(s.tokens, begin + chunk), index % (s.batch * s.kv_heads) / s.kv_heads,
                 index % s.kv_heads};
   };
-  threads.run([&](int rank) {
-    for (int64_t index; (index = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
-      const Item item = item_at(index);
-      if (item.begin >= item.end) continue;
-      const int64_t key_count = position + item.end;
-      const ForwardScratch scratch(workspace + rank * floats, s.head_size);
-      RowsAhead ahead;
-      if (index + threads.size() < items) {
-        const Item following = item_at(index + threads.size());
-        const HeadTask task = make_task(following.batch, following.kv_head * group);
-        ahead.add(task.queries, following.end), ahead.add(task.keys, following.end);
-        ahead.add(task.values, following.end);
-      }
-      const HeadTask first = make_task(item.batch, item.kv_head * group);
-      const Columns values = columns_of(first.values, 0, key_count, scratch.values);
-      for (int64_t head = item.kv_head * group; head < (item.kv_head + 1) * group; ++head) {
-        const HeadTask task = make_task(item.batch, head);
-        for (int64_t query = item.begin; query < item.end; query += kColumns)
-          (task.starts ? forward_tile<true> : forward_tile<false>)(task, query, std::min(item.end, query + kColumns),
-                                                                   values, scratch, ahead);
-      }
+  threads.for_items(items, [&](int64_t index, int rank) {
+    const Item item = item_at(index);
+    if (item.begin >= item.end) return;
+    const int64_t key_count = position + item.end;
+    const ForwardScratch scratch(workspace + rank * floats, s.head_size);
+    RowsAhead ahead;
+    if (index + 1 < items) {
+      const Item following = item_at(index + 1);
+      const HeadTask task = make_task(following.batch, following.kv_head * group);
+      ahead.add(task.queries, following.end), ahead.add(task.keys, following.end);
+      ahead.add(task.values, following.end);
+    }
+    const HeadTask first = make_task(item.batch, item.kv_head * group);
+    const Columns values = columns_of(first.values, 0, key_count, scratch.values);
+    for (int64_t head = item.kv_head * group; head < (item.kv_head + 1) * group; ++head) {
+      const HeadTask task = make_task(item.batch, head);
+      for (int64_t query = item.begin; query < item.end; query += kColumns)
+        (task.starts ? forward_tile<true> : forward_tile<false>)(task, query, std::min(item.end, query + kColumns),
+                                                                 values, scratch, ahead);
     }
   });
 }
@@ -251,23 +247,20 @@ void decode_all(ThreadTeam& threads, const AttentionShape& s, int64_t position, 
     return parts + (((batch * s.heads + head) * s.tokens + token) * splits + split) * stride;
   };
   const int64_t items = s.batch * s.kv_heads * splits;
-  std::atomic<int64_t> next{0};
-  threads.run([&](int rank) {
-    for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) {
-      const int64_t split = item % splits, kv_head = item / splits % s.kv_heads, batch = item / splits / s.kv_heads;
-      for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-        const HeadTask task = make_task(batch, head);
-        for (int64_t token = 0; token < s.tokens; ++token) {
-          const int64_t begin = split * kSplitKeys, end = std::min(position + token + 1, begin + kSplitKeys);
-          if (begin < end)
-            attend_part(task.queries.row(token), task.keys, task.values, begin, end, scores + rank * kSplitKeys,
-                        {part(batch, head, token, split)});
-        }
+  threads.for_items(items, [&](int64_t item, int rank) {
+    const int64_t split = item % splits, kv_head = item / splits % s.kv_heads, batch = item / splits / s.kv_heads;
+    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+      const HeadTask task = make_task(batch, head);
+      for (int64_t token = 0; token < s.tokens; ++token) {
+        const int64_t begin = split * kSplitKeys, end = std::min(position + token + 1, begin + kSplitKeys);
+        if (begin < end)
+          attend_part(task.queries.row(token), task.keys, task.values, begin, end, scores + rank * kSplitKeys,
+                      {part(batch, head, token, split)});
       }
     }
-    threads.barrier();
-    const int64_t rows = s.batch * s.heads * s.tokens;
-    for (int64_t row = rows * rank / threads.size(); row < rows * (rank + 1) / threads.size(); ++row) {
+  });
+  threads.for_blocks(s.batch * s.heads * s.tokens, 8, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
       const int64_t token = row % s.tokens, head = row / s.tokens % s.heads, batch = row / s.tokens / s.heads;
       const HeadTask task = make_task(batch, head);
       combine_parts(part(batch, head, token, 0), stride, ceil_div(position + token + 1, kSplitKeys), s.head_size,

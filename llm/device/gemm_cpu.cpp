@@ -5,7 +5,7 @@
 #include "llm/device/gemm_cpu.h"
 
 #include <algorithm>
-#include <atomic>
+#include <limits>
 
 #include "llm/base/error.h"
 #include "llm/base/rounding.h"
@@ -29,6 +29,8 @@ constexpr int64_t kMostRows = 4096;  // of a block: a piece of A this high stays
 constexpr int64_t kBlocksPerThread = 2;
 // The least rows of a block, for its piece of B to be worth packing apart, and on the way.
 constexpr int64_t kLeastRowsPacking = 256, kLeastRowsOnTheWay = 128;
+// The last row panels of a block, beside which the next one's B is fetched: what comes sooner is gone again.
+constexpr int64_t kFetchingPanels = 6;
 constexpr double kSerialWork = 1e6;  // multiply-adds below which waking the team costs more than it brings
 
 struct Range {
@@ -49,30 +51,36 @@ struct Plan {
       : column_panels(ceil_div(n, kColumns)) {
     stages = std::max<int64_t>(1, ceil_div(k, a_row_major ? kDepthRowMajor : kDepthTransposed));
     depth = round_up(ceil_div(k, stages), 16);
-    // The widest blocks that are enough for all threads: rows are cut first.
+    const int64_t least_rows = b_along_k ? kLeastRowsPacking : kLeastRowsOnTheWay;
+    const int64_t most_row_blocks = std::max<int64_t>(1, m / least_rows);
+    // Where A is larger than B, each thread has rows of its own, as it has in the ops before and after.
+    const int64_t least_row_blocks = std::max(ceil_div(m, kMostRows), m > n ? std::min(most_row_blocks, threads) : 1);
+    // Of all cuts into blocks enough, the one whose last thread is done first: in rows times panels, where packing a
+    // panel costs as much as some rows more.
     const int64_t wanted = threads > 1 ? kBlocksPerThread * threads : 1;
-    const int64_t most_row_blocks = std::max<int64_t>(1, m / (b_along_k ? kLeastRowsPacking : kLeastRowsOnTheWay));
-    for (panels = a_row_major ? kPanelsRowMajor : kPanelsTransposed;; --panels) {
-      column_blocks = ceil_div(column_panels, panels);
-      row_blocks = std::max(ceil_div(m, kMostRows), std::min(most_row_blocks, ceil_div(wanted, column_blocks)));
-      if (panels == 1 || column_blocks * row_blocks >= wanted) break;
-    }
+    const int64_t widest = a_row_major ? kPanelsRowMajor : kPanelsTransposed;
+    int64_t least = std::numeric_limits<int64_t>::max();
+    for (int64_t width = widest; width >= 1; --width)
+      for (int64_t rows = least_row_blocks; rows <= std::max(least_row_blocks, most_row_blocks); ++rows) {
+        const int64_t blocks = ceil_div(column_panels, width) * rows;
+        const bool is_last = width == 1 && rows >= most_row_blocks;
+        if (blocks < wanted && !(is_last && least == std::numeric_limits<int64_t>::max())) continue;
+        const int64_t time = ceil_div(blocks, threads) * width * (ceil_div(m, rows) + least_rows / 10);
+        if (time >= least) continue;
+        least = time, row_blocks = rows, column_blocks = ceil_div(column_panels, width);
+      }
     panels = ceil_div(column_panels, column_blocks);
   }
+  int64_t blocks() const { return row_blocks * column_blocks; }
   int64_t floats_of_thread() const { return panels * kColumns * depth; }
 };
 
 class BlockedGemm {
  public:
-  BlockedGemm(const Gemm& g, const Plan& plan, float* workspace, int64_t threads)
-      : g_(g), plan_(plan), packed_(aligned(workspace)), threads_(threads) {}
+  BlockedGemm(const Gemm& g, const Plan& plan, float* workspace) : g_(g), plan_(plan), packed_(aligned(workspace)) {}
 
-  // The part of one thread. Blocks that use the same rows of A follow each other.
-  void work(int64_t rank) {
-    const int64_t blocks = plan_.row_blocks * plan_.column_blocks;
-    for (int64_t block; (block = next_.fetch_add(1, std::memory_order_relaxed)) < blocks;)
-      multiply_block(block, packed_ + rank * plan_.floats_of_thread());
-  }
+  // Blocks that use the same rows of A follow each other.
+  void multiply(int64_t block, int rank) const { multiply_block(block, packed_ + rank * plan_.floats_of_thread()); }
 
  private:
   // One column panel's piece of B in one stage.
@@ -100,8 +108,8 @@ class BlockedGemm {
       for (int64_t panel = panels.begin; panel < panels.end; ++panel)
         if (const Piece p = piece(panel, k.begin); !packs_on_the_way(p))
           microkernel::pack_columns(b_along_k_, p.data, b_stride_, p.columns, k.size(), pack_of(panel));
-      // What is likely to be read next of B: most likely the other threads take one block each meanwhile.
-      const Piece next = last ? piece(panels_of(block + threads_).begin, 0) : piece(panels.begin, k.end);
+      // What is likely to be read next of B.
+      const Piece next = last ? piece(panels_of(block + 1).begin, 0) : piece(panels.begin, k.end);
       int64_t fetches = 2 * panels.size();  // half panels: lines of 16 columns
       for (int64_t i = 0; i < row_panels.count; ++i) {
         const int64_t row = rows.begin + row_panels.begin(i), height = row_panels.begin(i + 1) - row_panels.begin(i);
@@ -123,7 +131,7 @@ class BlockedGemm {
             t.fetch = a + height * g_.a.row_stride;
             t.fetch_step = a_row_major_ ? g_.a.row_stride : g_.a.column_stride;
             t.fetch_block = 16 * g_.a.column_stride;
-          } else if (fetches > 0) {
+          } else if (fetches > 0 && row_panels.count - i <= kFetchingPanels) {
             t.fetch = next.data + --fetches * 16 * g_.b.column_stride;
             t.fetch_step = b_stride_;
             t.fetch_block = 16 * g_.b.row_stride;
@@ -150,12 +158,10 @@ class BlockedGemm {
   const Gemm& g_;
   const Plan& plan_;
   float* packed_;
-  int64_t threads_;
   const bool a_row_major_ = g_.a.column_stride == 1, b_along_k_ = g_.b.column_stride != 1;
   const int64_t b_stride_ = b_along_k_ ? g_.b.column_stride : g_.b.row_stride;
   // Rows that lie a multiple of 4 KiB apart share one set of the first-level cache: no more of them than it has ways.
   const int64_t most_rows_ = a_row_major_ && g_.a.row_stride % 1024 == 0 ? std::min(kRows, 10) : kRows;
-  alignas(64) std::atomic<int64_t> next_{0};
 };
 
 // Of a symmetric C: what is above the diagonal in rows [begin, end) from what is below it.
@@ -179,19 +185,19 @@ int64_t gemm_workspace(int64_t m, int64_t n, int64_t k, int threads) {
 
 void gemm(ThreadTeam& threads, const Gemm& g, float* workspace) {
   if (g.m <= 0 || g.n <= 0) return;
-  const bool alone = threads.size() == 1 || static_cast<double>(g.m) * g.n * g.k < kSerialWork;
+  const bool alone = static_cast<double>(g.m) * g.n * g.k < kSerialWork;
   if (g.symmetric && (g.m != g.n || g.addend || g.epilogue.apply || g.row_sums))
     fail("gemm: a symmetric product is square, without addend, epilogue and sums");
-  if (has_few_rows(g)) return gemm_few_rows(threads, g, alone);
+  if (has_few_rows(g)) return gemm_few_rows(threads, g, alone || threads.size() == 1);
   const int team = alone ? 1 : threads.size();
   const Plan plan(g.m, g.n, g.k, g.a.column_stride == 1, g.b.column_stride != 1, team);
-  BlockedGemm blocked(g, plan, workspace, team);
+  const BlockedGemm blocked(g, plan, workspace);
   if (alone) {
-    blocked.work(0);
+    for (int64_t block = 0; block < plan.blocks(); ++block) blocked.multiply(block, 0);
     if (g.symmetric) mirror_rows(g, 0, g.m);
     return;
   }
-  threads.run([&](int rank) { blocked.work(rank); });
+  threads.for_items(plan.blocks(), [&](int64_t block, int rank) { blocked.multiply(block, rank); });
   if (g.symmetric) threads.for_blocks(g.m, kColumns, [&](int64_t begin, int64_t end) { mirror_rows(g, begin, end); });
 }
 

@@ -73,34 +73,33 @@ void cpu(const KernelCall& call) {
   const auto b1 = static_cast<float>(beta1), b2 = static_cast<float>(beta2);
   const auto c1 = static_cast<float>(1 - beta1), c2 = static_cast<float>(1 - beta2);
   const auto epsilon = static_cast<float>(a.number("epsilon"));
-  for (size_t p = 0; p < parameters_of(call.node); ++p) {
+  const auto size_of = [&](size_t p) { return call.in_shape(1 + p * kInputs).elements(); };
+  const auto update = [&](size_t p, int64_t, int64_t begin, int64_t end) {
     const size_t in = 1 + p * kInputs, out = p * kOutputs;
     const float* gradient = call.in(in + 1);
     const bool has_master = call.has_input(in + 4);
     float *first = call.out(out + 1), *second = call.out(out + 2);
     float* parameter = has_master ? call.out(out + 3) : call.out(out);
-    bf16* rounded = has_master ? call.out<bf16>(out) : nullptr;
-    const TensorId named = call.graph.storage(call.node.inputs[in]);
-    const uint64_t stream = has_master ? stream_of(call.graph.tensor(named).name) : 0;
-    call.threads.for_blocks(call.in_shape(in).elements(), 16384, [&](int64_t begin, int64_t end) {
-      for_vectors(end - begin, [&](int64_t c, auto lanes) {
-        const int64_t i = begin + c;
-        const simd::Vec g = lanes.load(gradient + i) * scale;
-        const simd::Vec m = lanes.load(first + i) * b1 + g * c1;
-        const simd::Vec v = lanes.load(second + i) * b2 + g * g * c2;
-        lanes.store(first + i, m);
-        lanes.store(second + i, v);
-        lanes.store(parameter + i,
-                    lanes.load(parameter + i) * keep - step_size * m / (square_root(v) * second_scale + epsilon));
-      });
-      if (!rounded) return;
-      for (int64_t i = begin; i < end; i += 8) {
-        const auto bits = rounding_bits(call.step.seed, call.step.step, stream, i / 8);
-        for (int64_t e = i; e < std::min(i + 8, end); ++e)
-          rounded[e] = stochastic_bf16(parameter[e], rounding_bits_of(bits, static_cast<int>(e - i)));
-      }
+    for_vectors(end - begin, [&](int64_t c, auto lanes) {
+      const int64_t i = begin + c;
+      const simd::Vec g = lanes.load(gradient + i) * scale;
+      const simd::Vec m = lanes.load(first + i) * b1 + g * c1;
+      const simd::Vec v = lanes.load(second + i) * b2 + g * g * c2;
+      lanes.store(first + i, m);
+      lanes.store(second + i, v);
+      lanes.store(parameter + i,
+                  lanes.load(parameter + i) * keep - step_size * m / (square_root(v) * second_scale + epsilon));
     });
-  }
+    if (!has_master) return;
+    bf16* rounded = call.out<bf16>(out);
+    const uint64_t stream = stream_of(call.graph.tensor(call.graph.storage(call.node.inputs[in])).name);
+    for (int64_t i = begin; i < end; i += 8) {
+      const auto bits = rounding_bits(call.step.seed, call.step.step, stream, i / 8);
+      for (int64_t e = i; e < std::min(i + 8, end); ++e)
+        rounded[e] = stochastic_bf16(parameter[e], rounding_bits_of(bits, static_cast<int>(e - i)));
+    }
+  };
+  call.threads.for_blocks_of(parameters_of(call.node), size_of, 16384, update);
 }
 
 std::vector<Example> examples() {

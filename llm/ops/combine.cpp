@@ -33,13 +33,11 @@ Cost cost(const Graph& g, const Node& node) {
 void cpu(const KernelCall& call) {
   const auto a = static_cast<float>(call.node.attributes.number("a"));
   const auto b = static_cast<float>(call.node.attributes.number("b"));
-  for (size_t k = 0; k < call.node.outputs.size(); ++k) {
-    const float *x = call.in(2 * k), *z = call.in(2 * k + 1);
-    float* y = call.out(k);
-    call.threads.for_blocks(call.out_shape(k).elements(), 8192, [&](int64_t begin, int64_t end) {
-      combine_block(x + begin, z + begin, y + begin, end - begin, a, b);
-    });
-  }
+  const auto size_of = [&](size_t k) { return call.out_shape(k).elements(); };
+  const auto combine = [&](size_t k, int64_t, int64_t begin, int64_t end) {
+    combine_block(call.in(2 * k) + begin, call.in(2 * k + 1) + begin, call.out(k) + begin, end - begin, a, b);
+  };
+  call.threads.for_blocks_of(call.node.outputs.size(), size_of, 8192, combine);
 }
 
 std::vector<Example> examples() {

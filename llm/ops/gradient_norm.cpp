@@ -16,13 +16,13 @@ int64_t blocks_of(const Shape& s) { return (s.elements() + kBlock - 1) / kBlock;
 
 void infer(Graph& g, Node& node) {
   g.add_output(node, "", DType::fp32, {1});
-  int64_t most = 0, on_cuda = 0;
+  int64_t blocks = 0, on_cuda = 0;
   for (TensorId id : node.inputs) {
-    most = std::max(most, blocks_of(g.shape(id)));
+    blocks += blocks_of(g.shape(id));
     on_cuda += gradient_norm_blocks_cuda(g.shape(id).elements());
   }
   g.set_workspace(node, g.cuda ? static_cast<size_t>(gradient_norm_workspace_cuda(on_cuda))
-                               : static_cast<size_t>(most) * sizeof(double));
+                               : static_cast<size_t>(blocks) * sizeof(double));
 }
 
 Cost cost(const Graph& g, const Node& node) {
@@ -32,21 +32,22 @@ Cost cost(const Graph& g, const Node& node) {
 }
 
 void cpu(const KernelCall& call) {
-  double total = 0;
   auto* sums = reinterpret_cast<double*>(call.workspace());
-  for (size_t i = 0; i < call.node.inputs.size(); ++i) {
+  const size_t arrays = call.node.inputs.size();
+  int64_t blocks = 0;
+  for (size_t i = 0; i < arrays; ++i) blocks += blocks_of(call.in_shape(i));
+  const auto size_of = [&](size_t i) { return call.in_shape(i).elements(); };
+  call.threads.for_blocks_of(arrays, size_of, kBlock, [&](size_t i, int64_t block, int64_t begin, int64_t end) {
     const float* x = call.in(i);
-    const int64_t n = call.in_shape(i).elements();
-    call.threads.for_blocks(n, kBlock, [&](int64_t begin, int64_t end) {
-      simd::Vec squares{};
-      for_vectors(end - begin, [&](int64_t c, auto lanes) {
-        const simd::Vec v = lanes.load(x + begin + c);
-        squares += v * v;
-      });
-      sums[begin / kBlock] = simd::reduce_add(squares);
+    simd::Vec squares{};
+    for_vectors(end - begin, [&](int64_t c, auto lanes) {
+      const simd::Vec v = lanes.load(x + begin + c);
+      squares += v * v;
     });
-    for (int64_t b = 0; b < blocks_of(call.in_shape(i)); ++b) total += sums[b];
-  }
+    sums[block] = simd::reduce_add(squares);
+  });
+  double total = 0;
+  for (int64_t b = 0; b < blocks; ++b) total += sums[b];
   *call.out(0) = static_cast<float>(std::sqrt(total));
 }
 

@@ -1,0 +1,145 @@
+// How a training step divides among many threads, on a machine that need not have them. Each op runs on one thread, but cut
+// into the items that a team of so many would get; each item is timed, and the items are dealt out as the team takes them.
+// What many threads cannot make faster is then counted: the work outside the team's calls, threads that wait for the last
+// item of a call, and the waking of the team. What is not in it: caches and a memory bandwidth that many cores share.
+#include <chrono>
+#include <iostream>
+#include <map>
+
+#include "llm/base/error.h"
+#include "llm/cli/bench.h"
+#include "llm/graph/op.h"
+#include "llm/model/gpt.h"
+
+namespace llm {
+namespace {
+
+using nlohmann::ordered_json;
+
+// Seconds of an op, or of all.
+struct Share {
+  double work = 0;    // in items, all threads' together
+  double alone = 0;   // outside the team's calls
+  double uneven = 0;  // waiting for the last item of a call
+  double calls = 0;
+
+  double waking(double wake, int threads) const { return calls * wake * (threads - 1); }
+  double step(double wake, int threads) const { return work / threads + alone + uneven + waking(wake, threads); }
+  Share& operator+=(const Share& s) {
+    work += s.work, alone += s.alone, uneven += s.uneven, calls += s.calls;
+    return *this;
+  }
+};
+
+Share median_of(const std::vector<Share>& all) {
+  const auto one = [&](double Share::*member) {
+    std::vector<double> values;
+    for (const Share& s : all) values.push_back(s.*member);
+    return median(values);
+  };
+  return {one(&Share::work), one(&Share::alone), one(&Share::uneven), one(&Share::calls)};
+}
+
+// Each op of the step, as `threads` threads would have it.
+std::map<std::string, Share> rehearse(const BenchFlags& flags, const Machine& on, const ModelConfig& config,
+                                      int threads) {
+  Rehearsal rehearsal;
+  ThreadTeam team(threads, rehearsal);
+  const Machine machine{team, nullptr, on.dtype, on.fp8};
+  BenchedStep step(flags, machine, config);
+  step.run(step.whole(), 0);
+  std::map<std::string, std::unique_ptr<Program>> ops;
+  for (const Node& node : step.whole().graph().nodes)
+    if (!ops.contains(node.op->name)) ops[node.op->name] = step.only(node.op->name);
+  std::map<std::string, Share> shares;
+  for (auto& [name, program] : ops) {
+    std::vector<Share> times;
+    for (int64_t i = 0; i <= flags.steps; ++i) {
+      rehearsal = {};
+      const double seconds = step.run(*program, i + 1);
+      if (i == 0) continue;  // warm-up
+      times.push_back({rehearsal.busy, seconds - rehearsal.busy, rehearsal.longest - rehearsal.busy / threads,
+                       static_cast<double>(rehearsal.calls)});
+    }
+    shares[name] = median_of(times);
+  }
+  return shares;
+}
+
+// Seconds of a step on a real team, and of a call of it that has nothing to do.
+std::pair<double, double> measure(const BenchFlags& flags, const Machine& on, const ModelConfig& config, int threads) {
+  ThreadTeam team(threads);
+  BenchedStep step(flags, {team, nullptr, on.dtype, on.fp8}, config);
+  std::vector<double> steps, calls;
+  for (int64_t i = 0; i <= flags.steps; ++i)
+    if (const double seconds = step.run(step.whole(), i); i > 0) steps.push_back(seconds);
+  constexpr int kCalls = 1000;
+  for (int round = 0; round < 11; ++round) {
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < kCalls; ++i) team.for_items(threads, [](int64_t, int) {});
+    calls.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / kCalls);
+  }
+  return {median(steps), median(calls)};
+}
+
+}  // namespace
+
+ordered_json bench_scaling(const BenchFlags& flags, const Machine& on, const ModelConfig& config) {
+  if (on.cuda) fail_usage("--scaling counts what the CPU's threads cannot share; leave out --device cuda");
+  const int here = on.threads.size();
+  // The longest a call takes with every further thread: the line that all of them write wanders from one to the next.
+  double wake = 0, one = 0;
+  ordered_json rows = ordered_json::array(), ops = ordered_json::array();
+  std::map<std::string, Share> first;
+  std::vector<int> teams = {1};
+  while (teams.back() < flags.scaling) teams.push_back(std::min(2 * teams.back(), flags.scaling));
+  std::map<int, double> measured;
+  for (const int threads : teams) {
+    if (threads > here) break;
+    const auto [step, call] = measure(flags, on, config, threads);
+    measured[threads] = step;
+    if (threads > 1) wake = call / (threads - 1);
+  }
+  for (const int threads : teams) {
+    std::cerr << "bench: a step in the parts of " << threads << " thread" << (threads > 1 ? "s" : "") << "\n";
+    const std::map<std::string, Share> shares = rehearse(flags, on, config, threads);
+    Share all;
+    for (const auto& [name, share] : shares) all += share;
+    const double seconds = all.step(wake, threads);
+    if (threads == 1) one = seconds, first = shares;
+    ordered_json row = {{"threads", threads},
+                        {"ms", seconds * 1e3},
+                        {"speed_up", one / seconds},
+                        {"efficiency", one / seconds / threads},
+                        {"work_ms", all.work / threads * 1e3},
+                        {"alone_ms", all.alone * 1e3},
+                        {"uneven_ms", all.uneven * 1e3},
+                        {"waking_ms", all.waking(wake, threads) * 1e3},
+                        {"calls", all.calls}};
+    if (measured.contains(threads)) row["measured_ms"] = measured[threads] * 1e3;
+    rows.push_back(row);
+    if (threads != teams.back()) continue;
+    for (const auto& [name, share] : shares) {
+      const double alone = first[name].step(wake, 1), now = share.step(wake, threads);
+      ops.push_back({{"name", name},
+                     {"one_ms", alone * 1e3},
+                     {"ms", now * 1e3},
+                     {"efficiency", alone / now / threads},
+                     {"alone_ms", share.alone * 1e3},
+                     {"uneven_ms", share.uneven * 1e3},
+                     {"waking_ms", share.waking(wake, threads) * 1e3}});
+    }
+    std::stable_sort(ops.begin(), ops.end(), [](const auto& a, const auto& b) { return a["ms"] > b["ms"]; });
+  }
+  return {{"model", flags.model_name()},
+          {"parameters", parameter_count(config)},
+          {"batch", flags.batch},
+          {"context", config.context},
+          {"steps", flags.steps},
+          {"threads", here},
+          {"wake_us_a_thread", wake * 1e6},
+          {"scaling", rows},
+          {"ops", ops}};
+}
+
+}  // namespace llm

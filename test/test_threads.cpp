@@ -1,0 +1,94 @@
+// The team of threads: every item is done once, whoever takes it; and what a rehearsal counts.
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include "llm/base/threads.h"
+
+namespace llm {
+namespace {
+
+// Some items take long, so that threads run out of their own and help.
+void work_for(int64_t rounds) {
+  std::atomic<int64_t> sum{0};
+  for (int64_t i = 0; i < rounds; ++i) sum.fetch_add(i, std::memory_order_relaxed);
+}
+
+TEST_CASE("threads: every item is done once, by a rank of the team") {
+  for (const int threads : {1, 2, 3, 7}) {
+    CAPTURE(threads);
+    ThreadTeam team(threads);
+    for (const int64_t count : {0, 1, 2, 5, 6, 7, 8, 100}) {
+      CAPTURE(count);
+      std::vector<std::atomic<int>> done(static_cast<size_t>(count));
+      std::atomic<int> strangers{0};
+      team.for_items(count, [&](int64_t item, int rank) {
+        work_for(item % 5 == 0 ? 20000 : 10);
+        done[static_cast<size_t>(item)].fetch_add(1);
+        if (rank < 0 || rank >= threads) strangers.fetch_add(1);
+      });
+      for (auto& times : done) CHECK(times.load() == 1);
+      CHECK(strangers.load() == 0);
+    }
+  }
+}
+
+TEST_CASE("threads: blocks of several arrays meet every element once") {
+  const std::vector<int64_t> sizes = {0, 10, 1, 0, 4, 33, 0};
+  for (const int threads : {1, 3}) {
+    CAPTURE(threads);
+    ThreadTeam team(threads);
+    std::vector<std::vector<int>> done(sizes.size());
+    for (size_t i = 0; i < sizes.size(); ++i) done[i].assign(static_cast<size_t>(sizes[i]), 0);
+    std::vector<std::atomic<int>> blocks(3 + 1 + 1 + 9);  // of four elements
+    team.for_blocks_of(
+        sizes.size(), [&](size_t i) { return sizes[i]; }, 4,
+        [&](size_t i, int64_t block, int64_t begin, int64_t end) {
+          blocks[static_cast<size_t>(block)].fetch_add(1);
+          CHECK(begin % 4 == 0);
+          CHECK(end - begin <= 4);
+          for (int64_t at = begin; at < end; ++at) done[i][static_cast<size_t>(at)] += 1;
+        });
+    for (const auto& array : done)
+      for (const int times : array) CHECK(times == 1);
+    for (auto& times : blocks) CHECK(times.load() == 1);
+    team.for_blocks_of(
+        0, [](size_t) { return 1; }, 4, [](size_t, int64_t, int64_t, int64_t) { CHECK(false); });
+  }
+}
+
+TEST_CASE("threads: a rehearsal does all the work and counts what a team would need") {
+  Rehearsal rehearsal;
+  ThreadTeam team(4, rehearsal);
+  CHECK(team.size() == 4);
+  std::vector<int> done(10, 0);
+  const auto work = [&](int64_t item, int rank) {
+    work_for(1000);
+    CHECK(rank == 0);
+    done[static_cast<size_t>(item)] += 1;
+  };
+  team.for_items(10, work);
+  CHECK(std::accumulate(done.begin(), done.end(), 0) == 10);
+  CHECK(rehearsal.calls == 1);
+  // Four threads cannot be done sooner than after a fourth of the work, nor later than one would be.
+  CHECK(rehearsal.longest >= rehearsal.busy / 4);
+  CHECK(rehearsal.longest < rehearsal.busy);
+  // One item needs no team.
+  const double before = rehearsal.busy;
+  team.for_items(1, work);
+  CHECK(rehearsal.calls == 1);
+  CHECK(rehearsal.busy == before);
+  // As many items as threads take as long as the longest of them.
+  rehearsal = {};
+  team.for_items(4, [&](int64_t item, int) { work_for(item == 2 ? 200000 : 1); });
+  CHECK(rehearsal.longest > 0.9 * rehearsal.busy);
+  std::vector<int> ranks;
+  team.run([&](int rank) { ranks.push_back(rank); });
+  CHECK(ranks == std::vector<int>{0, 1, 2, 3});
+}
+
+}  // namespace
+}  // namespace llm
