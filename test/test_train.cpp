@@ -104,6 +104,19 @@ TEST_CASE("rules fill in what is not given and nothing else") {
   apply_rules(large, wide, 0), apply_rules(standard, wide, 0);
   CHECK(large.lr == fresh.lr);
   CHECK(standard.lr == doctest::Approx(fresh.lr));  // 128 channels
+  // AdamW has a smaller rate, and blocks that are not the identity at first.
+  TrainOptions adamw;
+  adamw.steps = 1000, adamw.optimizer = "adamw";
+  apply_rules(adamw, m, 0);
+  CHECK(adamw.lr == doctest::Approx(fresh.lr * 8 / 22));
+  ModelConfig without_norms = m;
+  without_norms.qk_norm = false;
+  TrainOptions without;
+  without.steps = 1000, without.optimizer = "adamw";
+  apply_rules(without, without_norms, 0);
+  CHECK(without.lr < adamw.lr);
+  CHECK(fresh.zero_projections.value());
+  CHECK(!adamw.zero_projections.value());
   // Muon where a step has tokens enough to pay for it.
   CHECK(std::string(usual_optimizer(config_of(preset_named("tiny")), 768)) == "muon");
   CHECK(std::string(usual_optimizer(config_of(preset_named("gpt2-124M")), 256)) == "adamw");

@@ -170,8 +170,10 @@ void add_recipe(CLI::App& app, TrainOptions& o) {
          "standard: one rate for all parameters")
       ->capture_default_str()
       ->group(group);
-  app.add_flag("--zero-projections,!--no-zero-projections", o.zero_projections,
-               "Projections into the residual stream and an untied head begin at zero (Zhang et al. 2019); the default")
+  app.add_flag_function(
+         "--zero-projections,!--no-zero-projections", [&o](int64_t count) { o.zero_projections = count > 0; },
+         "Projections into the residual stream and an untied head begin at zero (Zhang et al. 2019); with muon the "
+         "default")
       ->group(group);
   app.add_option("--dropout", o.dropout,
                  "Part of the embeddings and of each block's additions that is left out in training (GPT-2: 0.1)")
@@ -197,6 +199,7 @@ void check_recipe(const TrainOptions& o) {
 void complete_recipe(TrainOptions& o, int64_t& batch, const ModelConfig& config) {
   if (!batch) batch = std::max<int64_t>(1, 1024 / config.context);
   if (o.optimizer.empty()) o.optimizer = usual_optimizer(config, batch * config.context);
+  if (!o.zero_projections) o.zero_projections = usually_zero_projections(o.optimizer);
 }
 
 RecipeOptions recipe_without_data(const TrainOptions& o, const ModelConfig& config) {

@@ -36,7 +36,12 @@ bool is_newer(std::string_view name) {
 
 std::string TrainOptions::json(const ModelConfig& m) const {
   nlohmann::ordered_json j;
-  each_option(*this, [&](const char* name, const auto& value) { j[name] = value; });
+  each_option(*this, [&](const char* name, const auto& value) {
+    if constexpr (std::is_same_v<decltype(value), const std::optional<bool>&>)
+      j[name] = value.value_or(false);
+    else
+      j[name] = value;
+  });
   j["model"] = {{"vocabulary", m.vocabulary},
                 {"context", m.context},
                 {"layers", m.layers},
@@ -63,7 +68,11 @@ TrainOptions TrainOptions::parse(const std::string& text, const std::string& whe
     const auto j = nlohmann::json::parse(text);
     each_option(o, [&](const char* name, auto& value) {
       // In runs from before there was a choice it is as it was then.
-      if (!is_newer(name) || j.contains(name)) j.at(name).get_to(value);
+      if (is_newer(name) && !j.contains(name)) return;
+      if constexpr (std::is_same_v<decltype(value), std::optional<bool>&>)
+        value = j.at(name).template get<bool>();
+      else
+        j.at(name).get_to(value);
     });
   } catch (const nlohmann::json::exception& e) {
     fail(where, ": not the settings of a run: ", e.what());
@@ -78,7 +87,7 @@ TrainOptions settings_of(const CheckpointInfo& checkpoint) {
 Parametrization parametrization_of(const TrainOptions& o) {
   if (o.parametrization != "completep" && o.parametrization != "standard")
     fail_usage("unknown --parametrization ", o.parametrization, "; known: completep, standard");
-  return {.complete_p = o.parametrization == "completep", .zero_projections = o.zero_projections};
+  return {.complete_p = o.parametrization == "completep", .zero_projections = o.zero_projections.value_or(false)};
 }
 
 OptimizerOptions optimizer_of(const TrainOptions& o) {

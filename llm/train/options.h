@@ -1,6 +1,7 @@
 // What a training run is told, and the rules that fill in what it is not told.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,12 +31,12 @@ struct TrainOptions {
   int64_t keep_last = 2;
   std::string sample_prompt;
   uint64_t memory_budget = 0;
-  bool zero_projections = true;  // blocks begin as the identity
-  bool document_mask = false;    // attention stays within a document, in evaluations as well
-  double dropout = 0;            // in training alone
-  double z_loss = 0;             // its weight in the training loss, which is logged with it; evaluations are without
-  std::string dtype = "fp32";    // of parameters and activations: fp32, bf16, or fp8 (bf16 with products in 8 bits)
-  int64_t data_tokens = 0;       // of the training split when the run began: the sample order depends on it
+  std::optional<bool> zero_projections;  // blocks begin as the identity; none: by rule
+  bool document_mask = false;            // attention stays within a document, in evaluations as well
+  double dropout = 0;                    // in training alone
+  double z_loss = 0;           // its weight in the training loss, which is logged with it; evaluations are without
+  std::string dtype = "fp32";  // of parameters and activations: fp32, bf16, or fp8 (bf16 with products in 8 bits)
+  int64_t data_tokens = 0;     // of the training split when the run began: the sample order depends on it
 
   std::string json(const ModelConfig& model) const;
   // Reads what json() wrote. Throws Error with `where` in the message.

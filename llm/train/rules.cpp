@@ -38,9 +38,12 @@ class Rules {
     say("parametrization", o_.parametrization,
         "completep: rates in units of a model of 128 channels and 4 layers, `graph --parameters` shows each "
         "(Yang et al. 2022; Dey et al. 2025)");
-    say("zero-projections", o_.zero_projections,
-        "blocks begin as the identity, the head without an opinion "
-        "(Zhang et al. 2019; Yang et al. 2022, appendix D.2)");
+    bool zero = o_.zero_projections.value_or(false);
+    set("zero-projections", zero, !o_.zero_projections, usually_zero_projections(o_.optimizer),
+        o_.optimizer == "muon" ? "blocks begin as the identity, the head without an opinion "
+                                 "(Zhang et al. 2019; Yang et al. 2022, appendix D.2)"
+                               : "drawn: from zero adamw gets away more slowly than muon");
+    o_.zero_projections = zero;
     rates();
     watching();
     return std::move(rules_);
@@ -53,7 +56,7 @@ class Rules {
     rules_.push_back({name, text_of(value), reason, true});
   }
   template <class Value>
-  void set(const char* name, Value& value, bool missing, Value chosen, const char* reason) {
+  void set(const char* name, Value& value, bool missing, Value chosen, const std::string& reason) {
     if (missing) value = chosen;
     rules_.push_back({name, text_of(value), missing ? reason : "given", !missing});
   }
@@ -92,14 +95,17 @@ class Rules {
   void rates() {
     const auto steps = static_cast<double>(o_.steps), step_tokens = static_cast<double>(o_.total_batch_tokens);
     const bool standard = o_.parametrization == "standard";
-    const double rate = std::min(kMostRate, kRate / std::sqrt(steps)) * (is_trained_ ? 0.1 : 1);
+    // Both measured: the best rates over 200 to 4,000 steps (llm/train/README.md).
+    const bool muon = o_.optimizer == "muon";
+    // Attention without QK-norm bears less of AdamW's.
+    const double scale = muon ? 0.22 : 0.08, most = muon ? 0.015 : m_.qk_norm ? 0.006 : 0.002;
+    const double rate = std::min(most, scale / std::sqrt(steps)) * (is_trained_ ? 0.1 : 1);
+    const std::string units = standard ? " x 128 / channels" : "";
+    const std::string rule = concat(scale, " / sqrt(steps)", units, ", at most ", most, units);
     set("lr", o_.lr, o_.lr == 0, standard ? rate * kBaseChannels / static_cast<double>(m_.channels) : rate,
-        is_trained_ ? "a tenth of a new model's, 0.22 / sqrt(steps): what is learned should stay"
-        : standard
-            ? "0.22 / sqrt(steps) x 128 / channels, at most 0.015 x 128 / channels (Defazio et al. 2023; "
-              "Yang et al. 2022)"
-            : "0.22 / sqrt(steps), at most 0.015 (Defazio et al. 2023); the same at every size (Yang et al. 2022; "
-              "Dey et al. 2025)");
+        is_trained_ ? concat("a tenth of a new model's, ", scale, " / sqrt(steps): what is learned should stay")
+        : standard  ? rule + " (Defazio et al. 2023; Yang et al. 2022)"
+                    : rule + " (Defazio et al. 2023); the same at every size (Yang et al. 2022; Dey et al. 2025)");
     // AdamW's weights are an average of the last 1 / (lr decay) updates. As a part of the run that is best about the root of
     // tokens a parameter, and not more than the run.
     const double part = std::min(1.0, std::sqrt(parameters_ / static_cast<double>(o_.tokens)));
@@ -137,8 +143,6 @@ class Rules {
         "four times a run");
   }
 
-  static constexpr double kRate = 0.22, kMostRate = 0.015;
-
   TrainOptions& o_;
   const ModelConfig& m_;
   int64_t val_tokens_;
@@ -154,6 +158,8 @@ const char* usual_optimizer(const ModelConfig& model, int64_t step_tokens) {
              ? "muon"
              : "adamw";
 }
+
+bool usually_zero_projections(const std::string& optimizer) { return optimizer == "muon"; }
 
 std::vector<Rule> apply_rules(TrainOptions& options, const ModelConfig& model, int64_t val_tokens, bool is_trained) {
   return Rules(options, model, val_tokens, is_trained).run();

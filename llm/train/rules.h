@@ -16,6 +16,9 @@ struct Rule {
 // "muon", or "adamw" where steps are so small that making matrices orthogonal would cost more than their gradients.
 const char* usual_optimizer(const ModelConfig& model, int64_t step_tokens);
 
+// Whether projections begin at zero: it helps muon, and holds adamw back.
+bool usually_zero_projections(const std::string& optimizer);
+
 // Fills in every 0, -1 and "" of `options` and says so of each of them, and of what was given, in the order of their
 // dependence. `val_tokens`: of the held-out split. `is_trained`: the run goes on from the weights of a trained model.
 std::vector<Rule> apply_rules(TrainOptions& options, const ModelConfig& model, int64_t val_tokens,
