@@ -82,7 +82,7 @@ def add_plan(commands):
     add_binary(p)
     p.add_argument("--context", type=positive(int), default=128, help="tokens a sequence (128)")
     p.add_argument("--seed", type=count, default=1)
-    p.add_argument("--repeats", type=count, default=2, help="further seeds of one cheap run, for the noise (2)")
+    p.add_argument("--repeats", type=count, default=1, help="further seeds of every run (1)")
     p.add_argument("--span", type=positive(float), default=64, help="largest over smallest compute of the grid (64)")
     p.add_argument("--tokens-per-parameter", type=positive(float), default=20,
                    help="the expected optimum, the grid's middle (20: Hoffmann et al. 2022, table 3)")

@@ -224,6 +224,10 @@ class Plan(Folder):
         self.assertLessEqual(sum(plan["seconds"].values()), 7200)
         self.assertGreater(sum(plan["seconds"].values()), 0.7 * 7200)
         self.assertEqual(len({r["name"] for r in runs}), len(runs))
+        seeds = {}
+        for run in runs:
+            seeds.setdefault((run["N"], run["tokens"]), set()).add(run["config"]["seed"])
+        self.assertTrue(all(of_run == {1, 2, 3} for of_run in seeds.values()))
         self.assertEqual(runs, planning.make_plan(SETTING, SPEED, "seconds", 7200)["runs"])
         by_name = {r["name"]: r for r in runs}
         for run in runs:
@@ -253,7 +257,7 @@ class Plan(Folder):
     def test_rules_are_the_binarys(self):
         self.assertEqual((shapes.step_tokens(16e6, 128), shapes.step_tokens(64e6, 128)), (1024, 2048))
         for wanted in (3e4, 1e6, 1.2e8, 8e9):
-            self.assertAlmostEqual(np.log(shapes.shape_for(wanted, 257).parameters(257) / wanted), 0, delta=0.35)
+            self.assertAlmostEqual(np.log(shapes.shape_for(wanted, 257).parameters(257) / wanted), 0, delta=0.4)
 
     @unittest.skipUnless(os.path.exists(BINARY), "no train_gpt")
     def test_rates_are_the_binarys(self):
@@ -332,7 +336,7 @@ class Run(Folder):
         runs = []
         for layers in range(1, trunks + 1):
             runs += grid.trunk_runs(shapes.Shape(layers, 32), setting, [20480, 40960, 81920])
-        runs += grid.repeats(runs, setting, 1)
+        runs += grid.trunk_runs(shapes.Shape(1, 32), setting, [20480], seed=2)
         plan = {"format": 1, "setting": setting, "speed": SPEED.as_dict(), "budget": {"flops": 1.0},
                 "seconds": {"grid": 10, "test": 1}, "flops": 1.0, "holdout_flops": 3e10, "runs": runs, "tests": []}
         store.write_json(os.path.join(directory, "plan.json"), plan)

@@ -53,9 +53,10 @@ def save_interval(needed, steps):
     return next(needed // k for k in range(1, needed + 1) if needed % k == 0 and needed // k <= max(10, steps // 10))
 
 
-def trunk_runs(shape, setting, token_counts, seed=None, kind="grid"):
+def trunk_runs(shape, setting, token_counts, seed=None):
     """The trunk (the longest) and its branches. Token counts ascend, each twice the one before."""
     seed = setting["seed"] if seed is None else seed
+    kind = "grid" if seed == setting["seed"] else "repeat"
     step = step_tokens(math.sqrt(token_counts[0] * token_counts[-1]), setting["context"])
     # A multiple of five, so that the cool-down begins at exactly 4/5; doubling keeps it one.
     first = 5 * max(1, round(token_counts[0] / step / 5))
@@ -70,7 +71,7 @@ def trunk_runs(shape, setting, token_counts, seed=None, kind="grid"):
     return [trunk, *branches]
 
 
-def lay_out(setting, largest, span):
+def lay_out(setting, largest, span, seed=None):
     """The runs of a grid whose largest budget is `largest` FLOPs (6 N D) and whose smallest is about largest / span."""
     vocabulary, ratio = setting["vocabulary"], setting["ratio"]
     levels = [largest / 2**j for j in range(int(math.log2(span) + 1e-9), -1, -1)]
@@ -92,22 +93,15 @@ def lay_out(setting, largest, span):
         tokens = [D for D in tokens if D / step_tokens(D, setting["context"]) >= MIN_STEPS
                   and D <= MOST_EPOCHS * setting["train_tokens"]]
         for end in range(len(tokens), 0, -FAMILY):
-            runs += trunk_runs(shape, setting, tokens[max(0, end - FAMILY):end])
+            runs += trunk_runs(shape, setting, tokens[max(0, end - FAMILY):end], seed)
     return runs
 
 
-def repeats(runs, setting, seeds):
-    """The middle run of a cheap size under other seeds: the noise that no law can explain."""
-    trunks = sorted((run for run in runs if not run["parent"]), key=lambda run: run["N"])
-    if not trunks or not seeds:
-        return []
-    trunk = trunks[min(1, len(trunks) - 1)]
-    family = sorted((r for r in runs if trunk["name"] in (r["name"], r["parent"])), key=lambda r: r["tokens"])
-    chosen = family[(len(family) - 1) // 2]
-    c = chosen["config"]
-    same = {name: c[name] for name in ("lr", "weight_decay", "beta2")}
-    return [make_run(shape_of(chosen), setting, c["steps"], c["step_tokens"], c["warmup"], same, seed, "repeat",
-                     chosen["save_every"]) for seed in range(setting["seed"] + 1, setting["seed"] + 1 + seeds)]
+def with_seeds(setting, largest):
+    """The grid under each of its seeds. Nearly all of the scatter about a law is between seeds, so every run is repeated: a
+    prediction far beyond them is as good as their means."""
+    seeds = range(setting["seed"], setting["seed"] + 1 + setting["seeds"])
+    return [run for seed in seeds for run in lay_out(setting, largest, setting["span"], seed)]
 
 
 def holdout_runs(setting, C, best_N, count):

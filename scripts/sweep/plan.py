@@ -8,7 +8,7 @@ import subprocess
 import time
 
 from . import SweepError
-from .grid import MOST_EPOCHS, holdout_runs, lay_out, repeats, saved_flops, steps_done_here
+from .grid import MOST_EPOCHS, holdout_runs, saved_flops, steps_done_here, with_seeds
 from .shapes import duration, short
 from .slots import make_slots
 from .speed import Speed, measure
@@ -109,8 +109,7 @@ def holdout_plan(setting, largest):
 
 def cost(setting, speed, largest):
     """(runs, test runs, seconds of each, FLOPs (6 N D) of all) of a grid with this largest budget."""
-    runs = lay_out(setting, largest, setting["span"])
-    runs += repeats(runs, setting, setting["seeds"])
+    runs = with_seeds(setting, largest)
     tests = holdout_plan(setting, largest)
     grid_seconds = finish_seconds(runs, speed, setting["slots"], setting["eval_tokens"]) if runs else 0
     # A test alone has all slots; two threads of one run are worth about 1.7.
@@ -147,9 +146,8 @@ def show(plan, say):
         c = trunk["config"]
         say(f"{c['layers']:>7}{c['channels']:>9}{short(trunk['N']):>9}{trunk['learning_rate']:>9.3g}"
             f"{short(c['step_tokens']):>8}   {cells}")
-    repeated = [r for r in runs if r["kind"] == "repeat"]
-    if repeated:
-        say(f"and {len(repeated)} more seeds of {short(repeated[0]['N'])} at {short(repeated[0]['tokens'])} tokens")
+    if setting["seeds"]:
+        say(f"and all of it under {setting['seeds']} more seed{'s' if setting['seeds'] > 1 else ''}")
     alone, shared = saved_flops(runs)
     C = [r["flops"] for r in runs]
     say(f"{len(runs)} runs from {min(C):.3g} to {max(C):.3g} FLOPs (6 N D), a factor {max(C) / min(C):.0f}; "
