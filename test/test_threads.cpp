@@ -74,17 +74,13 @@ TEST_CASE("threads: a rehearsal does all the work and counts what a team would n
   CHECK(std::accumulate(done.begin(), done.end(), 0) == 10);
   CHECK(rehearsal.calls == 1);
   // Four threads cannot be done sooner than after a fourth of the work, nor later than one would be.
-  CHECK(rehearsal.longest >= rehearsal.busy / 4);
+  CHECK(rehearsal.longest >= 0.999 * rehearsal.busy / 4);
   CHECK(rehearsal.longest < rehearsal.busy);
   // One item needs no team.
   const double before = rehearsal.busy;
   team.for_items(1, work);
   CHECK(rehearsal.calls == 1);
   CHECK(rehearsal.busy == before);
-  // As many items as threads take as long as the longest of them.
-  rehearsal = {};
-  team.for_items(4, [&](int64_t item, int) { work_for(item == 2 ? 200000 : 1); });
-  CHECK(rehearsal.longest > 0.9 * rehearsal.busy);
   std::vector<int> ranks;
   team.run([&](int rank) { ranks.push_back(rank); });
   CHECK(ranks == std::vector<int>{0, 1, 2, 3});

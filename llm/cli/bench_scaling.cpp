@@ -2,6 +2,7 @@
 // into the items that a team of so many would get; each item is timed, and the items are dealt out as the team takes them.
 // What many threads cannot make faster is then counted: the work outside the team's calls, threads that wait for the last
 // item of a call, and the waking of the team. What is not in it: caches and a memory bandwidth that many cores share.
+#include <algorithm>
 #include <chrono>
 #include <iostream>
 #include <map>
@@ -58,7 +59,8 @@ std::map<std::string, Share> rehearse(const BenchFlags& flags, const Machine& on
       rehearsal = {};
       const double seconds = step.run(*program, i + 1);
       if (i == 0) continue;  // warm-up
-      times.push_back({rehearsal.busy, seconds - rehearsal.busy, rehearsal.longest - rehearsal.busy / threads,
+      times.push_back({rehearsal.busy, seconds - rehearsal.busy,
+                       std::max(0.0, rehearsal.longest - rehearsal.busy / threads),
                        static_cast<double>(rehearsal.calls)});
     }
     shares[name] = median_of(times);
