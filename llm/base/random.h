@@ -1,11 +1,14 @@
 // Counter-based random numbers: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 // A value is a pure function of (seed, stream, index), so nothing depends on the order of calls, threads or ranks.
 #pragma once
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
 #include <numbers>
 #include <string_view>
+
+#include "llm/base/bf16.h"
 
 namespace llm {
 
@@ -37,6 +40,16 @@ constexpr std::array<uint32_t, 4> rounding_bits(uint64_t seed, int64_t step, uin
 }
 constexpr uint32_t rounding_bits_of(const std::array<uint32_t, 4>& bits, int element) {
   return bits[static_cast<size_t>(element) / 2] >> (element % 2 ? 16 : 0) & 0xffff;
+}
+
+// Rounds elements [begin, end) of a tensor by these bits; `begin` is a multiple of 8.
+inline void round_stochastically(const float* from, bf16* to, int64_t begin, int64_t end, uint64_t seed, int64_t step,
+                                 uint64_t stream) {
+  for (int64_t i = begin; i < end; i += 8) {
+    const auto bits = rounding_bits(seed, step, stream, i / 8);
+    for (int64_t e = i; e < std::min(i + 8, end); ++e)
+      to[e] = stochastic_bf16(from[e], rounding_bits_of(bits, static_cast<int>(e - i)));
+  }
 }
 
 class Random {

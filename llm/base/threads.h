@@ -11,6 +11,8 @@
 #include <thread>
 #include <vector>
 
+#include "llm/base/rounding.h"
+
 namespace llm {
 
 // What a team would need, from the time of each item on one thread: the items of a call are dealt out in order, each to the
@@ -68,22 +70,22 @@ class ThreadTeam {
   // whatever the number of threads.
   template <class Work>
   void for_blocks(int64_t n, int64_t grain, Work&& work) {
-    for_items((n + grain - 1) / grain,
-              [&](int64_t block, int) { work(block * grain, std::min(n, (block + 1) * grain)); });
+    for_items(ceil_div(n, grain), [&](int64_t block, int) { work(block * grain, std::min(n, (block + 1) * grain)); });
   }
 
   // The same of several arrays in one call: work(array, block, begin, end), where array i has size_of(i) elements. Blocks
-  // are counted through all arrays.
+  // are counted through all arrays. Returns how many there are.
   template <class SizeOf, class Work>
-  void for_blocks_of(size_t arrays, SizeOf&& size_of, int64_t grain, Work&& work) {
+  int64_t for_blocks_of(size_t arrays, SizeOf&& size_of, int64_t grain, Work&& work) {
     ends_.clear();
-    for (size_t i = 0; i < arrays; ++i)
-      ends_.push_back((i ? ends_.back() : 0) + (int64_t{size_of(i)} + grain - 1) / grain);
-    for_items(arrays ? ends_.back() : 0, [&](int64_t block, int) {
+    int64_t blocks = 0;
+    for (size_t i = 0; i < arrays; ++i) ends_.push_back(blocks += ceil_div(size_of(i), grain));
+    for_items(blocks, [&](int64_t block, int) {
       const auto i = static_cast<size_t>(std::upper_bound(ends_.begin(), ends_.end(), block) - ends_.begin());
       const int64_t begin = (block - (i ? ends_[i - 1] : 0)) * grain;
       work(i, block, begin, std::min(int64_t{size_of(i)}, begin + grain));
     });
+    return blocks;
   }
 
  private:

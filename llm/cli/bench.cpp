@@ -30,11 +30,9 @@ void bench(BenchFlags& flags) {
   check_recipe(flags.recipe);
   if (flags.format != "text" && flags.format != "json" && flags.format != "markdown")
     fail_usage("unknown --format ", flags.format, "; known: text, json, markdown");
-  if (flags.products && (flags.nodes || !flags.only.empty() || !flags.compare.empty() || flags.format == "markdown"))
-    fail_usage("--products goes without --nodes, --only, --compare and --format markdown");
-  if (flags.scaling &&
-      (flags.products || flags.nodes || !flags.only.empty() || !flags.compare.empty() || flags.format == "markdown"))
-    fail_usage("--scaling goes without --products, --nodes, --only, --compare and --format markdown");
+  const bool of_ops = flags.nodes || !flags.only.empty() || !flags.compare.empty() || flags.format == "markdown";
+  if ((flags.products && flags.scaling) || ((flags.products || flags.scaling) && of_ops))
+    fail_usage("--products and --scaling go without each other, --nodes, --only, --compare and --format markdown");
   // Read first: a wrong file should not cost a measurement.
   const ordered_json earlier = flags.compare.empty() ? ordered_json() : read_earlier(flags.compare);
   OpenedMachine opened(flags.device);

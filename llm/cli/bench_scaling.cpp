@@ -32,6 +32,8 @@ struct Share {
   }
 };
 
+using Shares = std::map<std::string, Share>;  // by op
+
 Share median_of(const std::vector<Share>& all) {
   const auto one = [&](double Share::*member) {
     std::vector<double> values;
@@ -42,8 +44,7 @@ Share median_of(const std::vector<Share>& all) {
 }
 
 // Each op of the step, as `threads` threads would have it.
-std::map<std::string, Share> rehearse(const BenchFlags& flags, const Machine& on, const ModelConfig& config,
-                                      int threads) {
+Shares rehearse(const BenchFlags& flags, const Machine& on, const ModelConfig& config, int threads) {
   Rehearsal rehearsal;
   ThreadTeam team(threads, rehearsal);
   const Machine machine{team, nullptr, on.dtype, on.fp8};
@@ -52,7 +53,7 @@ std::map<std::string, Share> rehearse(const BenchFlags& flags, const Machine& on
   std::map<std::string, std::unique_ptr<Program>> ops;
   for (const Node& node : step.whole().graph().nodes)
     if (!ops.contains(node.op->name)) ops[node.op->name] = step.only(node.op->name);
-  std::map<std::string, Share> shares;
+  Shares shares;
   for (auto& [name, program] : ops) {
     std::vector<Share> times;
     for (int64_t i = 0; i <= flags.steps; ++i) {
@@ -84,17 +85,30 @@ std::pair<double, double> measure(const BenchFlags& flags, const Machine& on, co
   return {median(steps), median(calls)};
 }
 
+ordered_json row_of(const Share& share, double one, double wake, int threads) {
+  const double seconds = share.step(wake, threads);
+  return {{"ms", seconds * 1e3},
+          {"efficiency", one / seconds / threads},
+          {"alone_ms", share.alone * 1e3},
+          {"uneven_ms", share.uneven * 1e3},
+          {"waking_ms", share.waking(wake, threads) * 1e3}};
+}
+
+Share sum_of(const Shares& shares) {
+  Share all;
+  for (const auto& [name, share] : shares) all += share;
+  return all;
+}
+
 }  // namespace
 
 ordered_json bench_scaling(const BenchFlags& flags, const Machine& on, const ModelConfig& config) {
   if (on.cuda) fail_usage("--scaling counts what the CPU's threads cannot share; leave out --device cuda");
   const int here = on.threads.size();
-  // The longest a call takes with every further thread: the line that all of them write wanders from one to the next.
-  double wake = 0, one = 0;
-  ordered_json rows = ordered_json::array(), ops = ordered_json::array();
-  std::map<std::string, Share> first;
   std::vector<int> teams = {1};
   while (teams.back() < flags.scaling) teams.push_back(std::min(2 * teams.back(), flags.scaling));
+  // Every further thread adds as much to a call: the line that all of them write wanders from one to the next.
+  double wake = 0;
   std::map<int, double> measured;
   for (const int threads : teams) {
     if (threads > here) break;
@@ -102,37 +116,30 @@ ordered_json bench_scaling(const BenchFlags& flags, const Machine& on, const Mod
     measured[threads] = step;
     if (threads > 1) wake = call / (threads - 1);
   }
+  Shares first, shares;
+  ordered_json rows = ordered_json::array(), ops = ordered_json::array();
   for (const int threads : teams) {
     std::cerr << "bench: a step in the parts of " << threads << " thread" << (threads > 1 ? "s" : "") << "\n";
-    const std::map<std::string, Share> shares = rehearse(flags, on, config, threads);
-    Share all;
-    for (const auto& [name, share] : shares) all += share;
-    const double seconds = all.step(wake, threads);
-    if (threads == 1) one = seconds, first = shares;
-    ordered_json row = {{"threads", threads},
-                        {"ms", seconds * 1e3},
-                        {"speed_up", one / seconds},
-                        {"efficiency", one / seconds / threads},
-                        {"work_ms", all.work / threads * 1e3},
-                        {"alone_ms", all.alone * 1e3},
-                        {"uneven_ms", all.uneven * 1e3},
-                        {"waking_ms", all.waking(wake, threads) * 1e3},
-                        {"calls", all.calls}};
+    shares = rehearse(flags, on, config, threads);
+    if (threads == 1) first = shares;
+    const Share all = sum_of(shares);
+    const double one = sum_of(first).step(wake, 1);
+    ordered_json row = row_of(all, one, wake, threads);
+    row["threads"] = threads;
+    row["speed_up"] = one / all.step(wake, threads);
+    row["work_ms"] = all.work / threads * 1e3;
+    row["calls"] = all.calls;
     if (measured.contains(threads)) row["measured_ms"] = measured[threads] * 1e3;
     rows.push_back(row);
-    if (threads != teams.back()) continue;
-    for (const auto& [name, share] : shares) {
-      const double alone = first[name].step(wake, 1), now = share.step(wake, threads);
-      ops.push_back({{"name", name},
-                     {"one_ms", alone * 1e3},
-                     {"ms", now * 1e3},
-                     {"efficiency", alone / now / threads},
-                     {"alone_ms", share.alone * 1e3},
-                     {"uneven_ms", share.uneven * 1e3},
-                     {"waking_ms", share.waking(wake, threads) * 1e3}});
-    }
-    std::stable_sort(ops.begin(), ops.end(), [](const auto& a, const auto& b) { return a["ms"] > b["ms"]; });
   }
+  for (const auto& [name, share] : shares) {
+    const double one = first[name].step(wake, 1);
+    ordered_json row = row_of(share, one, wake, teams.back());
+    row["name"] = name;
+    row["one_ms"] = one * 1e3;
+    ops.push_back(row);
+  }
+  std::stable_sort(ops.begin(), ops.end(), [](const auto& a, const auto& b) { return a["ms"] > b["ms"]; });
   return {{"model", flags.model_name()},
           {"parameters", parameter_count(config)},
           {"batch", flags.batch},

@@ -57,16 +57,14 @@ struct Plan {
     const int64_t least_row_blocks = std::max(ceil_div(m, kMostRows), m > n ? std::min(most_row_blocks, threads) : 1);
     // Of all cuts into blocks enough, the one whose last thread is done first: in rows times panels, where packing a
     // panel costs as much as some rows more.
-    const int64_t wanted = threads > 1 ? kBlocksPerThread * threads : 1;
+    const int64_t wanted = std::min(threads > 1 ? kBlocksPerThread * threads : 1, column_panels * most_row_blocks);
     const int64_t widest = a_row_major ? kPanelsRowMajor : kPanelsTransposed;
     int64_t least = std::numeric_limits<int64_t>::max();
     for (int64_t width = widest; width >= 1; --width)
-      for (int64_t rows = least_row_blocks; rows <= std::max(least_row_blocks, most_row_blocks); ++rows) {
+      for (int64_t rows = least_row_blocks; rows <= most_row_blocks; ++rows) {
         const int64_t blocks = ceil_div(column_panels, width) * rows;
-        const bool is_last = width == 1 && rows >= most_row_blocks;
-        if (blocks < wanted && !(is_last && least == std::numeric_limits<int64_t>::max())) continue;
         const int64_t time = ceil_div(blocks, threads) * width * (ceil_div(m, rows) + least_rows / 10);
-        if (time >= least) continue;
+        if (blocks < wanted || time >= least) continue;
         least = time, row_blocks = rows, column_blocks = ceil_div(column_panels, width);
       }
     panels = ceil_div(column_panels, column_blocks);
@@ -80,24 +78,8 @@ class BlockedGemm {
   BlockedGemm(const Gemm& g, const Plan& plan, float* workspace) : g_(g), plan_(plan), packed_(aligned(workspace)) {}
 
   // Blocks that use the same rows of A follow each other.
-  void multiply(int64_t block, int rank) const { multiply_block(block, packed_ + rank * plan_.floats_of_thread()); }
-
- private:
-  // One column panel's piece of B in one stage.
-  struct Piece {
-    const float* data;
-    int64_t columns;
-  };
-  Range panels_of(int64_t block) const {
-    return part(plan_.column_panels, plan_.column_blocks, block % plan_.column_blocks);
-  }
-  Piece piece(int64_t panel, int64_t k) const {
-    return {g_.b.data + k * g_.b.row_stride + panel * kColumns * g_.b.column_stride,
-            std::min<int64_t>(kColumns, g_.n - panel * kColumns)};
-  }
-  bool packs_on_the_way(Piece p) const { return !b_along_k_ && p.columns == kColumns && !g_.symmetric; }
-
-  void multiply_block(int64_t block, float* packed) const {
+  void multiply(int64_t block, int rank) const {
+    float* packed = packed_ + rank * plan_.floats_of_thread();
     const Range panels = panels_of(block);
     const Range rows = part(g_.m, plan_.row_blocks, block / plan_.column_blocks);
     const RowPanels row_panels(rows.size(), most_rows_);
@@ -143,6 +125,21 @@ class BlockedGemm {
       }
     }
   }
+
+ private:
+  // One column panel's piece of B in one stage.
+  struct Piece {
+    const float* data;
+    int64_t columns;
+  };
+  Range panels_of(int64_t block) const {
+    return part(plan_.column_panels, plan_.column_blocks, block % plan_.column_blocks);
+  }
+  Piece piece(int64_t panel, int64_t k) const {
+    return {g_.b.data + k * g_.b.row_stride + panel * kColumns * g_.b.column_stride,
+            std::min<int64_t>(kColumns, g_.n - panel * kColumns)};
+  }
+  bool packs_on_the_way(Piece p) const { return !b_along_k_ && p.columns == kColumns && !g_.symmetric; }
 
   // Of a transposed A, whose rows stand in the lanes: the sums over one stage, so that they stay short.
   void sum_rows(const float* a, int64_t height, int64_t k, bool add, int64_t row) const {

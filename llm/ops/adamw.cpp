@@ -91,13 +91,8 @@ void cpu(const KernelCall& call) {
                   lanes.load(parameter + i) * keep - step_size * m / (square_root(v) * second_scale + epsilon));
     });
     if (!has_master) return;
-    bf16* rounded = call.out<bf16>(out);
     const uint64_t stream = stream_of(call.graph.tensor(call.graph.storage(call.node.inputs[in])).name);
-    for (int64_t i = begin; i < end; i += 8) {
-      const auto bits = rounding_bits(call.step.seed, call.step.step, stream, i / 8);
-      for (int64_t e = i; e < std::min(i + 8, end); ++e)
-        rounded[e] = stochastic_bf16(parameter[e], rounding_bits_of(bits, static_cast<int>(e - i)));
-    }
+    round_stochastically(parameter, call.out<bf16>(out), begin, end, call.step.seed, call.step.step, stream);
   };
   call.threads.for_blocks_of(parameters_of(call.node), size_of, 16384, update);
 }

@@ -2,6 +2,7 @@
 // blocks and tensors in double and in order, so the bits do not depend on the number of threads.
 #include <cmath>
 
+#include "llm/base/rounding.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/cuda_workspaces.h"
 #include "llm/ops/ops.h"
@@ -12,13 +13,11 @@ namespace {
 
 constexpr int64_t kBlock = 16384;  // floats
 
-int64_t blocks_of(const Shape& s) { return (s.elements() + kBlock - 1) / kBlock; }
-
 void infer(Graph& g, Node& node) {
   g.add_output(node, "", DType::fp32, {1});
   int64_t blocks = 0, on_cuda = 0;
   for (TensorId id : node.inputs) {
-    blocks += blocks_of(g.shape(id));
+    blocks += ceil_div(g.shape(id).elements(), kBlock);
     on_cuda += gradient_norm_blocks_cuda(g.shape(id).elements());
   }
   g.set_workspace(node, g.cuda ? static_cast<size_t>(gradient_norm_workspace_cuda(on_cuda))
@@ -33,11 +32,8 @@ Cost cost(const Graph& g, const Node& node) {
 
 void cpu(const KernelCall& call) {
   auto* sums = reinterpret_cast<double*>(call.workspace());
-  const size_t arrays = call.node.inputs.size();
-  int64_t blocks = 0;
-  for (size_t i = 0; i < arrays; ++i) blocks += blocks_of(call.in_shape(i));
   const auto size_of = [&](size_t i) { return call.in_shape(i).elements(); };
-  call.threads.for_blocks_of(arrays, size_of, kBlock, [&](size_t i, int64_t block, int64_t begin, int64_t end) {
+  const auto sum_block = [&](size_t i, int64_t block, int64_t begin, int64_t end) {
     const float* x = call.in(i);
     simd::Vec squares{};
     for_vectors(end - begin, [&](int64_t c, auto lanes) {
@@ -45,7 +41,8 @@ void cpu(const KernelCall& call) {
       squares += v * v;
     });
     sums[block] = simd::reduce_add(squares);
-  });
+  };
+  const int64_t blocks = call.threads.for_blocks_of(call.node.inputs.size(), size_of, kBlock, sum_block);
   double total = 0;
   for (int64_t b = 0; b < blocks; ++b) total += sums[b];
   *call.out(0) = static_cast<float>(std::sqrt(total));

@@ -33,8 +33,6 @@ namespace {
 constexpr int64_t kBlock = 16384;  // elements
 constexpr float kLeastNorm = 1e-30f;
 
-int64_t blocks_of(int64_t elements) { return (elements + kBlock - 1) / kBlock; }
-
 double elements_of(const Graph& g, TensorId id) { return static_cast<double>(g.shape(id).elements()); }
 
 TensorId add_updated(Graph& g, Node& node, TensorId id) {
@@ -59,7 +57,7 @@ void infer_momentum(Graph& g, Node& node) {
   for (const MuonPart& part : muon_momentum_parts(g, node)) {
     const Shape shape = {part.rows, part.columns};
     g.add_output(node, "part", dtype, shape);
-    most = std::max(most, blocks_of(shape.elements()));
+    most = std::max(most, ceil_div(shape.elements(), kBlock));
     on_cuda += gradient_norm_blocks_cuda(shape.elements());
   }
   g.set_workspace(node, static_cast<size_t>(g.cuda ? on_cuda : most) * sizeof(double));
@@ -111,7 +109,7 @@ void cpu_momentum(const KernelCall& call) {
       sums[begin / kBlock] = step_momentum(gradient + begin, momentum + begin, x + begin, end - begin, beta, fresh);
     });
     double total = 0;
-    for (int64_t b = 0; b < blocks_of(count); ++b) total += sums[b];
+    for (int64_t b = 0; b < ceil_div(count, kBlock); ++b) total += sums[b];
     const auto size = static_cast<float>(std::sqrt(total));
     const float inverse = size > kLeastNorm ? 1 / (margin * size) : 0.0f;
     call.threads.for_blocks(count, kBlock, [&](int64_t begin, int64_t end) {
@@ -186,11 +184,7 @@ void cpu_apply(const KernelCall& call) {
     const TensorId named = call.graph.storage(call.node.inputs[matrix.input]);
     const uint64_t stream = stream_of(call.graph.tensor(named).name);
     call.threads.for_blocks(first, kBlock, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i += 8) {
-        const auto bits = rounding_bits(call.step.seed, call.step.step, stream, i / 8);
-        for (int64_t e = i; e < std::min(i + 8, end); ++e)
-          rounded[e] = stochastic_bf16(parameter[e], rounding_bits_of(bits, static_cast<int>(e - i)));
-      }
+      round_stochastically(parameter, rounded, begin, end, call.step.seed, call.step.step, stream);
     });
   }
 }

@@ -110,15 +110,10 @@ void Trainer::round_parameters() {
     const float* master = staging.values(master_of(p.name), elements);
     rounded.resize(static_cast<size_t>(elements));
     machine_.threads.for_blocks(elements, 16384, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const auto at = static_cast<size_t>(i);
-        if (state_.rounded_step < 0) {
-          rounded[at] = nearest_bf16(master[i]);
-        } else {
-          const auto bits = rounding_bits(options_.seed, state_.rounded_step, stream_of(p.name), i / 8);
-          rounded[at] = stochastic_bf16(master[i], rounding_bits_of(bits, static_cast<int>(i % 8)));
-        }
-      }
+      if (state_.rounded_step < 0)
+        std::transform(master + begin, master + end, rounded.begin() + begin, nearest_bf16);
+      else
+        round_stochastically(master, rounded.data(), begin, end, options_.seed, state_.rounded_step, stream_of(p.name));
     });
     arena_->write(layout_.offset(p.name), rounded.data(), rounded.size() * sizeof(bf16));
   }
