@@ -337,7 +337,7 @@ class Run(Folder):
         for layers in range(1, trunks + 1):
             runs += grid.trunk_runs(shapes.Shape(layers, 32), setting, [20480, 40960, 81920])
         runs += grid.trunk_runs(shapes.Shape(1, 32), setting, [20480], seed=2)
-        plan = {"format": 1, "setting": setting, "speed": SPEED.as_dict(), "budget": {"flops": 1.0},
+        plan = {"format": store.FORMAT, "setting": setting, "speed": SPEED.as_dict(), "budget": {"flops": 1.0},
                 "seconds": {"grid": 10, "test": 1}, "flops": 1.0, "holdout_flops": 3e10, "runs": runs, "tests": []}
         store.write_json(os.path.join(directory, "plan.json"), plan)
         return directory, plan
@@ -408,6 +408,14 @@ class Run(Folder):
         lock.close()
         self.assertEqual(done.returncode, 1)
         self.assertIn("another sweep", done.stderr)
+
+    def test_a_plan_of_another_version_is_refused(self):
+        directory, plan = self.make()
+        store.write_json(os.path.join(directory, "plan.json"), {**plan, "format": store.FORMAT - 1})
+        done = self.run_sweep(directory)
+        self.assertEqual(done.returncode, 1)
+        self.assertEqual(len(done.stderr.strip().splitlines()), 1, done.stderr)
+        self.assertIn("plan again", done.stderr)
 
     def test_an_interrupted_sweep_says_how_to_go_on(self):
         directory, _ = self.make(trunks=1)

@@ -9,8 +9,8 @@ import json
 import math
 
 from .shapes import OPTIMIZER, Shape, micro_batch, rates, shape_for, short, step_tokens, warmup_steps
+from .store import FORMAT
 
-FORMAT = 2
 WINDOW = 4               # sizes from 1/4 to 4 times the expected best one at each budget
 SIZE_STEP = 2
 FAMILY = 3               # lengths a trunk has, a factor 4: its one learning rate is within sqrt(2) of each run's own
@@ -18,16 +18,16 @@ MIN_STEPS = 200          # shorter runs are mostly warm-up: no law holds for the
 MOST_EPOCHS = 4          # beyond, a repeated token is worth less than a new one (Muennighoff et al. 2023, fig. 5)
 
 
-def configuration(shape, setting, steps, step, warmup, rates, seed):
+def configuration(shape, setting, steps, step, warmup, chosen, seed):
     """What decides a run's numbers. Its hash names the run's directory."""
     return {"format": FORMAT, "data": setting["fingerprint"], "layers": shape.layers, "channels": shape.channels,
             "heads": shape.heads, "context": setting["context"], "batch": micro_batch(setting["context"]),
-            "step_tokens": step, "steps": steps, "warmup": warmup, "optimizer": OPTIMIZER, **rates, "seed": seed,
+            "step_tokens": step, "steps": steps, "warmup": warmup, "optimizer": OPTIMIZER, **chosen, "seed": seed,
             "dtype": setting["dtype"]}
 
 
-def make_run(shape, setting, steps, step, warmup, rates, seed, kind, save_every, parent=None):
-    config = configuration(shape, setting, steps, step, warmup, rates, seed)
+def make_run(shape, setting, steps, step, warmup, chosen, seed, kind, save_every, parent=None):
+    config = configuration(shape, setting, steps, step, warmup, chosen, seed)
     key = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
     N, tokens = shape.parameters(setting["vocabulary"]), steps * step
     name = f"{short(N)}-{short(tokens)}" + (f"-seed{seed}" if seed != setting["seed"] else "") + f"-{key}"
@@ -35,8 +35,7 @@ def make_run(shape, setting, steps, step, warmup, rates, seed, kind, save_every,
     return {"name": name, "kind": kind, "config": config, "save_every": save_every, "parent": parent,
             "branch_step": start if parent else 0, "N": N, "N_body": shape.body, "tokens": tokens,
             "flops": 6 * N * tokens,
-            "flops_counted": shape.flops_per_token(setting["vocabulary"], setting["context"]) * tokens,
-            "learning_rate": rates["lr"]}
+            "flops_counted": shape.flops_per_token(setting["vocabulary"], setting["context"]) * tokens}
 
 
 def shape_of(run):
@@ -71,9 +70,9 @@ def trunk_runs(shape, setting, token_counts, seed=None):
     return [trunk, *branches]
 
 
-def lay_out(setting, largest, span, seed=None):
+def lay_out(setting, largest, seed):
     """The runs of a grid whose largest budget is `largest` FLOPs (6 N D) and whose smallest is about largest / span."""
-    vocabulary, ratio = setting["vocabulary"], setting["ratio"]
+    vocabulary, ratio, span = setting["vocabulary"], setting["ratio"], setting["span"]
     levels = [largest / 2**j for j in range(int(math.log2(span) + 1e-9), -1, -1)]
 
     def best_size(C):
@@ -101,7 +100,7 @@ def with_seeds(setting, largest):
     """The grid under each of its seeds. Nearly all of the scatter about a law is between seeds, so every run is repeated: a
     prediction far beyond them is as good as their means."""
     seeds = range(setting["seed"], setting["seed"] + 1 + setting["seeds"])
-    return [run for seed in seeds for run in lay_out(setting, largest, setting["span"], seed)]
+    return [run for seed in seeds for run in lay_out(setting, largest, seed)]
 
 
 def holdout_runs(setting, C, best_N, count):

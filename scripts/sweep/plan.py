@@ -12,7 +12,7 @@ from .grid import MOST_EPOCHS, holdout_runs, saved_flops, steps_done_here, with_
 from .shapes import duration, short
 from .slots import make_slots
 from .speed import Speed, measure
-from .store import read_json, write_json
+from .store import FORMAT, read_json, write_json
 
 EVALUATION_TOKENS = 262144  # evenly spaced over the held-out text
 EVALUATION_BATCH = 4096     # tokens a batch of `train_gpt eval`
@@ -144,7 +144,7 @@ def show(plan, say):
         family = sorted((r for r in runs if trunk["name"] in (r["name"], r["parent"])), key=lambda r: r["tokens"])
         cells = "  ".join(f"{short(r['tokens'])} ({r['tokens'] / r['N']:.3g})" for r in family)
         c = trunk["config"]
-        say(f"{c['layers']:>7}{c['channels']:>9}{short(trunk['N']):>9}{trunk['learning_rate']:>9.3g}"
+        say(f"{c['layers']:>7}{c['channels']:>9}{short(trunk['N']):>9}{c['lr']:>9.3g}"
             f"{short(c['step_tokens']):>8}   {cells}")
     if setting["seeds"]:
         say(f"and all of it under {setting['seeds']} more seed{'s' if setting['seeds'] > 1 else ''}")
@@ -226,7 +226,7 @@ def make_plan(setting, speed, kind, budget):
                          f"{LEAST_FACTOR}; {enough} would do"
                          + (", or a smaller --holdout" if setting["holdout"] else ""))
     C = [r["flops"] for r in runs]
-    return {"format": 1, "setting": {k: v for k, v in setting.items() if k != "directory"}, "speed": speed.as_dict(),
+    return {"format": FORMAT, "setting": {k: v for k, v in setting.items() if k != "directory"}, "speed": speed.as_dict(),
             "budget": {kind: budget}, "seconds": {"grid": grid_seconds, "test": test_seconds}, "flops": flops,
             "holdout_flops": setting["holdout"] * max(C), "runs": runs, "tests": []}
 

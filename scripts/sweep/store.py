@@ -7,6 +7,7 @@ import os
 
 from . import SweepError
 
+FORMAT = 2  # of plan.json and of the configurations in it
 COLUMNS = ("name", "kind", "params", "params_body", "tokens", "flops", "flops_counted", "loss", "bits_per_byte",
            "layers", "channels", "steps", "step_tokens", "learning_rate", "seed", "trunk")
 
@@ -40,6 +41,9 @@ def read_plan(directory):
     if plan is None:
         raise SweepError(f"{directory} holds no plan: make one with sweep.py plan --data DATA --budget 30min "
                          f"--out {directory}")
+    if plan.get("format") != FORMAT:
+        raise SweepError(f"{directory}/plan.json is of another version of sweep.py: plan again with --out {directory}; "
+                         f"finished runs that the new plan has too are kept")
     return plan
 
 
@@ -82,7 +86,7 @@ def table_rows(directory, plan):
                      "tokens": run["tokens"], "flops": run["flops"], "flops_counted": run["flops_counted"],
                      "loss": result["loss"], "bits_per_byte": result.get("bits_per_byte", ""), "layers": c["layers"],
                      "channels": c["channels"], "steps": c["steps"], "step_tokens": c["step_tokens"],
-                     "learning_rate": run["learning_rate"], "seed": c["seed"], "trunk": run["parent"] or run["name"]})
+                     "learning_rate": c["lr"], "seed": c["seed"], "trunk": run["parent"] or run["name"]})
     return rows
 
 
