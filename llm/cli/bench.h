@@ -2,13 +2,13 @@
 // matrix products alone, bench_scaling.cpp how it divides among threads; bench_print.cpp prints each; bench.cpp is the
 // command line. benched_step.cpp is the step itself.
 #pragma once
-#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "llm/base/median.h"
 #include "llm/cli/options.h"
 #include "llm/graph/program.h"
 
@@ -61,11 +61,5 @@ void print_step(const nlohmann::ordered_json& result, const nlohmann::ordered_js
 void print_step_as_markdown(const nlohmann::ordered_json& result, bool nodes);
 void print_products(const nlohmann::ordered_json& result);
 void print_scaling(const nlohmann::ordered_json& result);
-
-inline double median(std::vector<double> values) {
-  if (values.empty()) return 0;
-  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2), values.end());
-  return values[values.size() / 2];
-}
 
 }  // namespace llm

@@ -163,7 +163,7 @@ ordered_json bench_products(const BenchFlags& flags, const Machine& on, const Mo
   const Operands operands(all, on.threads);
   std::cerr << "bench: " << all.size() << " products, " << on.threads.size() << " threads"
             << (onednn_gemm ? ", beside oneDNN" : "") << "\n";
-  double peak = measure_peak_gflops(on.threads);
+  std::vector<double> peaks;
   for (Timed& t : all) {
     if (onednn_gemm) operands.check_same(t);
     const double once = seconds_of(1, [&] { operands.ours(t.product); });
@@ -180,9 +180,9 @@ ordered_json bench_products(const BenchFlags& flags, const Machine& on, const Mo
       t.onednn.push_back(seconds_of(t.repeats, [&] { operands.onednn(t.product); }));
       pause();
     }
-    peak = std::max(peak, measure_peak_gflops(on.threads));
+    peaks.push_back(measure_held_gflops(on.threads));
   }
-  return result_of(flags, on, config, peak, all);
+  return result_of(flags, on, config, median(peaks), all);
 }
 
 }  // namespace llm

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "llm/base/error.h"
+#include "llm/base/median.h"
 #include "llm/base/simd.h"
 
 namespace llm {
@@ -108,63 +109,82 @@ void update_all(ThreadTeam& threads, float* data, int64_t n) {
   });
 }
 
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2), values.end());
-  return values[values.size() / 2];
-}
-
 // Read, copy and update of arrays that take `bytes` together; each pass over them is repeated `repeats` times.
 struct Bandwidths {
   double read, copy, update;
 };
-Bandwidths measure_bandwidths(ThreadTeam& threads, float* data, float* sums, size_t bytes, int rounds, int repeats) {
+Bandwidths measure_bandwidths(ThreadTeam& threads, float* data, float* sums, size_t bytes, int repeats) {
   const int64_t n = static_cast<int64_t>(bytes / sizeof(float)) / (2 * kBlock) * (2 * kBlock);
   const double moved = static_cast<double>(n) * sizeof(float) * repeats * 1e-9;
-  std::vector<double> read, copy, update;
   const auto gbs = [&](double factor, auto&& pass) {
     const auto start = Clock::now();
     for (int r = 0; r < repeats; ++r) pass();
     return factor * moved / seconds_since(start);
   };
-  for (int round = -1; round < rounds; ++round) {  // the first one warms up
-    const double reads = gbs(1, [&] { read_all(threads, data, sums, n); });
-    const double copies = gbs(1, [&] { copy_all(threads, data, data + n / 2, n / 2); });
-    const double updates = gbs(2, [&] { update_all(threads, data, n); });
-    if (round < 0) continue;
-    read.push_back(reads);
-    copy.push_back(copies);
-    update.push_back(updates);
-  }
-  return {median(read), median(copy), median(update)};
+  Bandwidths b{};
+  b.read = gbs(1, [&] { read_all(threads, data, sums, n); });
+  b.copy = gbs(1, [&] { copy_all(threads, data, data + n / 2, n / 2); });
+  b.update = gbs(2, [&] { update_all(threads, data, n); });
+  return b;
+}
+
+double flops_of_steps(ThreadTeam& threads, int64_t steps) {
+  return 2.0 * kChains * simd::kLanes * threads.size() * static_cast<double>(steps);
+}
+
+// How many steps take `seconds`. Finding it wakes the threads and the cores' clocks up.
+int64_t steps_for(ThreadTeam& threads, double seconds) {
+  const auto start = Clock::now();
+  int64_t steps = 1024;
+  while (fma_seconds(threads, steps) < seconds && seconds_since(start) < 8 * seconds) steps *= 2;
+  return steps;
 }
 
 }  // namespace
 
 double measure_peak_gflops(ThreadTeam& threads) {
-  const double flops_per_step = 2.0 * kChains * simd::kLanes * threads.size();
-  // Rounds of 1 to 2 ms: shorter than a time slice, so that some of them run undisturbed. Finding their length wakes the
-  // threads and the cores' clocks up.
+  // Rounds of 1 to 2 ms: shorter than a time slice, so that some of them run undisturbed.
   const auto start = Clock::now();
-  int64_t steps = 1024;
-  while (fma_seconds(threads, steps) < 1e-3 && seconds_since(start) < 8e-3) steps *= 2;
+  const int64_t steps = steps_for(threads, 1e-3);
   double best = 0;
   for (int round = 0; round < 3 || (round < 10 && seconds_since(start) < 20e-3); ++round)
-    best = std::max(best, flops_per_step * static_cast<double>(steps) / fma_seconds(threads, steps) * 1e-9);
+    best = std::max(best, flops_of_steps(threads, steps) / fma_seconds(threads, steps) * 1e-9);
   return best;
 }
 
-Ceilings measure_ceilings(ThreadTeam& threads) {
+double measure_held_gflops(ThreadTeam& threads) {
+  const int64_t steps = 16 * steps_for(threads, 1e-3);
+  return flops_of_steps(threads, steps) / fma_seconds(threads, steps) * 1e-9;
+}
+
+void CeilingMeter::round() {
   // More than the caches hold. How much that is cannot be asked: virtual machines report anything up to their host's.
   constexpr size_t kBytes = size_t{512} << 20;
   Pages pages(kBytes);
   std::vector<float> sums(kBytes / sizeof(float) / kBlock);
+  const auto bandwidths = [&](size_t bytes, int repeats) {
+    return measure_bandwidths(threads_, pages.floats(), sums.data(), bytes, repeats);
+  };
   Ceilings c;
-  for (int i = 0; i < 4; ++i) c.gflops = std::max(c.gflops, measure_peak_gflops(threads));
-  const Bandwidths memory = measure_bandwidths(threads, pages.floats(), sums.data(), kBytes, 5, 1);
-  const Bandwidths cached = measure_bandwidths(threads, pages.floats(), sums.data(), Ceilings::kCachedBytes, 5, 8);
+  c.gflops = measure_held_gflops(threads_);
+  update_all(threads_, pages.floats(), static_cast<int64_t>(kBytes / sizeof(float)));  // makes the pages be there
+  const Bandwidths memory = bandwidths(kBytes, 1);
+  bandwidths(Ceilings::kCachedBytes, 1);
+  const Bandwidths cached = bandwidths(Ceilings::kCachedBytes, 8);
   c.read_gbs = memory.read, c.copy_gbs = memory.copy, c.update_gbs = memory.update;
   c.cached_read_gbs = cached.read, c.cached_copy_gbs = cached.copy, c.cached_update_gbs = cached.update;
-  c.gflops = std::max(c.gflops, measure_peak_gflops(threads));
+  rounds_.push_back(c);
+}
+
+Ceilings CeilingMeter::medians() const {
+  Ceilings c;
+  for (double Ceilings::*what :
+       {&Ceilings::gflops, &Ceilings::read_gbs, &Ceilings::copy_gbs, &Ceilings::update_gbs, &Ceilings::cached_read_gbs,
+        &Ceilings::cached_copy_gbs, &Ceilings::cached_update_gbs}) {
+    std::vector<double> values;
+    for (const Ceilings& round : rounds_) values.push_back(round.*what);
+    c.*what = median(values);
+  }
   return c;
 }
 

@@ -1,6 +1,7 @@
 // What this machine can do at most, measured on it: the ceilings that `bench` holds each op against, and MFU's peak.
 #pragma once
 #include <cstddef>
+#include <vector>
 
 #include "llm/base/threads.h"
 
@@ -16,11 +17,25 @@ struct Ceilings {
   double cached_read_gbs = 0, cached_copy_gbs = 0, cached_update_gbs = 0;
 };
 
-// About half a second and 512 MiB of memory, given back afterwards. The bandwidths are medians of interleaved rounds.
-Ceilings measure_ceilings(ThreadTeam& threads);
+// Measures in rounds, to be made by turns with what is held against them: a virtual machine's clocks and memory change with
+// its neighbours within seconds, and the clock that a core holds is lower than the one it begins with.
+class CeilingMeter {
+ public:
+  explicit CeilingMeter(ThreadTeam& threads) : threads_(threads) {}
+  // About 0.15 s and 512 MiB of memory, given back afterwards; what was in the caches is gone.
+  void round();
+  Ceilings medians() const;  // of the rounds so far, at least one
 
-// `gflops` alone, in less than 30 ms on an idle machine and without memory. The best of several rounds: whatever else runs on the machine
-// makes a round slower and never faster, and a peak that is too low would make MFU look too good.
+ private:
+  ThreadTeam& threads_;
+  std::vector<Ceilings> rounds_;
+};
+
+// `gflops` alone as all threads hold it for 20 ms: a round's.
+double measure_held_gflops(ThreadTeam& threads);
+
+// The highest `gflops` that shows, in less than 30 ms on an idle machine and without memory. The best of several short rounds: whatever
+// else runs on the machine makes a round slower and never faster, and a peak that is too low would make MFU look too good.
 double measure_peak_gflops(ThreadTeam& threads);
 
 }  // namespace llm
