@@ -181,7 +181,44 @@ TEST_CASE("fusion: which nodes are left") {
     CHECK(report.nodes_before - report.nodes_after == static_cast<size_t>(4 * L + (swiglu ? 0 : 2 * L) + 4));
     CHECK(report.nodes_after == g.nodes.size());
     CHECK(report.detail.find("6 residual + norm") != std::string::npos);
+    // Only the CPU's products leave the derivative in the place of their result, and only where nothing is rounded to bf16.
+    const auto derivatives = [&](Graph graph) {
+      fuse(graph, t.results());
+      return std::count_if(graph.nodes.begin(), graph.nodes.end(),
+                           [](const Node& node) { return node.attributes.flag("derivative"); });
+    };
+    CHECK(derivatives(t.graph) == (swiglu ? 0 : 2 * L));
+    Graph other = t.graph;
+    other.cuda = true;
+    CHECK(derivatives(other) == 0);
+    CHECK(derivatives(build_training_graph(config, 2, 8, {}, {1, DType::bf16}).graph) == 0);
   }
+}
+
+TEST_CASE("row padding: where rows lie a multiple of 4 KiB apart and every op knows strides; it changes no bit") {
+  for (const char* architecture : {"gpt2", "modern", "relu2"})
+    for (const bool fused : {false, true}) {
+      CAPTURE(std::string(architecture));
+      CAPTURE(fused);
+      ModelConfig config = small_config(architecture);
+      config.hidden = 1024;
+      Trainer padded(config, {.compile = {.fuse = fused}});
+      Trainer dense(config, {.compile = {.fuse = fused, .pad_rows = false}});
+      int count = 0;
+      for (const Tensor& t : padded.program->graph().tensors) {
+        if (!t.row_padding) continue;
+        ++count;
+        CHECK(t.role == Role::activation);
+        CHECK(t.shape.last() % 1024 == 0);
+        CHECK(t.bytes() == static_cast<size_t>(t.shape.elements() + 16 * t.shape.rows()) * 4);
+      }
+      // The product's result or its derivative, what the activation makes of it, and the gradients of both; fused, that of the
+      // latter is never there. An activation by itself takes no strides, but swiglu does.
+      const int a_layer = config.activation == Activation::swiglu ? 4 : fused ? 3 : 0;
+      CHECK(count == a_layer * config.layers);
+      for (const Tensor& t : dense.program->graph().tensors) CHECK(t.row_padding == 0);
+      check_equal(padded.after_steps(2), dense.after_steps(2));
+    }
 }
 
 TEST_CASE("fusion changes no bit, but for the head's rounding") {

@@ -231,8 +231,8 @@ TEST_CASE("ops: every row of the table") {
 }
 
 TEST_CASE("ops: a head whose logits take several blocks of rows") {
-  // A block holds about 64 MiB of logits: at this vocabulary 64 rows, so 66 rows are two blocks.
-  constexpr int64_t kRows = 66, kVocabulary = (int64_t{64} << 20) / 4 / 64, kChannels = 3;
+  // A block holds at most 128 MiB of logits: at this vocabulary 512 rows, so 514 rows are two blocks.
+  constexpr int64_t kRows = 514, kVocabulary = (int64_t{128} << 20) / 4 / 512, kChannels = 3;
   const Subject subject{"blocks",
                         {{.shape = {1, kRows, kChannels}},
                          {.shape = {kVocabulary, kChannels}, .role = Role::parameter},

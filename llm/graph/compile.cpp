@@ -23,6 +23,7 @@ Compiled compile_with(Graph graph, const std::vector<TensorId>& results, const C
   c.reports.push_back(remove_dead_code(c.graph, results));
   if (c.graph.cuda && c.graph.fp8) c.reports.push_back(fuse_scales(c.graph));
   if (!c.graph.cuda && is_mixed(c.graph)) c.reports.push_back(cast_for_cpu(c.graph));
+  if (!c.graph.cuda && options.pad_rows) c.reports.push_back(pad_rows(c.graph, results));
   c.plan = plan_memory(c.graph, results, options.share_memory);
   PersistentLayout layout;
   layout.add(c.graph);

@@ -18,6 +18,7 @@ class Fuser {
     const int norms = apply([&](size_t i) { return add_into_norm(i); });
     const int activations = apply([&](size_t i) { return activation_into_linear(i); });
     const int derivatives = apply([&](size_t i) { return derivative_into_linear(i); });
+    const int kept = g_.cuda ? 0 : apply([&](size_t i) { return derivative_instead_of_input(i); });
     const int addends = apply([&](size_t i) { return addend_into_norm_backward(i); });
     const int heads = apply([&](size_t i) { return head(i); });
     std::string text;
@@ -27,6 +28,7 @@ class Fuser {
     count(norms, "residual + norm");
     count(activations, "linear + activation");
     count(derivatives, "linear backward + activation backward");
+    count(kept, "derivative kept");
     count(addends, "norm backward + gradient sum");
     count(heads, "head + cross-entropy");
     return text;
@@ -124,6 +126,25 @@ class Fuser {
     linear.inputs.push_back(backward.inputs[1]);
     linear.outputs[0] = backward.outputs[0];
     backward.op = nullptr;
+    return true;
+  }
+
+  // Where only the derivative is made of y = linear(x) in the backward pass, it is made in the forward pass, beside the
+  // activation, with which it shares its exponential, and takes y's place.
+  bool derivative_instead_of_input(size_t index) {
+    Node& backward = g_.nodes[index];
+    if (!is(static_cast<int>(index), "linear_backward_input") || !backward.attributes.has("activation")) return false;
+    const TensorId y = backward.inputs[2];
+    const int first = writer(y);
+    if (first == kOutside || !is(first, "linear") || !node(first).attributes.has("activation") ||
+        !only_reader(y, static_cast<int>(index)) || g_.dtype(y) != DType::fp32)
+      return false;
+    const TensorId derivative =
+        g_.add_tensor(g_.tensor(y).name + ".derivative", DType::fp32, Shape(g_.shape(y)), Role::activation);
+    node(first).attributes.set("derivative", 1);
+    node(first).outputs[0] = derivative;
+    backward.attributes.set("derivative", 1);
+    backward.inputs[2] = derivative;
     return true;
   }
 

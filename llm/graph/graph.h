@@ -31,9 +31,13 @@ struct Tensor {
   DType dtype = DType::fp32;
   Shape shape;
   Role role = Role::activation;
-  TensorId alias = kNone;  // shares the storage of this tensor; always an earlier one
+  TensorId alias = kNone;   // shares the storage of this tensor; always an earlier one
+  int64_t row_padding = 0;  // elements that are left free behind each row (pad_rows.cpp)
 
-  size_t bytes() const { return static_cast<size_t>(shape.elements()) * size_of(dtype); }
+  int64_t row_stride() const { return shape.last() + row_padding; }
+  size_t bytes() const {
+    return static_cast<size_t>(shape.elements() + (row_padding ? shape.rows() * row_padding : 0)) * size_of(dtype);
+  }
 };
 
 enum class Phase : uint8_t { forward, backward, optimizer };

@@ -5,6 +5,7 @@
 //   dead_code.cpp   drops nodes whose results nobody wants
 //   fuse_scales.cpp has the scales of 8-bit matrices found by the kernels that write them, on the GPU
 //   cast_for_cpu.cpp  puts casts around the CPU's fp32 kernels in a bf16 graph
+//   pad_rows.cpp    keeps the rows of products' operands from meeting in the CPU's first cache
 //   memory_plan.cpp places all tensors in one arena
 // None of them changes a result: recomputation, dead code, casts and the plan change no bit; fusion none but the head's.
 #pragma once
@@ -35,6 +36,10 @@ PassReport fuse_scales(Graph& graph);
 // it for every bf16 output. So the CPU computes what a GPU does that reads bf16, computes in fp32 and rounds what it
 // writes: the reference for bf16 runs. (It is slower than fp32 there, which has no casts.)
 PassReport cast_for_cpu(Graph& graph);
+
+// Rows that lie a multiple of 4 KiB apart share one set of the first-level cache, which has fewer ways than a product's tile
+// has rows. On the CPU the rows of such activations are moved a cache line apart, where all ops that touch them know strides.
+PassReport pad_rows(Graph& graph, const std::vector<TensorId>& results);
 
 // What a layer does not keep for its backward pass but computes again there; each level includes those before it.
 enum class Recompute : int { none, activations, norms, attention, block };
@@ -69,6 +74,7 @@ MemoryPlan plan_memory(const Graph& graph, const std::vector<TensorId>& results,
 struct CompileOptions {
   bool fuse = true;
   bool share_memory = true;
+  bool pad_rows = true;
   size_t memory_budget = 0;  // bytes for persistent and transient tensors together; 0: no limit
 };
 

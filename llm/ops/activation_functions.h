@@ -5,6 +5,10 @@
 
 namespace llm {
 
+struct Both {
+  simd::Vec value, derivative;
+};
+
 struct Gelu {  // the tanh form of Hendrycks and Gimpel 2016: 0.5 x (1 + tanh(u)) = x sigmoid(2 u)
   static constexpr float kA = 2 * 0.7978845608028654f, kB = 0.044715f;  // 2 u = kA (x + kB x^3)
   static simd::Vec sigmoid(simd::Vec x, simd::Vec square) {
@@ -16,6 +20,10 @@ struct Gelu {  // the tanh form of Hendrycks and Gimpel 2016: 0.5 x (1 + tanh(u)
     const simd::Vec square = x * x, s = sigmoid(x, square);
     return s + x * (square * (3 * kB * kA) + kA) * (s - s * s);
   }
+  static Both both(simd::Vec x) {
+    const simd::Vec square = x * x, s = sigmoid(x, square);
+    return {x * s, s + x * (square * (3 * kB * kA) + kA) * (s - s * s)};
+  }
 };
 
 struct Relu2 {  // relu(x)^2 (So et al. 2021)
@@ -24,6 +32,7 @@ struct Relu2 {  // relu(x)^2 (So et al. 2021)
     return r * r;
   }
   static simd::Vec derivative(simd::Vec x) { return 2.0f * simd::max(x, simd::Vec{}); }
+  static Both both(simd::Vec x) { return {value(x), derivative(x)}; }
 };
 
 }  // namespace llm

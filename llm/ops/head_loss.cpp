@@ -17,10 +17,10 @@
 namespace llm {
 namespace {
 
-// Rows a block: their logits take about 64 MiB. Each block reads and writes the whole d_weight once, so a block of few
-// rows is memory-bound; at least 64.
+// Rows a block: their logits take at most 128 MiB. Each block reads the whole weight twice and reads and writes the whole
+// d_weight, so a block of few rows is memory-bound; at least 64.
 int64_t block_rows(int64_t rows, int64_t V) {
-  const int64_t fit = std::max<int64_t>(64, (int64_t{64} << 20) / 4 / V / 16 * 16);
+  const int64_t fit = std::max<int64_t>(64, (int64_t{128} << 20) / 4 / V / 16 * 16);
   if (rows <= fit) return rows;
   const int64_t blocks = (rows + fit - 1) / fit;  // of nearly equal height
   return (rows + blocks - 1) / blocks;

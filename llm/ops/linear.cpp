@@ -3,7 +3,8 @@
 //   linear_backward_input:  dy (.., O), W (O, I), [h (.., I)] -> dx (.., I)
 //   linear_backward_weight: dy (.., O), x (.., I), -> dW (O, I), [db (O)] (attribute "bias")
 // Attribute "activation" (ActivationKind), set by the fusion pass: `linear` also gives the activated output (and y only
-// where something else reads it); `linear_backward_input` multiplies by the derivative at h, the product's own input.
+// where something else reads it); `linear_backward_input` multiplies by the derivative at h, the product's own input. With
+// "derivative", for the CPU, `linear` gives the derivative at y in y's place, and `linear_backward_input` finds it in h's.
 #include "llm/device/gemm_cpu.h"
 
 #include "llm/graph/autodiff.h"
@@ -85,6 +86,28 @@ void activate(const void* context, const FinishedTile& t) {
 }
 
 template <class Function>
+void activate_and_differentiate(const void* context, const FinishedTile& t) {
+  for (int64_t r = 0; r < t.rows; ++r) {
+    float* c = t.c + r * t.stride;
+    float* activated = static_cast<const Finish*>(context)->of(t, r);
+    for_vectors(t.columns, [&](int64_t i, auto lanes) {
+      const Both both = Function::both(lanes.load(c + i));
+      lanes.store(activated + i, both.value);
+      lanes.store(c + i, both.derivative);
+    });
+  }
+}
+
+void multiply_by_matrix(const void* context, const FinishedTile& t) {
+  for (int64_t r = 0; r < t.rows; ++r) {
+    float* c = t.c + r * t.stride;
+    const float* factor = static_cast<const Finish*>(context)->of(t, r);
+    for_vectors(t.columns,
+                [&](int64_t i, auto lanes) { lanes.store(c + i, lanes.load(c + i) * lanes.load(factor + i)); });
+  }
+}
+
+template <class Function>
 void multiply_by_derivative(const void* context, const FinishedTile& t) {
   for (int64_t r = 0; r < t.rows; ++r) {
     float* c = t.c + r * t.stride;
@@ -100,10 +123,24 @@ void cpu(const KernelCall& call) {
   // Without a reader of y its place is the activated output, written twice.
   float* activated = call.out(1);
   float* y = call.has_output(0) ? call.out(0) : activated;
-  const Finish finish{activated, n};
-  Epilogue epilogue{nullptr, &finish, y == activated ? nullptr : activated};
-  with_activation(activation_of(call.node), [&](auto f) { epilogue.apply = activate<decltype(f)>; });
-  Gemm g{m, n, k, row_major(call.in(0), k), transposed(call.in(1), k), y, n, call.in(2), 0, epilogue};
+  const int64_t stride = call.out_stride(call.has_output(0) ? 0 : 1);
+  const Finish finish{activated, call.has_output(1) ? call.out_stride(1) : stride};
+  Epilogue epilogue{nullptr, &finish, y == activated || finish.stride != stride ? nullptr : activated};
+  with_activation(activation_of(call.node), [&](auto f) {
+    using Function = decltype(f);
+    epilogue.apply =
+        call.node.attributes.flag("derivative") ? activate_and_differentiate<Function> : activate<Function>;
+  });
+  Gemm g{m,
+         n,
+         k,
+         row_major(call.in(0), call.in_stride(0)),
+         transposed(call.in(1), call.in_stride(1)),
+         y,
+         stride,
+         call.in(2),
+         0,
+         epilogue};
   g.symmetric = is_square(call.graph, call.node) && !g.addend && !epilogue.apply;
   gemm(call.threads, g, call.workspace());
 }
@@ -125,11 +162,15 @@ void infer_backward_input(Graph& g, Node& node) {
 
 void cpu_backward_input(const KernelCall& call) {
   const int64_t m = call.in_shape(0).rows(), n = call.in_shape(1)[1], k = call.in_shape(1)[0];
-  const Finish finish{const_cast<float*>(call.in(2)), n};
-  Epilogue epilogue{nullptr, &finish, call.in(2)};
-  with_activation(activation_of(call.node), [&](auto f) { epilogue.apply = multiply_by_derivative<decltype(f)>; });
+  const int64_t stride = call.out_stride(0);
+  const Finish finish{const_cast<float*>(call.in(2)), call.has_input(2) ? call.in_stride(2) : n};
+  Epilogue epilogue{nullptr, &finish, finish.stride == stride ? call.in(2) : nullptr};
+  with_activation(activation_of(call.node), [&](auto f) {
+    epilogue.apply = call.node.attributes.flag("derivative") ? multiply_by_matrix : multiply_by_derivative<decltype(f)>;
+  });
   gemm(call.threads,
-       {m, n, k, row_major(call.in(0), k), row_major(call.in(1), n), call.out(0), n, nullptr, 0, epilogue},
+       {m, n, k, row_major(call.in(0), call.in_stride(0)), row_major(call.in(1), call.in_stride(1)), call.out(0),
+        stride, nullptr, 0, epilogue},
        call.workspace());
 }
 
@@ -155,8 +196,9 @@ void cpu_backward_weight(const KernelCall& call) {
   const int64_t tokens = call.in_shape(0).rows(), O = call.in_shape(0).last(), I = call.in_shape(1).last();
   const float *dy = call.in(0), *x = call.in(1);
   float* dw = call.out(0);
-  Gemm g{O, I, tokens, transposed(dy, O), row_major(x, I), dw, I};
-  if (call.accumulates(0)) g.addend = dw, g.addend_stride = I;
+  const int64_t stride = call.out_stride(0);
+  Gemm g{O, I, tokens, transposed(dy, call.in_stride(0)), row_major(x, call.in_stride(1)), dw, stride};
+  if (call.accumulates(0)) g.addend = dw, g.addend_stride = stride;
   g.row_sums = call.out(1), g.add_to_row_sums = call.accumulates(1);
   g.symmetric = is_square(call.graph, call.node) && !g.addend && !g.row_sums;
   gemm(call.threads, g, call.workspace());
@@ -184,21 +226,24 @@ std::vector<Op> linear_ops() {
            .cpu = cpu,
            .cuda = cuda::linear,
            .examples = examples,
-           .products = products},
+           .products = products,
+           .cpu_takes_padded_rows = true},
           {.name = "linear_backward_input",
            .summary = "dx = dy W",
            .infer = infer_backward_input,
            .cost = backward_input_cost,
            .cpu = cpu_backward_input,
            .cuda = cuda::linear_backward_input,
-           .products = backward_input_products},
+           .products = backward_input_products,
+           .cpu_takes_padded_rows = true},
           {.name = "linear_backward_weight",
            .summary = "dW = dy^T x, db = sum of dy",
            .infer = infer_backward_weight,
            .cost = backward_weight_cost,
            .cpu = cpu_backward_weight,
            .cuda = cuda::linear_backward_weight,
-           .products = backward_weight_products}};
+           .products = backward_weight_products,
+           .cpu_takes_padded_rows = true}};
 }
 
 }  // namespace llm

@@ -24,15 +24,15 @@ Cost cost(const Graph& g, const Node& node) {
 }
 
 void cpu(const KernelCall& call) {
-  const int64_t F = call.out_shape(0).last();
+  const int64_t F = call.out_shape(0).last(), h_stride = call.in_stride(0), a_stride = call.out_stride(0);
   const float* h = call.in(0);
   float* a = call.out(0);
   call.threads.for_blocks(call.out_shape(0).rows(), row_grain(3 * F), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      const float *gate = h + r * 2 * F, *up = gate + F;
+      const float *gate = h + r * h_stride, *up = gate + F;
       for_vectors(F, [&](int64_t i, auto lanes) {
         const simd::Vec g = lanes.load(gate + i);
-        lanes.store(a + r * F + i, g * simd::sigmoid(g) * lanes.load(up + i));
+        lanes.store(a + r * a_stride + i, g * simd::sigmoid(g) * lanes.load(up + i));
       });
     }
   });
@@ -42,14 +42,15 @@ void infer_backward(Graph& g, Node& node) { g.add_output(node, "", g.dtype(node.
 
 void cpu_backward(const KernelCall& call) {
   const int64_t F = call.in_shape(0).last();
+  const int64_t da_stride = call.in_stride(0), h_stride = call.in_stride(1), dh_stride = call.out_stride(0);
   const float *da = call.in(0), *h = call.in(1);
   float* dh = call.out(0);
   call.threads.for_blocks(call.in_shape(0).rows(), row_grain(5 * F), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      const float *gate = h + r * 2 * F, *up = gate + F;
-      float *d_gate = dh + r * 2 * F, *d_up = d_gate + F;
+      const float *gate = h + r * h_stride, *up = gate + F;
+      float *d_gate = dh + r * dh_stride, *d_up = d_gate + F;
       for_vectors(F, [&](int64_t i, auto lanes) {
-        const simd::Vec g = lanes.load(gate + i), d = lanes.load(da + r * F + i), u = lanes.load(up + i);
+        const simd::Vec g = lanes.load(gate + i), d = lanes.load(da + r * da_stride + i), u = lanes.load(up + i);
         const simd::Vec s = simd::sigmoid(g);
         lanes.store(d_gate + i, d * u * s * (1.0f + g * (1.0f - s)));
         lanes.store(d_up + i, d * g * s);
@@ -73,7 +74,8 @@ std::vector<Op> swiglu_ops() {
            .cpu = cpu,
            .cuda = cuda::swiglu,
            .examples = examples,
-           .finds_largest = true},
+           .finds_largest = true,
+           .cpu_takes_padded_rows = true},
           {.name = "swiglu_backward",
            .summary = "d_gate, d_up",
            .infer = infer_backward,
@@ -81,7 +83,8 @@ std::vector<Op> swiglu_ops() {
            .cpu = cpu_backward,
            .cuda = cuda::swiglu_backward,
            .in_place = {{0, 1}},
-           .finds_largest = true}};
+           .finds_largest = true,
+           .cpu_takes_padded_rows = true}};
 }
 
 }  // namespace llm
