@@ -31,6 +31,7 @@ constexpr int64_t kBlocksPerThread = 2;
 constexpr int64_t kLeastRowsPacking = 256, kLeastRowsOnTheWay = 128;
 // The last row panels of a block, beside which the next one's B is fetched: what comes sooner is gone again.
 constexpr int64_t kFetchingPanels = 6;
+constexpr int64_t kTrickleTiles = 16 / microkernel::kTrickle;  // that fetch half a panel
 constexpr double kSerialWork = 1e6;  // multiply-adds below which waking the team costs more than it brings
 
 struct Range {
@@ -90,9 +91,12 @@ class BlockedGemm {
       for (int64_t panel = panels.begin; panel < panels.end; ++panel)
         if (const Piece p = piece(panel, k.begin); !packs_on_the_way(p))
           microkernel::pack_columns(b_along_k_, p.data, b_stride_, p.columns, k.size(), pack_of(panel));
-      // What is likely to be read next of B.
+      // What is likely to be read next of B. Rows of B are far from each other, and nothing but these fetches brings them near.
       const Piece next = last ? piece(panels_of(block + 1).begin, 0) : piece(panels.begin, k.end);
-      int64_t fetches = 2 * panels.size();  // half panels: lines of 16 columns
+      const int64_t half_panels = 2 * panels.size();  // lines of 16 columns
+      const bool trickles =
+          a_row_major_ && !b_along_k_ && row_panels.count * panels.size() >= kTrickleTiles * half_panels;
+      int64_t fetches = trickles ? 0 : half_panels, tiles_left = row_panels.count * panels.size();
       for (int64_t i = 0; i < row_panels.count; ++i) {
         const int64_t row = rows.begin + row_panels.begin(i), height = row_panels.begin(i + 1) - row_panels.begin(i);
         const float* a = g_.a.data + row * g_.a.row_stride + k.begin * g_.a.column_stride;
@@ -109,6 +113,11 @@ class BlockedGemm {
           }
           if (last && g_.epilogue.beside) t.beside = g_.epilogue.beside + at;
           if (i == 0 && packs_on_the_way(p)) t.b = p.data, t.b_step = b_stride_, t.b_copy = pack_of(panel);
+          if (trickles && --tiles_left < kTrickleTiles * half_panels) {
+            const int64_t step = tiles_left % kTrickleTiles * (k.size() / kTrickleTiles);
+            t.trickle = next.data + tiles_left / kTrickleTiles * 16 + step * b_stride_;
+            t.trickle_step = b_stride_;
+          }
           if (panel == panels.begin && i + 1 < row_panels.count) {
             t.fetch = a + height * g_.a.row_stride;
             t.fetch_step = a_row_major_ ? g_.a.row_stride : g_.a.column_stride;

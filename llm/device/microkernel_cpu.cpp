@@ -24,7 +24,7 @@ inline __attribute__((always_inline)) void step(Vec (&sum)[Rows][Vectors], const
 }
 
 // RowMajor: a_step is 1. Else a_row is.
-template <int Rows, int Vectors, bool RowMajor, bool Copy>
+template <int Rows, int Vectors, bool RowMajor, bool Copy, bool Trickle>
 void multiply(const Tile& t) {
   Vec sum[Rows][Vectors];
 #pragma GCC unroll 16
@@ -45,6 +45,7 @@ void multiply(const Tile& t) {
       __builtin_prefetch(t.beside + i * t.c_stride + t.columns - 1, 1);
     }
 
+  [[maybe_unused]] const float* trickle = t.trickle;
   const float *b = t.b, *fetch_block = t.fetch ? t.fetch : t.b;
   float* b_copy = t.b_copy;
   const int64_t b_step = t.b_step, fetch_step = t.fetch ? t.fetch_step : 0, to_next_block = t.fetch ? t.fetch_block : 0;
@@ -56,6 +57,11 @@ void multiply(const Tile& t) {
   for (int g = 0; g < kGroups; ++g) a[g] = t.a + 4 * g * a_row;
   for (int64_t left = t.k; left > 0; left -= 16) {
     const float* fetch = fetch_block;
+    if constexpr (Trickle) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kTrickle; ++i) __builtin_prefetch(trickle + i * t.trickle_step, 0, 2);
+      trickle += kTrickle * t.trickle_step;
+    }
     for (int64_t k = left < 16 ? left : 16; k > 0; --k) {
       __builtin_prefetch(fetch, 0, 2);
       step<Rows, Vectors, Copy>(sum, b, b_copy, [&](int i) { return RowMajor ? a[i / 4][(i % 4) * a_row] : a[0][i]; });
@@ -98,12 +104,12 @@ void multiply(const Tile& t) {
 }
 
 using Kernel = void (*)(const Tile&);
-template <int Vectors, bool RowMajor, bool Copy, int... I>
+template <int Vectors, bool RowMajor, bool Copy, bool Trickle, int... I>
 constexpr std::array<Kernel, sizeof...(I)> kernels(std::integer_sequence<int, I...>) {
-  return {&multiply<I + 1, Vectors, RowMajor, Copy>...};
+  return {&multiply<I + 1, Vectors, RowMajor, Copy, Trickle>...};
 }
-template <int Vectors, bool RowMajor, bool Copy>
-constexpr auto kTable = kernels<Vectors, RowMajor, Copy>(std::make_integer_sequence<int, kRows>{});
+template <int Vectors, bool RowMajor, bool Copy, bool Trickle = false>
+constexpr auto kTable = kernels<Vectors, RowMajor, Copy, Trickle>(std::make_integer_sequence<int, kRows>{});
 
 template <bool RowMajor>
 Kernel kernel_of(size_t row, bool wide, bool copy) {
@@ -116,6 +122,7 @@ Kernel kernel_of(size_t row, bool wide, bool copy) {
 void multiply_tile(int64_t rows, const Tile& t) {
   const auto row = static_cast<size_t>(rows - 1);
   const bool wide = t.columns > kLanes, copy = t.b_copy;
+  if (t.trickle && wide) return (copy ? kTable<2, true, true, true> : kTable<2, true, false, true>)[row](t);
   (t.a_row == 1 ? kernel_of<false>(row, wide, copy) : kernel_of<true>(row, wide, copy))(t);
 }
 

@@ -44,7 +44,13 @@ struct Tile {
   // + step * fetch_step, 16 steps to a block.
   const float* fetch = nullptr;
   int64_t fetch_step = 0, fetch_block = 0;
+  // From memory it is brought more slowly, kTrickle lines every 16 steps of k, trickle_step apart: a core has so few loads under
+  // way that one a step would hold up all others. Only where a_step is 1.
+  const float* trickle = nullptr;
+  int64_t trickle_step = 0;
 };
+
+inline constexpr int64_t kTrickle = 4;  // lines every 16 steps
 
 // A tile of `rows` <= kRows rows, of one or two vectors as its columns need.
 void multiply_tile(int64_t rows, const Tile& t);
