@@ -94,11 +94,15 @@ class Rules {
 
   void rates() {
     const auto steps = static_cast<double>(o_.steps), step_tokens = static_cast<double>(o_.total_batch_tokens);
+    set("schedule", o_.schedule, o_.schedule.empty(), std::string("linear"),
+        "straight to zero is best for a run of a known length (Defazio et al. 2023; Bergsma et al. 2025)");
+    // These keep the highest rate for most of the run.
+    const bool held = o_.schedule == "wsd" || o_.schedule == "constant";
     const bool standard = o_.parametrization == "standard";
-    // Both measured: the best rates over 200 to 4,000 steps (llm/train/README.md).
+    // Measured: the best rates over 200 to 6,000 steps (llm/train/README.md).
     const bool muon = o_.optimizer == "muon";
     // Attention without QK-norm bears less of AdamW's.
-    const double scale = muon ? 0.22 : 0.08, most = muon ? 0.015 : m_.qk_norm ? 0.006 : 0.002;
+    const double scale = !muon ? 0.08 : held ? 0.26 : 0.22, most = muon ? 0.015 : m_.qk_norm ? 0.006 : 0.002;
     const double rate = std::min(most, scale / std::sqrt(steps)) * (is_trained_ ? 0.1 : 1);
     const std::string units = standard ? " x 128 / channels" : "";
     const std::string rule = concat(scale, " / sqrt(steps)", units, ", at most ", most, units);
@@ -106,20 +110,20 @@ class Rules {
         is_trained_ ? concat("a tenth of a new model's, ", scale, " / sqrt(steps): what is learned should stay")
         : standard  ? rule + " (Defazio et al. 2023; Yang et al. 2022)"
                     : rule + " (Defazio et al. 2023); the same at every size (Yang et al. 2022; Dey et al. 2025)");
-    // AdamW's weights are an average of the last 1 / (lr decay) updates. As a part of the run that is best about the root of
-    // tokens a parameter, and not more than the run.
-    const double part = std::min(1.0, std::sqrt(parameters_ / static_cast<double>(o_.tokens)));
+    // Weights are an average of the last 1 / (lr decay) updates: with Muon best of the whole run, or twice as many where the
+    // rate is held; with AdamW of a part of the run, about the root of tokens a parameter.
+    const double part = muon ? (held ? 2 : 1) : std::min(1.0, std::sqrt(parameters_ / static_cast<double>(o_.tokens)));
     set("weight-decay", o_.weight_decay, o_.weight_decay < 0, 1 / (o_.lr * std::max(steps * part, 200.0)),
-        "1 / (lr x steps x part): weights average their updates over a part of the run, sqrt(parameters / tokens), at "
-        "most 1, and over 200 steps or more (Wang and Aitchison 2024; Bergsma et al. 2025)");
+        muon ? concat("1 / (lr x steps", held ? " x 2" : "",
+                      "): weights average their updates over the run, and over 200 steps or more (Wang and Aitchison 2024)")
+             : "1 / (lr x steps x part): weights average their updates over a part of the run, sqrt(parameters / tokens), "
+               "at most 1, and over 200 steps or more (Wang and Aitchison 2024; Bergsma et al. 2025)");
     const double window = std::clamp(std::min(steps / 20, 1e7 / step_tokens), 20.0, 1000.0);
     set("beta2", o_.beta2, o_.beta2 == 0, 1 - 1 / window,
         "averages over 1/20 of the steps, at most 10M tokens (Marek et al. 2025), between 0.95 and 0.999");
     set("warmup", o_.warmup, o_.warmup < 0,
         std::min<int64_t>(std::max<int64_t>(o_.steps / 20, std::min<int64_t>(20, o_.steps / 2)), 2000),
         "5 % of the steps, at least 20 and at most 2000");
-    set("schedule", o_.schedule, o_.schedule.empty(), std::string("linear"),
-        "straight to zero is best for a run of a known length (Defazio et al. 2023; Bergsma et al. 2025)");
     say("dropout", o_.dropout, "for many epochs over little text; a run over new text needs none");
     say("z-loss", o_.z_loss, "off unless asked for (Chowdhery et al. 2022)");
     say("document-mask", o_.document_mask, "off unless asked for: attention may cross from one document into the next");

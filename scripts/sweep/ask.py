@@ -56,7 +56,7 @@ def answer(result, C, setting):
     return {"compute": C, "params": N, "params_optimal": float(best), "params_interval": interval(sizes), "tokens": D,
             "tokens_interval": interval(tokens), "tokens_per_parameter": D / N, "layers": shape.layers,
             "channels": shape.channels, "heads": shape.heads, "batch_tokens": step, "steps": steps,
-            "learning_rate": rates(N, steps, step)["lr"], "loss": float(result.law.loss(N, D)),
+            "learning_rate": rates(steps, step)["lr"], "loss": float(result.law.loss(N, D)),
             "loss_interval": result.loss_interval(N, D), "beyond_largest_run": float(C / result.table.C.max()),
             "command": shlex.join(["train_gpt", "train", "--data", setting["data"], *shape.flags(),
                                    *flags(context=context, tokens=D, schedule="wsd", optimizer=OPTIMIZER)])}

@@ -60,9 +60,10 @@ def trunk_runs(shape, setting, token_counts, seed=None):
     # A multiple of five, so that the cool-down begins at exactly 4/5; doubling keeps it one.
     first = 5 * max(1, round(token_counts[0] / step / 5))
     lengths = [first * 2**i for i in range(len(token_counts))]
-    # A family shares its beginning: the warm-up of its shortest run, the rates of its middle.
+    # A family shares its beginning: the warm-up of its shortest run, the rate of its middle, and the decay of its longest, which
+    # weights that average too few updates would cost a percent: all runs at a grid's largest budget are the longest.
     warmup = warmup_steps(first)
-    middle = rates(shape.parameters(setting["vocabulary"]), math.sqrt(lengths[0] * lengths[-1]), step)
+    middle = rates(math.sqrt(lengths[0] * lengths[-1]), step, lengths[-1])
     save_every = save_interval(first * 4 // 5, lengths[-1])
     trunk = make_run(shape, setting, lengths[-1], step, warmup, middle, seed, kind, save_every)
     branches = [make_run(shape, setting, steps, step, warmup, middle, seed, kind, save_every, trunk["name"])
@@ -112,7 +113,7 @@ def holdout_runs(setting, C, best_N, count):
         tokens = C / 6 / shape.parameters(setting["vocabulary"])
         step = step_tokens(tokens, setting["context"])
         steps = 5 * max(1, round(tokens / step / 5))
-        own = rates(shape.parameters(setting["vocabulary"]), steps, step)
+        own = rates(steps, step)
         run = make_run(shape, setting, steps, step, warmup_steps(steps), own, setting["seed"], "holdout",
                        max(1, steps // 20))
         if run["name"] not in [r["name"] for r in runs]:

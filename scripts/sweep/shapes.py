@@ -97,13 +97,13 @@ def warmup_steps(steps):
     return min(max(steps // 20, min(20, steps // 2)), 2000)
 
 
-def rates(parameters, steps, step):
-    """Learning rate, weight decay and beta2 of a run of so many steps of `step` tokens (the same; their sources are in
-    llm/train/README.md). The rate is the base model's, whatever the size: the binary multiplies it for each parameter."""
-    lr = min(0.015, 0.22 / math.sqrt(steps))
-    part = min(1, math.sqrt(parameters / (steps * step)))
+def rates(steps, step, longest=None):
+    """Learning rate, weight decay and beta2 of a WSD run of so many steps of `step` tokens (the same; their sources are in
+    llm/train/README.md). The rate is the base model's, whatever the size: the binary multiplies it for each parameter.
+    `longest`: the steps of the longest run that shares them."""
+    lr = min(0.015, 0.26 / math.sqrt(steps))
     window = min(max(min(steps / 20, 1e7 / step), 20), 1000)
-    return {"lr": lr, "weight_decay": 1 / (lr * max(steps * part, 200)), "beta2": 1 - 1 / window}
+    return {"lr": lr, "weight_decay": 1 / (lr * max(2 * (longest or steps), 200)), "beta2": 1 - 1 / window}
 
 
 def flags(**values):
