@@ -110,17 +110,10 @@ class Rules {
         is_trained_ ? concat("a tenth of a new model's, ", scale, " / sqrt(steps): what is learned should stay")
         : standard  ? rule + " (Defazio et al. 2023; Yang et al. 2022)"
                     : rule + " (Defazio et al. 2023); the same at every size (Yang et al. 2022; Dey et al. 2025)");
-    // Weights are an average of the last 1 / (lr decay) updates: with Muon best of the whole run, or twice as many where the
-    // rate is held; with AdamW of a part of the run, about the root of tokens a parameter.
-    const double part = muon ? (held ? 2 : 1) : std::min(1.0, std::sqrt(parameters_ / static_cast<double>(o_.tokens)));
-    set("weight-decay", o_.weight_decay, o_.weight_decay < 0, 1 / (o_.lr * std::max(steps * part, 200.0)),
-        muon
-            ? concat(
-                  "1 / (lr x steps", held ? " x 2" : "",
-                  "): weights average their updates over the run, and over 200 steps or more (Wang and Aitchison 2024)")
-            : "1 / (lr x steps x part): weights average their updates over a part of the run, sqrt(parameters / "
-              "tokens), "
-              "at most 1, and over 200 steps or more (Wang and Aitchison 2024; Bergsma et al. 2025)");
+    // Weights are an average of the last 1 / (lr decay) updates: best of the whole run, or of twice as many where the rate is held.
+    set("weight-decay", o_.weight_decay, o_.weight_decay < 0, 1 / (o_.lr * std::max(steps * (held ? 2 : 1), 200.0)),
+        concat("1 / (lr x steps", held ? " x 2" : "",
+               "): weights average their updates over the run, and over 200 steps or more (Wang and Aitchison 2024)"));
     const double window = std::clamp(std::min(steps / 20, 1e7 / step_tokens), 20.0, 1000.0);
     set("beta2", o_.beta2, o_.beta2 == 0, 1 - 1 / window,
         "averages over 1/20 of the steps, at most 10M tokens (Marek et al. 2025), between 0.95 and 0.999");
