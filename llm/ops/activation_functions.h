@@ -16,10 +16,7 @@ struct Gelu {  // the tanh form of Hendrycks and Gimpel 2016: 0.5 x (1 + tanh(u)
     return simd::sigmoid2(x * (square * (kScale * kB) + kScale));
   }
   static simd::Vec value(simd::Vec x) { return x * sigmoid(x, x * x); }
-  static simd::Vec derivative(simd::Vec x) {
-    const simd::Vec square = x * x, s = sigmoid(x, square);
-    return s + x * (square * (3 * kB * kA) + kA) * (s - s * s);
-  }
+  static simd::Vec derivative(simd::Vec x) { return both(x).derivative; }
   static Both both(simd::Vec x) {
     const simd::Vec square = x * x, s = sigmoid(x, square);
     return {x * s, s + x * (square * (3 * kB * kA) + kA) * (s - s * s)};

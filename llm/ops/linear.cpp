@@ -75,47 +75,40 @@ struct Finish {   // what an epilogue needs besides the tile
   float* of(const FinishedTile& t, int64_t row) const { return matrix + (t.row + row) * stride + t.column; }
 };
 
+// work(lanes, c, beside) for the vectors of a finished tile, `beside` being the same place in the other matrix.
+template <class Work>
+void for_tile(const void* context, const FinishedTile& t, Work&& work) {
+  for (int64_t r = 0; r < t.rows; ++r) {
+    float *c = t.c + r * t.stride, *beside = static_cast<const Finish*>(context)->of(t, r);
+    for_vectors(t.columns, [&](int64_t i, auto lanes) { work(lanes, c + i, beside + i); });
+  }
+}
+
 template <class Function>
 void activate(const void* context, const FinishedTile& t) {
-  for (int64_t r = 0; r < t.rows; ++r) {
-    const float* c = t.c + r * t.stride;
-    float* activated = static_cast<const Finish*>(context)->of(t, r);
-    for_vectors(t.columns,
-                [&](int64_t i, auto lanes) { lanes.store(activated + i, Function::value(lanes.load(c + i))); });
-  }
+  for_tile(context, t,
+           [](auto lanes, float* c, float* activated) { lanes.store(activated, Function::value(lanes.load(c))); });
 }
 
 template <class Function>
 void activate_and_differentiate(const void* context, const FinishedTile& t) {
-  for (int64_t r = 0; r < t.rows; ++r) {
-    float* c = t.c + r * t.stride;
-    float* activated = static_cast<const Finish*>(context)->of(t, r);
-    for_vectors(t.columns, [&](int64_t i, auto lanes) {
-      const Both both = Function::both(lanes.load(c + i));
-      lanes.store(activated + i, both.value);
-      lanes.store(c + i, both.derivative);
-    });
-  }
+  for_tile(context, t, [](auto lanes, float* c, float* activated) {
+    const Both both = Function::both(lanes.load(c));
+    lanes.store(activated, both.value);
+    lanes.store(c, both.derivative);
+  });
 }
 
 void multiply_by_matrix(const void* context, const FinishedTile& t) {
-  for (int64_t r = 0; r < t.rows; ++r) {
-    float* c = t.c + r * t.stride;
-    const float* factor = static_cast<const Finish*>(context)->of(t, r);
-    for_vectors(t.columns,
-                [&](int64_t i, auto lanes) { lanes.store(c + i, lanes.load(c + i) * lanes.load(factor + i)); });
-  }
+  for_tile(context, t,
+           [](auto lanes, float* c, const float* factor) { lanes.store(c, lanes.load(c) * lanes.load(factor)); });
 }
 
 template <class Function>
 void multiply_by_derivative(const void* context, const FinishedTile& t) {
-  for (int64_t r = 0; r < t.rows; ++r) {
-    float* c = t.c + r * t.stride;
-    const float* hidden = static_cast<const Finish*>(context)->of(t, r);
-    for_vectors(t.columns, [&](int64_t i, auto lanes) {
-      lanes.store(c + i, lanes.load(c + i) * Function::derivative(lanes.load(hidden + i)));
-    });
-  }
+  for_tile(context, t, [](auto lanes, float* c, const float* hidden) {
+    lanes.store(c, lanes.load(c) * Function::derivative(lanes.load(hidden)));
+  });
 }
 
 void cpu(const KernelCall& call) {
