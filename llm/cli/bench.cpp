@@ -83,11 +83,11 @@ void add_bench(CLI::App& app) {
   command->add_option("--compare", flags->compare, "a file from an earlier --save: print how much faster it is now");
   flags->device.add_to(*command);
   command->footer(
-      "The floor of an op is the longer of FLOPs / peak and bytes / bandwidth, with the ceilings measured between the "
-      "steps (medians): "
-      "of\n"
-      "main memory, or of a cache's worth of it for an op whose tensors together are that small. Smaller ones still "
-      "can\n"
+      "The floor of an op is the longer of FLOPs / peak and bytes / bandwidth. The ceilings are medians of rounds "
+      "between\n"
+      "the steps: of main memory, or of a cache's worth of it for an op whose tensors together are that small. "
+      "Smaller\n"
+      "ones still can "
       "be faster. MFU counts the FLOPs that training needs, not what is recomputed.\n\n"
       "Examples:\n"
       "  train_gpt bench --save before.json\n"
