@@ -35,9 +35,7 @@ struct Tensor {
   int64_t row_padding = 0;  // elements that are left free behind each row (pad_rows.cpp)
 
   int64_t row_stride() const { return shape.last() + row_padding; }
-  size_t bytes() const {
-    return static_cast<size_t>(shape.elements() + (row_padding ? shape.rows() * row_padding : 0)) * size_of(dtype);
-  }
+  size_t bytes() const { return static_cast<size_t>(shape.rows() * row_stride()) * size_of(dtype); }
 };
 
 enum class Phase : uint8_t { forward, backward, optimizer };
