@@ -92,7 +92,7 @@ def transfer(runs, arguments):
     shapes = [("width", 32, 4), ("width", 64, 4), ("width", 128, 4), ("width", 256, 4),
               ("depth", 64, 2), ("depth", 64, 4), ("depth", 64, 8)]
     for optimizer in arguments.optimizers.split(","):
-        base = float(explained(runs.binary, ["tiny", "--optimizer", optimizer, "--steps", arguments.steps])["lr"])
+        base = float(explained(runs.binary, ["tiny", "--batch", 8, "--optimizer", optimizer, "--steps", arguments.steps])["lr"])
         results = {}
 
         def measure(shape, k):

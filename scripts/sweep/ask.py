@@ -8,18 +8,19 @@ import numpy as np
 
 from . import SweepError
 from .approaches import parabola
-from .fit import analyse
-from .grid import holdout_runs
-from .law import interval
+from .fit import analyse, seed_noise
+from .grid import holdout_runs, shape_of
+from .law import DELTA, interval
 from .plan import find_binary
 from .run import Stop, end_of, execute, own_the_sweep
-from .shapes import OPTIMIZER, flags, rates, shape_for, short, step_tokens
+from .shapes import OPTIMIZER, Shape, flags, micro_batch, rates, shape_for, short, step_tokens
 from .slots import Slot, make_slots
 from .store import read_json, read_plan, result_of, run_path, table_rows, write_json, write_tables
 from .table import Table
 
 # Dense bf16 peaks, FLOP/s, of the vendor's data sheets.
 GPUS = {"h100": 989e12, "h200": 989e12, "a100": 312e12, "b200": 2250e12, "l40s": 362e12, "rtx4090": 165e12}
+EFFICIENT = 1.345  # standard deviations: 95 % of least squares' precision where the noise is normal (Holland and Welsch 1977)
 FAR = 1000  # times the largest fitted compute: beyond it an interval from the scatter of runs says too little
 
 
@@ -32,12 +33,16 @@ def sweep_table(directory, plan, kinds=("grid", "repeat")):
     def column(name):
         return np.array([row[name] for row in rows], dtype=float)
 
-    extra = {"N_body": column("params_body"), "C_counted": column("flops_counted"), "name": [r["name"] for r in rows]}
+    extra = {"N_body": column("params_body"), "C_counted": column("flops_counted"), "name": [r["name"] for r in rows],
+             "aspect": [Shape(row["layers"], row["channels"]).aspect for row in rows]}
     return Table(column("params"), column("tokens"), column("loss"), column("flops"), extra)
 
 
 def analyse_sweep(directory, plan, samples=1000):
-    result = analyse(sweep_table(directory, plan), samples=samples)
+    """The law of the sweep's runs. What the Huber loss takes for stray is by the noise between its seeds: at the papers' 1e-3,
+    far less than that noise, it would be the absolute error, which needs half as many runs again for the same precision."""
+    table = sweep_table(directory, plan)
+    result = analyse(table, max(DELTA, EFFICIENT * (seed_noise(table) or 0)), samples)
     if result.reasons:
         raise SweepError("no exponents from this grid: " + "; ".join(result.reasons))
     return result
@@ -46,20 +51,21 @@ def analyse_sweep(directory, plan, samples=1000):
 def answer(result, C, setting):
     """What to train with C FLOPs (6 N D) and what to expect."""
     vocabulary, context = setting["vocabulary"], setting["context"]
-    best, _ = result.law.optimum(C)
+    best, _ = result.predictor.optimum(C)
     shape = shape_for(best, vocabulary)
     N = shape.parameters(vocabulary)
     step = step_tokens(C / 6 / N, context)
     steps = max(1, round(C / 6 / N / step))
     D = steps * step
-    sizes, tokens = result.laws.optimum(C)
+    sizes, tokens = result.predictors.optimum(C)
     return {"compute": C, "params": N, "params_optimal": float(best), "params_interval": interval(sizes), "tokens": D,
             "tokens_interval": interval(tokens), "tokens_per_parameter": D / N, "layers": shape.layers,
             "channels": shape.channels, "heads": shape.heads, "batch_tokens": step, "steps": steps,
-            "learning_rate": rates(steps, step)["lr"], "loss": float(result.law.loss(N, D)),
-            "loss_interval": result.loss_interval(N, D), "beyond_largest_run": float(C / result.table.C.max()),
+            "learning_rate": rates(steps, step)["lr"], "loss": float(result.predictor.loss(N, D, shape.aspect)),
+            "loss_interval": result.loss_interval(N, D, shape.aspect), "beyond_largest_run": float(C / result.table.C.max()),
             "command": shlex.join(["train_gpt", "train", "--data", setting["data"], *shape.flags(),
-                                   *flags(context=context, tokens=D, schedule="wsd", optimizer=OPTIMIZER)])}
+                                   *flags(context=context, batch=micro_batch(step, context), total_batch_tokens=step,
+                                          tokens=D, schedule="wsd", optimizer=OPTIMIZER)])}
 
 
 def show_answer(v, setting):
@@ -120,13 +126,14 @@ def predict(directory, plan):
     result = analyse_sweep(directory, plan)
     setting = plan["setting"]
     C = plan["holdout_flops"]
-    best = float(result.law.optimum(C)[0])
+    best = float(result.predictor.optimum(C)[0])
     runs = holdout_runs(setting, C, best, setting["holdout_sizes"])
     prediction = {"planned": names, "compute": C, "fitted_up_to": float(result.table.C.max()),
-                  "law": result.law.as_dict(), "best_params": best,
-                  "best_params_interval": interval(result.laws.optimum(C)[0]), "runs": runs,
-                  "losses": {r["name"]: {"loss": float(result.law.loss(r["N"], r["tokens"])),
-                                         "interval": result.loss_interval(r["N"], r["tokens"])} for r in runs}}
+                  "law": result.predictor.as_dict(), "best_params": best,
+                  "best_params_interval": interval(result.predictors.optimum(C)[0]), "runs": runs,
+                  "losses": {r["name"]: {"loss": float(result.predictor.loss(r["N"], r["tokens"], shape_of(r).aspect)),
+                                         "interval": result.loss_interval(r["N"], r["tokens"], shape_of(r).aspect)}
+                             for r in runs}}
     write_json(path, prediction)
     return prediction
 

@@ -7,6 +7,7 @@ import numpy as np
 from . import SweepError
 from .approaches import approaches, sizes
 from .law import DELTA, NAMES, bootstrap, fit, interval, refit
+from .refined import MORE, RefinedLaw, refine
 
 CONVENTIONS = (("N", "all parameters"), ("N_head", "blocks and head"), ("N_body", "blocks only"))
 MIN_RUNS, MIN_SIZES, MIN_DECADES = 8, 4, 1.0
@@ -19,22 +20,30 @@ class Result:
     def __init__(self, table, law, objective, problem, laws, delta):
         self.table, self.law, self.objective, self.problem, self.laws = table, law, objective, problem, laws
         self.delta = delta
+        self.predictor, self.predictors, self.gain = RefinedLaw.of(law), RefinedLaw.of(laws), None  # see refined.py
         self.reasons = []
         self.approaches, self.conventions, self.noise = {}, [], None
 
     def residuals(self):
         return np.log(self.table.loss) - np.log(self.law.loss(self.table.N, self.table.D))
 
-    def scatter(self):
+    def scatter(self, r=None):
         """Standard deviation of log L about the law, from the median so that stray runs count little."""
-        r = self.residuals()
+        r = self.residuals() if r is None else r
         return float(1.4826 * np.median(np.abs(r)) * np.sqrt(len(r) / max(1, len(r) - 5)))
 
-    def loss_interval(self, N, D, level=0.95, seed=2):
-        """Interval for the loss of one new run: the laws of the bootstrap, each with a run's scatter on top."""
-        scatter = max(self.scatter(), self.noise or 0)  # either may be small by chance
+    def aspects(self):
+        return np.array(self.table.extra.get("aspect", np.ones(len(self.table))), dtype=float)
+
+    def unexplained(self):
+        """Residuals of log L from what the predictor says of each run."""
+        return np.log(self.table.loss) - np.log(self.predictor.loss(self.table.N, self.table.D, self.aspects()))
+
+    def loss_interval(self, N, D, aspect=1.0, level=0.95, seed=2):
+        """Interval for the loss of one new run: the predictors of the bootstrap, each with a run's scatter on top."""
+        scatter = max(self.scatter(self.unexplained()), self.noise or 0)  # either may be small by chance
         noise = np.random.default_rng(seed).normal(0, scatter, len(self.laws.alpha))
-        return interval(self.laws.loss(N, D) * np.exp(noise), level)
+        return interval(self.predictors.loss(N, D, aspect) * np.exp(noise), level)
 
     def as_dict(self):
         values = {**self.law.as_dict(), "objective": self.objective, "delta": self.delta, "a": float(self.law.a),
@@ -45,6 +54,10 @@ class Result:
         values["standard_errors"] = {name: float(np.std(column)) for name, column in columns.items()}
         values["bootstrap_samples"] = len(self.laws.alpha)
         values["scatter"], values["noise"] = self.scatter(), self.noise
+        if self.gain is not None:
+            values["refined"] = {**self.predictor.as_dict(), "a": float(self.predictor.a), "information_gain": self.gain,
+                                 "scatter": self.scatter(self.unexplained()),
+                                 "intervals": {name: interval(getattr(self.predictors, name)) for name in (*NAMES, *MORE, "a")}}
         values["approaches"], values["conventions"] = self.approaches, self.conventions
         values["most_stable_convention"] = next((c["name"] for c in self.conventions if c["most_stable"]), None)
         return values
@@ -148,6 +161,10 @@ def analyse(table, delta=DELTA, samples=1000, seed=1):
     law, objective, problem = fit(table.N, table.D, table.loss, delta)
     result = Result(table, law, objective, problem, bootstrap(problem, law, samples, seed), delta)
     result.reasons = check_fit(result)
+    if "aspect" in table.extra:
+        refined, batch, gain = refine(table, law, delta, samples, seed)
+        if refined:
+            result.predictor, result.predictors, result.gain = refined, batch, gain
     result.approaches = approaches(table)
     result.noise = seed_noise(table)
     if "N_body" in table.extra:

@@ -21,7 +21,7 @@ MOST_EPOCHS = 4          # beyond, a repeated token is worth less than a new one
 def configuration(shape, setting, steps, step, warmup, chosen, seed):
     """What decides a run's numbers. Its hash names the run's directory."""
     return {"format": FORMAT, "data": setting["fingerprint"], "layers": shape.layers, "channels": shape.channels,
-            "heads": shape.heads, "context": setting["context"], "batch": micro_batch(setting["context"]),
+            "heads": shape.heads, "context": setting["context"], "batch": micro_batch(step, setting["context"]),
             "step_tokens": step, "steps": steps, "warmup": warmup, "optimizer": OPTIMIZER, **chosen, "seed": seed,
             "dtype": setting["dtype"]}
 

@@ -87,7 +87,7 @@ def finish_seconds(runs, speed, slots, eval_tokens):
     begun = {}
 
     def take(run):
-        return speed.seconds(run["N"], run["tokens"] * steps_done_here(run) / run["config"]["steps"], eval_tokens)
+        return speed.seconds(run["N"], steps_done_here(run), run["config"]["step_tokens"], eval_tokens)
 
     for run in sorted(runs, key=lambda r: (r["parent"] is not None, -take(r))):
         start = heapq.heappop(free)

@@ -48,7 +48,7 @@ def isoflop(result, unit):
     losses, all_sizes = [], list(result.table.N)
     for colour, (C, N, loss) in zip(colours(len(groups)), groups):
         span = np.geomspace(N.min() / 1.15, N.max() * 1.15, 100)
-        axes.plot(span, result.law.loss(span, C / 6 / span), "--", color=colour, linewidth=1)
+        axes.plot(span, result.predictor.loss(span, C / 6 / span), "--", color=colour, linewidth=1)
         axes.plot(N, loss, "o", color=colour, markersize=5, label=f"{C:.1e}".replace("e+", "e"))
         best, low, inside, curve = parabola(N, loss)
         if curve is not None:
@@ -64,7 +64,7 @@ def isoflop(result, unit):
         axes.legend(title="FLOPs (6 N D)", fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set_xlabel("parameters N")
     axes.set_ylabel(f"held-out loss, {unit}")
-    axes.set_title("IsoFLOP curves: parabolas (solid, star: their lowest point) and the law (dashed)", fontsize=10)
+    axes.set_title("IsoFLOP curves: parabolas (solid, star: their lowest point) and the law of the usual shape (dashed)", fontsize=10)
     return figure
 
 
@@ -78,7 +78,7 @@ def curves(result, unit):
     for colour, rows in zip(colours(len(groups)), groups):
         N = np.exp(np.log(table.N[rows]).mean())
         D = np.geomspace(table.D[rows].min() / 1.2, table.D[rows].max() * 1.2, 50)
-        axes.plot(D, result.law.loss(N, D), "-", color=colour, linewidth=1)
+        axes.plot(D, result.predictor.loss(N, D, result.aspects()[rows].mean()), "-", color=colour, linewidth=1)
         axes.plot(table.D[rows], table.loss[rows], "o", color=colour, markersize=5, label=short(N))
     log_axis(axes.xaxis, table.D)
     loss_axis(axes.yaxis, table.loss)
@@ -106,9 +106,9 @@ def frontier(result, unit, outcome=None):
     C = reach(result, outcome)
     table = result.table
     axes.plot(table.C, table.loss, "o", color="0.65", markersize=4, label="runs of the fit")
-    axes.plot(C, result.law.loss(*result.law.optimum(C)), color="C0", linewidth=1.6, label="the law at its best size")
-    band(axes, C, [result.laws.loss(*result.laws.optimum(c)) for c in C], "C0", "its 95 % interval")
-    losses = list(table.loss) + [float(result.law.loss(*result.law.optimum(C[-1])))]
+    axes.plot(C, result.predictor.loss(*result.predictor.optimum(C)), color="C0", linewidth=1.6, label="the law at its best size")
+    band(axes, C, [result.predictors.loss(*result.predictors.optimum(c)) for c in C], "C0", "its 95 % interval")
+    losses = list(table.loss) + [float(result.predictor.loss(*result.predictor.optimum(C[-1])))]
     if outcome:
         axes.axvspan(table.C.max(), C[-1], color="0.5", alpha=0.08, linewidth=0)
         for i, row in enumerate(outcome["runs"]):
@@ -130,10 +130,10 @@ def optimum(result, outcome=None):
     figure, panes = plt.subplots(1, 2, figsize=(10, 4.4))
     C = reach(result, outcome)
     for i, (axes, what) in enumerate(zip(panes, ("parameters N", "training tokens D"))):
-        middle = result.law.optimum(C)[i]
+        middle = result.predictor.optimum(C)[i]
         axes.plot(C, middle, color="C0", linewidth=1.6,
-                  label=f"approach 3: C^{result.law.a if i == 0 else 1 - result.law.a:.3f}")
-        band(axes, C, [result.laws.optimum(c)[i] for c in C], "C0", "its 95 % interval")
+                  label=f"approach 3: C^{result.predictor.a if i == 0 else 1 - result.predictor.a:.3f}")
+        band(axes, C, [result.predictors.optimum(c)[i] for c in C], "C0", "its 95 % interval")
         values = list(middle)
         for name, mark, colour in (("1", "x", "C1"), ("2", "*", "C2")):
             points = result.approaches[name]["points"]
@@ -159,7 +159,7 @@ def optimum(result, outcome=None):
 def residuals(result):
     """How far each run lies from the law, over N and over D: a law that holds leaves no pattern."""
     figure, panes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
-    table, r = result.table, 100 * (np.exp(result.residuals()) - 1)
+    table, r = result.table, 100 * (np.exp(result.unexplained()) - 1)
     for axes, x, other, what, hue in ((panes[0], table.N, table.D, "parameters N", "tokens D"),
                                       (panes[1], table.D, table.N, "training tokens D", "parameters N")):
         dots = axes.scatter(x, r, c=other, cmap="viridis", s=26, norm=matplotlib.colors.LogNorm())

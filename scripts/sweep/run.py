@@ -32,7 +32,7 @@ class Board:
 
     def seconds_left(self, run, done_steps):
         steps = run["config"]["steps"]
-        return self.speed.seconds(run["N"], run["tokens"] * max(0, steps - done_steps) / steps, self.eval_tokens)
+        return self.speed.seconds(run["N"], max(0, steps - done_steps), run["config"]["step_tokens"], self.eval_tokens)
 
     def say(self, text):
         self.clear()
@@ -95,7 +95,7 @@ def execute(directory, plan, runs, binary, slots, threads):
     board = Board(directory, runs, speed, len(slots), plan["setting"]["eval_tokens"])
     states = {run["name"]: initial_state(directory, run) for run in runs}
     # Trunks first, the longest of them first of all: the rest then fills the gaps at the end.
-    order = sorted(runs, key=lambda r: (r["parent"] is not None, -speed.seconds(r["N"], r["tokens"], 0)))
+    order = sorted(runs, key=lambda r: (r["parent"] is not None, -board.seconds_left(r, 0)))
     jobs, free, asked, pruned = [], list(slots), [], time.monotonic()
     earlier = {s: signal.signal(s, lambda number, frame: asked.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     skipped = sum(state == "done" for state in states.values())

@@ -30,6 +30,11 @@ class Shape:
         return 64 if self.channels < 2048 else 128
 
     @property
+    def aspect(self):
+        """Channels a layer, in units of the usual."""
+        return self.channels / self.layers / usual_aspect(self.channels)
+
+    @property
     def matrices(self):
         """Weights of the blocks' matrices: attention 4 C^2, SwiGLU 3 C F with F = 8/3 C rounded up to 32."""
         C = self.channels
@@ -61,18 +66,19 @@ def usual_aspect(channels):
 
 def shape_for(parameters, vocabulary):
     """A shape near to a size, of an aspect as usual as can be had: a law over sizes is a law of one family of shapes, and
-    two layers where three are usual cost a percent of the loss; that sizes are evenly spaced it does not need."""
+    two layers where three are usual cost a percent of the loss; that sizes are evenly spaced it does not need. One layer is of
+    no such family: it cannot look up what followed an earlier token (Olsson et al. 2022)."""
     best = None
     for channels in range(16, WIDEST + 1, 16):
         multiple = 16 if channels < 128 else 32 if channels < 384 else 64 if channels < 2048 else 128
         if channels % multiple:
             continue
         one = Shape(1, channels)
-        guess = (parameters - 2 * vocabulary * channels) / max(1, Shape(1, channels).body)
-        for layers in {max(1, math.floor(guess)), max(1, math.ceil(guess))}:
+        guess = (parameters - 2 * vocabulary * channels) / one.body
+        for layers in {max(2, math.floor(guess)), max(2, math.ceil(guess))}:
             shape = Shape(layers, channels)
             miss = abs(math.log(shape.parameters(vocabulary) / parameters))
-            odd = abs(math.log(channels / layers / usual_aspect(channels)))
+            odd = abs(math.log(shape.aspect))
             score = miss + 2 * odd
             if best is None or score < best[0]:
                 best = (score, shape)
@@ -81,15 +87,23 @@ def shape_for(parameters, vocabulary):
     return best[1]
 
 
-def micro_batch(context):
-    """Sequences a micro-step: about 1024 tokens (llm/train/rules.cpp)."""
+def usual_batch(context):
+    """Sequences of about 1024 tokens, the binary's micro-step (llm/train/rules.cpp)."""
     return min(64, max(1, 1024 // context))
 
 
 def step_tokens(tokens, context):
-    """Tokens a step of a run over `tokens`: grows with their root (Zhang et al. 2025; the same rule of rules.cpp)."""
-    micro = micro_batch(context) * context
-    return micro * max(1, round(1024 * math.sqrt(tokens / 16e6) / micro))
+    """Tokens a step of a run over `tokens`: 1024 for 16 million, growing with their root (Zhang et al. 2025), as rules.cpp has
+    it. There a short run stays at 1024, for its time; but a law of N and D wants the best of each D, and at 1024 a run
+    of a million tokens has too few steps: its loss is a percent higher, and a law that believes it bends too soon."""
+    sequences, usual = max(1, round(1024 * math.sqrt(tokens / 16e6) / context)), usual_batch(context)
+    return context * (sequences if sequences < 2 * usual else usual * round(sequences / usual))
+
+
+def micro_batch(step, context):
+    """Sequences a micro-step of a step of so many tokens."""
+    sequences, usual = step // context, usual_batch(context)
+    return sequences if sequences < 2 * usual else usual
 
 
 def warmup_steps(steps):
@@ -101,7 +115,7 @@ def rates(steps, step, longest=None):
     """Learning rate, weight decay and beta2 of a WSD run of so many steps of `step` tokens (the same; their sources are in
     llm/train/README.md). The rate is the base model's, whatever the size: the binary multiplies it for each parameter.
     `longest`: the steps of the longest run that shares them."""
-    lr = min(0.015, 0.26 / math.sqrt(steps))
+    lr = min(0.015, 0.26 * min(1, step / 1024) ** 0.25 / math.sqrt(steps))
     window = min(max(min(steps / 20, 1e7 / step), 20), 1000)
     return {"lr": lr, "weight_decay": 1 / (lr * max(2 * (longest or steps), 200)), "beta2": 1 - 1 / window}
 

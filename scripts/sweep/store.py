@@ -7,7 +7,7 @@ import os
 
 from . import SweepError
 
-FORMAT = 2  # of plan.json and of the configurations in it
+FORMAT = 3  # of plan.json and of the configurations in it
 COLUMNS = ("name", "kind", "params", "params_body", "tokens", "flops", "flops_counted", "loss", "bits_per_byte",
            "layers", "channels", "steps", "step_tokens", "learning_rate", "seed", "trunk")
 
