@@ -35,7 +35,7 @@ struct Parametrization {
 };
 inline constexpr int64_t kBaseChannels = 128, kBaseLayers = 4;
 // In units of the matrices' rate, at the base model, measured (llm/train/README.md).
-inline constexpr double kEmbeddingRate = 6, kHeadRate = 2;
+inline constexpr double kEmbeddingRate = 10, kHeadRate = 3;
 
 struct Parameter {
   std::string name;  // "layers.0.qkv.weight"
