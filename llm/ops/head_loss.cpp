@@ -17,10 +17,13 @@
 namespace llm {
 namespace {
 
-// Rows a block: their logits take at most 128 MiB. Each block reads the whole weight twice and reads and writes the whole
+// From one row of logits to the next: whole cache lines, lest every vector of a row lie in two.
+int64_t logits_stride(int64_t V) { return round_up(V, simd::kLanes); }
+
+// Rows a block: their logits take at most 256 MiB. Each block reads the whole weight twice and reads and writes the whole
 // d_weight, so a block of few rows is memory-bound; at least 64.
 int64_t block_rows(int64_t rows, int64_t V) {
-  const int64_t fit = std::max<int64_t>(64, (int64_t{128} << 20) / 4 / V / 16 * 16);
+  const int64_t fit = std::max<int64_t>(64, (int64_t{256} << 20) / 4 / logits_stride(V) / 16 * 16);
   if (rows <= fit) return rows;
   const int64_t blocks = (rows + fit - 1) / fit;  // of nearly equal height
   return (rows + blocks - 1) / blocks;
@@ -41,7 +44,7 @@ void infer(Graph& g, Node& node) {
   }
   g.set_workspace(node, g.cuda ? head_loss_workspace_cuda(x.rows(), V, g.dtype(node.inputs[0]),
                                                           node.attributes.integer("logits_bytes", kHeadLogitsBytes))
-                               : static_cast<size_t>(round_up(rows * V, 16) + product) * 4);
+                               : static_cast<size_t>(rows * logits_stride(V) + 16 + product) * 4);
 }
 
 // Its outputs are gradients already, for the seed it was given: it is made by the fusion pass after autodiff, or stands
@@ -76,13 +79,14 @@ void cpu(const KernelCall& call) {
   const SoftCap soft_cap(call.node.attributes.number("softcap", 0));
   const auto z_loss = static_cast<float>(call.node.attributes.number("z_loss", 0));
   const int64_t block = block_rows(rows, V);
-  float *logits = call.workspace(), *product = logits + round_up(block * V, 16);
+  const int64_t stride = logits_stride(V);
+  float *logits = aligned(call.workspace()), *product = logits + block * stride;
   for (int64_t first = 0; first < rows; first += block) {
     const int64_t count = std::min(block, rows - first);
-    gemm(call.threads, {count, V, C, row_major(x + first * C, C), transposed(weight, C), logits, V}, product);
+    gemm(call.threads, {count, V, C, row_major(x + first * C, C), transposed(weight, C), logits, stride}, product);
     call.threads.for_blocks(count, row_grain(V), [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
-        float* row = logits + r * V;
+        float* row = logits + r * stride;
         if (rounds) round_row(row, V);
         const int32_t target = targets[first + r];
         if (soft_cap)
@@ -108,10 +112,11 @@ void cpu(const KernelCall& call) {
       }
     });
     if (!d_losses) continue;
-    gemm(call.threads, {count, C, V, row_major(logits, V), row_major(weight, C), dx + first * C, C}, product);
+    gemm(call.threads, {count, C, V, row_major(logits, stride), row_major(weight, C), dx + first * C, C}, product);
     const bool add = first > 0 || call.accumulates(2);
     gemm(call.threads,
-         {V, C, count, transposed(logits, V), row_major(x + first * C, C), d_weight, C, add ? d_weight : nullptr, C},
+         {V, C, count, transposed(logits, stride), row_major(x + first * C, C), d_weight, C, add ? d_weight : nullptr,
+          C},
          product);
   }
 }
