@@ -108,18 +108,6 @@ TEST_CASE("gemm agrees with the naive product where k takes several stages, with
   }
 }
 
-// More than 4 Mi floats of A: blocks go through the stages together, in as many groups as there are threads.
-TEST_CASE(
-    "gemm agrees with the naive product where a long A is read once, to the same bits with any number of threads") {
-  for (const bool transpose_b : {false, true}) {
-    const Problem p(30, 150, 145000, false, transpose_b);
-    const auto alone = p.run(1), added = p.run(2, Problem::Addend::kOther);
-    p.check(alone, false);
-    p.check(added, true);
-    for (const int threads : {2, 3, 5}) CHECK(same_bits(alone, p.run(threads)));
-  }
-}
-
 TEST_CASE("gemm agrees with the naive product in several blocks of rows, and where rows share a set of the cache") {
   for (int layout = 0; layout < 4; ++layout) {
     for (const auto& [m, n, k] : {std::array<int64_t, 3>{4100, 33, 20}, {800, 20, 33}}) {

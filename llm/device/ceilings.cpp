@@ -11,6 +11,27 @@
 #include "llm/base/simd.h"
 
 namespace llm {
+
+// Memory straight from the system, in huge pages where it gives them, so that page faults and the small pages' TLB
+// misses are not what is measured.
+class CeilingMeter::Pages {
+ public:
+  explicit Pages(size_t bytes) : bytes_(bytes) {
+    data_ = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data_ == MAP_FAILED)
+      fail("the system does not give the ", bytes_ >> 20, " MiB that measuring its memory needs");
+    ::madvise(data_, bytes_, MADV_HUGEPAGE);  // only an advice
+  }
+  ~Pages() { ::munmap(data_, bytes_); }
+  Pages(const Pages&) = delete;
+  Pages& operator=(const Pages&) = delete;
+  float* floats() const { return static_cast<float*>(data_); }
+
+ private:
+  size_t bytes_;
+  void* data_;
+};
+
 namespace {
 
 using Clock = std::chrono::steady_clock;
@@ -50,26 +71,6 @@ double fma_seconds(ThreadTeam& threads, int64_t steps) {
   for (float s : sums) sink = sink + s;
   return seconds;
 }
-
-// Memory straight from the system, in huge pages where it gives them, so that page faults and the small pages' TLB
-// misses are not what is measured.
-class Pages {
- public:
-  explicit Pages(size_t bytes) : bytes_(bytes) {
-    data_ = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (data_ == MAP_FAILED)
-      fail("the system does not give the ", bytes_ >> 20, " MiB that measuring its memory needs");
-    ::madvise(data_, bytes_, MADV_HUGEPAGE);  // only an advice
-  }
-  ~Pages() { ::munmap(data_, bytes_); }
-  Pages(const Pages&) = delete;
-  Pages& operator=(const Pages&) = delete;
-  float* floats() const { return static_cast<float*>(data_); }
-
- private:
-  size_t bytes_;
-  void* data_;
-};
 
 constexpr int64_t kBlock = 16384;  // floats that a thread takes at a time, as the streaming kernels do
 constexpr int kUnroll = 8;
@@ -157,17 +158,20 @@ double measure_held_gflops(ThreadTeam& threads) {
   return flops_of_steps(threads, steps) / fma_seconds(threads, steps) * 1e-9;
 }
 
+CeilingMeter::CeilingMeter(ThreadTeam& threads) : threads_(threads) {}
+CeilingMeter::~CeilingMeter() = default;
+
 void CeilingMeter::round() {
   // More than the caches hold. How much that is cannot be asked: virtual machines report anything up to their host's.
   constexpr size_t kBytes = size_t{512} << 20;
-  Pages pages(kBytes);
+  if (!pages_) pages_ = std::make_unique<Pages>(kBytes);
   std::vector<float> sums(kBytes / sizeof(float) / kBlock);
   const auto bandwidths = [&](size_t bytes, int repeats) {
-    return measure_bandwidths(threads_, pages.floats(), sums.data(), bytes, repeats);
+    return measure_bandwidths(threads_, pages_->floats(), sums.data(), bytes, repeats);
   };
   Ceilings c;
   c.gflops = measure_held_gflops(threads_);
-  update_all(threads_, pages.floats(), static_cast<int64_t>(kBytes / sizeof(float)));  // makes the pages be there
+  update_all(threads_, pages_->floats(), static_cast<int64_t>(kBytes / sizeof(float)));  // makes the pages be there
   const Bandwidths memory = bandwidths(kBytes, 1);
   bandwidths(Ceilings::kCachedBytes, 1);
   const Bandwidths cached = bandwidths(Ceilings::kCachedBytes, 8);

@@ -1,6 +1,7 @@
 // What this machine can do at most, measured on it: the ceilings that `bench` holds each op against, and MFU's peak.
 #pragma once
 #include <cstddef>
+#include <memory>
 #include <vector>
 
 #include "llm/base/threads.h"
@@ -21,13 +22,17 @@ struct Ceilings {
 // its neighbours within seconds, and the clock that a core holds is lower than the one it begins with.
 class CeilingMeter {
  public:
-  explicit CeilingMeter(ThreadTeam& threads) : threads_(threads) {}
-  // About 0.15 s and 512 MiB of memory, given back afterwards; what was in the caches is gone.
+  explicit CeilingMeter(ThreadTeam& threads);
+  ~CeilingMeter();
+  // About 0.15 s; what was in the caches is gone. From the first on the meter holds 512 MiB: a virtual machine that gets pages
+  // back returns them to its host seconds later, in the midst of what is measured between two rounds.
   void round();
   Ceilings medians() const;  // of the rounds so far, at least one
 
  private:
   ThreadTeam& threads_;
+  class Pages;
+  std::unique_ptr<Pages> pages_;
   std::vector<Ceilings> rounds_;
 };
 

@@ -1,8 +1,7 @@
 // The blocked product. C is cut into blocks, each of which one thread makes alone: no thread waits for another. A block
 // is a few column panels wide. For each stage of k its piece of B is packed, then A is read in place, panel after panel
 // of rows: the microkernel broadcasts A's elements, so they may stay where they are. Where the elements of a row of B are
-// neighbours in memory, the first panel of rows reads B in place too, and packs it on the way. Where A is so long that it
-// would come from memory for every block, a thread takes several blocks through each stage together, beside one piece of A.
+// neighbours in memory, the first panel of rows reads B in place too, and packs it on the way.
 #include "llm/device/gemm_cpu.h"
 
 #include <algorithm>
@@ -27,7 +26,6 @@ using microkernel::RowPanels;
 constexpr int64_t kDepthRowMajor = 768, kPanelsRowMajor = 2;
 constexpr int64_t kDepthTransposed = 512, kPanelsTransposed = 3;
 constexpr int64_t kMostRows = 4096;  // of a block: a piece of A this high stays in L3 for the blocks beside it
-constexpr int64_t kFarFloats = int64_t{4} << 20;  // a row-major A of more, in the rows of a block, does not
 constexpr int64_t kBlocksPerThread = 2;
 // The least rows of a block, for its piece of B to be worth packing apart, and on the way.
 constexpr int64_t kLeastRowsPacking = 256, kLeastRowsOnTheWay = 128;
@@ -48,7 +46,6 @@ Range part(int64_t n, int64_t count, int64_t i) { return {i * n / count, (i + 1)
 struct Plan {
   int64_t depth, stages;
   int64_t column_panels, column_blocks, row_blocks;
-  int64_t groups;  // of column blocks, each of which goes through the stages together
   int64_t panels;  // of the widest block
 
   Plan(int64_t m, int64_t n, int64_t k, bool a_row_major, bool b_along_k, int64_t threads)
@@ -72,10 +69,8 @@ struct Plan {
         least = time, row_blocks = rows, column_blocks = ceil_div(column_panels, width);
       }
     panels = ceil_div(column_panels, column_blocks);
-    const bool far = a_row_major && stages > 1 && ceil_div(m, row_blocks) * k > kFarFloats;
-    groups = far ? std::min(column_blocks, ceil_div(threads, row_blocks)) : column_blocks;
   }
-  int64_t items() const { return row_blocks * groups; }
+  int64_t blocks() const { return row_blocks * column_blocks; }
   int64_t floats_of_thread() const { return panels * kColumns * depth; }
 };
 
@@ -83,14 +78,61 @@ class BlockedGemm {
  public:
   BlockedGemm(const Gemm& g, const Plan& plan, float* workspace) : g_(g), plan_(plan), packed_(aligned(workspace)) {}
 
-  // Items that use the same rows of A follow each other.
-  void multiply(int64_t item, int rank) const {
-    const Range rows = part(g_.m, plan_.row_blocks, item / plan_.groups);
-    const Range blocks = part(plan_.column_blocks, plan_.groups, item % plan_.groups);
+  // Blocks that use the same rows of A follow each other.
+  void multiply(int64_t block, int rank) const {
     float* packed = packed_ + rank * plan_.floats_of_thread();
-    for (int64_t stage = 0; stage < plan_.stages; ++stage)
-      for (int64_t block = blocks.begin; block < blocks.end; ++block)
-        multiply_stage(rows, panels_of(block), stage, after(blocks, block, stage), packed);
+    const Range panels = panels_of(block);
+    const Range rows = part(g_.m, plan_.row_blocks, block / plan_.column_blocks);
+    const RowPanels row_panels(rows.size(), most_rows_);
+    for (int64_t stage = 0; stage < plan_.stages; ++stage) {
+      const bool last = stage + 1 == plan_.stages;
+      const Range k = {stage * plan_.depth, std::min(g_.k, (stage + 1) * plan_.depth)};
+      const auto pack_of = [&](int64_t panel) { return packed + (panel - panels.begin) * kColumns * k.size(); };
+      for (int64_t panel = panels.begin; panel < panels.end; ++panel)
+        if (const Piece p = piece(panel, k.begin); !packs_on_the_way(p))
+          microkernel::pack_columns(b_along_k_, p.data, b_stride_, p.columns, k.size(), pack_of(panel));
+      // What is likely to be read next of B. Rows of B are far from each other, and nothing but these fetches brings them near.
+      const Piece next = last ? piece(panels_of(block + 1).begin, 0) : piece(panels.begin, k.end);
+      const int64_t half_panels = 2 * panels.size();  // lines of 16 columns
+      const bool trickles =
+          a_row_major_ && !b_along_k_ && row_panels.count * panels.size() >= kTrickleTiles * half_panels;
+      int64_t fetches = trickles ? 0 : half_panels, tiles_left = row_panels.count * panels.size();
+      for (int64_t i = 0; i < row_panels.count; ++i) {
+        const int64_t row = rows.begin + row_panels.begin(i), height = row_panels.begin(i + 1) - row_panels.begin(i);
+        const float* a = g_.a.data + row * g_.a.row_stride + k.begin * g_.a.column_stride;
+        if (g_.row_sums && panels.begin == 0) sum_rows(a, height, k.size(), stage > 0 || g_.add_to_row_sums, row);
+        for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+          if (g_.symmetric && panel * kColumns >= row + height) break;  // above the diagonal
+          const Piece p = piece(panel, k.begin);
+          const int64_t at = row * g_.c_stride + panel * kColumns;
+          microkernel::Tile t = {k.size(),  a,           g_.a.row_stride, g_.a.column_stride, pack_of(panel), kColumns,
+                                 g_.c + at, g_.c_stride, g_.c + at,       g_.c_stride,        p.columns};
+          if (stage == 0) {
+            t.addend = g_.addend ? g_.addend + row * g_.addend_stride + panel * kColumns : nullptr;
+            t.addend_stride = g_.addend_stride;
+          }
+          if (last && g_.epilogue.beside) t.beside = g_.epilogue.beside + at;
+          if (i == 0 && packs_on_the_way(p)) t.b = p.data, t.b_step = b_stride_, t.b_copy = pack_of(panel);
+          if (trickles && --tiles_left < kTrickleTiles * half_panels) {
+            const int64_t step = tiles_left % kTrickleTiles * (k.size() / kTrickleTiles);
+            t.trickle = next.data + tiles_left / kTrickleTiles * 16 + step * b_stride_;
+            t.trickle_step = b_stride_;
+          }
+          if (panel == panels.begin && i + 1 < row_panels.count) {
+            t.fetch = a + height * g_.a.row_stride;
+            t.fetch_step = a_row_major_ ? g_.a.row_stride : g_.a.column_stride;
+            t.fetch_block = 16 * g_.a.column_stride;
+          } else if (fetches > 0 && row_panels.count - i <= kFetchingPanels) {
+            t.fetch = next.data + --fetches * 16 * g_.b.column_stride;
+            t.fetch_step = b_stride_;
+            t.fetch_block = 16 * g_.b.row_stride;
+          }
+          microkernel::multiply_tile(height, t);
+          if (last && g_.epilogue.apply)
+            g_.epilogue.apply(g_.epilogue.context, {t.c, g_.c_stride, row, height, panel * kColumns, p.columns});
+        }
+      }
+    }
   }
 
  private:
@@ -99,68 +141,14 @@ class BlockedGemm {
     const float* data;
     int64_t columns;
   };
-  Range panels_of(int64_t block) const { return part(plan_.column_panels, plan_.column_blocks, block); }
+  Range panels_of(int64_t block) const {
+    return part(plan_.column_panels, plan_.column_blocks, block % plan_.column_blocks);
+  }
   Piece piece(int64_t panel, int64_t k) const {
     return {g_.b.data + k * g_.b.row_stride + panel * kColumns * g_.b.column_stride,
             std::min<int64_t>(kColumns, g_.n - panel * kColumns)};
   }
-  // What is likely to be read after this stage of this block. Rows of B are far from each other, and nothing but fetching it
-  // brings them near.
-  Piece after(Range blocks, int64_t block, int64_t stage) const {
-    if (block + 1 < blocks.end) return piece(panels_of(block + 1).begin, stage * plan_.depth);
-    if (stage + 1 < plan_.stages) return piece(panels_of(blocks.begin).begin, (stage + 1) * plan_.depth);
-    return piece(panels_of(blocks.end % plan_.column_blocks).begin, 0);
-  }
   bool packs_on_the_way(Piece p) const { return !b_along_k_ && p.columns == kColumns && !g_.symmetric; }
-
-  void multiply_stage(Range rows, Range panels, int64_t stage, Piece next, float* packed) const {
-    const RowPanels row_panels(rows.size(), most_rows_);
-    const bool last = stage + 1 == plan_.stages;
-    const Range k = {stage * plan_.depth, std::min(g_.k, (stage + 1) * plan_.depth)};
-    const auto pack_of = [&](int64_t panel) { return packed + (panel - panels.begin) * kColumns * k.size(); };
-    for (int64_t panel = panels.begin; panel < panels.end; ++panel)
-      if (const Piece p = piece(panel, k.begin); !packs_on_the_way(p))
-        microkernel::pack_columns(b_along_k_, p.data, b_stride_, p.columns, k.size(), pack_of(panel));
-    const int64_t half_panels = 2 * panels.size();  // lines of 16 columns
-    const bool trickles =
-        a_row_major_ && !b_along_k_ && row_panels.count * panels.size() >= kTrickleTiles * half_panels;
-    int64_t fetches = trickles ? 0 : half_panels, tiles_left = row_panels.count * panels.size();
-    for (int64_t i = 0; i < row_panels.count; ++i) {
-      const int64_t row = rows.begin + row_panels.begin(i), height = row_panels.begin(i + 1) - row_panels.begin(i);
-      const float* a = g_.a.data + row * g_.a.row_stride + k.begin * g_.a.column_stride;
-      if (g_.row_sums && panels.begin == 0) sum_rows(a, height, k.size(), stage > 0 || g_.add_to_row_sums, row);
-      for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-        if (g_.symmetric && panel * kColumns >= row + height) break;  // above the diagonal
-        const Piece p = piece(panel, k.begin);
-        const int64_t at = row * g_.c_stride + panel * kColumns;
-        microkernel::Tile t = {k.size(),  a,           g_.a.row_stride, g_.a.column_stride, pack_of(panel), kColumns,
-                               g_.c + at, g_.c_stride, g_.c + at,       g_.c_stride,        p.columns};
-        if (stage == 0) {
-          t.addend = g_.addend ? g_.addend + row * g_.addend_stride + panel * kColumns : nullptr;
-          t.addend_stride = g_.addend_stride;
-        }
-        if (last && g_.epilogue.beside) t.beside = g_.epilogue.beside + at;
-        if (i == 0 && packs_on_the_way(p)) t.b = p.data, t.b_step = b_stride_, t.b_copy = pack_of(panel);
-        if (trickles && --tiles_left < kTrickleTiles * half_panels) {
-          const int64_t step = tiles_left % kTrickleTiles * (k.size() / kTrickleTiles);
-          t.trickle = next.data + tiles_left / kTrickleTiles * 16 + step * b_stride_;
-          t.trickle_step = b_stride_;
-        }
-        if (panel == panels.begin && i + 1 < row_panels.count) {
-          t.fetch = a + height * g_.a.row_stride;
-          t.fetch_step = a_row_major_ ? g_.a.row_stride : g_.a.column_stride;
-          t.fetch_block = 16 * g_.a.column_stride;
-        } else if (fetches > 0 && row_panels.count - i <= kFetchingPanels) {
-          t.fetch = next.data + --fetches * 16 * g_.b.column_stride;
-          t.fetch_step = b_stride_;
-          t.fetch_block = 16 * g_.b.row_stride;
-        }
-        microkernel::multiply_tile(height, t);
-        if (last && g_.epilogue.apply)
-          g_.epilogue.apply(g_.epilogue.context, {t.c, g_.c_stride, row, height, panel * kColumns, p.columns});
-      }
-    }
-  }
 
   // Of a transposed A, whose rows stand in the lanes: the sums over one stage, so that they stay short.
   void sum_rows(const float* a, int64_t height, int64_t k, bool add, int64_t row) const {
@@ -211,11 +199,11 @@ void gemm(ThreadTeam& threads, const Gemm& g, float* workspace) {
   const Plan plan(g.m, g.n, g.k, g.a.column_stride == 1, g.b.column_stride != 1, team);
   const BlockedGemm blocked(g, plan, workspace);
   if (alone) {
-    for (int64_t item = 0; item < plan.items(); ++item) blocked.multiply(item, 0);
+    for (int64_t block = 0; block < plan.blocks(); ++block) blocked.multiply(block, 0);
     if (g.symmetric) mirror_rows(g, 0, g.m);
     return;
   }
-  threads.for_items(plan.items(), [&](int64_t item, int rank) { blocked.multiply(item, rank); });
+  threads.for_items(plan.blocks(), [&](int64_t block, int rank) { blocked.multiply(block, rank); });
   if (g.symmetric) threads.for_blocks(g.m, kColumns, [&](int64_t begin, int64_t end) { mirror_rows(g, begin, end); });
 }
 

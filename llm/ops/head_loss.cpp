@@ -20,10 +20,10 @@ namespace {
 // From one row of logits to the next: whole cache lines, lest every vector of a row lie in two.
 int64_t logits_stride(int64_t V) { return round_up(V, simd::kLanes); }
 
-// Rows a block: their logits take at most 256 MiB. Each block reads the whole weight twice and reads and writes the whole
+// Rows a block: their logits take at most 128 MiB. Each block reads the whole weight twice and reads and writes the whole
 // d_weight, so a block of few rows is memory-bound; at least 64.
 int64_t block_rows(int64_t rows, int64_t V) {
-  const int64_t fit = std::max<int64_t>(64, (int64_t{256} << 20) / 4 / logits_stride(V) / 16 * 16);
+  const int64_t fit = std::max<int64_t>(64, (int64_t{128} << 20) / 4 / logits_stride(V) / 16 * 16);
   if (rows <= fit) return rows;
   const int64_t blocks = (rows + fit - 1) / fit;  // of nearly equal height
   return (rows + blocks - 1) / blocks;
