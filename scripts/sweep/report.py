@@ -91,8 +91,8 @@ def commands_section(arguments, plan):
     setting = plan["setting"]
     kind, amount = next(iter(plan["budget"].items()))
     budget = f"{amount:.3g}" if kind == "flops" else f"{amount:.0f}s"
-    steps = [f"scripts/sweep.py plan --data {shlex.quote(setting['data'])} --budget {budget} --context "
-             f"{setting['context']} --out {arguments.out}", *(f"scripts/sweep.py {c} --out {arguments.out}" for c in
+    steps = [f"scripts/sweep.py plan --data {shlex.quote(setting['data'])} --budget {budget} --span {setting['span']:g} "
+             f"--context {setting['context']} --out {arguments.out}", *(f"scripts/sweep.py {c} --out {arguments.out}" for c in
                                                               ("run", "test", "report"))]
     trunks = [run for run in [*plan["runs"], *plan["tests"]] if not run["parent"]]
     each = [shlex.join(train_command("train_gpt", {**setting, "machine_flags": []}, run, 0, f"runs/{run['name']}"))
