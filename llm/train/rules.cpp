@@ -103,8 +103,8 @@ class Rules {
     const bool muon = o_.optimizer == "muon";
     // Attention without QK-norm bears less of AdamW's.
     const double scale = !muon ? 0.08 : held ? 0.26 : 0.22, most = muon ? 0.015 : m_.qk_norm ? 0.006 : 0.002;
-    // Fewer tokens make a noisier direction, which Muon follows at its full length all the same.
-    const double few = muon && step_tokens < 1024 ? std::pow(step_tokens / 1024, 0.25) : 1;
+    // Fewer tokens make a noisier direction, which Muon follows at its full length all the same, as long as the rate is held.
+    const double few = muon && held && step_tokens < 1024 ? std::pow(step_tokens / 1024, 0.25) : 1;
     const double rate = std::min(most, scale * few / std::sqrt(steps)) * (is_trained_ ? 0.1 : 1);
     const std::string units = standard ? " x 128 / channels" : "";
     const std::string of_step = few < 1 ? " (tokens a step / 1024)^(1/4)" : "";
