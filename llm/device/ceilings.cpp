@@ -164,14 +164,16 @@ CeilingMeter::~CeilingMeter() = default;
 void CeilingMeter::round() {
   // More than the caches hold. How much that is cannot be asked: virtual machines report anything up to their host's.
   constexpr size_t kBytes = size_t{512} << 20;
-  if (!pages_) pages_ = std::make_unique<Pages>(kBytes);
+  if (!pages_) {
+    pages_ = std::make_unique<Pages>(kBytes);
+    update_all(threads_, pages_->floats(), static_cast<int64_t>(kBytes / sizeof(float)));  // makes the pages be there
+  }
   std::vector<float> sums(kBytes / sizeof(float) / kBlock);
   const auto bandwidths = [&](size_t bytes, int repeats) {
     return measure_bandwidths(threads_, pages_->floats(), sums.data(), bytes, repeats);
   };
   Ceilings c;
   c.gflops = measure_held_gflops(threads_);
-  update_all(threads_, pages_->floats(), static_cast<int64_t>(kBytes / sizeof(float)));  // makes the pages be there
   const Bandwidths memory = bandwidths(kBytes, 1);
   bandwidths(Ceilings::kCachedBytes, 1);
   const Bandwidths cached = bandwidths(Ceilings::kCachedBytes, 8);

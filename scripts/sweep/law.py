@@ -175,11 +175,15 @@ def refit(problem, law, weights):
     return problem.law(theta), value
 
 
-def bootstrap(problem, law, samples=1000, seed=1, batch=100):
-    """Laws fitted to `samples` resamples of the runs, with replacement (Efron 1979): a Law of arrays."""
-    points = len(problem.n)
+def resampled(points, samples, seed):
+    """How often each run counts in resamples with replacement (Efron 1979): (samples, points)."""
     rng = np.random.default_rng(seed)
-    weights = rng.multinomial(points, np.full(points, 1 / points), size=samples).astype(float)
+    return rng.multinomial(points, np.full(points, 1 / points), size=samples).astype(float)
+
+
+def bootstrap(problem, law, samples=1000, seed=1, batch=100):
+    """Laws fitted to `samples` resamples of the runs: a Law of arrays."""
+    weights = resampled(len(problem.n), samples, seed)
     laws = [refit(problem, law, weights[i:i + batch])[0] for i in range(0, samples, batch)]
     return Law(*(np.concatenate([getattr(part, name) for part in laws]) for name in NAMES))
 

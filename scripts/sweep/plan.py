@@ -138,7 +138,7 @@ def show(plan, say):
     setting = plan["setting"]
     runs = plan["runs"]
     say(f"data: {short(setting['train_tokens'])} tokens, vocabulary {setting['vocabulary']}, "
-        f"context {setting['context']}, batch by the binary's rule")
+        f"context {setting['context']}, batch growing with the tokens' root")
     say(f"{'layers':>7}{'channels':>9}{'params':>9}{'lr':>9}{'batch':>8}   tokens (tokens a parameter)")
     for trunk in [r for r in runs if not r["parent"] and r["kind"] == "grid"]:
         family = sorted((r for r in runs if trunk["name"] in (r["name"], r["parent"])), key=lambda r: r["tokens"])

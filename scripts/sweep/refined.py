@@ -11,7 +11,7 @@ At equal compute the best N has alpha (A / N^alpha)^kappa = beta (B / D^beta)^ka
 """
 import numpy as np
 
-from .law import NAMES, Law, Problem, huber
+from .law import NAMES, Law, Problem, huber, resampled
 
 MORE = ("kappa", "gamma")
 KAPPA = (0.5, 4)  # within which it is sought
@@ -126,7 +126,6 @@ def refine(table, law, delta, samples, seed=1):
     gain = float(information(plain_value[0], points, 5) - information(value[best], points, 7))
     if gain <= 0:
         return None, None, gain
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(points, np.full(points, 1 / points), size=samples).astype(float)
+    weights = resampled(points, samples, seed)
     batch, _ = problem.solve(np.repeat(theta[best][None], samples, axis=0), weights, all_of_them)
     return problem.law(theta[best]), problem.law(batch), gain
