@@ -100,7 +100,6 @@ class BlockedGemm {
       for (int64_t i = 0; i < row_panels.count; ++i) {
         const int64_t row = rows.begin + row_panels.begin(i), height = row_panels.begin(i + 1) - row_panels.begin(i);
         const float* a = g_.a.data + row * g_.a.row_stride + k.begin * g_.a.column_stride;
-        if (g_.row_sums && panels.begin == 0) sum_rows(a, height, k.size(), stage > 0 || g_.add_to_row_sums, row);
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
           if (g_.symmetric && panel * kColumns >= row + height) break;  // above the diagonal
           const Piece p = piece(panel, k.begin);
@@ -112,6 +111,8 @@ class BlockedGemm {
             t.addend_stride = g_.addend_stride;
           }
           if (last && g_.epilogue.beside) t.beside = g_.epilogue.beside + at;
+          if (g_.row_sums && panel == 0)
+            t.row_sums = g_.row_sums + row, t.add_to_row_sums = stage > 0 || g_.add_to_row_sums;
           if (i == 0 && packs_on_the_way(p)) t.b = p.data, t.b_step = b_stride_, t.b_copy = pack_of(panel);
           if (trickles && --tiles_left < kTrickleTiles * half_panels) {
             const int64_t step = tiles_left % kTrickleTiles * (k.size() / kTrickleTiles);
@@ -149,17 +150,6 @@ class BlockedGemm {
             std::min<int64_t>(kColumns, g_.n - panel * kColumns)};
   }
   bool packs_on_the_way(Piece p) const { return !b_along_k_ && p.columns == kColumns && !g_.symmetric; }
-
-  // Of a transposed A, whose rows stand in the lanes: the sums over one stage, so that they stay short.
-  void sum_rows(const float* a, int64_t height, int64_t k, bool add, int64_t row) const {
-    for (int64_t i = 0; i < height; i += simd::kLanes) {
-      const int64_t lanes = std::min<int64_t>(simd::kLanes, height - i);
-      simd::Vec sum{};
-      for (int64_t at = 0; at < k; ++at) sum += simd::load_part(a + at * g_.a.column_stride + i, lanes);
-      float* to = g_.row_sums + row + i;
-      simd::store_part(to, add ? simd::load_part(to, lanes) + sum : sum, lanes);
-    }
-  }
 
   const Gemm& g_;
   const Plan& plan_;

@@ -1,5 +1,6 @@
 #include "llm/device/microkernel_cpu.h"
 
+#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -23,9 +24,12 @@ inline __attribute__((always_inline)) void step(Vec (&sum)[Rows][Vectors], const
   }
 }
 
+enum class Extra { none, trickle, row_sums };  // what a kernel does besides
+
 // RowMajor: a_step is 1. Else a_row is.
-template <int Rows, int Vectors, bool RowMajor, bool Copy, bool Trickle>
+template <int Rows, int Vectors, bool RowMajor, bool Copy, Extra Kind>
 void multiply(const Tile& t) {
+  constexpr bool kTrickles = Kind == Extra::trickle, kSumsRows = Kind == Extra::row_sums;
   Vec sum[Rows][Vectors];
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i)
@@ -33,18 +37,26 @@ void multiply(const Tile& t) {
     for (int j = 0; j < Vectors; ++j) sum[i][j] = Vec{};
 
   const int64_t width = Vectors * kLanes;
-  if (!t.c_is_near)
+  // What the tile is written to, and what its epilogue reads beside it, is brought near in the last steps, two rows every
+  // 16: all at once would take every load that a core may have under way, and hold up those of A and B.
+  constexpr int64_t kFetchingSteps = 8 * Rows + 48;
+  const auto fetch_row = [&](int64_t i) __attribute__((always_inline)) {  // a call would spill the sums
+    const int64_t begin = i * t.c_stride, end = begin + t.columns - 1;
+    __builtin_prefetch(t.c + begin, 1);
+    __builtin_prefetch(t.c + end, 1);
+    if (t.beside) {
+      __builtin_prefetch(t.beside + begin, 1);
+      __builtin_prefetch(t.beside + end, 1);
+    }
+  };
+  int64_t rows_fetched = Rows;
+  if (!t.c_is_near) {
+    if (t.k >= 8 * Rows)
+      rows_fetched = 0;
+    else
 #pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i) {
-      __builtin_prefetch(t.c + i * t.c_stride, 1);
-      __builtin_prefetch(t.c + i * t.c_stride + t.columns - 1, 1);
-    }
-  if (t.beside)
-    for (int64_t i = 0; i < Rows; ++i) {
-      __builtin_prefetch(t.beside + i * t.c_stride, 1);
-      __builtin_prefetch(t.beside + i * t.c_stride + t.columns - 1, 1);
-    }
-
+      for (int i = 0; i < Rows; ++i) fetch_row(i);
+  }
   [[maybe_unused]] const float* trickle = t.trickle;
   const float *b = t.b, *fetch_block = t.fetch ? t.fetch : t.b;
   float* b_copy = t.b_copy;
@@ -55,15 +67,30 @@ void multiply(const Tile& t) {
   const float* a[kGroups];
 #pragma GCC unroll 4
   for (int g = 0; g < kGroups; ++g) a[g] = t.a + 4 * g * a_row;
+  // A transposed A's rows stand side by side: their sums are one addition more beside 2 Rows multiply-adds.
+  constexpr int kRowVectors = (Rows + kLanes - 1) / kLanes;
+  const auto lanes_of = [](int i) { return std::min(Rows - i * kLanes, kLanes); };
+  const auto rows_of = [&](const float* from, int i) {
+    return lanes_of(i) == kLanes ? simd::load(from) : simd::load_part(from, lanes_of(i));
+  };
+  [[maybe_unused]] Vec row_sums[kRowVectors] = {};
   for (int64_t left = t.k; left > 0; left -= 16) {
     const float* fetch = fetch_block;
-    if constexpr (Trickle) {
+    if (left <= kFetchingSteps && rows_fetched < Rows) {
+      fetch_row(rows_fetched);
+      if (rows_fetched + 1 < Rows) fetch_row(rows_fetched + 1);
+      rows_fetched += 2;
+    }
+    if constexpr (kTrickles) {
 #pragma GCC unroll 4
       for (int i = 0; i < kTrickle; ++i) __builtin_prefetch(trickle + i * t.trickle_step, 0, 2);
       trickle += kTrickle * t.trickle_step;
     }
     for (int64_t k = left < 16 ? left : 16; k > 0; --k) {
       __builtin_prefetch(fetch, 0, 2);
+      if constexpr (kSumsRows)
+#pragma GCC unroll 4
+        for (int i = 0; i < kRowVectors; ++i) row_sums[i] += rows_of(a[0] + i * kLanes, i);
       step<Rows, Vectors, Copy>(sum, b, b_copy, [&](int i) { return RowMajor ? a[i / 4][(i % 4) * a_row] : a[0][i]; });
 #pragma GCC unroll 4
       for (int g = 0; g < kGroups; ++g) a[g] += a_step;
@@ -74,6 +101,12 @@ void multiply(const Tile& t) {
     fetch_block += to_next_block;
   }
 
+  if constexpr (kSumsRows)
+#pragma GCC unroll 4
+    for (int i = 0; i < kRowVectors; ++i) {
+      float* to = t.row_sums + i * kLanes;
+      simd::store_part(to, t.add_to_row_sums ? rows_of(to, i) + row_sums[i] : row_sums[i], lanes_of(i));
+    }
   if (t.columns == width) {
     if (t.addend) {
 #pragma GCC unroll 16
@@ -104,17 +137,17 @@ void multiply(const Tile& t) {
 }
 
 using Kernel = void (*)(const Tile&);
-template <int Vectors, bool RowMajor, bool Copy, bool Trickle, int... I>
+template <int Vectors, bool RowMajor, bool Copy, Extra Kind, int... I>
 constexpr std::array<Kernel, sizeof...(I)> kernels(std::integer_sequence<int, I...>) {
-  return {&multiply<I + 1, Vectors, RowMajor, Copy, Trickle>...};
+  return {&multiply<I + 1, Vectors, RowMajor, Copy, Kind>...};
 }
-template <int Vectors, bool RowMajor, bool Copy, bool Trickle = false>
-constexpr auto kTable = kernels<Vectors, RowMajor, Copy, Trickle>(std::make_integer_sequence<int, kRows>{});
+template <int Vectors, bool RowMajor, bool Copy, Extra Kind = Extra::none>
+constexpr auto kTable = kernels<Vectors, RowMajor, Copy, Kind>(std::make_integer_sequence<int, kRows>{});
 
-template <bool RowMajor>
+template <bool RowMajor, Extra Kind = Extra::none>
 Kernel kernel_of(size_t row, bool wide, bool copy) {
-  if (copy) return wide ? kTable<2, RowMajor, true>[row] : kTable<1, RowMajor, true>[row];
-  return wide ? kTable<2, RowMajor, false>[row] : kTable<1, RowMajor, false>[row];
+  if (copy) return wide ? kTable<2, RowMajor, true, Kind>[row] : kTable<1, RowMajor, true, Kind>[row];
+  return wide ? kTable<2, RowMajor, false, Kind>[row] : kTable<1, RowMajor, false, Kind>[row];
 }
 
 }  // namespace
@@ -122,7 +155,9 @@ Kernel kernel_of(size_t row, bool wide, bool copy) {
 void multiply_tile(int64_t rows, const Tile& t) {
   const auto row = static_cast<size_t>(rows - 1);
   const bool wide = t.columns > kLanes, copy = t.b_copy;
-  if (t.trickle && wide) return (copy ? kTable<2, true, true, true> : kTable<2, true, false, true>)[row](t);
+  if (t.trickle && wide)
+    return (copy ? kTable<2, true, true, Extra::trickle> : kTable<2, true, false, Extra::trickle>)[row](t);
+  if (t.row_sums) return kernel_of<false, Extra::row_sums>(row, wide, copy)(t);
   (t.a_row == 1 ? kernel_of<false>(row, wide, copy) : kernel_of<true>(row, wide, copy))(t);
 }
 

@@ -48,6 +48,9 @@ struct Tile {
   // way that one a step would hold up all others. Only where a_step is 1.
   const float* trickle = nullptr;
   int64_t trickle_step = 0;
+  // Of a transposed A also the sums of its rows go here, on top of what is there or not.
+  float* row_sums = nullptr;
+  bool add_to_row_sums = false;
 };
 
 inline constexpr int64_t kTrickle = 4;  // lines every 16 steps
