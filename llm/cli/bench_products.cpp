@@ -2,8 +2,8 @@
 // oneDNN's where that is built in. The sizes come from the compiled graph. A product of a matrix with itself is timed in full,
 // though a step takes half of it.
 //
-// Both work on the same operands, taking turns in every round, each with one call that is not timed before those that are:
-// so the operands lie in the caches as far as they fit, which they do not always in a step.
+// Both work on the same operands, taking turns round by round. Each measurement begins with one call that is not timed: so
+// the operands lie in the caches as far as they fit, which they do not always in a step.
 #include <chrono>
 #include <cmath>
 #include <iostream>
@@ -120,6 +120,13 @@ double seconds_of(int64_t repeats, Work&& work) {
   return all.count() / static_cast<double>(repeats);
 }
 
+// A thread that was asleep may wake on the core of the one that woke it, and stays there until the system spreads them.
+template <class Work>
+void warm_up(Work&& work) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(100);
+  while (std::chrono::steady_clock::now() < end) work();
+}
+
 ordered_json result_of(const BenchFlags& flags, const Machine& on, const ModelConfig& config, double peak,
                        const std::vector<Timed>& all) {
   ordered_json products = ordered_json::array();
@@ -169,18 +176,17 @@ ordered_json bench_products(const BenchFlags& flags, const Machine& on, const Mo
     const double once = seconds_of(1, [&] { operands.ours(t.product); });
     t.repeats = std::clamp<int64_t>(static_cast<int64_t>(5e-3 / once), 1, 1000);
   }
-  // OpenMP's threads wait for more work by spinning, for some milliseconds, and would take our cores.
-  const auto pause = [&] {
-    if (on.threads.size() > 1) std::this_thread::sleep_for(std::chrono::milliseconds(20));
-  };
+  const auto time_ours = [&](Timed& t) { return seconds_of(t.repeats, [&] { operands.ours(t.product); }); };
+  const auto time_onednn = [&](Timed& t) { return seconds_of(t.repeats, [&] { operands.onednn(t.product); }); };
   for (int64_t round = 0; round < flags.steps; ++round) {
-    for (Timed& t : all) {
-      t.seconds.push_back(seconds_of(t.repeats, [&] { operands.ours(t.product); }));
-      if (!onednn_gemm) continue;
-      t.onednn.push_back(seconds_of(t.repeats, [&] { operands.onednn(t.product); }));
-      pause();
-    }
+    for (Timed& t : all) t.seconds.push_back(time_ours(t));
     peaks.push_back(measure_held_gflops(on.threads));
+    if (!onednn_gemm) continue;
+    warm_up([&] { time_onednn(all.front()); });
+    for (Timed& t : all) t.onednn.push_back(time_onednn(t));
+    // OpenMP's threads wait for more work by spinning, for some milliseconds, and would take our cores.
+    if (on.threads.size() > 1) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    warm_up([&] { time_ours(all.front()); });
   }
   return result_of(flags, on, config, median(peaks), all);
 }
