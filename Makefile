@@ -215,6 +215,7 @@ gpu-test: ## run the tests with the kernels on this machine's GPU
 
 sweep-test: ## run the tests of scripts/sweep.py (they need numpy, scipy, matplotlib; some minutes)
 	@$(MAKE) $(JOBS) train_gpt
+	@test/test_sweep_law.py
 	@test/test_sweep.py
 
 fuzz: ## fuzz every reader for a minute each (FUZZ_SECONDS=600, FUZZ='safetensors config')
