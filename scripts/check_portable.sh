@@ -55,7 +55,7 @@ for level in $levels; do
   for threads in 1 3; do
     for architecture in gpt2 modern; do
       run "$level" train nano --architecture $architecture --data "$work/text.txt" --out "$work/$level-$architecture-$threads" --batch 4 \
-        --steps 50 --eval-every 0 --save-every 0 --sample-every 0 --threads $threads >"$work/out" 2>"$work/err" || fail "$level: $(cat "$work/err")"
+        --steps 50 --lr 0.001 --eval-every 0 --save-every 0 --sample-every 0 --threads $threads >"$work/out" 2>"$work/err" || fail "$level: $(cat "$work/err")"
       sed -n 's/.*"loss":\([0-9.e+-]*\).*/\1/p' "$work/$level-$architecture-$threads/log.jsonl" >"$work/$level-$architecture-$threads.losses"
       [ "$(wc -l <"$work/$level-$architecture-$threads.losses")" = 50 ] || fail "$level: not 50 losses"
     done
@@ -68,14 +68,15 @@ best=${here##* }
 "$binary" --version | grep -q "^CPU: $best " || fail "of$here, $best is not what is chosen: $("$binary" --version)"
 echo "copies that run here:$here; chosen: $best"
 
-# Sums of other widths, with and without fma, differ in their last bits, and training carries that on.
+# Sums of other widths, with and without fma, differ in their last bits. Training carries that on, at the default rate of so
+# short a run until it is 1 %; at this rate the worst seen is 5e-7.
 for architecture in gpt2 modern; do
   for level in $here; do
     [ "$level" != "$best" ] || continue
     paste "$work/$level-$architecture-1.losses" "$work/$best-$architecture-1.losses" | awk -v name="$architecture, $level against $best" '
       { d = ($1 - $2) / $2; if (d < 0) d = -d; if (d > worst) worst = d; equal += $1 == $2 }
-      END { printf "50 losses of %s: %d equal, at most %.1e apart\n", name, equal, worst; exit !(worst <= 5e-4) }' ||
-      fail "that is more than 5e-4"
+      END { printf "50 losses of %s: %d equal, at most %.1e apart\n", name, equal, worst; exit !(worst <= 5e-6) }' ||
+      fail "that is more than 5e-6"
   done
 done
 
