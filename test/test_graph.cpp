@@ -291,7 +291,8 @@ TEST_CASE("memory budget: the first choice that fits, or an error that says what
       recompute(g, {static_cast<Recompute>(level), layers});
       choices.push_back({{static_cast<Recompute>(level), layers}, total(compile(g, t.results(), {}))});
     }
-  const size_t least = choices.back().second;
+  size_t least = choices.front().second;
+  for (auto& [choice, bytes] : choices) least = std::min(least, bytes);
   for (auto& [choice, bytes] : choices)
     for (size_t budget : {bytes + 1, bytes, bytes - 1}) {
       const auto first =
