@@ -15,7 +15,7 @@ class Table {
     if (!how_.complete_p) return;
     wide_ = static_cast<double>(c_.channels) / kBaseChannels;
     deep_ = static_cast<double>(c_.layers) / kBaseLayers;
-    embedding_rate_ = kEmbeddingRate, head_rate_ = kHeadRate;
+    embedding_rate_ = kEmbeddingRate, position_rate_ = kPositionRate, head_rate_ = kHeadRate;
   }
 
   std::vector<Parameter> make() {
@@ -31,7 +31,7 @@ class Table {
     if (c_.positions == Positions::learned) {
       matrix("position_embedding.weight", {c_.context, c_.channels}, 0.02, LearningRateGroup::embedding, -1,
              {gpt2_names_ ? "transformer.wpe.weight" : "model.embed_positions.weight"});
-      multiply(embedding_rate_, 1 / wide_);
+      multiply(position_rate_, 1 / wide_);
     }
     for (int l = 0; l < c_.layers; ++l) block(l);
     layer_ = -1;
@@ -170,7 +170,7 @@ class Table {
   const ModelConfig& c_;
   Parametrization how_;
   double wide_ = 1, deep_ = 1;  // in units of the base model
-  double embedding_rate_ = 1, head_rate_ = 1;
+  double embedding_rate_ = 1, position_rate_ = 1, head_rate_ = 1;
   bool gpt2_names_;
   int layer_ = -1;
   std::vector<Parameter> table_;

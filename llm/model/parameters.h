@@ -34,8 +34,9 @@ struct Parametrization {
   bool zero_projections = false;  // the projections into the residual stream begin at zero, and so does an untied head
 };
 inline constexpr int64_t kBaseChannels = 128, kBaseLayers = 4;
-// In units of the matrices' rate, at the base model, measured (llm/train/README.md).
-inline constexpr double kEmbeddingRate = 10, kHeadRate = 3;
+// In units of the matrices' rate, at the base model, measured (llm/train/README.md). A learned position gets a gradient in
+// every sequence, a token's embedding only where it occurs.
+inline constexpr double kEmbeddingRate = 10, kPositionRate = 4, kHeadRate = 3;
 
 struct Parameter {
   std::string name;  // "layers.0.qkv.weight"
