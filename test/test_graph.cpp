@@ -7,6 +7,7 @@
 #include <map>
 #include <set>
 
+#include "llm/base/simd.h"
 #include "llm/graph/autodiff.h"
 #include "llm/graph/program.h"
 #include "llm/model/gpt.h"
@@ -257,7 +258,8 @@ TEST_CASE("recomputation changes no bit, and each level takes less memory than t
           check_equal(without, trainer.after_steps(2));
           // One layer more brings nothing where the peak is elsewhere already; its clones then may cost a little, which
           // the kernels' workspaces decide, and so the width of the CPU's vectors: 2.6 % with four lanes.
-          CHECK(static_cast<double>(trainer.program->compiled().plan.bytes) <= 1.03 * static_cast<double>(bytes));
+          constexpr double kMost = simd::kLanes > 4 ? 1.02 : 1.03;
+          CHECK(static_cast<double>(trainer.program->compiled().plan.bytes) <= kMost * static_cast<double>(bytes));
           bytes = trainer.program->compiled().plan.bytes;
         }
         CHECK(bytes <= of_level);

@@ -9,7 +9,6 @@
 
 #include "llm/base/error.h"
 #include "llm/base/rounding.h"
-#include "llm/base/simd.h"
 #include "llm/device/gemm_few_rows_cpu.h"
 #include "llm/device/microkernel_cpu.h"
 #include "llm/device/pack_cpu.h"

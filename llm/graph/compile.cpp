@@ -51,9 +51,11 @@ Compiled compile(Graph graph, const std::vector<TensorId>& results, const Compil
   int low = 0, high = 4 * layers - 1;
   if (layers > 0) best = compile_with(graph, results, options, choice(high));
   // Of small models the kernels' workspaces can make the end of the sequence rise again: then all of it is looked at.
-  for (int i = 0; i < high && !fits(best); ++i)
-    if (Compiled candidate = compile_with(graph, results, options, choice(i)); bytes_of(candidate) < bytes_of(best))
-      best = std::move(candidate), low = high;
+  for (int i = 0; i < high && !fits(best); ++i) {
+    Compiled candidate = compile_with(graph, results, options, choice(i));
+    if (fits(candidate)) return candidate;
+    if (bytes_of(candidate) < bytes_of(best)) best = std::move(candidate);
+  }
   if (!fits(best))
     fail("--memory-budget ", mebibytes(options.memory_budget),
          " is too small: however much is recomputed, the run needs ", mebibytes(bytes_of(best)),
