@@ -4,6 +4,7 @@
 #include <cmath>
 #include <map>
 
+#include "llm/device/cuda_transfer.h"
 #include "llm/graph/autodiff.h"
 #include "llm/graph/passes.h"
 
@@ -12,6 +13,13 @@ namespace {
 
 // In fp32; the largest measured: outputs 7e-7, gradients 1.1e-6, but 5.2e-6 where 50257 terms are summed one by one.
 constexpr double kBound = 1e-5, kAccumulationBound = 1e-6;
+// On a GPU a product that adds to what is there may be made by another algorithm of cuBLASLt's than one that does not, and the
+// tensor cores add products of 8-bit numbers with some 14 bits (DeepSeek-AI 2024, "DeepSeek-V3 technical report", 3.3.2):
+// measured on an H100 4.9e-5.
+constexpr double kFp8BoundOnGpu = 0x1p-13;
+bool on_gpu() { return CudaGraph::supported(); }
+double accumulation_bound() { return on_gpu() ? kBound : kAccumulationBound; }
+
 constexpr size_t kLargest = 3 << 20;  // bytes of a subject that is run more than once
 
 // The largest error of rounding to the nearest, relative to the value; 0 for fp32.
@@ -131,7 +139,8 @@ std::string CudaCheck::check_values(const Sandbox& sandbox, CudaErrors* errors) 
   std::string wrong;
   for (const Expected& e : expected_) {
     const double error = relative_error(sandbox.values(e.id), e.values);
-    if (!(error <= e.allowed)) wrong += concat(name_, ": ", e.name, ": error ", error, ", allowed ", e.allowed, "\n");
+    const double allowed = on_gpu() && ops_.contains("product_fp8") ? std::max(e.allowed, kFp8BoundOnGpu) : e.allowed;
+    if (!(error <= allowed)) wrong += concat(name_, ": ", e.name, ": error ", error, ", allowed ", allowed, "\n");
     if (!errors) continue;
     const bool bf16 = precision_ == DType::bf16;
     const double share = bf16 ? error / e.allowed : error;
@@ -186,7 +195,7 @@ std::string CudaCheck::check_accumulation(Sandbox& sandbox, CudaDevice& device) 
   for (auto& [id, values] : twice) {
     for (double& v : values) v *= 2;
     const double error = relative_error(sandbox.values(id), values);
-    if (!(error <= kAccumulationBound))
+    if (!(error <= accumulation_bound()))
       wrong += concat(name_, ": ", g.tensor(id).name, " accumulated: error ", error, "\n");
   }
   if (const std::string damage = sandbox.damage(); !damage.empty()) wrong += name_ + ": " + damage + " was changed\n";

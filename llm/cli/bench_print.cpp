@@ -61,9 +61,8 @@ void print_step(const ordered_json& r, const ordered_json& earlier, bool nodes) 
                       value(c, "cached_read_gbs"), value(c, "cached_copy_gbs"), value(c, "cached_update_gbs"),
                       r["threads"].get<int>())
             << "model     " << r["model"].get<std::string>() << ": " << format_count(value(r, "parameters"))
-            << " parameters, "
-            << format("%d x %d tokens a step; medians of %d steps\n\n", r["batch"].get<int>(), r["context"].get<int>(),
-                      r["steps"].get<int>());
+            << " parameters, " << format("%d x %d tokens a step, ", r["batch"].get<int>(), r["context"].get<int>())
+            << r["optimizer"].get<std::string>() << format("; medians of %d steps\n\n", r["steps"].get<int>());
   print_rows(r, earlier, nodes ? "nodes" : "ops");
   const auto& step = r["step"];
   const double wall = value(step, "ms"), ops = value(step, "ops_ms"), floor = value(step, "floor_ms");
@@ -83,7 +82,8 @@ void print_step_as_markdown(const ordered_json& r, bool nodes) {
   const auto &c = r["ceilings"], &step = r["step"];
   std::cout << "| " << r["device"].get<std::string>() << ", " << r["dtype"].get<std::string>() << ", "
             << r["model"].get<std::string>()
-            << format(", %d x %d tokens", r["batch"].get<int>(), r["context"].get<int>())
+            << format(", %d x %d tokens, ", r["batch"].get<int>(), r["context"].get<int>())
+            << r["optimizer"].get<std::string>()
             << " | calls | ms | % of step | TFLOP/s | GB/s | floor ms | bound | of the ceiling |\n"
             << "|---|---:|---:|---:|---:|---:|---:|---|---:|\n";
   for (const ordered_json& row : r[nodes ? "nodes" : "ops"]) {

@@ -36,6 +36,24 @@ __global__ void stream_kernel(const Packed* x, Packed* y, float* sums, float add
   if (!y && sum > 1e30f) sums[0] = sum;
 }
 
+// Values in [-1, 1) that differ from place to place. A GPU multiplies zeros at a higher clock than what a model holds.
+template <class T>
+__global__ void fill_kernel(T* x, int64_t count) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (!simt::in_bounds(i < count)) return;
+  uint32_t bits = static_cast<uint32_t>(i) * 2654435761u + 12345u;
+  bits = (bits ^ bits >> 15) * 2246822519u;
+  x[i] = simt::stored<T>(static_cast<float>(static_cast<int32_t>(bits ^ bits >> 13)) * 0x1p-31f);
+}
+
+void fill(CudaDevice& device, void* x, int64_t count, DType dtype) {
+  const auto blocks = static_cast<unsigned>((count + kThreads - 1) / kThreads);
+  if (dtype == DType::bf16)
+    simt::launch(device.stream(), blocks, kThreads, 0, fill_kernel<bf16>, static_cast<bf16*>(x), count);
+  else
+    simt::launch(device.stream(), blocks, kThreads, 0, fill_kernel<float>, static_cast<float*>(x), count);
+}
+
 class Memory {
  public:
   Memory(CudaDevice& device, size_t bytes) : device_(device), data_(device.allocate(bytes)) {}
@@ -104,6 +122,8 @@ double measure_cuda_peak_gflops(CudaDevice& device, DType dtype) {
     const auto bytes = static_cast<size_t>(n * n) * size_of(dtype);
     if (3 * bytes > device.free_bytes()) break;
     const Memory a(device, bytes), b(device, bytes), c(device, bytes);
+    fill(device, a.as<void>(), n * n, dtype);
+    fill(device, b.as<void>(), n * n, dtype);
     const CudaGemm gemm{n,     n, n, {a.as<void>(), dtype, n, false}, {b.as<void>(), dtype, n, true}, c.as<void>(),
                         dtype, n};
     const double seconds = median_seconds(device, [&] { cuda_gemm(device, gemm); });

@@ -58,6 +58,8 @@ Upload::Upload(CudaDevice& device, size_t bytes) : device_(device), bytes_(bytes
   }
   staged_ = device.allocate(bytes);
   consumed_ = new_event();
+  // The first copy waits until the stream has cleared the buffer.
+  check_cuda(cudaEventRecord(consumed_, device.stream()), "record an event");
 }
 
 Upload::~Upload() {

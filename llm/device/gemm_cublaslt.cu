@@ -6,14 +6,15 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
-#include <limits>
 #include <map>
+#include <set>
 #include <sstream>
 #include <vector>
 
 #include "llm/base/atomic_file.h"
 #include "llm/device/check_cuda.h"
 #include "llm/device/gemm_plans.h"
+#include "llm/device/tuning_clock.h"
 
 namespace llm {
 namespace {
@@ -32,14 +33,6 @@ struct Destroy {
 template <class Opaque>
 using Owned = std::unique_ptr<Opaque, Destroy>;
 
-struct Event {
-  cudaEvent_t event = nullptr;
-  Event() { check_cuda(cudaEventCreate(&event), "make an event"); }
-  ~Event() { cudaEventDestroy(event); }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-};
-
 // Everything on which the choice of an algorithm may depend.
 constexpr size_t kKeySize = 22;
 using Key = std::array<int64_t, kKeySize>;
@@ -51,8 +44,12 @@ struct Plan {
   Owned<cublasLtMatmulDescOpaque_t> product;
   Owned<cublasLtMatrixLayoutOpaque_t> a, b, c;  // a, b in our order
   bool possible = false, chosen = false;
+  bool compared = false, fused = true;  // with what does its epilogue's work in kernels of its own
   Algorithm algorithm{};
 };
+// Stands in the file for a product whose epilogue is better done apart.
+constexpr Algorithm kApart{};
+bool is_apart(const Algorithm& a) { return std::equal(std::begin(a.data), std::end(a.data), std::begin(kApart.data)); }
 
 // Up to 16 bytes, the widest load: finer distinctions would let the place in memory decide about the bits of a result.
 int64_t alignment(const void* address) {
@@ -83,9 +80,13 @@ bool is_supported(const CudaGemm& g) {
   }
   const bool types = (g.a.dtype == DType::fp32 && g.b.dtype == DType::fp32 && to_float) ||
                      (g.a.dtype == DType::bf16 && g.b.dtype == DType::bf16 && (to_float || to_bf16));
+  // cuBLASLt may approximate its GELU, which shows in fp32 alone.
+  const bool is_gelu = g.epilogue == GemmEpilogue::gelu || g.epilogue == GemmEpilogue::gelu_backward;
+  if (is_gelu && g.a.dtype == DType::fp32) return false;
   // An auxiliary matrix must be aligned.
   const bool has_auxiliary = g.auxiliary && g.epilogue != GemmEpilogue::none;
-  return types && (!has_auxiliary || (g.c_stride % 8 == 0 && alignment(g.auxiliary) == 16));
+  const bool bias_is_aligned = !g.bias || alignment(g.bias) == 16;
+  return types && bias_is_aligned && (!has_auxiliary || (g.c_stride % 8 == 0 && alignment(g.auxiliary) == 16));
 }
 
 cublasLtEpilogue_t epilogue_of(const CudaGemm& g) {
@@ -105,7 +106,7 @@ size_t bytes_of_c(const CudaGemm& g) { return static_cast<size_t>((g.m - 1) * g.
 
 class CublasLtPlans final : public GemmPlans {
  public:
-  explicit CublasLtPlans(CudaDevice& device) : device_(device) {
+  explicit CublasLtPlans(CudaDevice& device) : device_(device), clock_(device) {
     check(cublasLtCreate(&handle_), "start");
     try {
       workspace_ = device.allocate(kGemmWorkspaceBytes);
@@ -119,12 +120,12 @@ class CublasLtPlans final : public GemmPlans {
     cublasLtDestroy(handle_);
   }
 
-  bool has(const CudaGemm& gemm) override { return is_supported(gemm) && plan_of(gemm).possible; }
+  bool fuses(const CudaGemm& gemm, const std::function<void()>& apart) override;
 
   bool run(const CudaGemm& gemm) override {
-    if (!is_supported(gemm)) return false;
+    if (!is_supported(gemm)) return refuse(gemm);
     Plan& plan = plan_of(gemm);
-    if (!plan.possible) return false;
+    if (!plan.possible) return refuse(gemm);
     set_pointers(plan, gemm);
     if (!plan.chosen) choose(plan, gemm);
     check(launch(plan, gemm, plan.algorithm, gemm.c), "run ", describe(gemm));
@@ -135,6 +136,14 @@ class CublasLtPlans final : public GemmPlans {
   void remember(const std::string& path) override;
 
  private:
+  // Said once for each kind: what makes such a product instead is many times slower.
+  bool refuse(const CudaGemm& gemm) {
+    if (refused_.insert(key_of(gemm)).second)
+      std::fprintf(stderr, "note: cuBLASLt has no algorithm for %s; a plain kernel makes it, slowly\n",
+                   describe(gemm).c_str());
+    return false;
+  }
+
   Key key_of(const CudaGemm& g) const {
     return {g.m,
             g.n,
@@ -183,7 +192,7 @@ class CublasLtPlans final : public GemmPlans {
   Plan& plan_of(const CudaGemm& gemm);
   std::vector<cublasLtMatmulHeuristicResult_t> candidates(const Plan& plan, const CudaGemm& gemm, int count) const;
   void choose(Plan& plan, const CudaGemm& gemm);
-  bool fastest(const Plan& plan, const CudaGemm& gemm, Algorithm& best) const;
+  bool fastest(const Plan& plan, const CudaGemm& gemm, Algorithm& best);
   bool still_works(const Plan& plan, const Algorithm& algorithm) const;
 
   cublasStatus_t launch(const Plan& plan, const CudaGemm& g, const Algorithm& algorithm, void* c) const {
@@ -200,14 +209,17 @@ class CublasLtPlans final : public GemmPlans {
 
   std::string first_line() const {
     const CudaProperties& p = device_.properties();
-    return concat("cuBLASLt ", cublasLtGetVersion(), ", ", p.name, ", ", p.multiprocessors, " multiprocessors");
+    return concat("chosen among 40: cuBLASLt ", cublasLtGetVersion(), ", ", p.name, ", ", p.multiprocessors,
+                  " multiprocessors");
   }
   void write_file() const;
 
   CudaDevice& device_;
+  TuningClock clock_;
   cublasLtHandle_t handle_ = nullptr;
   void* workspace_ = nullptr;
   std::map<Key, Plan> plans_;
+  std::set<Key> refused_;
   bool tune_ = false;
   std::string path_;
   std::map<Key, Algorithm> remembered_;  // what the file holds
@@ -285,7 +297,7 @@ bool CublasLtPlans::still_works(const Plan& plan, const Algorithm& algorithm) co
 void CublasLtPlans::choose(Plan& plan, const CudaGemm& gemm) {
   const Key key = key_of(gemm);
   const auto kept = remembered_.find(key);
-  if (kept != remembered_.end() && still_works(plan, kept->second)) {
+  if (kept != remembered_.end() && !is_apart(kept->second) && still_works(plan, kept->second)) {
     plan.algorithm = kept->second;
   } else if (tune_ && !capturing() && fastest(plan, gemm, plan.algorithm)) {
     remembered_[key] = plan.algorithm;
@@ -296,8 +308,9 @@ void CublasLtPlans::choose(Plan& plan, const CudaGemm& gemm) {
   plan.chosen = true;
 }
 
-bool CublasLtPlans::fastest(const Plan& plan, const CudaGemm& gemm, Algorithm& best) const {
-  constexpr int kCandidates = 16, kRuns = 4;
+// Candidates are timed in two rounds: all of them, a few launches each, then the quickest again, for longer.
+bool CublasLtPlans::fastest(const Plan& plan, const CudaGemm& gemm, Algorithm& best) {
+  constexpr int kCandidates = 40, kFinalists = 6;
   // What must not be added to more than once is added up elsewhere; everything else may be written over and over.
   void* scratch = nullptr;
   if (gemm.accumulate && cudaMalloc(&scratch, bytes_of_c(gemm)) != cudaSuccess) {
@@ -306,21 +319,43 @@ bool CublasLtPlans::fastest(const Plan& plan, const CudaGemm& gemm, Algorithm& b
   }
   const std::unique_ptr<void, cudaError_t (*)(void*)> owned(scratch, cudaFree);
   void* c = scratch ? scratch : gemm.c;
-  const Event begin, end;
-  float least = std::numeric_limits<float>::infinity();
+  std::vector<std::pair<double, Algorithm>> timed;  // seconds of a launch
   for (const cublasLtMatmulHeuristicResult_t& candidate : candidates(plan, gemm, kCandidates)) {
-    // The first run loads the kernel; of the others the quickest counts.
-    for (int i = 0; i < kRuns; ++i) {
-      check_cuda(cudaEventRecord(begin.event, device_.stream()), "time ", describe(gemm));
-      if (launch(plan, gemm, candidate.algo, c) != CUBLAS_STATUS_SUCCESS) break;
-      check_cuda(cudaEventRecord(end.event, device_.stream()), "time ", describe(gemm));
-      check_cuda(cudaEventSynchronize(end.event), "time ", describe(gemm));
-      float milliseconds = 0;
-      check_cuda(cudaEventElapsedTime(&milliseconds, begin.event, end.event), "time ", describe(gemm));
-      if (i > 0 && milliseconds < least) least = milliseconds, best = candidate.algo;
-    }
+    if (launch(plan, gemm, candidate.algo, c) != CUBLAS_STATUS_SUCCESS) continue;  // loads the kernel, too
+    const auto again = [&] { check(launch(plan, gemm, candidate.algo, c), "time ", describe(gemm)); };
+    timed.emplace_back(clock_.seconds_a_run(again, 4, 0), candidate.algo);
   }
-  return least < std::numeric_limits<float>::infinity();
+  if (timed.empty()) return false;
+  const auto quicker = [](const auto& x, const auto& y) { return x.first < y.first; };
+  std::stable_sort(timed.begin(), timed.end(), quicker);
+  timed.resize(std::min<size_t>(timed.size(), kFinalists));
+  for (auto& [seconds, algorithm] : timed) {
+    const auto again = [&] { check(launch(plan, gemm, algorithm, c), "time ", describe(gemm)); };
+    seconds = clock_.seconds_a_run(again, kTimedRuns, kTimedSeconds);
+  }
+  best = std::min_element(timed.begin(), timed.end(), quicker)->second;
+  return true;
+}
+
+bool CublasLtPlans::fuses(const CudaGemm& gemm, const std::function<void()>& apart) {
+  if (!is_supported(gemm)) return false;
+  Plan& plan = plan_of(gemm);
+  if (!plan.possible) return false;
+  if (plan.compared || capturing()) return plan.fused;
+  plan.compared = true;
+  const auto kept = remembered_.find(key_of(gemm));
+  if (kept != remembered_.end() || !tune_) return plan.fused = kept == remembered_.end() || !is_apart(kept->second);
+  // An accumulating product would add more than once, and differs from the other by its epilogue alone.
+  if (gemm.accumulate) return plan.fused;
+  const auto fused = [&] { run(gemm); };
+  fused(), apart();  // each chooses its algorithms first
+  const double seconds_fused = clock_.seconds_a_run(fused, kTimedRuns, kTimedSeconds);
+  plan.fused = seconds_fused <= clock_.seconds_a_run(apart, kTimedRuns, kTimedSeconds);
+  if (!plan.fused) {
+    remembered_[key_of(gemm)] = kApart;
+    write_file();
+  }
+  return plan.fused;
 }
 
 // The file: a line that says whose choices these are, then of each product its key and the eight words of the algorithm

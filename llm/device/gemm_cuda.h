@@ -2,6 +2,7 @@
 // that has no algorithm. Row-major, like everything here: c (m, n) = epilogue(a (m, k) b (k, n)).
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "llm/base/shape.h"
@@ -32,7 +33,7 @@ struct CudaGemm {
   void* c;
   DType c_dtype;
   int64_t c_stride;
-  bool accumulate = false;  // c += product; no epilogue then
+  bool accumulate = false;  // c += product; of the epilogues then only bias_gradient_of_a, whose bias is written over
   GemmEpilogue epilogue = GemmEpilogue::none;
   const void* bias = nullptr;  // read, of c's dtype; or, for bias_gradient_of_a, written as float
   void* auxiliary = nullptr;   // (m, n) with c's stride, of c's dtype
@@ -44,9 +45,11 @@ struct CudaGemm {
 // `device.allow_tf32`. Types: fp32 x fp32 -> fp32; bf16 x bf16, and fp8 x fp8, -> bf16 or fp32. Same arguments, same bits,
 // on one kind of device and version of cuBLASLt. Throws Error that names the product.
 //
-// Every product can be had with no epilogue or a bias; whether one with another epilogue can, `cuda_gemm_fuses` says.
+// Every product can be had with no epilogue or a bias. Whether one with another epilogue can, and should, `cuda_gemm_fuses`
+// says: a device that tunes its products times it against `apart`, which makes the same result by a product without the
+// epilogue and a kernel of its own. `apart` may be run several times, and only outside of a capture.
 void cuda_gemm(CudaDevice& device, const CudaGemm& gemm);
-bool cuda_gemm_fuses(CudaDevice& device, const CudaGemm& gemm);
+bool cuda_gemm_fuses(CudaDevice& device, const CudaGemm& gemm, const std::function<void()>& apart);
 
 std::string describe(const CudaGemm& gemm);  // for messages: m, n, k and the types
 

@@ -35,15 +35,22 @@ template <class... Parameters, class... Arguments>
 void launch(cudaStream_t stream, dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(Parameters...),
             Arguments... arguments) {
   cudaError_t status = cudaSuccess;
-  if (shared_bytes > 48 * 1024)
-    status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+  if (shared_bytes > 48 * 1024) {
+    // All that a block may have: a limit of this launch's own bytes would take away what captured launches of the kernel need.
+    int device = 0, most = 0;
+    status = cudaGetDevice(&device);
+    if (status == cudaSuccess) status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (status == cudaSuccess) status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  }
   if (status == cudaSuccess) {
     kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Parameters>(arguments)...);
     status = cudaGetLastError();
   }
   if (status != cudaSuccess) {
     const char* name = "a kernel";
+#if CUDART_VERSION >= 12030
     cudaFuncGetName(&name, reinterpret_cast<const void*>(kernel));
+#endif
     fail("CUDA: ", name, " with ", grid.x, " x ", grid.y, " x ", grid.z, " blocks of ", block.x * block.y * block.z,
          " threads and ", shared_bytes, " bytes of shared memory: ", cudaGetErrorString(status));
   }
@@ -104,6 +111,17 @@ __device__ inline float reciprocal_fast(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
   return y;
+}
+
+// The compiler forgets what it has computed from these bytes: what is needed of it again is computed again, and takes no
+// registers in between.
+template <class T>
+__device__ inline void forget(T& x) {
+  uint32_t words[sizeof(T) / 4];
+  std::memcpy(words, &x, sizeof x);
+#pragma unroll
+  for (uint32_t& word : words) asm volatile("" : "+r"(word));
+  std::memcpy(&x, words, sizeof x);
 }
 
 // Two floats as a pair of bf16, the first one in the lower half.

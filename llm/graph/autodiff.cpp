@@ -26,6 +26,7 @@ void Gradients::contribute(TensorId tensor, TensorId gradient) {
     g.role = Role::gradient;
     g.name = name;
     g.alias = current;
+    g.spare_rows = graph_.tensor(tensor).spare_rows;
     current = gradient;
     return;
   }

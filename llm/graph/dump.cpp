@@ -134,7 +134,7 @@ class DotWriter {
 size_t persistent_bytes(const Graph& g, Role role) {
   size_t bytes = 0;
   for (const Tensor& t : g.tensors)
-    if (t.role == role && t.alias == kNone) bytes += (t.bytes() + 255) / 256 * 256;
+    if (t.role == role && t.alias == kNone) bytes += placed_bytes(t.storage_bytes());
   return bytes;
 }
 

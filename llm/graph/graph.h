@@ -33,9 +33,11 @@ struct Tensor {
   Role role = Role::activation;
   TensorId alias = kNone;   // shares the storage of this tensor; always an earlier one
   int64_t row_padding = 0;  // elements that are left free behind each row (pad_rows.cpp)
+  int64_t spare_rows = 0;  // room behind the last row, of a parameter or its gradient: zeros that a product may take in
 
   int64_t row_stride() const { return shape.last() + row_padding; }
   size_t bytes() const { return static_cast<size_t>(shape.rows() * row_stride()) * size_of(dtype); }
+  size_t storage_bytes() const { return bytes() + static_cast<size_t>(spare_rows * row_stride()) * size_of(dtype); }
 };
 
 enum class Phase : uint8_t { forward, backward, optimizer };

@@ -15,7 +15,7 @@ void PersistentLayout::add(const Graph& graph) {
   for (const Tensor& t : graph.tensors) {
     if (!is_persistent(t.role) || t.alias != kNone || places_.contains(t.name)) continue;
     places_[t.name] = {bytes_, t.dtype};
-    bytes_ += placed_bytes(t.bytes());
+    bytes_ += placed_bytes(t.storage_bytes());
   }
 }
 

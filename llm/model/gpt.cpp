@@ -1,6 +1,7 @@
 #include "llm/model/gpt.h"
 
 #include "llm/graph/autodiff.h"
+#include "llm/ops/head_loss_cuda.h"
 
 namespace llm {
 namespace {
@@ -15,6 +16,11 @@ class Builder {
     g_.cuda = target.cuda;
     g_.fp8 = target.fp8;
     for (const Parameter& p : parameter_table(c_)) g_.add_tensor(p.name, dtype_, p.shape, Role::parameter);
+    // A GPU's products need sizes that are multiples of 8 elements to be fast, and vocabularies are not.
+    if (target.cuda) {
+      Tensor& head = g_.tensor(parameter(head_weight()));
+      head.spare_rows = padded_vocabulary(head.shape[0]) - head.shape[0];
+    }
   }
 
   // tokens (B, T) -> the final norm's output (B, T, C)
@@ -48,9 +54,7 @@ class Builder {
   }
 
   // The logits, without their cap.
-  TensorId head(TensorId x) {
-    return g_.add("linear", {}, {x, parameter(c_.tied_head ? "token_embedding.weight" : "head.weight")}, "logits")[0];
-  }
+  TensorId head(TensorId x) { return g_.add("linear", {}, {x, parameter(head_weight())}, "logits")[0]; }
 
   // (B, T)
   TensorId losses(TensorId x, TensorId targets, double z_loss) {
@@ -113,6 +117,8 @@ class Builder {
     if (c_.bias) inputs.push_back(parameter(name + ".bias"));
     return g_.add("linear", {}, inputs, name)[0];
   }
+
+  const char* head_weight() const { return c_.tied_head ? "token_embedding.weight" : "head.weight"; }
 
   TensorId parameter(const std::string& name) const {
     const TensorId id = g_.find(name);

@@ -9,10 +9,14 @@ namespace {
 
 bool aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
 
-void check_head_size(int64_t head_size) {
-  if (head_size > kPlainHeadSize)
-    fail("attention: the CUDA kernels have head sizes up to ", kPlainHeadSize, ", not ", head_size,
+void check_shape(const AttentionShape& s) {
+  if (s.head_size > kPlainHeadSize)
+    fail("attention: the CUDA kernels have head sizes up to ", kPlainHeadSize, ", not ", s.head_size,
          "; use more --heads or --device cpu");
+  // They number the tokens of a batch with 32 bits.
+  if (s.batch * s.tokens > INT32_MAX)
+    fail("attention: a batch of ", s.batch, " x ", s.tokens,
+         " tokens is too large for the CUDA kernels; use a smaller --batch");
 }
 
 }  // namespace
@@ -25,7 +29,7 @@ AttentionShape attention_shape(const KernelCall& call, size_t qkv) {
 
 void attention(const KernelCall& call) {
   const AttentionShape s = attention_shape(call, 0);
-  check_head_size(s.head_size);
+  check_shape(s);
   if (s.batch * s.tokens == 0) return;
   const bool flash = call.in_dtype(0) == DType::bf16 && has_flash_attention(s.head_size) && aligned(call.in<bf16>(0)) &&
                      aligned(call.out<bf16>(0));
@@ -34,7 +38,7 @@ void attention(const KernelCall& call) {
 
 void attention_backward(const KernelCall& call) {
   const AttentionShape s = attention_shape(call, 1);
-  check_head_size(s.head_size);
+  check_shape(s);
   if (s.batch * s.tokens == 0) return;
   const bool flash = call.in_dtype(1) == DType::bf16 && has_flash_attention(s.head_size) && aligned(call.in<bf16>(0)) &&
                      aligned(call.in<bf16>(1)) && aligned(call.in<bf16>(2)) && aligned(call.out<bf16>(0));

@@ -18,8 +18,9 @@ inline int64_t embedding_backward_workspace_cuda(int64_t tokens, int64_t channel
   return embedding_keys_bytes_cuda(tokens) + embedding_tiles_cuda(tokens) * 2 * channels * 4;
 }
 
-// Gradients of norm weights: sums over at most kNormBlocksCuda blocks of rows, then over the blocks.
-inline constexpr int64_t kNormBlocksCuda = 128, kNormRowsCuda = 16;  // blocks at the most, rows at the least
+// Gradients of norm weights: sums over at most kNormBlocksCuda blocks of rows, then over the blocks. Two blocks for each of
+// an H100's 132 multiprocessors.
+inline constexpr int64_t kNormBlocksCuda = 264, kNormRowsCuda = 16;  // blocks at the most, rows at the least
 
 inline int64_t norm_block_rows_cuda(int64_t rows) {
   return std::max(kNormRowsCuda, (rows + kNormBlocksCuda - 1) / kNormBlocksCuda);

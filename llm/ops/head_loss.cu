@@ -21,10 +21,11 @@ struct Shared {
 };
 constexpr size_t kRowOffset = offsetof(Shared, row);
 constexpr int kParts = 4;
+constexpr int64_t kRowsInTwos = 112 << 10;  // bytes
 
 // d_losses null: losses alone, the logits stay, and nothing is kept. Columns from `columns` on are neither read nor written.
 template <class T, class Terms>
-__global__ void __launch_bounds__(kSoftmaxThreads)
+__global__ void __launch_bounds__(kSoftmaxMostThreads)
     classifier_kernel(T* logits,  // (rows, stride), of which `columns` count; rows start at multiples of 16 bytes
                       const int32_t* __restrict__ targets,  // (rows)
                       const float* __restrict__ d_losses,   // (rows)
@@ -91,26 +92,25 @@ void run(const KernelCall& call, const Terms& terms) {
   const int64_t packs = V / simt::kPack<T>;
   const size_t room = (call.cuda->properties().shared_memory_bytes - kRowOffset) / 16;
   const int kept = d_losses ? static_cast<int>(std::min(packs, static_cast<int64_t>(room))) : 0;
+  // A row of which two do not fit into an H100's shared memory has a multiprocessor for itself, and all its threads.
+  const bool is_alone = packs * 16 > kRowsInTwos;
+  const dim3 threads = softmax_threads(packs, is_alone ? kSoftmaxMostThreads : kSoftmaxThreads);
   const size_t shared = std::max(sizeof(Shared), kRowOffset + static_cast<size_t>(kept) * 16);
+  // Spare rows of the weight are zeros: so are the logits of their columns, which no one reads as logits, and the gradients.
+  int64_t n = V + call.graph.tensor(call.node.inputs[1]).spare_rows;
+  if (d_losses) n = std::min(n, V + call.graph.tensor(call.node.outputs[2]).spare_rows);
+  n = std::min(n, stride);
   for (int64_t first = 0; first < rows; first += block) {
     const int64_t count = std::min(block, rows - first);
-    cuda_gemm(*call.cuda,
-              {count, V, C, {x + first * C, dtype, C, false}, {weight, dtype, C, true}, logits, dtype, stride});
-    simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>(count)), softmax_threads(packs), shared,
-                 classifier_kernel<T, Terms>, logits, call.in_int(2) + first, d_losses ? d_losses + first : nullptr,
-                 losses + first, V, stride, kept, terms);
+    const CudaMatrix x_rows{x + first * C, dtype, C, false}, d_logits{logits, dtype, stride, false};
+    cuda_gemm(*call.cuda, {count, n, C, x_rows, {weight, dtype, C, true}, logits, dtype, stride});
+    simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>(count)), threads, shared, classifier_kernel<T, Terms>,
+                 logits, call.in_int(2) + first, d_losses ? d_losses + first : nullptr, losses + first, V, stride, kept,
+                 terms);
     if (!d_losses) continue;
-    cuda_gemm(*call.cuda,
-              {count, C, V, {logits, dtype, stride, false}, {weight, dtype, C, false}, dx + first * C, dtype, C});
-    cuda_gemm(*call.cuda, {V,
-                           C,
-                           count,
-                           {logits, dtype, stride, true},
-                           {x + first * C, dtype, C, false},
-                           d_weight,
-                           DType::fp32,
-                           C,
-                           first > 0 || call.accumulates(2)});
+    cuda_gemm(*call.cuda, {count, C, n, d_logits, {weight, dtype, C, false}, dx + first * C, dtype, C});
+    const bool adds = first > 0 || call.accumulates(2);
+    cuda_gemm(*call.cuda, {n, C, count, {logits, dtype, stride, true}, x_rows, d_weight, DType::fp32, C, adds});
   }
 }
 

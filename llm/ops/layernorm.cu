@@ -9,18 +9,18 @@ namespace {
 
 template <class T>
 void forward(const KernelCall& call) {
-  norm_forward<T, true>(call.cuda->stream(), {.x = call.in<T>(0),
-                                              .delta = call.in<T>(3),
-                                              .weight = call.in<T>(1),
-                                              .bias = call.in<T>(2),
-                                              .y = call.out<T>(0),
-                                              .sum = call.out<T>(3),
-                                              .mean = call.out(1),
-                                              .rstd = call.out(2),
-                                              .rows = call.in_shape(0).rows(),
-                                              .columns = static_cast<int>(call.in_shape(0).last()),
-                                              .epsilon = static_cast<float>(call.node.attributes.number("epsilon")),
-                                              .largest = largest_of(call)});
+  norm_forward<T, true>(*call.cuda, {.x = call.in<T>(0),
+                                     .delta = call.in<T>(3),
+                                     .weight = call.in<T>(1),
+                                     .bias = call.in<T>(2),
+                                     .y = call.out<T>(0),
+                                     .sum = call.out<T>(3),
+                                     .mean = call.out(1),
+                                     .rstd = call.out(2),
+                                     .rows = call.in_shape(0).rows(),
+                                     .columns = static_cast<int>(call.in_shape(0).last()),
+                                     .epsilon = static_cast<float>(call.node.attributes.number("epsilon")),
+                                     .largest = largest_of(call)});
 }
 
 template <class T>

@@ -15,6 +15,9 @@ ActivationKind activation_of(const KernelCall& call) {
   return static_cast<ActivationKind>(call.node.attributes.integer("activation", 0));
 }
 
+struct Add {
+  __device__ float operator()(float a, float b) const { return a + b; }
+};
 template <class Activation>
 struct Activate {
   __device__ float operator()(float x) const { return Activation::value(x); }
@@ -57,63 +60,72 @@ void linear(const KernelCall& call) {
   const int64_t m = call.in_shape(0).rows(), n = call.in_shape(1)[0], k = call.in_shape(1)[1];
   const ActivationKind activation = activation_of(call);
   void *y = call.out<void>(0), *activated = call.out<void>(1);
-  CudaGemm gemm{m, n, k, matrix(call, 0, k, false), matrix(call, 1, k, true), y, call.in_dtype(0), n};
-  gemm.bias = call.in<void>(2);
-  if (activation == ActivationKind::gelu) {
-    gemm.epilogue = GemmEpilogue::gelu;
-    gemm.c = activated;
-    gemm.auxiliary = y;
-    if (cuda_gemm_fuses(*call.cuda, gemm)) return cuda_gemm(*call.cuda, gemm);
-    gemm.auxiliary = nullptr;
-  }
+  CudaGemm plain{m, n, k, matrix(call, 0, k, false), matrix(call, 1, k, true), y, call.in_dtype(0), n};
+  plain.bias = call.in<void>(2);
+  plain.epilogue = plain.bias ? GemmEpilogue::bias : GemmEpilogue::none;
   // Without a reader of y its place is the activated output, written twice.
-  gemm.c = y ? y : activated;
-  gemm.epilogue = gemm.bias ? GemmEpilogue::bias : GemmEpilogue::none;
-  cuda_gemm(*call.cuda, gemm);
-  if (activation == ActivationKind::none) return;
-  with_type(call, 0, [&](auto type) {
-    using T = decltype(type);
-    activate(call, m * n, static_cast<const T*>(gemm.c), call.out<T>(1));
-  });
+  if (!y) plain.c = activated;
+  const auto apart = [&] {
+    cuda_gemm(*call.cuda, plain);
+    if (activation == ActivationKind::none) return;
+    with_type(call, 0, [&](auto type) {
+      using T = decltype(type);
+      activate(call, m * n, static_cast<const T*>(plain.c), call.out<T>(1));
+    });
+  };
+  if (activation == ActivationKind::gelu) {
+    CudaGemm fused = plain;
+    fused.epilogue = GemmEpilogue::gelu;
+    fused.c = activated;
+    fused.auxiliary = y;
+    if (cuda_gemm_fuses(*call.cuda, fused, apart)) return cuda_gemm(*call.cuda, fused);
+  }
+  apart();
 }
 
 // dy (.., O), W (O, I), [h (.., I)] -> dx (.., I)
 void linear_backward_input(const KernelCall& call) {
   const int64_t m = call.in_shape(0).rows(), n = call.in_shape(1)[1], k = call.in_shape(1)[0];
-  CudaGemm gemm{m, n, k, matrix(call, 0, k, false), matrix(call, 1, n, false), call.out<void>(0), call.in_dtype(0), n};
+  const CudaGemm plain{
+      m, n, k, matrix(call, 0, k, false), matrix(call, 1, n, false), call.out<void>(0), call.in_dtype(0), n};
   const ActivationKind activation = activation_of(call);
+  const auto apart = [&] {
+    cuda_gemm(*call.cuda, plain);
+    if (activation == ActivationKind::none) return;
+    with_type(call, 0, [&](auto type) {
+      using T = decltype(type);
+      multiply_by_derivative(call, m * n, call.in<T>(2), call.out<T>(0));
+    });
+  };
   if (activation == ActivationKind::gelu) {
-    gemm.epilogue = GemmEpilogue::gelu_backward;
-    gemm.auxiliary = const_cast<void*>(call.in<void>(2));  // read only
-    if (cuda_gemm_fuses(*call.cuda, gemm)) return cuda_gemm(*call.cuda, gemm);
-    gemm.auxiliary = nullptr;
-    gemm.epilogue = GemmEpilogue::none;
+    CudaGemm fused = plain;
+    fused.epilogue = GemmEpilogue::gelu_backward;
+    fused.auxiliary = const_cast<void*>(call.in<void>(2));  // read only
+    if (cuda_gemm_fuses(*call.cuda, fused, apart)) return cuda_gemm(*call.cuda, fused);
   }
-  cuda_gemm(*call.cuda, gemm);
-  if (activation == ActivationKind::none) return;
-  with_type(call, 0, [&](auto type) {
-    using T = decltype(type);
-    multiply_by_derivative(call, m * n, call.in<T>(2), call.out<T>(0));
-  });
+  apart();
 }
 
 // dy (.., O), x (.., I) -> dW (O, I), [db (O)], both fp32
 void linear_backward_weight(const KernelCall& call) {
   const int64_t rows = call.in_shape(0).rows(), O = call.in_shape(0).last(), I = call.in_shape(1).last();
-  CudaGemm gemm{O, I, rows, matrix(call, 0, O, true), matrix(call, 1, I, false), call.out<void>(0), DType::fp32, I};
-  gemm.accumulate = call.accumulates(0);
+  CudaGemm plain{O, I, rows, matrix(call, 0, O, true), matrix(call, 1, I, false), call.out<void>(0), DType::fp32, I};
+  plain.accumulate = call.accumulates(0);
   float* db = call.out(1);
-  if (db && !gemm.accumulate && !call.accumulates(1)) {
-    gemm.epilogue = GemmEpilogue::bias_gradient_of_a;
-    gemm.bias = db;
-    if (cuda_gemm_fuses(*call.cuda, gemm)) return cuda_gemm(*call.cuda, gemm);
-    gemm.epilogue = GemmEpilogue::none;
-    gemm.bias = nullptr;
-  }
-  cuda_gemm(*call.cuda, gemm);
-  if (db)
+  if (!db) return cuda_gemm(*call.cuda, plain);
+  const auto apart = [&] {
+    cuda_gemm(*call.cuda, plain);
     bias_gradient(call.cuda->stream(), call.in<void>(0), call.in_dtype(0), rows, O, call.accumulates(1),
                   call.workspace(), db);
+  };
+  // The epilogue cannot add to what db holds, so that sum has a place of its own first.
+  const bool adds = call.accumulates(1);
+  CudaGemm fused = plain;
+  fused.epilogue = GemmEpilogue::bias_gradient_of_a;
+  fused.bias = adds ? call.workspace() : db;
+  if (!fused.bias || !cuda_gemm_fuses(*call.cuda, fused, apart)) return apart();
+  cuda_gemm(*call.cuda, fused);
+  if (adds) elementwise(call.cuda->stream(), O, Add{}, db, static_cast<const float*>(db), call.workspace());
 }
 
 }  // namespace llm::cuda

@@ -22,10 +22,10 @@ inline int64_t bias_chunk_rows(int64_t rows) {
 // linear and linear_backward_input: the products need nothing that the device does not hold.
 inline size_t linear_workspace_cuda() { return 0; }
 
-// linear_backward_weight with a bias: partial sums, (chunks, O) floats; of one chunk nothing is left to be summed.
+// linear_backward_weight with a bias: partial sums, (chunks, O) floats, or the sum that is yet to be added, (O).
 inline size_t linear_backward_weight_workspace_cuda(int64_t rows, int64_t O, bool bias) {
   const int64_t chunks = (rows + bias_chunk_rows(rows) - 1) / bias_chunk_rows(rows);
-  return bias && chunks > 1 ? static_cast<size_t>(chunks * O) * sizeof(float) : 0;
+  return bias ? static_cast<size_t>(std::max<int64_t>(1, chunks) * O) * sizeof(float) : 0;
 }
 
 namespace cuda {

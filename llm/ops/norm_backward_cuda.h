@@ -1,7 +1,7 @@
 // LayerNorm and RMSNorm backward (formulas: layernorm.cpp, rmsnorm.cpp), with the optional addend that joins the gradient of
 // the residual stream.
 //
-// At most 128 blocks share the rows. A team of warps (one up to 768 channels) holds a row's dy and x in registers, and keeps the
+// At most 264 blocks share the rows. A team of warps (one up to 768 channels, of RMSNorm 1024) holds a row's dy and x in registers, and keeps the
 // sums that its columns give to d_weight and d_bias in registers from row to row; at the end the teams' sums are added in
 // shared memory and go to the workspace, one row of them a block, which sum_partials adds up. Every byte is read and
 // written once, the weights once a block.
@@ -30,7 +30,7 @@ struct alignas(16) NormBackwardShared {
   NormSums sums;
   LargestShared largest;
   float staged[kNormWarps][2][kStaged<kPack>];
-  // then weight (columns)
+  // then weight (columns), and of the addend `slots` packs a thread
 };
 
 template <class T, bool kCentered, int kSlots>
@@ -42,11 +42,14 @@ __global__ void __launch_bounds__(kNormThreads)
   NormTeam team(warps_of_row);
   const int packs = call.columns / kPack;
   auto* weight = reinterpret_cast<Pack*>(&s + 1);
+  // The addend waits here, and not in registers, until the sums are there.
+  Pack* const addend = weight + packs + threadIdx.x;
+  const int threads = static_cast<int>(blockDim.x);
   const int64_t block_row = int64_t{blockIdx.x} * call.block_rows;
   const float inverse = 1.0f / static_cast<float>(call.columns);
   const int first_pack = team.warp * 32 * kSlots + team.lane;  // then each 32nd
 #pragma unroll 1                                               // mostly it is one, and the registers are dear
-  for (int p = static_cast<int>(threadIdx.x); p < packs; p += kNormThreads)
+  for (int p = static_cast<int>(threadIdx.x); p < packs; p += threads)
     weight[p] = reinterpret_cast<const Pack*>(call.weight)[p];
   __syncthreads();
 
@@ -66,8 +69,11 @@ __global__ void __launch_bounds__(kNormThreads)
         const int64_t at = row * packs + first_pack + 32 * i;
         dy[i] = reinterpret_cast<const Pack*>(call.dy)[at];
         x[i] = reinterpret_cast<const Pack*>(call.x)[at];
+        if (call.addend)
+          simt::copy_async_16(addend + i * threads, reinterpret_cast<const Pack*>(call.addend) + at, true);
       }
     }
+    simt::copy_commit();
     // dx = rstd (g - mean(g) - n mean(g n)) with g = dy weight; RMSNorm's has no mean(g).
     float sums[kSums] = {};
 #pragma unroll
@@ -83,18 +89,20 @@ __global__ void __launch_bounds__(kNormThreads)
       }
     }
     team.add_up(sums, s.sums);
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) simt::forget(dy[i]), simt::forget(x[i]);
+    simt::copy_wait<0>();
     const float mean_gn = sums[0] * inverse, mean_g = kCentered ? sums[kSums - 1] * inverse : 0;
 #pragma unroll
     for (int i = 0; i < kSlots; ++i)
       if (simt::in_bounds(here && first_pack + 32 * i < packs)) {
         const int64_t at = row * packs + first_pack + 32 * i;
-        const Pack w = weight[first_pack + 32 * i];
-        const Pack addend = call.addend ? reinterpret_cast<const Pack*>(call.addend)[at] : Pack{};
+        const Pack w = weight[first_pack + 32 * i], add = call.addend ? addend[i * threads] : Pack{};
         float dx[kPack];
 #pragma unroll
         for (int k = 0; k < kPack; ++k) {
           const float n = (x[i].get(k) - mean) * rstd;
-          dx[k] = (dy[i].get(k) * w.get(k) - mean_g - n * mean_gn) * rstd + addend.get(k);
+          dx[k] = (dy[i].get(k) * w.get(k) - mean_g - n * mean_gn) * rstd + add.get(k);
           most = fmaxf(most, fabsf(dx[k]));
         }
         reinterpret_cast<Pack*>(call.dx)[at] = simt::packed<T>(dx);
@@ -110,7 +118,7 @@ __global__ void __launch_bounds__(kNormThreads)
     stage(s.staged[warp][0], team.lane, 32, d_weight[i]);
     if (kCentered) stage(s.staged[warp][1], team.lane, 32, d_bias[i]);
     __syncthreads();
-    for (int item = static_cast<int>(threadIdx.x); item < kSums * team.warps * kWarpColumns; item += kNormThreads) {
+    for (int item = static_cast<int>(threadIdx.x); item < kSums * team.warps * kWarpColumns; item += threads) {
       const int c = item % kWarpColumns, of_warp = item / kWarpColumns % team.warps;
       const int which = item / kWarpColumns / team.warps;
       const int column = (of_warp * kSlots + i) * kWarpColumns + c;
@@ -170,7 +178,8 @@ __global__ void __launch_bounds__(kNormThreads) norm_backward_any_kernel(const _
 // Without the sum over the blocks, of which there are norm_blocks_cuda(rows).
 template <class T, bool kCentered>
 void norm_backward(cudaStream_t stream, const NormBackward<T>& call) {
-  const NormLayout layout = norm_layout<T>(call.columns, call.dy, call.x, call.weight, call.addend, call.dx);
+  const NormLayout layout =
+      norm_layout<T>(kCentered ? 24 : 32, call.columns, call.dy, call.x, call.weight, call.addend, call.dx);
   const dim3 blocks(static_cast<unsigned>(norm_blocks_cuda(call.rows)));
   if (layout.warps == 0) {
     simt::launch(stream, blocks, dim3(kNormThreads), sizeof(NormAnyShared), norm_backward_any_kernel<T, kCentered>,
@@ -180,9 +189,14 @@ void norm_backward(cudaStream_t stream, const NormBackward<T>& call) {
   constexpr int kPack = simt::kPack<T>, kUnit = 8 / kPack;  // slots of 8 values
   const auto kernel = layout.slots == kUnit       ? norm_backward_kernel<T, kCentered, kUnit>
                       : layout.slots == 2 * kUnit ? norm_backward_kernel<T, kCentered, 2 * kUnit>
-                                                  : norm_backward_kernel<T, kCentered, 3 * kUnit>;
-  simt::launch(stream, blocks, dim3(kNormThreads),
-               sizeof(NormBackwardShared<kPack>) + static_cast<size_t>(call.columns) * sizeof(T), kernel, call,
+                      : layout.slots == 3 * kUnit ? norm_backward_kernel<T, kCentered, 3 * kUnit>
+                                                  : norm_backward_kernel < T,
+             kCentered, kCentered ? 3 * kUnit : 4 * kUnit >
+      ;
+  const dim3 threads = norm_threads(layout.warps);
+  const size_t addend = call.addend ? static_cast<size_t>(layout.slots) * threads.x * sizeof(simt::Pack<T>) : 0;
+  simt::launch(stream, blocks, threads,
+               sizeof(NormBackwardShared<kPack>) + static_cast<size_t>(call.columns) * sizeof(T) + addend, kernel, call,
                layout.warps);
 }
 

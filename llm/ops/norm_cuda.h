@@ -6,7 +6,7 @@
 
 namespace llm::cuda {
 
-inline constexpr int kNormThreads = 512, kNormWarps = kNormThreads / 32;
+inline constexpr int kNormThreads = 512, kNormWarps = kNormThreads / 32;  // of a block, at the most
 
 // What the warps of a block tell each other; [turn] alternates, so that one barrier a sum is enough: who writes a place again
 // has passed the barrier after its last readers.
@@ -19,6 +19,11 @@ struct NormAnyShared {
   LargestShared largest;
 };
 
+// Two small blocks on a multiprocessor are better than a large one, of which all warps wait at the same time.
+inline dim3 norm_threads(int warps_of_row) {
+  return dim3(static_cast<unsigned>(warps_of_row <= kNormWarps / 2 ? kNormThreads / 2 : kNormThreads));
+}
+
 // The threads of a block that hold one row together: 1, 2, 4, 8 or 16 warps. All teams of a block take part in each sum.
 struct NormTeam {
   int warps, teams;  // in a team, in the block
@@ -28,7 +33,7 @@ struct NormTeam {
 
   __device__ explicit NormTeam(int warps_of_row)
       : warps(warps_of_row),
-        teams(kNormWarps / warps_of_row),
+        teams(static_cast<int>(blockDim.x) / 32 / warps_of_row),
         index(static_cast<int>(threadIdx.x) / 32 / warps_of_row),
         warp(static_cast<int>(threadIdx.x) / 32 % warps_of_row),
         lane(static_cast<int>(threadIdx.x) % 32) {}
@@ -54,17 +59,17 @@ struct NormTeam {
 };
 
 // A row in registers: a warp of the team holds `slots` times 32 packs of 16 bytes, side by side. As few warps as hold the
-// row in 24 values a thread, since then most rows are under way at once. 0 warps: it does not fit, or is not aligned.
+// row in `most` values a thread, since then most rows are under way at once. 0 warps: it does not fit, or is not aligned.
 struct NormLayout {
   int warps = 0, slots = 0;
 };
 template <class T, class... Rows>
-NormLayout norm_layout(int64_t columns, const Rows*... rows) {
+NormLayout norm_layout(int most, int64_t columns, const Rows*... rows) {
   constexpr int kPack = simt::kPack<T>;
   if (!(... && simt::packs<T>(rows, columns))) return {};
   for (int warps = 1; warps <= kNormWarps; warps *= 2) {
     const int64_t values = (columns + 32 * warps - 1) / (32 * warps);  // of a thread
-    if (values <= 24) return {warps, static_cast<int>((values + 7) / 8) * 8 / kPack};
+    if (values <= most) return {warps, static_cast<int>((values + 7) / 8) * 8 / kPack};
   }
   return {};
 }

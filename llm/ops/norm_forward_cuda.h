@@ -1,8 +1,8 @@
 // LayerNorm and RMSNorm forward, with the optional residual addition in front (formulas: layernorm.cpp, rmsnorm.cpp).
 //
-// A block takes 32 rows. A team of warps (one up to 768 channels) holds a row in registers, in fp32, and loads its next row
-// meanwhile; the weights lie in shared memory. Every byte is read and written once, the weights once for 32 rows. The sums
-// that give mean and variance are of the unrounded x + delta.
+// There are as many blocks as run at once. A team of warps (one up to 1024 channels) holds a row in registers, in fp32, and loads
+// its next row meanwhile; the weights lie in shared memory. Every byte is read and written once, the weights once a block. The
+// sums that give mean and variance are of the unrounded x + delta.
 #pragma once
 #include "llm/ops/norm_cuda.h"
 
@@ -24,12 +24,9 @@ struct NormForward {
   uint32_t* largest;  // (1), of |y|, or null
 };
 
-inline constexpr int kNormRows = 32;  // of a block
-
 struct alignas(16) NormForwardShared {
   NormSums sums;
   LargestShared largest;
-  float mean[kNormRows], rstd[kNormRows];
   // then weight (columns), and of LayerNorm bias (columns)
 };
 
@@ -43,7 +40,7 @@ __global__ void __launch_bounds__(kNormThreads)
   const int packs = call.columns / kPack;
   auto* weight = reinterpret_cast<Pack*>(&s + 1);
   auto* bias = weight + packs;
-  const int64_t block_row = int64_t{blockIdx.x} * kNormRows;
+  const int64_t step = int64_t{gridDim.x} * team.teams;  // rows that are under way at once
   const float inverse = 1.0f / static_cast<float>(call.columns);
   const int first_pack = team.warp * 32 * kSlots + team.lane;  // then each 32nd
 
@@ -60,15 +57,16 @@ __global__ void __launch_bounds__(kNormThreads)
     }
   };
   float most = 0;
-  load(block_row + team.index);
+  load(int64_t{blockIdx.x} * team.teams + team.index);
 #pragma unroll 1  // mostly it is one, and the registers are dear
-  for (int p = static_cast<int>(threadIdx.x); p < packs; p += kNormThreads) {
+  for (int p = static_cast<int>(threadIdx.x); p < packs; p += static_cast<int>(blockDim.x)) {
     weight[p] = reinterpret_cast<const Pack*>(call.weight)[p];
     if (kCentered) bias[p] = reinterpret_cast<const Pack*>(call.bias)[p];
   }
   __syncthreads();
-  for (int r = team.index; r < kNormRows; r += team.teams) {
-    const int64_t row = block_row + r;
+  // As many steps for each team of the block, since all take part in the sums.
+  for (int64_t first = int64_t{blockIdx.x} * team.teams; first < call.rows; first += step) {
+    const int64_t row = first + team.index;
     float v[kSlots][kPack];
     float mean[1] = {0}, squares[1] = {0};
 #pragma unroll
@@ -78,7 +76,7 @@ __global__ void __launch_bounds__(kNormThreads)
         v[i][k] = x[i].get(k) + delta[i].get(k);
         mean[0] += v[i][k];
       }
-    if (r + team.teams < kNormRows) load(row + team.teams);
+    load(row + step);
     if (kCentered) {
       team.add_up(mean, s.sums);
       mean[0] *= inverse;
@@ -92,7 +90,10 @@ __global__ void __launch_bounds__(kNormThreads)
         if (first_pack + 32 * i < packs) squares[0] += (v[i][k] - mean[0]) * (v[i][k] - mean[0]);
     team.add_up(squares, s.sums);
     const float rstd = rsqrtf(squares[0] * inverse + call.epsilon);
-    if (team.warp == 0 && team.lane == 0) s.mean[r] = mean[0], s.rstd[r] = rstd;
+    if (team.warp == 0 && team.lane == 0 && simt::in_bounds(row < call.rows)) {
+      if (kCentered) call.mean[row] = mean[0];
+      call.rstd[row] = rstd;
+    }
 #pragma unroll
     for (int i = 0; i < kSlots; ++i)
       if (simt::in_bounds(row < call.rows && first_pack + 32 * i < packs)) {
@@ -108,12 +109,6 @@ __global__ void __launch_bounds__(kNormThreads)
         reinterpret_cast<Pack*>(call.y)[at] = simt::packed<T>(y);
         if (call.delta) reinterpret_cast<Pack*>(call.sum)[at] = simt::packed<T>(v[i]);
       }
-  }
-  __syncthreads();  // for the statistics, which go out together
-  const int r = static_cast<int>(threadIdx.x);
-  if (r < kNormRows && simt::in_bounds(block_row + r < call.rows)) {
-    if (kCentered) call.mean[block_row + r] = s.mean[r];
-    call.rstd[block_row + r] = s.rstd[r];
   }
   note_largest(to_float(simt::stored<T>(most)), call.largest, s.largest);
 }
@@ -154,20 +149,26 @@ __global__ void __launch_bounds__(kNormThreads) norm_any_kernel(const __grid_con
 }
 
 template <class T, bool kCentered>
-void norm_forward(cudaStream_t stream, const NormForward<T>& call) {
-  const NormLayout layout = norm_layout<T>(call.columns, call.x, call.delta, call.weight, call.bias, call.y, call.sum);
+void norm_forward(const CudaDevice& device, const NormForward<T>& call) {
+  const NormLayout layout =
+      norm_layout<T>(32, call.columns, call.x, call.delta, call.weight, call.bias, call.y, call.sum);
   if (layout.warps == 0) {
-    simt::launch(stream, dim3(static_cast<unsigned>(call.rows)), dim3(kNormThreads), sizeof(NormAnyShared),
+    simt::launch(device.stream(), dim3(static_cast<unsigned>(call.rows)), dim3(kNormThreads), sizeof(NormAnyShared),
                  norm_any_kernel<T, kCentered>, call);
     return;
   }
   constexpr int kUnit = 8 / simt::kPack<T>;  // slots of 8 values
   const auto kernel = layout.slots == kUnit       ? norm_kernel<T, kCentered, kUnit>
                       : layout.slots == 2 * kUnit ? norm_kernel<T, kCentered, 2 * kUnit>
-                                                  : norm_kernel<T, kCentered, 3 * kUnit>;
+                      : layout.slots == 3 * kUnit ? norm_kernel<T, kCentered, 3 * kUnit>
+                                                  : norm_kernel<T, kCentered, 4 * kUnit>;
   const size_t weights = static_cast<size_t>(call.columns) * (kCentered ? 2 : 1) * sizeof(T);
-  simt::launch(stream, dim3(static_cast<unsigned>((call.rows + kNormRows - 1) / kNormRows)), dim3(kNormThreads),
-               sizeof(NormForwardShared) + weights, kernel, call, layout.warps);
+  const dim3 threads = norm_threads(layout.warps);
+  const int64_t teams = static_cast<int64_t>(threads.x) / 32 / layout.warps;
+  const int64_t at_once = int64_t{device.properties().multiprocessors} * 2 * kNormThreads / 2 / threads.x;
+  const int64_t blocks = std::min((call.rows + teams - 1) / teams, at_once);
+  simt::launch(device.stream(), dim3(static_cast<unsigned>(blocks)), threads, sizeof(NormForwardShared) + weights,
+               kernel, call, layout.warps);
 }
 
 }  // namespace llm::cuda

@@ -9,18 +9,18 @@ namespace {
 
 template <class T>
 void forward(const KernelCall& call) {
-  norm_forward<T, false>(call.cuda->stream(), {.x = call.in<T>(0),
-                                               .delta = call.in<T>(2),
-                                               .weight = call.in<T>(1),
-                                               .bias = nullptr,
-                                               .y = call.out<T>(0),
-                                               .sum = call.out<T>(2),
-                                               .mean = nullptr,
-                                               .rstd = call.out(1),
-                                               .rows = call.in_shape(0).rows(),
-                                               .columns = static_cast<int>(call.in_shape(0).last()),
-                                               .epsilon = static_cast<float>(call.node.attributes.number("epsilon")),
-                                               .largest = largest_of(call)});
+  norm_forward<T, false>(*call.cuda, {.x = call.in<T>(0),
+                                      .delta = call.in<T>(2),
+                                      .weight = call.in<T>(1),
+                                      .bias = nullptr,
+                                      .y = call.out<T>(0),
+                                      .sum = call.out<T>(2),
+                                      .mean = nullptr,
+                                      .rstd = call.out(1),
+                                      .rows = call.in_shape(0).rows(),
+                                      .columns = static_cast<int>(call.in_shape(0).last()),
+                                      .epsilon = static_cast<float>(call.node.attributes.number("epsilon")),
+                                      .largest = largest_of(call)});
 }
 
 template <class T>

@@ -8,12 +8,13 @@
 
 namespace llm::cuda {
 
-inline constexpr int kSoftmaxThreads = 512, kSoftmaxWarps = kSoftmaxThreads / 32;  // of a block, at the most
+inline constexpr int kSoftmaxThreads = 512;  // of a block, at the most, where several share a multiprocessor
+inline constexpr int kSoftmaxMostThreads = 1024, kSoftmaxWarps = kSoftmaxMostThreads / 32;
 inline constexpr float kLog2E = 1.4426950408889634f;
 
 // Threads for a row of so many packs: whole warps.
-inline dim3 softmax_threads(int64_t packs) {
-  return dim3(static_cast<unsigned>(std::clamp<int64_t>((packs + 31) / 32 * 32, 32, kSoftmaxThreads)));
+inline dim3 softmax_threads(int64_t packs, int64_t most = kSoftmaxThreads) {
+  return dim3(static_cast<unsigned>(std::clamp<int64_t>((packs + 31) / 32 * 32, 32, most)));
 }
 
 // e^x to about 1e-6 of its value, where x is not far from 0 or the value does not matter.

@@ -1,0 +1,45 @@
+// How long work takes on a GPU that is as warm as in the midst of training: what kernels and algorithms are chosen by.
+#pragma once
+#include <algorithm>
+#include <cmath>
+
+#include "llm/device/cuda_transfer.h"
+
+namespace llm {
+
+// For choices: at least so many runs behind one another, and so long, after a warm-up.
+constexpr int kTimedRuns = 10;
+constexpr double kTimedSeconds = 2e-3, kWarmUpSeconds = 0.1;
+
+class TuningClock {
+ public:
+  explicit TuningClock(CudaDevice& device) : watch_(device, 2) {}
+
+  // `work` puts a run of something on the stream.
+  template <class Work>
+  double seconds_a_run(Work&& work, int runs, double at_least) {
+    if (!warm_) {  // an idle GPU's clock is low, and rises within milliseconds
+      warm_ = true;
+      double spent = 0;
+      for (int i = 0; i < 1000 && spent < kWarmUpSeconds; ++i) spent += elapsed(work, kTimedRuns);
+    }
+    const double seconds = elapsed(work, runs);
+    if (seconds >= at_least) return seconds / runs;
+    const int more = static_cast<int>(std::min(1000.0, std::ceil(at_least / std::max(seconds, 1e-6) * runs)));
+    return elapsed(work, more) / more;
+  }
+
+ private:
+  template <class Work>
+  double elapsed(Work& work, int runs) {
+    watch_.mark(0);
+    for (int i = 0; i < runs; ++i) work();
+    watch_.mark(1);
+    return watch_.seconds(0, 1);
+  }
+
+  Stopwatch watch_;
+  bool warm_ = false;
+};
+
+}  // namespace llm
