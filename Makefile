@@ -46,12 +46,12 @@ CUDA_ARCHS ?= $(or $(patsubst arch=%,%,$(filter arch=%,$(CUDA_FOUND))),80 90 120
 
 # What cannot be built is said before anything is compiled.
 GOALS := $(or $(MAKECMDGOALS),all)
-ifneq ($(filter-out clean help setup asan tsan fuzz,$(GOALS)),)
+ifneq ($(filter-out clean help setup compdb asan tsan fuzz,$(GOALS)),)
 ifeq ($(filter CUDA:,$(CUDA_FOUND)),CUDA:)
 $(error $(CUDA_FOUND))
 endif
 endif
-ifneq ($(filter all bench train_gpt portable,$(GOALS)),)
+ifneq ($(filter all bench train_gpt portable install,$(GOALS)),)
 MISSING := $(shell $(SETUP) --check $(FOR_ONEDNN) 2>&1)
 ifneq ($(MISSING),)
 $(error $(MISSING))
@@ -243,8 +243,23 @@ bench: ## measure this machine and every op on it (BENCH_FLAGS=...)
 	@$(MAKE) $(JOBS) train_gpt
 	@./train_gpt bench $(BENCH_FLAGS)
 
-gpu-report: ## build, test and measure on this machine's GPU; writes gpu-report.md
+gpu-report: ## build, test and measure on this machine's GPU, beside PyTorch; writes gpu-report.md
 	@scripts/gpu_report.sh gpu-report.md
+
+gpu-pack: ## build for a GPU elsewhere and pack what gpu-report measures (CUDA_ARCHS=90a MARCH=x86-64-v3)
+	@scripts/gpu_pack.sh
+
+compdb: ## write compile_commands.json, for editors
+	@scripts/compdb.sh >compile_commands.json
+
+PREFIX ?= /usr/local
+install: ## install train_gpt, its manual page and bash's completion (PREFIX=/usr/local, DESTDIR)
+	@$(MAKE) $(JOBS) train_gpt
+	@install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	@install -m 755 train_gpt $(DESTDIR)$(PREFIX)/bin/
+	@scripts/make_man.sh man ./train_gpt >$(DESTDIR)$(PREFIX)/share/man/man1/train_gpt.1
+	@scripts/make_man.sh completion ./train_gpt >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/train_gpt
+	@echo "installed $(DESTDIR)$(PREFIX)/bin/train_gpt"
 
 clean: ## remove what was built
 	@rm -rf build train_gpt
@@ -253,4 +268,4 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 FORCE:
-.PHONY: all portable portable-test setup demo test sweep-test gpu-test gpu-report asan tsan lint bench fuzz clean help objects FORCE
+.PHONY: all portable portable-test setup demo test sweep-test gpu-test gpu-report gpu-pack compdb install asan tsan lint bench fuzz clean help objects FORCE
