@@ -17,10 +17,8 @@ class Builder {
     g_.fp8 = target.fp8;
     for (const Parameter& p : parameter_table(c_)) g_.add_tensor(p.name, dtype_, p.shape, Role::parameter);
     // A GPU's products need sizes that are multiples of 8 elements to be fast, and vocabularies are not.
-    if (target.cuda) {
-      Tensor& head = g_.tensor(parameter(head_weight()));
-      head.spare_rows = padded_vocabulary(head.shape[0]) - head.shape[0];
-    }
+    Tensor& head = g_.tensor(parameter(head_weight()));
+    head.spare_rows = padded_vocabulary(head.shape[0]) - head.shape[0];
   }
 
   // tokens (B, T) -> the final norm's output (B, T, C)
