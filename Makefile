@@ -2,8 +2,9 @@
 #
 #   CUDA=auto|0|1          auto: with the GPU's code where nvcc is found; 0: without; 1: nvcc must be there
 #   CUDART=static|shared   how the CUDA runtime is linked
-#   CUDA_ARCHS="80 90 120" compute capabilities to compile kernels for; the first also as PTX, for those not listed
-#                          (without it: this machine's GPUs, or those three where there is none)
+#   CUDA_ARCHS="80 90a 120" compute capabilities to compile kernels for; the first also as PTX, for those not listed
+#                          (without it: this machine's GPUs, or those three where there is none); Hopper's own
+#                          kernels need 90a, not 90
 #   MARCH=native           the CPU to compile for, as g++'s -march takes it, e.g. x86-64-v3 (`make portable`: for all)
 #   ONEDNN=1               with oneDNN (Debian's libdnnl-dev) for `bench --products` to measure beside our matrix product
 #   CXX CPPFLAGS CXXFLAGS LDFLAGS TEST_FLAGS BENCH_FLAGS DEMO_FLAGS DATA
@@ -42,7 +43,7 @@ CUDA_FOUND := $(if $(filter-out 0,$(CUDA)),$(shell scripts/find_cuda.sh '$(CUDA)
 NVCC := $(patsubst nvcc=%,%,$(filter nvcc=%,$(CUDA_FOUND)))
 CUDA_VERSION := $(patsubst version=%,%,$(filter version=%,$(CUDA_FOUND)))
 CUDA_LIBS := $(patsubst lib=%,%,$(filter lib=%,$(CUDA_FOUND)))
-CUDA_ARCHS ?= $(or $(patsubst arch=%,%,$(filter arch=%,$(CUDA_FOUND))),80 90 120)
+CUDA_ARCHS ?= $(or $(patsubst arch=%,%,$(filter arch=%,$(CUDA_FOUND))),80 90a 120)
 
 # What cannot be built is said before anything is compiled.
 GOALS := $(or $(MAKECMDGOALS),all)
@@ -86,6 +87,7 @@ comma := ,
 cuda_code = -gencode arch=compute_$(1),code=[sm_$(1)$(2)]
 # (A file that only calls a library of CUDA's has no code for a GPU; nvcc 13.0's own front end aborts on it.)
 COMPILE_CUDA = $(NVCC) $(if $(filter %_cublaslt.cu,$<),-x c++) -ccbin $(lastword $(CXX)) -std=c++20 -I. --expt-relaxed-constexpr -lineinfo $(CPPFLAGS) \
+  $(if $(filter 90a,$(CUDA_ARCHS)),-DTRAIN_GPT_SM_90A) \
   $(call cuda_code,$(firstword $(CUDA_ARCHS)),$(comma)compute_$(firstword $(CUDA_ARCHS))) \
   $(foreach arch,$(wordlist 2,99,$(CUDA_ARCHS)),$(call cuda_code,$(arch))) \
   $(foreach flag,$(HOST_FLAGS) $(CXXFLAGS),-Xcompiler=$(flag)) $(if $(filter lint,$(VARIANT)),-Werror all-warnings)
@@ -101,8 +103,8 @@ LLM_OBJECTS := $(patsubst %,$(BUILD)/%.o,$(filter-out $(if $(FOR_ONEDNN),,%_oned
 MAIN_OBJECTS := $(BUILD)/train_gpt.cu.o $(if $(COPIES),$(BUILD)/train_gpt_portable.cpp.o $(COPIES))
 TEST_OBJECTS := $(patsubst %,$(BUILD)/%.o,$(wildcard test/*.cpp))
 CUDA_OBJECTS := $(if $(NVCC),$(KERNELS:%=$(BUILD)/cuda/%.o))
-# What only a GPU's libraries can do has a stand-in in test/simt.
-SIMT_OBJECTS := $(patsubst %,$(BUILD)/simt/%.o,$(filter-out %_cublaslt.cu,$(KERNELS)) $(wildcard test/simt/*.cpp))
+# What only a GPU's libraries can do has a stand-in in test/simt; Hopper's own kernels don't run there.
+SIMT_OBJECTS := $(patsubst %,$(BUILD)/simt/%.o,$(filter-out %_cublaslt.cu %_hopper.cu %_hopper_backward.cu,$(KERNELS)) $(wildcard test/simt/*.cpp))
 
 # The binary in the top directory is the variant built last.
 train_gpt: $(BUILD)/train_gpt FORCE

@@ -60,8 +60,8 @@ for library in $cudart libcublasLt.so; do
   case " $libraries " in *" lib=$directory "*) ;; *) libraries+=" lib=$directory" ;; esac
 done
 
-# The GPUs' compute capabilities, without repeats: "9.0" -> 90. A driver that does not answer means there is none to build for.
+# The GPUs' compute capabilities, without repeats: "8.6" -> 86, "9.0" -> 90a, which has Hopper's own instructions. A driver that does not answer means there is none to build for.
 archs=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | grep -xE '[0-9]+' | sort -nu |
-  sed 's/^/ arch=/' | tr -d '\n') || true
+  sed 's/^90$/90a/; s/^/ arch=/' | tr -d '\n') || true
 
 echo "nvcc=$nvcc version=$version$libraries$archs"

@@ -19,6 +19,10 @@ void check_shape(const AttentionShape& s) {
          " tokens is too large for the CUDA kernels; use a smaller --batch");
 }
 
+bool on_hopper(const KernelCall& call, int64_t head_size) {
+  return &has_flash_attention_hopper && has_flash_attention_hopper(*call.cuda, head_size);
+}
+
 }  // namespace
 
 AttentionShape attention_shape(const KernelCall& call, size_t qkv) {
@@ -33,7 +37,8 @@ void attention(const KernelCall& call) {
   if (s.batch * s.tokens == 0) return;
   const bool flash = call.in_dtype(0) == DType::bf16 && has_flash_attention(s.head_size) && aligned(call.in<bf16>(0)) &&
                      aligned(call.out<bf16>(0));
-  flash ? flash_attention(call) : attention_plain(call);
+  if (!flash) return attention_plain(call);
+  on_hopper(call, s.head_size) ? flash_attention_hopper(call) : flash_attention(call);
 }
 
 void attention_backward(const KernelCall& call) {
@@ -42,7 +47,8 @@ void attention_backward(const KernelCall& call) {
   if (s.batch * s.tokens == 0) return;
   const bool flash = call.in_dtype(1) == DType::bf16 && has_flash_attention(s.head_size) && aligned(call.in<bf16>(0)) &&
                      aligned(call.in<bf16>(1)) && aligned(call.in<bf16>(2)) && aligned(call.out<bf16>(0));
-  flash ? flash_attention_backward(call) : attention_backward_plain(call);
+  if (!flash) return attention_backward_plain(call);
+  on_hopper(call, s.head_size) ? flash_attention_backward_hopper(call) : flash_attention_backward(call);
 }
 
 }  // namespace llm::cuda

@@ -12,14 +12,17 @@
 
 namespace llm {
 
+class CudaDevice;
 struct KernelCall;
 
 // attention: everything stays on the chip.
 inline size_t attention_workspace_cuda(const AttentionShape&, DType) { return 0; }
 
-// attention_backward: rowsum(d_out * out) of each query, (B, H, T) floats.
+// attention_backward: rowsum(d_out * out) of each query, (B, H, T) floats; on Hopper, beside each log_sum_exp, pairs of
+// floats (B, H, attention_statistic_rows(T)), since tiles of them are copied whole.
+inline int64_t attention_statistic_rows(int64_t tokens) { return (tokens + 127) / 128 * 128; }
 inline size_t attention_backward_workspace_cuda(const AttentionShape& s, DType) {
-  return static_cast<size_t>(s.batch * s.heads * s.tokens) * sizeof(float);
+  return static_cast<size_t>(s.batch * s.heads * attention_statistic_rows(s.tokens)) * 2 * sizeof(float);
 }
 
 // attention_cached: the cache is cut into splits that blocks work on side by side. How many there are follows from the
@@ -93,6 +96,11 @@ void attention_backward_plain(const KernelCall& call);
 bool has_flash_attention(int64_t head_size);
 void flash_attention(const KernelCall& call);
 void flash_attention_backward(const KernelCall& call);
+
+// The same by wgmma and TMA, where the device is a Hopper and the binary has code for sm_90a. Null in the test bed.
+[[gnu::weak]] bool has_flash_attention_hopper(const CudaDevice& device, int64_t head_size);
+[[gnu::weak]] void flash_attention_hopper(const KernelCall& call);
+[[gnu::weak]] void flash_attention_backward_hopper(const KernelCall& call);
 
 }  // namespace cuda
 }  // namespace llm

@@ -1,0 +1,307 @@
+// Causal attention of bf16 on Hopper's tensor cores, forward: FlashAttention-3 (Shah et al. 2024, algorithms 1 and 2).
+//
+// A block's consumers, warpgroups of 64 queries each, go through the keys from the diagonal to the first, kKeys at a time.
+// In a warpgroup the product of the next scores runs while the softmax of these is computed, and the product with the
+// values beside it; the warpgroups take turns in starting products, so that one's softmax falls together with the
+// other's products. Scores become the next product's left operand without leaving the registers. Only the tile on the
+// diagonal is masked. What the keys' order does to the running softmax (Milakov and Gimelshein 2018): the first tile of a query
+// has a key that the query sees, so that its largest score is never -infinity.
+// Bytes: queries and outputs once; keys and values once for each tile of queries, from the L2 cache after the first.
+#include "llm/graph/kernel.h"
+#include "llm/ops/flash_hopper_cuda.h"
+#include "llm/ops/largest_cuda.h"
+
+namespace llm::cuda {
+namespace {
+
+using namespace flash;
+
+// kGroups warpgroups that share tiles of kKeys keys and values, of which there are kStages. kTurns: as said above.
+template <int kHeadSize, int kKeysAtATime, int kConsumers, int kRing, bool kInTurns>
+struct ForwardTiling {
+  static constexpr int kHead = kHeadSize, kKeys = kKeysAtATime, kGroups = kConsumers, kStages = kRing;
+  static constexpr int kQueries = kGroupRows * kGroups, kThreads = kWarpgroup * (1 + kGroups);
+  static constexpr bool kTurns = kInTurns;
+  static constexpr int kProducerRegisters = kGroups == 2 ? 40 : 32, kConsumerRegisters = kGroups == 2 ? 232 : 160;
+  static constexpr int kItems = 2;  // stages of queries: the next item's come while this one's are used
+};
+
+template <class Tiling>
+struct ForwardShared {
+  simt::SwizzledTile<Tiling::kQueries, Tiling::kHead> queries[Tiling::kItems];
+  simt::SwizzledTile<Tiling::kKeys, Tiling::kHead> keys[Tiling::kStages], values[Tiling::kStages];
+  simt::Barrier queries_full[Tiling::kItems], queries_empty[Tiling::kItems];
+  simt::Barrier keys_full[Tiling::kStages], keys_empty[Tiling::kStages];
+  simt::Barrier values_full[Tiling::kStages], values_empty[Tiling::kStages];
+};
+
+// The running softmax of a warp's 16 rows, of which this thread has parts of two.
+struct Softmax {
+  float largest[2] = {-INFINITY, -INFINITY},
+        sum[2] = {0, 0};  // of raw scores; the sum over this thread's columns alone
+
+  // Scores become 2^(scale (score - largest)); what was summed before must be multiplied by `correction`.
+  template <int N>
+  __device__ __forceinline__ void add(float (&s)[N][4], float (&correction)[2], float scale) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float most[2] = {s[0][2 * half], s[0][2 * half + 1]};
+#pragma unroll
+      for (int n = 1; n < N; ++n) {
+        most[0] = fmaxf(most[0], s[n][2 * half]);
+        most[1] = fmaxf(most[1], s[n][2 * half + 1]);
+      }
+      const float now = fmaxf(largest[half], group_max(fmaxf(most[0], most[1])));
+      correction[half] = simt::exp2_fast((largest[half] - now) * scale);
+      largest[half] = now;
+      const float offset = now * scale;
+      float part[2] = {sum[half] * correction[half], 0};
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float& x = s[n][2 * half + i];
+          x = simt::exp2_fast(x * scale - offset);
+          part[i] += x;
+        }
+      sum[half] = part[0] + part[1];
+    }
+  }
+};
+
+// The keys that an item needs, as tiles of kKeys.
+template <class Tiling, bool kDocuments>
+struct KeyTiles {
+  int first_query, first, last;
+
+  __device__ __forceinline__ KeyTiles(const Schedule& schedule, const Schedule::Item& item, int tokens,
+                                      const DocumentStarts<kDocuments>& documents)
+      : first_query((schedule.tiles - 1 - item.rank) * Tiling::kQueries),
+        first(documents.of(first_query) / Tiling::kKeys),
+        last((min(first_query + Tiling::kQueries, tokens) - 1) / Tiling::kKeys) {}
+};
+
+template <class Tiling, bool kDocuments>
+__device__ __forceinline__ void produce(ForwardShared<Tiling>& shared, const simt::TensorMap& query_map,
+                                        const simt::TensorMap& key_map, const PackedHeads& heads,
+                                        const Schedule& schedule, const int32_t* starts) {
+  Place<Tiling::kItems> own;
+  Place<Tiling::kStages> place;
+  Schedule::Item item;
+  for (int round = 0; schedule.get(round, item); ++round) {
+    const int head = item.head % heads.heads, batch = item.head / heads.heads, kv_head = head / heads.group();
+    const KeyTiles<Tiling, kDocuments> tiles(schedule, item, heads.tokens,
+                                             DocumentStarts<kDocuments>(starts, batch, heads.tokens));
+    auto& queries_full = shared.queries_full[own.stage];
+    simt::wait(shared.queries_empty[own.stage], own.parity ^ 1);
+    simt::arrive_expecting(queries_full, shared.queries[0].kBytes);
+    copy_tile(shared.queries[own.stage], query_map, heads.query(head), tiles.first_query, batch, queries_full);
+    own.advance();
+    for (int tile = tiles.last; tile >= tiles.first; --tile) {
+      auto &keys_full = shared.keys_full[place.stage], &values_full = shared.values_full[place.stage];
+      simt::wait(shared.keys_empty[place.stage], place.parity ^ 1);
+      simt::arrive_expecting(keys_full, shared.keys[0].kBytes);
+      copy_tile(shared.keys[place.stage], key_map, heads.key(kv_head), tile * Tiling::kKeys, batch, keys_full);
+      simt::wait(shared.values_empty[place.stage], place.parity ^ 1);
+      simt::arrive_expecting(values_full, shared.values[0].kBytes);
+      copy_tile(shared.values[place.stage], key_map, heads.value(kv_head), tile * Tiling::kKeys, batch, values_full);
+      place.advance();
+    }
+  }
+}
+
+template <class Tiling, bool kDocuments>
+__device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const PackedHeads& heads,
+                                        const Schedule& schedule, float scale, float scale_to_base_2,
+                                        const int32_t* starts, bf16* out, float* log_sum_exp, uint32_t* largest,
+                                        int consumer) {
+  constexpr int kHead = Tiling::kHead, kKeys = Tiling::kKeys, kGroups = Tiling::kGroups;
+  constexpr int kTurn = 1, kStore = kTurn + kGroups;  // barriers of warpgroups
+  const int row = kGroupRows * consumer, warp_row = row + 16 * (warp() % 4), tokens = heads.tokens;
+  const auto wait_for_turn = [&] {
+    if constexpr (Tiling::kTurns) simt::meet(kTurn + consumer, 2 * kWarpgroup);
+  };
+  const auto pass_turn = [&] {
+    if constexpr (Tiling::kTurns) simt::pass(kTurn + (consumer + 1) % kGroups, 2 * kWarpgroup);
+  };
+  Place<Tiling::kItems> own;
+  Place<Tiling::kStages> key_place, value_place;
+  const auto skip_tile = [&] {
+    wait_for_turn();
+    pass_turn();
+    simt::wait(shared.keys_full[key_place.stage], key_place.parity);
+    release(shared.keys_empty[key_place.stage]);
+    key_place.advance();
+    simt::wait(shared.values_full[value_place.stage], value_place.parity);
+    release(shared.values_empty[value_place.stage]);
+    value_place.advance();
+  };
+  float most = 0;
+  if (consumer == kGroups - 1) pass_turn();
+
+  Schedule::Item item;
+  for (int round = 0; schedule.get(round, item); ++round) {
+    const int head = item.head % heads.heads, batch = item.head / heads.heads;
+    const DocumentStarts<kDocuments> documents(starts, batch, tokens);
+    const KeyTiles<Tiling, kDocuments> tiles(schedule, item, tokens, documents);
+    const int first_query = tiles.first_query + row, warp_query = tiles.first_query + warp_row;
+    const int first = max(tiles.first, documents.of(first_query) / kKeys);
+    const int last = min(tiles.last, (first_query + kGroupRows - 1) / kKeys);
+    const int last_start = documents.of(min(warp_query + 16, tokens) - 1);
+    for (int tile = tiles.last; tile > last; --tile) skip_tile();
+
+    float s[1][kKeys / 8][4], accumulated[kHead / 8][4], correction[2];
+    uint32_t p[kKeys / 16][4];
+    Softmax softmax;
+    const auto mask_documents = [&](int tile) {
+      if constexpr (kDocuments)
+        if (tile * kKeys < last_start) mask_earlier_documents<false>(s, warp_query, tile * kKeys, documents);
+    };
+    auto& queries = shared.queries[own.stage];
+    simt::wait(shared.queries_full[own.stage], own.parity);
+    simt::wait(shared.keys_full[key_place.stage], key_place.parity);
+    wait_for_turn();
+    simt::products_begin();
+    row_products_async(s[0], queries, row, shared.keys[key_place.stage]);
+    simt::products_commit();
+    pass_turn();
+    simt::products_wait<0>();
+    simt::hold(s[0]);
+    release(shared.keys_empty[key_place.stage]);
+    key_place.advance();
+    mask_later_keys<false>(s, warp_query, last * kKeys);
+    mask_documents(last);
+    softmax.add(s[0], correction, scale_to_base_2);
+    pack(p, s[0]);
+
+    bool add = false;
+#pragma unroll 1
+    for (int tile = last - 1; tile >= first; --tile) {
+      simt::wait(shared.keys_full[key_place.stage], key_place.parity);
+      wait_for_turn();
+      simt::products_begin();
+      row_products_async(s[0], queries, row, shared.keys[key_place.stage]);
+      simt::products_commit();
+      simt::wait(shared.values_full[value_place.stage], value_place.parity);
+      simt::products_begin();
+      weighted_rows_async(accumulated, p, shared.values[value_place.stage], add);
+      simt::products_commit();
+      add = true;
+      pass_turn();
+      simt::products_wait<1>();
+      simt::hold(s[0]);
+      release(shared.keys_empty[key_place.stage]);
+      key_place.advance();
+      mask_documents(tile);
+      softmax.add(s[0], correction, scale_to_base_2);
+      simt::products_wait<0>();
+      simt::hold(accumulated);
+      release(shared.values_empty[value_place.stage]);
+      value_place.advance();
+#pragma unroll
+      for (int n = 0; n < kHead / 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) accumulated[n][i] *= correction[i / 2];
+      pack(p, s[0]);
+    }
+    simt::wait(shared.values_full[value_place.stage], value_place.parity);
+    simt::products_begin();
+    weighted_rows_async(accumulated, p, shared.values[value_place.stage], add);
+    simt::products_commit();
+    float factor[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int query = warp_query + 8 * half + group();
+      const float total = group_sum(softmax.sum[half]);
+      factor[half] = 1 / total;
+      if (simt::in_bounds(query < tokens) && member() == 0)
+        log_sum_exp[int64_t{item.head} * tokens + query] = softmax.largest[half] * scale + logf(total);
+    }
+    simt::products_wait<0>();
+    simt::hold(accumulated);
+    release(shared.values_empty[value_place.stage]);
+    value_place.advance();
+    for (int tile = first - 1; tile >= tiles.first; --tile) skip_tile();
+
+    simt::meet(kStore + consumer, kWarpgroup);  // no product of the warpgroup reads the queries any more
+    store_rows(queries, warp_row, accumulated, factor[0], factor[1],
+               out + int64_t{batch} * tokens * heads.out_width() + heads.query(head), heads.out_width(), warp_query,
+               tokens, most);
+    simt::fence_async_proxy();
+    __syncwarp();
+    release(shared.queries_empty[own.stage]);
+    own.advance();
+  }
+  if (consumer == 0) wait_for_turn();  // so that nothing stays behind in the barrier
+  note_largest_of_warp(most, largest);
+}
+
+// qkv (B, T, (H + 2 K) D), starts (B, T) -> out (B, T, H D), log_sum_exp (B, H, T). kDocuments: a query sees no key before its
+// start; otherwise `starts` is not used. query_map, key_map: of qkv, by kQueries and kKeys rows.
+template <class Tiling, bool kDocuments>
+__global__ void __launch_bounds__(Tiling::kThreads, 1)
+    flash_attention_hopper_kernel(const __grid_constant__ simt::TensorMap query_map,
+                                  const __grid_constant__ simt::TensorMap key_map, PackedHeads heads, Schedule schedule,
+                                  float scale, float scale_to_base_2, const int32_t* __restrict__ starts,
+                                  bf16* __restrict__ out, float* __restrict__ log_sum_exp, uint32_t* largest) {
+  if constexpr (simt::kHopperCode) {
+    auto& shared = simt::tile_memory<ForwardShared<Tiling>>();
+    if (threadIdx.x == 0) {
+      simt::prefetch(query_map);
+      simt::prefetch(key_map);
+      constexpr int kWarps = 4 * Tiling::kGroups;
+      initialize_ring(shared.queries_full, shared.queries_empty, kWarps);
+      initialize_ring(shared.keys_full, shared.keys_empty, kWarps);
+      initialize_ring(shared.values_full, shared.values_empty, kWarps);
+      simt::fence_initialization();
+    }
+    __syncthreads();
+    const int role = warpgroup();
+    if (role == 0) {
+      simt::give_back_registers<Tiling::kProducerRegisters>();
+      if (threadIdx.x == 0) produce<Tiling, kDocuments>(shared, query_map, key_map, heads, schedule, starts);
+    } else {
+      simt::take_registers<Tiling::kConsumerRegisters>();
+      consume<Tiling, kDocuments>(shared, heads, schedule, scale, scale_to_base_2, starts, out, log_sum_exp, largest,
+                                  role - 1);
+    }
+  }
+}
+
+template <class Tiling>
+void launch_forward(cudaStream_t stream, int multiprocessors, const AttentionShape& s, const bf16* qkv,
+                    const int32_t* starts, bf16* out, float* log_sum_exp, uint32_t* largest) {
+  const PackedHeads heads(s);
+  const int64_t tiles = (s.tokens + Tiling::kQueries - 1) / Tiling::kQueries;
+  const int64_t bytes_a_head = s.tokens * s.head_size * 2 * sizeof(bf16) / heads.group();
+  const Schedule schedule = schedule_of(s.batch * s.heads, tiles, bytes_a_head);
+  const auto map = [&](int rows) { return head_map(qkv, s.batch, s.tokens, heads.width(), heads.head_size, rows); };
+  simt::launch(stream, dim3(static_cast<unsigned>(std::min<int64_t>(multiprocessors, s.batch * s.heads * tiles))),
+               dim3(Tiling::kThreads), sizeof(ForwardShared<Tiling>),
+               starts ? flash_attention_hopper_kernel<Tiling, true> : flash_attention_hopper_kernel<Tiling, false>,
+               map(Tiling::kQueries), map(Tiling::kKeys), heads, schedule, heads.scale(), heads.scale() * kLog2E,
+               starts, out, log_sum_exp, largest);
+}
+
+template <class Tiling>
+void forward(const KernelCall& call) {
+  launch_forward<Tiling>(call.cuda->stream(), call.cuda->properties().multiprocessors, attention_shape(call, 0),
+                         call.in<bf16>(0), call.in_int(1), call.out<bf16>(0), call.out(1), largest_of(call));
+}
+
+}  // namespace
+
+bool has_flash_attention_hopper(const CudaDevice& device, int64_t head_size) {
+#if defined(TRAIN_GPT_SM_90A)
+  return device.properties().compute_capability == 90 && (head_size == 64 || head_size == 128);
+#else
+  return false;
+#endif
+}
+
+void flash_attention_hopper(const KernelCall& call) {
+  attention_shape(call, 0).head_size == 64 ? forward<ForwardTiling<64, 128, 2, 2, true>>(call)
+                                           : forward<ForwardTiling<128, 128, 2, 2, true>>(call);
+}
+
+}  // namespace llm::cuda

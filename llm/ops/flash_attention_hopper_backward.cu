@@ -1,0 +1,600 @@
+// Causal attention of bf16 on Hopper's tensor cores, backward, as the two kernels of flash_attention_backward.cu and for
+// the same reasons: each gradient has one writer and one order of sums.
+//
+// In both, warpgroups own 64 rows each, of queries or of keys, whose scores and dP are products of tiles that the producer
+// brings; what they become, dS and P, are left operands in the registers where they arise. While they are computed, the
+// products with those of the tile before run. The first kernel goes through the keys from the diagonal to the first, the
+// second one through the queries from the diagonal to the last, of all heads that share the keys.
+#include "llm/graph/kernel.h"
+#include "llm/ops/flash_hopper_cuda.h"
+#include "llm/ops/largest_cuda.h"
+
+namespace llm::cuda {
+namespace {
+
+using namespace flash;
+
+// kGroups warpgroups of 64 queries; tiles of kKeys keys in kKeyStages and values in kValueStages; own tiles in kItems.
+template <int kHeadSize, int kKeysAtATime, int kConsumers, int kKeyRing, int kValueRing, int kItemRing, bool kInTurns>
+struct QueryTiling {
+  static constexpr int kHead = kHeadSize, kKeys = kKeysAtATime, kGroups = kConsumers;
+  static constexpr int kKeyStages = kKeyRing, kValueStages = kValueRing, kItems = kItemRing;
+  static constexpr int kQueries = kGroupRows * kGroups, kThreads = kWarpgroup * (1 + kGroups);
+  static constexpr bool kTurns = kInTurns;
+  static constexpr int kProducerRegisters = kGroups == 2 ? 40 : 32, kConsumerRegisters = kGroups == 2 ? 232 : 160;
+};
+
+template <class Tiling>
+struct QueryShared {
+  struct Own {
+    simt::SwizzledTile<Tiling::kQueries, Tiling::kHead> queries, d_outs, outs;
+  };
+  Own own[Tiling::kItems];
+  simt::SwizzledTile<Tiling::kKeys, Tiling::kHead> keys[Tiling::kKeyStages], values[Tiling::kValueStages];
+  simt::Barrier own_full[Tiling::kItems], own_empty[Tiling::kItems];
+  simt::Barrier keys_full[Tiling::kKeyStages], keys_empty[Tiling::kKeyStages];
+  simt::Barrier values_full[Tiling::kValueStages], values_empty[Tiling::kValueStages];
+};
+
+// The keys that an item needs, as tiles of kKeys.
+template <class Tiling, bool kDocuments>
+struct KeyTiles {
+  int first_query, first, last;
+
+  __device__ __forceinline__ KeyTiles(const Schedule& schedule, const Schedule::Item& item, int tokens,
+                                      const DocumentStarts<kDocuments>& documents)
+      : first_query((schedule.tiles - 1 - item.rank) * Tiling::kQueries),
+        first(documents.of(first_query) / Tiling::kKeys),
+        last((min(first_query + Tiling::kQueries, tokens) - 1) / Tiling::kKeys) {}
+};
+
+struct QueryMaps {
+  simt::TensorMap queries, d_outs, outs, keys;
+};
+
+template <class Tiling, bool kDocuments>
+__device__ __forceinline__ void produce_keys(QueryShared<Tiling>& shared, const QueryMaps& maps,
+                                             const PackedHeads& heads, const Schedule& schedule,
+                                             const int32_t* starts) {
+  Place<Tiling::kItems> own;
+  Place<Tiling::kKeyStages> key_place;
+  Place<Tiling::kValueStages> value_place;
+  Schedule::Item item;
+  for (int round = 0; schedule.get(round, item); ++round) {
+    const int head = item.head % heads.heads, batch = item.head / heads.heads, kv_head = head / heads.group();
+    const KeyTiles<Tiling, kDocuments> tiles(schedule, item, heads.tokens,
+                                             DocumentStarts<kDocuments>(starts, batch, heads.tokens));
+    auto& own_full = shared.own_full[own.stage];
+    auto& tile_of = shared.own[own.stage];
+    simt::wait(shared.own_empty[own.stage], own.parity ^ 1);
+    simt::arrive_expecting(own_full, 3 * tile_of.queries.kBytes);
+    copy_tile(tile_of.queries, maps.queries, heads.query(head), tiles.first_query, batch, own_full);
+    copy_tile(tile_of.d_outs, maps.d_outs, heads.query(head), tiles.first_query, batch, own_full);
+    copy_tile(tile_of.outs, maps.outs, heads.query(head), tiles.first_query, batch, own_full);
+    own.advance();
+    for (int tile = tiles.last; tile >= tiles.first; --tile) {
+      auto& keys_full = shared.keys_full[key_place.stage];
+      simt::wait(shared.keys_empty[key_place.stage], key_place.parity ^ 1);
+      simt::arrive_expecting(keys_full, shared.keys[0].kBytes);
+      copy_tile(shared.keys[key_place.stage], maps.keys, heads.key(kv_head), tile * Tiling::kKeys, batch, keys_full);
+      key_place.advance();
+      auto& values_full = shared.values_full[value_place.stage];
+      simt::wait(shared.values_empty[value_place.stage], value_place.parity ^ 1);
+      simt::arrive_expecting(values_full, shared.values[0].kBytes);
+      copy_tile(shared.values[value_place.stage], maps.keys, heads.value(kv_head), tile * Tiling::kKeys, batch,
+                values_full);
+      value_place.advance();
+    }
+  }
+}
+
+// Of the warp's 16 rows from `row` on, the sums of the products of two tiles' values.
+template <int kRows, int kHead>
+__device__ __forceinline__ void row_sums(float (&sum)[2], const simt::SwizzledTile<kRows, kHead>& a,
+                                         const simt::SwizzledTile<kRows, kHead>& b, int row) {
+  const int lane = simt::computed_here(flash::lane());
+  sum[0] = sum[1] = 0;
+#pragma unroll
+  for (int k = 0; k < kHead / 16; ++k) {
+    uint32_t x[4], y[4];
+    simt::load_matrix_x4(x, a.chunk(row + lane % 16, 2 * k + lane / 16));
+    simt::load_matrix_x4(y, b.chunk(row + lane % 16, 2 * k + lane / 16));
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      sum[i % 2] += float_of_bits(x[i] << 16) * float_of_bits(y[i] << 16) +
+                    float_of_bits(x[i] & 0xffff0000) * float_of_bits(y[i] & 0xffff0000);
+  }
+  sum[0] = group_sum(sum[0]), sum[1] = group_sum(sum[1]);
+}
+
+template <class Tiling, bool kDocuments>
+__device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const PackedHeads& heads,
+                                             const Schedule& schedule, float scale, float scale_to_base_2,
+                                             const float* log_sum_exp, const int32_t* starts, bf16* d_qkv,
+                                             float2* statistics, int statistic_rows, uint32_t* largest, int consumer) {
+  constexpr int kHead = Tiling::kHead, kKeys = Tiling::kKeys, kGroups = Tiling::kGroups;
+  constexpr int kTurn = 1, kStore = kTurn + kGroups;  // barriers of warpgroups
+  const int row = kGroupRows * consumer, warp_row = row + 16 * (warp() % 4), tokens = heads.tokens;
+  const auto wait_for_turn = [&] {
+    if constexpr (Tiling::kTurns) simt::meet(kTurn + consumer, 2 * kWarpgroup);
+  };
+  const auto pass_turn = [&] {
+    if constexpr (Tiling::kTurns) simt::pass(kTurn + (consumer + 1) % kGroups, 2 * kWarpgroup);
+  };
+  Place<Tiling::kItems> own;
+  Place<Tiling::kKeyStages> key_place, used_key_place;  // of the tile whose scores, whose products with dS come next
+  Place<Tiling::kValueStages> value_place;
+  const auto skip_tile = [&] {
+    wait_for_turn();
+    pass_turn();
+    simt::wait(shared.keys_full[key_place.stage], key_place.parity);
+    release(shared.keys_empty[key_place.stage]);
+    key_place.advance();
+    used_key_place.advance();
+    simt::wait(shared.values_full[value_place.stage], value_place.parity);
+    release(shared.values_empty[value_place.stage]);
+    value_place.advance();
+  };
+  float most = 0;
+  if (consumer == kGroups - 1) pass_turn();
+
+  Schedule::Item item;
+  for (int round = 0; schedule.get(round, item); ++round) {
+    const int head = item.head % heads.heads, batch = item.head / heads.heads;
+    const DocumentStarts<kDocuments> documents(starts, batch, tokens);
+    const KeyTiles<Tiling, kDocuments> tiles(schedule, item, tokens, documents);
+    const int first_query = tiles.first_query + row, warp_query = tiles.first_query + warp_row;
+    const int first = max(tiles.first, documents.of(first_query) / kKeys);
+    const int last = min(tiles.last, (first_query + kGroupRows - 1) / kKeys);
+    const int last_start = documents.of(min(warp_query + 16, tokens) - 1);
+    auto& own_tiles = shared.own[own.stage];
+
+    float row_delta[2], row_log_sum_exp[2];  // the latter to base 2
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int query = warp_query + 8 * half + group();
+      row_log_sum_exp[half] = INFINITY;  // of rows that don't exist: probabilities 0
+      if (simt::in_bounds(query < tokens))
+        row_log_sum_exp[half] = log_sum_exp[int64_t{item.head} * tokens + query] * kLog2E;
+    }
+    simt::wait(shared.own_full[own.stage], own.parity);
+    row_sums(row_delta, own_tiles.d_outs, own_tiles.outs, warp_row);
+    float2* const of_head = statistics + int64_t{item.head} * statistic_rows;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int query = warp_query + 8 * half + group();
+      if (member() == 0 && simt::in_bounds(query < statistic_rows))
+        of_head[query] = make_float2(row_log_sum_exp[half], row_delta[half]);
+    }
+    // What lies beyond this kernel's tiles is read by the next one.
+    if (item.rank == 0 && consumer == 0)
+      for (int query = tiles.first_query + Tiling::kQueries + static_cast<int>(threadIdx.x) % kWarpgroup;
+           query < statistic_rows; query += kWarpgroup)
+        of_head[query] = make_float2(INFINITY, 0);
+    for (int tile = tiles.last; tile > last; --tile) skip_tile();
+
+    float s[1][kKeys / 8][4], dp[kKeys / 8][4], gradient[kHead / 8][4];
+    uint32_t ds[kKeys / 16][4];
+    const auto start_scores = [&] {
+      simt::wait(shared.keys_full[key_place.stage], key_place.parity);
+      simt::wait(shared.values_full[value_place.stage], value_place.parity);
+      wait_for_turn();
+      simt::products_begin();
+      row_products_async(s[0], own_tiles.queries, row, shared.keys[key_place.stage]);
+      row_products_async(dp, own_tiles.d_outs, row, shared.values[value_place.stage]);
+      simt::products_commit();
+      key_place.advance();
+    };
+    const auto finish_scores = [&] {
+      simt::hold(s[0]);
+      simt::hold(dp);
+      release(shared.values_empty[value_place.stage]);
+      value_place.advance();
+    };
+    const auto add_gradient = [&](bool add) {
+      simt::products_begin();
+      weighted_rows_async(gradient, ds, shared.keys[used_key_place.stage], add);
+      simt::products_commit();
+    };
+    const auto finish_gradient = [&] {
+      simt::products_wait<0>();
+      simt::hold(gradient);
+      release(shared.keys_empty[used_key_place.stage]);
+      used_key_place.advance();
+    };
+    const auto differentiate = [&](int tile) {
+      if constexpr (kDocuments)
+        if (tile * kKeys < last_start) mask_earlier_documents<false>(s, warp_query, tile * kKeys, documents);
+#pragma unroll
+      for (int n = 0; n < kKeys / 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          s[0][n][i] =
+              simt::exp2_fast(s[0][n][i] * scale_to_base_2 - row_log_sum_exp[i / 2]) * (dp[n][i] - row_delta[i / 2]);
+    };
+    start_scores();
+    pass_turn();
+    simt::products_wait<0>();
+    finish_scores();
+    mask_later_keys<false>(s, warp_query, last * kKeys);
+    differentiate(last);
+    pack(ds, s[0]);
+
+    bool add = false;
+#pragma unroll 1
+    for (int tile = last - 1; tile >= first; --tile) {
+      start_scores();
+      add_gradient(add);
+      add = true;
+      pass_turn();
+      simt::products_wait<1>();
+      finish_scores();
+      differentiate(tile);
+      finish_gradient();
+      pack(ds, s[0]);
+    }
+    add_gradient(add);
+    finish_gradient();
+    for (int tile = first - 1; tile >= tiles.first; --tile) skip_tile();
+
+    simt::meet(kStore + consumer, kWarpgroup);  // no product of the warpgroup reads the queries any more
+    store_rows(own_tiles.queries, warp_row, gradient, scale, scale,
+               d_qkv + int64_t{batch} * tokens * heads.width() + heads.query(head), heads.width(), warp_query, tokens,
+               most);
+    simt::fence_async_proxy();
+    __syncwarp();
+    release(shared.own_empty[own.stage]);
+    own.advance();
+  }
+  if (consumer == 0) wait_for_turn();  // so that nothing stays behind in the barrier
+  note_largest_of_warp(most, largest);
+}
+
+// log_sum_exp (B, H, T), starts (B, T) -> d_qkv's query heads (B, T, (H + 2 K) D), statistics (B, H, statistic_rows): of each
+// query log_sum_exp to base 2 and delta = rowsum(d_out * out); of those beyond T, infinity and 0. kDocuments as in the forward
+// kernel. Maps: of qkv and, for the d_outs and outs, of (B, T, H D).
+template <class Tiling, bool kDocuments>
+__global__ void __launch_bounds__(Tiling::kThreads, 1)
+    flash_query_gradient_hopper_kernel(const __grid_constant__ QueryMaps maps, PackedHeads heads, Schedule schedule,
+                                       float scale, float scale_to_base_2, const float* __restrict__ log_sum_exp,
+                                       const int32_t* __restrict__ starts, bf16* __restrict__ d_qkv,
+                                       float2* __restrict__ statistics, int statistic_rows, uint32_t* largest) {
+  if constexpr (simt::kHopperCode) {
+    auto& shared = simt::tile_memory<QueryShared<Tiling>>();
+    if (threadIdx.x == 0) {
+      constexpr int kWarps = 4 * Tiling::kGroups;
+      initialize_ring(shared.own_full, shared.own_empty, kWarps);
+      initialize_ring(shared.keys_full, shared.keys_empty, kWarps);
+      initialize_ring(shared.values_full, shared.values_empty, kWarps);
+      simt::fence_initialization();
+    }
+    __syncthreads();
+    const int role = warpgroup();
+    if (role == 0) {
+      simt::give_back_registers<Tiling::kProducerRegisters>();
+      if (threadIdx.x == 0) produce_keys<Tiling, kDocuments>(shared, maps, heads, schedule, starts);
+    } else {
+      simt::take_registers<Tiling::kConsumerRegisters>();
+      consume_keys<Tiling, kDocuments>(shared, heads, schedule, scale, scale_to_base_2, log_sum_exp, starts, d_qkv,
+                                       statistics, statistic_rows, largest, role - 1);
+    }
+  }
+}
+
+// Two warpgroups of 64 keys; tiles of kQueries queries in kStages; own tiles in kItems. kOverlap: products with P and dS run
+// while those of the next tile are computed, where there are registers for it.
+template <int kHeadSize, int kQueriesAtATime, int kRing, int kItemRing, bool kOverlapped>
+struct KeyTiling {
+  static constexpr int kHead = kHeadSize, kQueries = kQueriesAtATime, kGroups = 2, kStages = kRing, kItems = kItemRing;
+  static constexpr int kKeys = kGroupRows * kGroups, kThreads = kWarpgroup * (1 + kGroups);
+  static constexpr bool kOverlap = kOverlapped;
+  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+};
+
+template <class Tiling>
+struct KeyShared {
+  struct Own {
+    simt::SwizzledTile<Tiling::kKeys, Tiling::kHead> keys, values;
+  };
+  Own own[Tiling::kItems];
+  struct Stage {
+    simt::SwizzledTile<Tiling::kQueries, Tiling::kHead> queries, d_outs;
+  };
+  Stage stages[Tiling::kStages];
+  alignas(128) float2 statistics[Tiling::kStages][Tiling::kQueries];
+  simt::Barrier own_full[Tiling::kItems], own_empty[Tiling::kItems], full[Tiling::kStages], empty[Tiling::kStages];
+};
+
+struct KeyMaps {
+  simt::TensorMap keys, queries, d_outs;
+};
+
+// The queries that see an item's keys, as tiles of kQueries, the same of each head of the group.
+template <class Tiling, bool kDocuments>
+struct QueryTiles {
+  int first_key, first, last;
+
+  __device__ __forceinline__ QueryTiles(const Schedule::Item& item, int tokens,
+                                        const DocumentStarts<kDocuments>& documents)
+      : first_key(item.rank * Tiling::kKeys),
+        first(first_key / Tiling::kQueries),
+        last(last_before(first, (tokens - 1) / Tiling::kQueries, first_key + Tiling::kKeys, documents)) {}
+
+  // The last tile whose first query's document starts before `end`: starts don't decrease.
+  __device__ __forceinline__ static int last_before(int low, int high, int end,
+                                                    const DocumentStarts<kDocuments>& documents) {
+    if constexpr (kDocuments)
+      while (low < high) {
+        const int middle = (low + high + 1) / 2;
+        if (documents.of(middle * Tiling::kQueries) < end)
+          low = middle;
+        else
+          high = middle - 1;
+      }
+    return high;
+  }
+};
+
+template <class Tiling, bool kDocuments>
+__device__ __forceinline__ void produce_queries(KeyShared<Tiling>& shared, const KeyMaps& maps,
+                                                const PackedHeads& heads, const Schedule& schedule,
+                                                const int32_t* starts, const float2* statistics, int statistic_rows) {
+  Place<Tiling::kItems> own;
+  Place<Tiling::kStages> place;
+  Schedule::Item item;
+  for (int round = 0; schedule.get(round, item); ++round) {
+    const int kv_head = item.head % heads.kv_heads, batch = item.head / heads.kv_heads;
+    const QueryTiles<Tiling, kDocuments> tiles(item, heads.tokens,
+                                               DocumentStarts<kDocuments>(starts, batch, heads.tokens));
+    auto& own_full = shared.own_full[own.stage];
+    auto& own_tiles = shared.own[own.stage];
+    simt::wait(shared.own_empty[own.stage], own.parity ^ 1);
+    simt::arrive_expecting(own_full, 2 * own_tiles.keys.kBytes);
+    copy_tile(own_tiles.keys, maps.keys, heads.key(kv_head), tiles.first_key, batch, own_full);
+    copy_tile(own_tiles.values, maps.keys, heads.value(kv_head), tiles.first_key, batch, own_full);
+    own.advance();
+    for (int head = kv_head * heads.group(); head < (kv_head + 1) * heads.group(); ++head) {
+      const float2* const of_head = statistics + (int64_t{batch} * heads.heads + head) * statistic_rows;
+      for (int tile = tiles.first; tile <= tiles.last; ++tile) {
+        auto& full = shared.full[place.stage];
+        auto& stage = shared.stages[place.stage];
+        simt::wait(shared.empty[place.stage], place.parity ^ 1);
+        simt::arrive_expecting(full, 2 * stage.queries.kBytes + sizeof shared.statistics[0]);
+        copy_tile(stage.queries, maps.queries, heads.query(head), tile * Tiling::kQueries, batch, full);
+        copy_tile(stage.d_outs, maps.d_outs, heads.query(head), tile * Tiling::kQueries, batch, full);
+        simt::copy_bytes_async(shared.statistics[place.stage], of_head + tile * Tiling::kQueries,
+                               sizeof shared.statistics[0], full);
+        place.advance();
+      }
+    }
+  }
+}
+
+template <class Tiling, bool kDocuments>
+__device__ __forceinline__ void consume_queries(KeyShared<Tiling>& shared, const PackedHeads& heads,
+                                                const Schedule& schedule, float scale, float scale_to_base_2,
+                                                const int32_t* starts, bf16* d_qkv, uint32_t* largest, int consumer) {
+  constexpr int kHead = Tiling::kHead, kQueries = Tiling::kQueries, kStore = 1;
+  const int row = kGroupRows * consumer, warp_row = row + 16 * (warp() % 4), tokens = heads.tokens;
+  Place<Tiling::kItems> own;
+  Place<Tiling::kStages> place, used_place;  // of the tile whose scores, whose products with P and dS come next
+  float most = 0;
+
+  Schedule::Item item;
+  for (int round = 0; schedule.get(round, item); ++round) {
+    const int kv_head = item.head % heads.kv_heads, batch = item.head / heads.kv_heads;
+    const DocumentStarts<kDocuments> documents(starts, batch, tokens);
+    const QueryTiles<Tiling, kDocuments> tiles(item, tokens, documents);
+    const int first_key = tiles.first_key + row, warp_key = tiles.first_key + warp_row;
+    const int diagonal = first_key / kQueries;
+    const int last =
+        QueryTiles<Tiling, kDocuments>::last_before(tiles.first, tiles.last, first_key + kGroupRows, documents);
+    auto& own_tiles = shared.own[own.stage];
+
+    float p[1][kQueries / 8][4], ds[kQueries / 8][4], key_gradient[kHead / 8][4], value_gradient[kHead / 8][4];
+    uint32_t packed_p[kQueries / 16][4], packed_ds[kQueries / 16][4];
+    const auto start_scores = [&] {
+      simt::wait(shared.full[place.stage], place.parity);
+      simt::products_begin();
+      row_products_async(p[0], own_tiles.keys, row, shared.stages[place.stage].queries);
+      row_products_async(ds, own_tiles.values, row, shared.stages[place.stage].d_outs);
+      simt::products_commit();
+    };
+    const auto differentiate = [&](int tile) {
+      simt::hold(p[0]);
+      simt::hold(ds);
+      if (tile == diagonal) mask_later_keys<true>(p, warp_key, tile * kQueries);
+      if constexpr (kDocuments)
+        if (warp_key < documents.of(min((tile + 1) * kQueries, tokens) - 1))
+          mask_earlier_documents<true>(p, warp_key, tile * kQueries, documents);
+#pragma unroll
+      for (int n = 0; n < kQueries / 8; ++n) {
+        const float4 pair = *reinterpret_cast<const float4*>(&shared.statistics[place.stage][8 * n + 2 * member()]);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          p[0][n][i] = simt::exp2_fast(p[0][n][i] * scale_to_base_2 - (i % 2 ? pair.z : pair.x));
+          ds[n][i] = p[0][n][i] * (ds[n][i] - (i % 2 ? pair.w : pair.y));
+        }
+      }
+      place.advance();
+    };
+    const auto pack_both = [&] {
+      pack(packed_p, p[0]);
+      pack(packed_ds, ds);
+    };
+    const auto add_gradients = [&](bool add) {
+      simt::products_begin();
+      weighted_rows_async(value_gradient, packed_p, shared.stages[used_place.stage].d_outs, add);
+      weighted_rows_async(key_gradient, packed_ds, shared.stages[used_place.stage].queries, add);
+      simt::products_commit();
+    };
+    const auto finish_gradients = [&] {
+      simt::products_wait<0>();
+      simt::hold(value_gradient);
+      simt::hold(key_gradient);
+      __syncwarp();  // all lanes have read the statistics
+      release(shared.empty[used_place.stage]);
+      used_place.advance();
+    };
+    const auto skip_tile = [&] {
+      simt::wait(shared.full[place.stage], place.parity);
+      release(shared.empty[place.stage]);
+      place.advance();
+    };
+
+    simt::wait(shared.own_full[own.stage], own.parity);
+    bool add = false, computed = false;  // whether P and dS of a tile are there that are not yet added
+#pragma unroll 1
+    for (int head = 0; head < heads.group(); ++head)
+#pragma unroll 1
+      for (int tile = tiles.first; tile <= tiles.last; ++tile) {
+        if (tile < diagonal || tile > last) {
+          skip_tile();
+          if (computed) {
+            add_gradients(add);
+            add = true, computed = false;
+            finish_gradients();
+          }
+          used_place.advance();
+          continue;
+        }
+        if (Tiling::kOverlap && computed) {
+          start_scores();
+          add_gradients(add);
+          add = true;
+          simt::products_wait<1>();
+          differentiate(tile);
+          finish_gradients();
+          pack_both();
+        } else {
+          start_scores();
+          simt::products_wait<0>();
+          differentiate(tile);
+          pack_both();
+          if constexpr (Tiling::kOverlap) {
+            computed = true;
+          } else {
+            add_gradients(add);
+            add = true;
+            finish_gradients();
+          }
+        }
+      }
+    if (Tiling::kOverlap && computed) {
+      add_gradients(add);
+      finish_gradients();
+    }
+
+    simt::meet(kStore + consumer, kWarpgroup);  // no product of the warpgroup reads its keys and values any more
+    bf16* const of_batch = d_qkv + int64_t{batch} * tokens * heads.width();
+    store_rows(own_tiles.keys, warp_row, key_gradient, scale, scale, of_batch + heads.key(kv_head), heads.width(),
+               warp_key, tokens, most);
+    store_rows(own_tiles.values, warp_row, value_gradient, 1, 1, of_batch + heads.value(kv_head), heads.width(),
+               warp_key, tokens, most);
+    simt::fence_async_proxy();
+    __syncwarp();
+    release(shared.own_empty[own.stage]);
+    own.advance();
+  }
+  note_largest_of_warp(most, largest);
+}
+
+// statistics (B, H, statistic_rows), starts (B, T) -> d_qkv's key and value heads (B, T, (H + 2 K) D): sums over the group's
+// query heads, in order. Maps: of qkv and, for the d_outs, of (B, T, H D).
+template <class Tiling, bool kDocuments>
+__global__ void __launch_bounds__(Tiling::kThreads, 1)
+    flash_key_value_gradient_hopper_kernel(const __grid_constant__ KeyMaps maps, PackedHeads heads, Schedule schedule,
+                                           float scale, float scale_to_base_2, const float2* __restrict__ statistics,
+                                           int statistic_rows, const int32_t* __restrict__ starts,
+                                           bf16* __restrict__ d_qkv, uint32_t* largest) {
+  if constexpr (simt::kHopperCode) {
+    auto& shared = simt::tile_memory<KeyShared<Tiling>>();
+    if (threadIdx.x == 0) {
+      constexpr int kWarps = 4 * Tiling::kGroups;
+      initialize_ring(shared.own_full, shared.own_empty, kWarps);
+      initialize_ring(shared.full, shared.empty, kWarps);
+      simt::fence_initialization();
+    }
+    __syncthreads();
+    const int role = warpgroup();
+    if (role == 0) {
+      simt::give_back_registers<Tiling::kProducerRegisters>();
+      if (threadIdx.x == 0)
+        produce_queries<Tiling, kDocuments>(shared, maps, heads, schedule, starts, statistics, statistic_rows);
+    } else {
+      simt::take_registers<Tiling::kConsumerRegisters>();
+      consume_queries<Tiling, kDocuments>(shared, heads, schedule, scale, scale_to_base_2, starts, d_qkv, largest,
+                                          role - 1);
+    }
+  }
+}
+
+struct BackwardTensors {
+  const bf16 *d_out, *qkv, *out;
+  const float* log_sum_exp;
+  const int32_t* starts;
+  bf16* d_qkv;
+  float2* statistics;
+  uint32_t* largest;
+};
+
+template <class Tiling>
+void launch_query_gradient(cudaStream_t stream, int multiprocessors, const AttentionShape& s,
+                           const BackwardTensors& t) {
+  const PackedHeads heads(s);
+  const int64_t tiles = (s.tokens + Tiling::kQueries - 1) / Tiling::kQueries;
+  const Schedule schedule =
+      schedule_of(s.batch * s.heads, tiles, s.tokens * s.head_size * 2 * sizeof(bf16) / heads.group());
+  const auto map = [&](const bf16* matrix, int64_t columns, int rows) {
+    return head_map(matrix, s.batch, s.tokens, columns, heads.head_size, rows);
+  };
+  const QueryMaps maps = {map(t.qkv, heads.width(), Tiling::kQueries),
+                          map(t.d_out, heads.out_width(), Tiling::kQueries),
+                          map(t.out, heads.out_width(), Tiling::kQueries), map(t.qkv, heads.width(), Tiling::kKeys)};
+  simt::launch(
+      stream, dim3(static_cast<unsigned>(std::min<int64_t>(multiprocessors, s.batch * s.heads * tiles))),
+      dim3(Tiling::kThreads), sizeof(QueryShared<Tiling>),
+      t.starts ? flash_query_gradient_hopper_kernel<Tiling, true> : flash_query_gradient_hopper_kernel<Tiling, false>,
+      maps, heads, schedule, heads.scale(), heads.scale() * kLog2E, t.log_sum_exp, t.starts, t.d_qkv, t.statistics,
+      static_cast<int>(attention_statistic_rows(s.tokens)), t.largest);
+}
+
+template <class Tiling>
+void launch_key_value_gradient(cudaStream_t stream, int multiprocessors, const AttentionShape& s,
+                               const BackwardTensors& t) {
+  const PackedHeads heads(s);
+  const int64_t tiles = (s.tokens + Tiling::kKeys - 1) / Tiling::kKeys;
+  const Schedule schedule =
+      schedule_of(s.batch * s.kv_heads, tiles, s.tokens * s.head_size * 2 * sizeof(bf16) * heads.group());
+  const auto map = [&](const bf16* matrix, int64_t columns, int rows) {
+    return head_map(matrix, s.batch, s.tokens, columns, heads.head_size, rows);
+  };
+  const KeyMaps maps = {map(t.qkv, heads.width(), Tiling::kKeys), map(t.qkv, heads.width(), Tiling::kQueries),
+                        map(t.d_out, heads.out_width(), Tiling::kQueries)};
+  simt::launch(stream, dim3(static_cast<unsigned>(std::min<int64_t>(multiprocessors, s.batch * s.kv_heads * tiles))),
+               dim3(Tiling::kThreads), sizeof(KeyShared<Tiling>),
+               t.starts ? flash_key_value_gradient_hopper_kernel<Tiling, true>
+                        : flash_key_value_gradient_hopper_kernel<Tiling, false>,
+               maps, heads, schedule, heads.scale(), heads.scale() * kLog2E, t.statistics,
+               static_cast<int>(attention_statistic_rows(s.tokens)), t.starts, t.d_qkv, t.largest);
+}
+
+template <class QueryTiling, class KeyTiling>
+void backward(const KernelCall& call) {
+  const AttentionShape s = attention_shape(call, 1);
+  const BackwardTensors tensors = {call.in<bf16>(0), call.in<bf16>(1),  call.in<bf16>(2),         call.in(3),
+                                   call.in_int(4),   call.out<bf16>(0), call.workspace<float2>(), largest_of(call)};
+  const int multiprocessors = call.cuda->properties().multiprocessors;
+  launch_query_gradient<QueryTiling>(call.cuda->stream(), multiprocessors, s, tensors);
+  launch_key_value_gradient<KeyTiling>(call.cuda->stream(), multiprocessors, s, tensors);
+}
+
+}  // namespace
+
+void flash_attention_backward_hopper(const KernelCall& call) {
+  attention_shape(call, 1).head_size == 64
+      ? backward<QueryTiling<64, 128, 2, 3, 2, 2, true>, KeyTiling<64, 64, 4, 2, true>>(call)
+      : backward<QueryTiling<128, 64, 2, 3, 2, 1, true>, KeyTiling<128, 64, 3, 1, false>>(call);
+}
+
+}  // namespace llm::cuda
