@@ -5,6 +5,7 @@
 #   scripts/gpu_measure.sh BIN OUT          BIN: a folder with train_gpt and run_gpu_tests (gzipped, too)
 # Settings by environment:
 #   BUDGET=480     seconds in all; each step has a limit of its own, and what no time is left for is said
+#   STEP_LIMIT=S   no step takes longer than S seconds
 #   SKIP='a b'     steps to leave out, ONLY='a b': all others (their names are in the report)
 #   DATA=DIR       token shards of GPT-2's vocabulary; without them the text that TEXT names, by bytes
 #   TEXT=FILE      a text
@@ -51,6 +52,7 @@ step() {
   room=$(left)
   [ "$room" -ge 8 ] || { record "$name" "no time was left" 0 && return 1; }
   [ "$limit" -le "$room" ] || limit=$room
+  [ "$limit" -le "${STEP_LIMIT:-$limit}" ] || limit=$STEP_LIMIT
   echo "gpu: $name (at most $limit s)" >&2
   timeout -k 5 "$limit" "$@" >"$log" 2>&1 </dev/null
   status=$?
