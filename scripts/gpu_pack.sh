@@ -7,15 +7,17 @@
 #   CUDA_ARCHS=90a  the compute capabilities there      MARCH=x86-64-v3  the CPU there
 #   TEXT=FILE       the text to train on (get_corpus.sh's by default)
 #   BPE=FILE        GPT-2's vocabulary (encoder.json or tokenizer.json), to cut that text with; by bytes without it
-#   MAKE_FLAGS      more for make
+#   CXX, NVCC       the compilers
 # There: tar xf gpu-pack.tar && gpu-pack/run.sh OUT
 set -euo pipefail
 cd "$(dirname "$0")/.."
 pack=${1:-build/gpu-pack}
 CUDA_ARCHS=${CUDA_ARCHS:-90a} MARCH=${MARCH:-x86-64-v3} BUILD=build/gpu
 
-# shellcheck disable=SC2086
-make -j"$(nproc)" CUDA=1 "CUDA_ARCHS=$CUDA_ARCHS" "MARCH=$MARCH" BUILD=$BUILD ${MAKE_FLAGS:-} $BUILD/train_gpt $BUILD/run_gpu_tests
+flags=(CUDA=1 "CUDA_ARCHS=$CUDA_ARCHS" "MARCH=$MARCH" "BUILD=$BUILD")
+[ -z "${CXX:-}" ] || flags+=("CXX=$CXX")
+[ -z "${NVCC:-}" ] || flags+=("NVCC=$NVCC")
+make -j"$(nproc)" "${flags[@]}" $BUILD/train_gpt $BUILD/run_gpu_tests
 rm -rf "$pack"
 mkdir -p "$pack/bin" "$pack/lib"
 for binary in train_gpt run_gpu_tests; do strip -o "$pack/bin/$binary" "$BUILD/$binary"; done

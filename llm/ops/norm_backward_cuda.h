@@ -74,6 +74,16 @@ __global__ void __launch_bounds__(kNormThreads)
       }
     }
     simt::copy_commit();
+    // The next row waits in the L2 cache while this one is worked on: there are no registers for it.
+    const int64_t next = row + team.teams;
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i)
+      if (simt::in_bounds(first + team.teams + team.index < call.block_rows && next < call.rows &&
+                          first_pack + 32 * i < packs)) {
+        const int64_t at = next * packs + first_pack + 32 * i;
+        simt::prefetch(reinterpret_cast<const Pack*>(call.dy) + at);
+        simt::prefetch(reinterpret_cast<const Pack*>(call.x) + at);
+      }
     // dx = rstd (g - mean(g) - n mean(g n)) with g = dy weight; RMSNorm's has no mean(g).
     float sums[kSums] = {};
 #pragma unroll

@@ -89,9 +89,9 @@ __device__ void stage(float* to, int lane, int lanes, const float (&x)[kValues])
     *reinterpret_cast<simt::Pack<float>*>(to + staged(lane, i, lanes)) = {x[i], x[i + 1], x[i + 2], x[i + 3]};
 }
 
-// Adds up what blocks left: out[c] = (out[c] +) sum over b of partial[b][c]. A block of threads takes 32 columns; each warp adds
-// an eighth of the blocks, then the eighths are added.
-inline constexpr int kPartialThreads = 256, kPartialWarps = kPartialThreads / 32;
+// Adds up what blocks left: out[c] = (out[c] +) sum over b of partial[b][c]. A block of threads takes 32 columns; each of its 32
+// warps adds a 32nd of the blocks, then these sums are added.
+inline constexpr int kPartialThreads = 1024, kPartialWarps = kPartialThreads / 32;
 
 struct PartialShared {
   float sums[kPartialWarps][32];
