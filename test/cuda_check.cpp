@@ -61,6 +61,7 @@ std::vector<std::vector<double>> plain_head(const Subject& head, const Attribute
     for (size_t i : {0u, 1u}) results.push_back(all.of(b.inputs[i]));
   }
   cast_for_cpu(g);
+  add_workspaces(g, {});
   Sandbox sandbox(g);
   fill(sandbox, head, b, precision);
   ThreadTeam team(1);
@@ -91,8 +92,10 @@ CudaCheck::CudaCheck(const Subject& subject, DType precision, const StepState& s
   const std::vector<Array> outputs = evaluate(subject, exact, step, precision);
   ThreadTeam team(1);
   Graph exact_graph = exact.whole, plain_graph = plain.whole;
-  cast_for_cpu(exact_graph);  // some examples have bf16 in an fp32 run as well
-  cast_for_cpu(plain_graph);
+  for (Graph* g : {&exact_graph, &plain_graph}) {
+    cast_for_cpu(*g);  // some examples have bf16 in an fp32 run as well
+    add_workspaces(*g, {});
+  }
   Sandbox exact_sandbox(exact_graph), plain_sandbox(plain_graph);
   fill(exact_sandbox, subject, exact, precision);
   fill(plain_sandbox, subject, plain, precision);

@@ -22,10 +22,9 @@ bool is_statistic(const std::string& name) {
 }
 
 Built build(const Subject& subject, const BuildOptions& options) {
+  const Target target{options.threads, options.cuda};
   Built b;
   Graph& g = b.forward;
-  g.threads = options.threads;
-  g.cuda = options.cuda;
   for (size_t i = 0; i < subject.inputs.size(); ++i) {
     const Example::Input& input = subject.inputs[i];
     b.inputs.push_back(input.shape.rank() == 0 ? kNone
@@ -58,10 +57,12 @@ Built build(const Subject& subject, const BuildOptions& options) {
     for (auto& [id, gradient] : b.gradients) results.push_back(gradient);
   }
   if (subject.fused && options.fuse) {
-    fuse(b.whole, results);
+    fuse(b.whole, results, target);
     remove_dead_code(b.whole, results);
   }
-  if (options.casts && !options.cuda) cast_for_cpu(b.whole);
+  if (!options.casts) return b;
+  if (!options.cuda) cast_for_cpu(b.whole);
+  add_workspaces(b.whole, target);
   return b;
 }
 

@@ -98,6 +98,7 @@ struct Trainer {
     CompileOptions compile = {};
     RecomputeChoice recompute = {};
     OptimizerOptions optimizer = {};
+    Precision precision = Precision::fp32;
     bool keep_logits = false;  // as a result: then the head cannot be fused
   };
   Trainer(const ModelConfig& config, const Settings& settings);

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "llm/base/random.h"
+#include "llm/graph/staging.h"
 #include "test/reference.h"
 
 namespace llm::reference {
@@ -32,7 +33,7 @@ ModelConfig small_config(const std::string& architecture) {
 }
 
 Trainer::Trainer(const ModelConfig& config, const Settings& s)
-    : graph(build_training_graph(config, s.batch, kTokens, s.optimizer, s.threads)),
+    : graph(build_training_graph(config, s.batch, kTokens, s.optimizer, dtype_of(s.precision))),
       logits(graph.graph.find("logits")),
       team(s.threads) {
   layout.add(graph.graph);
@@ -40,10 +41,14 @@ Trainer::Trainer(const ModelConfig& config, const Settings& s)
   llm::recompute(g, s.recompute);
   std::vector<TensorId> results = graph.results();
   if (s.keep_logits) results.push_back(logits);
-  program = std::make_unique<Program>(llm::compile(g, results, s.compile), layout);
+  program = std::make_unique<Program>(
+      llm::compile(g, results, {.threads = s.threads, .precision = s.precision}, s.compile), layout);
   arena = std::make_unique<Arena>(program->arena_bytes());
   program->bind(*arena, team);
-  for (const Parameter& p : parameter_table(config)) initialise(team, p, 7, program->data(g.find(p.name)));
+  Staging staging(*arena, layout);
+  for (const Parameter& p : parameter_table(config))
+    for (const std::string& name : {p.name, master_of(p.name)})
+      if (layout.has(name)) initialise(team, p, 7, staging.room(name, p.shape.elements()));
 }
 
 void Trainer::run(int64_t step, Phase last, int64_t micro_step) {

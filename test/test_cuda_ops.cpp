@@ -68,6 +68,7 @@ TEST_CASE("cuda fp8: the largest values that kernels find on the way are those t
       INFO(subject.name);
       Graph graph = b.whole;
       const PassReport report = fuse_scales(graph);
+      for (Graph* g : {&b.whole, &graph}) add_workspaces(*g, {.cuda = true});
       CAPTURE(report.detail);
       for (const Node& node : graph.nodes)
         if (std::string_view(node.op->name) == "quantize") CHECK(node.input(1) != kNone);

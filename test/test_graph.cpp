@@ -123,7 +123,7 @@ TEST_CASE("autodiff: the gradient of a tied head is one tensor with two writers"
   for (const bool tied : {true, false}) {
     ModelConfig config = small_config("modern");
     config.tied_head = tied;
-    const Graph g = build_training_graph(config, 2, 8, {}, 1).graph;
+    const Graph g = build_training_graph(config, 2, 8, {}).graph;
     std::set<TensorId> owners;
     int writers = 0, later = 0;
     for (const Node& node : g.nodes)
@@ -147,7 +147,7 @@ TEST_CASE("dead code: what nobody wants goes, what changes persistent memory sta
   CHECK(remove_dead_code(g, {kept}).nodes_after == 1);
   CHECK(g.nodes[0].outputs[0] == kept);
 
-  const TrainingGraph t = build_training_graph(small_config("gpt2"), 2, 8, {}, 1);
+  const TrainingGraph t = build_training_graph(small_config("gpt2"), 2, 8, {});
   Graph whole = t.graph;
   const PassReport report = remove_dead_code(whole, {});
   CHECK(report.nodes_before == t.graph.nodes.size());
@@ -161,10 +161,10 @@ TEST_CASE("fusion: which nodes are left") {
   for (const char* architecture : {"gpt2", "modern", "relu2"}) {
     CAPTURE(std::string(architecture));
     const ModelConfig config = small_config(architecture);
-    const TrainingGraph t = build_training_graph(config, 2, 8, {}, 1);
+    const TrainingGraph t = build_training_graph(config, 2, 8, {});
     Graph g = t.graph;
     auto before = count_ops(g);
-    const PassReport report = fuse(g, t.results());
+    const PassReport report = fuse(g, t.results(), {});
     auto after = count_ops(g);
     const bool swiglu = config.activation == Activation::swiglu;
     const std::string activation = name_of(config.activation);
@@ -183,16 +183,14 @@ TEST_CASE("fusion: which nodes are left") {
     CHECK(report.nodes_after == g.nodes.size());
     CHECK(report.detail.find("6 residual + norm") != std::string::npos);
     // Only the CPU's products leave the derivative in the place of their result, and only where nothing is rounded to bf16.
-    const auto derivatives = [&](Graph graph) {
-      fuse(graph, t.results());
+    const auto derivatives = [&](Graph graph, const Target& target) {
+      fuse(graph, t.results(), target);
       return std::count_if(graph.nodes.begin(), graph.nodes.end(),
                            [](const Node& node) { return node.attributes.flag("derivative"); });
     };
-    CHECK(derivatives(t.graph) == (swiglu ? 0 : 2 * L));
-    Graph other = t.graph;
-    other.cuda = true;
-    CHECK(derivatives(other) == 0);
-    CHECK(derivatives(build_training_graph(config, 2, 8, {}, {1, DType::bf16}).graph) == 0);
+    CHECK(derivatives(t.graph, {}) == (swiglu ? 0 : 2 * L));
+    CHECK(derivatives(t.graph, {.cuda = true}) == 0);
+    CHECK(derivatives(build_training_graph(config, 2, 8, {}, DType::bf16).graph, {}) == 0);
   }
 }
 
@@ -278,13 +276,13 @@ TEST_CASE("fusion leaves a tensor that something else wants") {
   const TensorId dx = g.add("rmsnorm_backward", {}, {x, x, w, normal[1], kNone})[0];
   const TensorId sum = g.add("add", {}, {x, dx}, "sum")[0];
   Graph alone = g;
-  CHECK(fuse(alone, {sum}).nodes_after == 2);
-  CHECK(fuse(g, {sum, dx}).nodes_after == 3);
+  CHECK(fuse(alone, {sum}, {}).nodes_after == 2);
+  CHECK(fuse(g, {sum, dx}, {}).nodes_after == 3);
 }
 
 TEST_CASE("memory budget: the first choice that fits, or an error that says what would") {
   const ModelConfig config = small_config("modern");
-  const TrainingGraph t = build_training_graph(config, kBatch, kTokens, {}, 1);
+  const TrainingGraph t = build_training_graph(config, kBatch, kTokens, {});
   const auto total = [](const Compiled& c) { return c.persistent_bytes + c.plan.bytes; };
   std::vector<std::pair<RecomputeChoice, size_t>> choices = {{{}, total(compile(t.graph, t.results(), {}))}};
   for (int level = 1; level <= static_cast<int>(Recompute::block); ++level)
@@ -300,16 +298,50 @@ TEST_CASE("memory budget: the first choice that fits, or an error that says what
       const auto first =
           std::find_if(choices.begin(), choices.end(), [&](const auto& other) { return other.second <= budget; });
       if (first == choices.end()) continue;
-      const Compiled c = compile(t.graph, t.results(), {.memory_budget = budget});
+      const Compiled c = compile(t.graph, t.results(), {}, {.memory_budget = budget});
       CHECK(c.recomputation.level == first->first.level);
       CHECK(c.recomputation.layers == first->first.layers);
       CHECK(total(c) == first->second);
     }
   const std::string needs = concat("needs ", (least + (1 << 20) - 1) >> 20, " MiB");
-  CHECK_THROWS_WITH_AS(compile(t.graph, t.results(), {.memory_budget = least - 1}), doctest::Contains(needs.c_str()),
+  CHECK_THROWS_WITH_AS(compile(t.graph, t.results(), {}, {.memory_budget = least - 1}),
+                       doctest::Contains(needs.c_str()), Error);
+  CHECK_THROWS_WITH_AS(compile(t.graph, t.results(), {}, {.memory_budget = 1}), doctest::Contains("--memory-budget"),
                        Error);
-  CHECK_THROWS_WITH_AS(compile(t.graph, t.results(), {.memory_budget = 1}), doctest::Contains("--memory-budget"),
-                       Error);
+}
+
+TEST_CASE("memory budget: an fp8 step recomputes too, with its products in 8 bits") {
+  ModelConfig config = small_config("modern");
+  config.channels = 48, config.head_size = 12, config.hidden = 80;  // 8-bit products need multiples of 16
+  const auto layers = static_cast<int>(config.layers);
+  const TrainingGraph t = build_training_graph(config, kBatch, kTokens, {}, DType::bf16);
+  const Target gpu{.cuda = true, .precision = Precision::fp8};
+  const Compiled free = compile(t.graph, t.results(), gpu);
+  size_t bytes = free.plan.bytes;
+  for (int level = 1; level <= static_cast<int>(Recompute::block); ++level) {
+    CAPTURE(level);
+    Graph g = t.graph;
+    recompute(g, {static_cast<Recompute>(level), layers});
+    const Compiled c = compile(g, t.results(), gpu);
+    CHECK(c.plan.bytes <= bytes);
+    bytes = c.plan.bytes;
+    for (const Node& node : c.graph.nodes)
+      CHECK_FALSE((node.layer >= 0 && std::string_view(node.op->name).starts_with("linear")));
+  }
+  CHECK(bytes < free.plan.bytes * 3 / 4);
+  const size_t budget = free.persistent_bytes + (bytes + free.plan.bytes) / 2;
+  const Compiled c = compile(t.graph, t.results(), gpu, {.memory_budget = budget});
+  CHECK(c.recomputation.level != Recompute::none);
+  CHECK(c.persistent_bytes + c.plan.bytes <= budget);
+
+  // Where nothing is fused, to the same bits: a fused sum and norm do not round between them, a norm made again starts from the
+  // rounded sum.
+  Trainer::Settings settings{.compile = {.fuse = false}, .precision = Precision::fp8};
+  const Snapshot without = train(config, settings, 2);
+  for (int level = 1; level <= static_cast<int>(Recompute::block); ++level) {
+    settings.recompute = {static_cast<Recompute>(level), layers};
+    check_equal(without, train(config, settings, 2));
+  }
 }
 
 namespace {
@@ -402,7 +434,7 @@ TEST_CASE("two micro-steps of half a batch give the gradients of the whole") {
 TEST_CASE("program: one arena for training and evaluation") {
   const ModelConfig config = small_config("modern");
   Trainer trainer(config, {.compile = {.fuse = false}});
-  EvaluationGraph e = build_evaluation_graph(config, kBatch, kTokens, 2);
+  EvaluationGraph e = build_evaluation_graph(config, kBatch, kTokens);
   const size_t bytes = trainer.layout.bytes();
   trainer.layout.add(e.graph);
   CHECK(trainer.layout.bytes() == bytes);  // the same parameters by name, nothing new
@@ -411,7 +443,7 @@ TEST_CASE("program: one arena for training and evaluation") {
   CHECK(trainer.layout.offset("final_norm.weight") % 256 == 0);
   CHECK_THROWS_WITH_AS(trainer.layout.offset("nothing"), doctest::Contains("nothing"), Error);
 
-  Program evaluation(compile(e.graph, e.results(), {.fuse = false}), trainer.layout);
+  Program evaluation(compile(e.graph, e.results(), {.threads = 2}, {.fuse = false}), trainer.layout);
   evaluation.bind(*trainer.arena, trainer.team);
   trainer.run(0, Phase::forward);
   const Words losses = words_of(*trainer.program, trainer.graph.losses);
@@ -425,7 +457,7 @@ TEST_CASE("program: one arena for training and evaluation") {
   const Arena small(1);
   CHECK(small.bytes() >= 1);
   CHECK(std::all_of(small.data(), small.data() + small.bytes(), [](std::byte b) { return b == std::byte{0}; }));
-  const Graph large = build_training_graph(config, 64, kTokens, {}, 1).graph;
+  const Graph large = build_training_graph(config, 64, kTokens, {}).graph;
   Program too_large(compile(large, {}, {}), trainer.layout);
   CHECK_THROWS_WITH_AS(too_large.bind(small, trainer.team), doctest::Contains("needs"), Error);
 }

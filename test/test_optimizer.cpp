@@ -140,7 +140,8 @@ TEST_CASE("optimizer: Muon's steps are orthogonal, part by part") {
   }
   OptimizerOptions options;
   options.kind = OptimizerKind::muon;
-  add_optimizer(g, table, gradients, kNone, options, {});
+  add_optimizer(g, table, gradients, kNone, options);
+  add_workspaces(g, {.threads = 2});
   reference::Sandbox sandbox(g);
   for (size_t i = 0; i < table.size(); ++i) {
     const int64_t elements = table[i].shape.elements();

@@ -63,7 +63,7 @@ struct Running {
     layout.add(g);
     Graph graph = g;
     recompute(graph, recomputed);
-    program = std::make_unique<Program>(compile(graph, results, options), layout);
+    program = std::make_unique<Program>(compile(graph, results, {.threads = threads}, options), layout);
     arena = std::make_unique<Arena>(program->arena_bytes());
     program->bind(*arena, team);
     for (const Parameter& p : parameter_table(config)) initialise(team, p, 7, program->data(g.find(p.name)));
@@ -120,7 +120,7 @@ TEST_CASE("recipes: capped logits and the z-loss in a whole model") {
   constexpr int64_t kBatch = 2, kTokens = 8;
   ModelConfig config = reference::small_config("modern");
   config.logit_softcap = 0.5;  // the logits of initial weights are about 1
-  const TrainingGraph t = build_training_graph(config, kBatch, kTokens, {}, 2, {.z_loss = 0.1});
+  const TrainingGraph t = build_training_graph(config, kBatch, kTokens, {}, DType::fp32, {.z_loss = 0.1});
   const std::vector<int32_t> tokens = some_tokens(kBatch * kTokens, config.vocabulary, 1);
   std::vector<int32_t> targets = some_tokens(kBatch * kTokens, config.vocabulary, 2);
   targets[3] = -1;
@@ -154,11 +154,11 @@ TEST_CASE("recipes: capped logits and the z-loss in a whole model") {
   CHECK(reference::relative_error(fused->values(t.gradient_norm), plain->values(t.gradient_norm)) < 1e-6);
 
   // Generation has the same cap, and no z-loss.
-  const EvaluationGraph e = build_evaluation_graph(config, kBatch, kTokens, 2);
+  const EvaluationGraph e = build_evaluation_graph(config, kBatch, kTokens);
   Running evaluation(e.graph, e.results(), config);
   evaluation.put(e.tokens, tokens), evaluation.put(e.targets, targets);
   evaluation.program->run(Phase::forward, Phase::forward);
-  const GenerationGraph n = build_generation_graph(config, kBatch, kTokens, kTokens, 2);
+  const GenerationGraph n = build_generation_graph(config, kBatch, kTokens, kTokens);
   Running generation(n.graph, n.results(), config);
   generation.put(n.tokens, tokens);
   generation.program->run(Phase::forward, Phase::forward);
@@ -284,7 +284,8 @@ TEST_CASE("recipes: documents packed behind one another are as if apart") {
       std::map<std::string, std::vector<double>> gradients;
     };
     const auto run = [&](int64_t begin, int64_t end, int32_t end_of_text) {
-      const TrainingGraph t = build_training_graph(config, 1, end - begin, {}, 2, {.end_of_text = end_of_text});
+      const TrainingGraph t =
+          build_training_graph(config, 1, end - begin, {}, DType::fp32, {.end_of_text = end_of_text});
       Running running(t.graph, t.results(), config);
       running.put(t.tokens, {tokens.begin() + begin, tokens.begin() + end});
       running.put(t.targets, {targets.begin() + begin, targets.begin() + end});
@@ -374,7 +375,7 @@ TEST_CASE("recipes: dropout is a function of seed and step alone") {
 
   // The same bits with everything made again in the backward pass.
   const ModelConfig config = reference::small_config("modern");
-  const TrainingGraph t = build_training_graph(config, 2, 8, {}, 2, {.dropout = 0.3});
+  const TrainingGraph t = build_training_graph(config, 2, 8, {}, DType::fp32, {.dropout = 0.3});
   const auto step = [&](RecomputeChoice choice, int64_t number, uint64_t seed) {
     Running running(t.graph, t.results(), config, {}, choice);
     running.put(t.tokens, some_tokens(16, config.vocabulary, 1)),
@@ -399,7 +400,6 @@ TEST_CASE("recipes: dropout is a function of seed and step alone") {
       streams.insert(node.attributes.number("stream")), ++count;
   CHECK(count == static_cast<size_t>(2 * config.layers + 1));
   CHECK(streams.size() == count);
-  for (const Graph& g :
-       {build_evaluation_graph(config, 2, 8, 2).graph, build_generation_graph(config, 1, 8, 8, 2).graph})
+  for (const Graph& g : {build_evaluation_graph(config, 2, 8).graph, build_generation_graph(config, 1, 8, 8).graph})
     for (const Node& node : g.nodes) CHECK(node.op->name != std::string("dropout"));
 }

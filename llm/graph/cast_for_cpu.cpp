@@ -12,6 +12,8 @@ class Caster {
   explicit Caster(Graph& graph) : g_(graph) {}
 
   void run() {
+    for (Tensor& t : g_.tensors)
+      if (t.role == Role::state && t.dtype == DType::bf16) t.dtype = DType::fp32;
     std::vector<Node> nodes = std::move(g_.nodes);
     g_.nodes.clear();
     for (Node& node : nodes) {

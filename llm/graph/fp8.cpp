@@ -86,16 +86,12 @@ class Narrower {
   void product(Factor a, Factor b, TensorId bias, TensorId output, bool gradient) {
     std::vector<TensorId> inputs = {a.matrix, a.scale, b.matrix, b.scale};
     if (bias != kNone) inputs.push_back(bias);
-    g_.add("product_fp8", {{"gradient", gradient ? 1.0 : 0.0}}, inputs, "product");
-    g_.nodes.back().outputs = {output};
+    g_.nodes.push_back(g_.make("product_fp8", {{"gradient", gradient ? 1.0 : 0.0}}, inputs, {output}));
     ++products_;
   }
 
   void weight_gradient(const Node& node) {
-    if (node.output(1) != kNone) {
-      g_.add("bias_gradient", {}, {node.inputs[0]}, "bias_gradient");
-      g_.nodes.back().outputs = {node.outputs[1]};
-    }
+    if (node.output(1) != kNone) g_.nodes.push_back(g_.make("bias_gradient", {}, {node.inputs[0]}, {node.outputs[1]}));
     product(quantized(node.inputs[0], true, true), quantized(node.inputs[1], false, true), kNone, node.outputs[0],
             true);
   }

@@ -14,13 +14,14 @@ class Fuser {
  public:
   Fuser(Graph& graph, const std::vector<TensorId>& results) : g_(graph), results_(results) { count_uses(); }
 
-  std::string run() {
+  std::string run(const Target& target) {
     const int norms = apply([&](size_t i) { return add_into_norm(i); });
     const int activations = apply([&](size_t i) { return activation_into_linear(i); });
     const int derivatives = apply([&](size_t i) { return derivative_into_linear(i); });
-    const int kept = g_.cuda ? 0 : apply([&](size_t i) { return derivative_instead_of_input(i); });
+    const int kept = target.cuda ? 0 : apply([&](size_t i) { return derivative_instead_of_input(i); });
     const int addends = apply([&](size_t i) { return addend_into_norm_backward(i); });
     const int heads = apply([&](size_t i) { return head(i); });
+    const int squares = target.cuda ? 0 : apply([&](size_t i) { return product_with_itself(i); });
     std::string text;
     const auto count = [&](int n, const char* what) {
       if (n) text += (text.empty() ? "" : ", ") + std::to_string(n) + " " + what;
@@ -31,6 +32,7 @@ class Fuser {
     count(kept, "derivative kept");
     count(addends, "norm backward + gradient sum");
     count(heads, "head + cross-entropy");
+    count(squares, "halves of symmetric products");
     return text;
   }
 
@@ -191,15 +193,20 @@ class Fuser {
       outputs.push_back(node(products[1]).outputs[0]);
       removed.insert(removed.end(), {uses[1], products[0], products[1]});
     }
-    // Made by its own `infer`, so that shapes are checked and the workspace is sized; then it takes the old outputs over.
     g_.phase = Phase::forward;
     g_.layer = -1;
-    g_.add("head_loss", loss.attributes, inputs, g_.tensor(logits).name);
-    Node fused = g_.nodes.back();
-    g_.nodes.pop_back();
-    fused.outputs = outputs;
-    node(uses[0]) = fused;
+    node(uses[0]) = g_.make("head_loss", loss.attributes, inputs, outputs);
     for (int i : removed) node(i).op = nullptr;
+    return true;
+  }
+
+  // x x^T or x^T x is symmetric: the CPU multiplies one half and copies it into the other, to the same bits.
+  bool product_with_itself(size_t index) {
+    Node& product = g_.nodes[index];
+    if (!is(static_cast<int>(index), "linear") && !is(static_cast<int>(index), "linear_backward_weight")) return false;
+    if (product.inputs.size() != 2 || product.inputs[0] != product.inputs[1] || product.output(1) != kNone)
+      return false;
+    product.attributes.set("symmetric", 1);
     return true;
   }
 
@@ -211,9 +218,9 @@ class Fuser {
 
 }  // namespace
 
-PassReport fuse(Graph& graph, const std::vector<TensorId>& results) {
+PassReport fuse(Graph& graph, const std::vector<TensorId>& results, const Target& target) {
   PassReport report{"fusion", "", graph.nodes.size(), 0};
-  report.detail = Fuser(graph, results).run();
+  report.detail = Fuser(graph, results).run(target);
   report.nodes_after = graph.nodes.size();
   return report;
 }

@@ -1,6 +1,7 @@
 #include "llm/graph/graph.h"
 
 #include "llm/graph/op.h"
+#include "llm/graph/target.h"
 
 namespace llm {
 
@@ -14,6 +15,21 @@ const char* name_of(Role role) {
     case Role::workspace: return "workspace";
   }
   return "?";
+}
+
+const char* name_of(Precision precision) {
+  switch (precision) {
+    case Precision::fp32: return "fp32";
+    case Precision::bf16: return "bf16";
+    case Precision::fp8: return "fp8";
+  }
+  return "?";
+}
+
+Precision precision_named(std::string_view name) {
+  for (const Precision p : {Precision::fp32, Precision::bf16, Precision::fp8})
+    if (name == name_of(p)) return p;
+  fail_usage("unknown --dtype ", name, "; known: fp32, bf16, fp8");
 }
 
 const char* name_of(Phase phase) {
@@ -70,19 +86,25 @@ std::vector<TensorId> Graph::add(std::string_view op, Attributes attributes, std
   return node.outputs;
 }
 
+Node Graph::make(std::string_view op, Attributes attributes, std::vector<TensorId> inputs,
+                 std::vector<TensorId> outputs) {
+  Node node{op_named(op), std::move(attributes), std::move(inputs), {}, kNone, phase, layer};
+  const size_t before = tensors.size();
+  node.op->infer(*this, node);
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const TensorId given = outputs[i], inferred = node.output(i);
+    if (given != kNone && (inferred == kNone || shape(given) != shape(inferred) || dtype(given) != dtype(inferred)))
+      fail("a pass: ", tensor(given).name, " is not what ", op, " gives");
+  }
+  tensors.resize(before);
+  node.outputs = std::move(outputs);
+  return node;
+}
+
 TensorId Graph::add_output(Node& node, std::string_view suffix, DType dtype, Shape shape) {
   const std::string name = suffix.empty() ? naming : naming + "." + std::string(suffix);
   node.outputs.push_back(add_tensor(name, dtype, shape, Role::activation));
   return node.outputs.back();
-}
-
-void Graph::set_workspace(Node& node, size_t bytes) {
-  const auto floats = static_cast<int64_t>((bytes + 3) / 4);
-  if (node.workspace != kNone) {
-    tensor(node.workspace).shape = {floats};
-  } else if (floats > 0) {
-    node.workspace = add_tensor(naming + ".workspace", DType::fp32, {floats}, Role::workspace);
-  }
 }
 
 Cost streaming_cost(const Graph& graph, const Node& node, double flops) {

@@ -78,17 +78,6 @@ struct Node {
   TensorId output(size_t i) const { return i < outputs.size() ? outputs[i] : kNone; }
 };
 
-// What a graph will run on. A bf16 run holds parameters and activations in bf16, with fp32 master weights for the optimizer;
-// statistics, losses, parameter gradients and moments are fp32 in either.
-struct Target {
-  Target(int team = 1, DType precision = DType::fp32, bool on_cuda = false, bool narrow = false)
-      : threads(team), dtype(precision), cuda(on_cuda), fp8(narrow) {}
-  int threads;
-  DType dtype;  // fp32 or bf16
-  bool cuda;
-  bool fp8;  // a bf16 run whose blocks multiply in 8 bits
-};
-
 struct Graph {
   std::vector<Tensor> tensors;
   std::vector<Node> nodes;  // in execution order
@@ -96,9 +85,6 @@ struct Graph {
   // What new nodes are marked with; the builder and autodiff set them as they go.
   Phase phase = Phase::forward;
   int layer = -1;
-  int threads = 1;    // of the team it will run on: some workspaces are per thread
-  bool cuda = false;  // whether it will run on the GPU, whose kernels need other workspaces
-  bool fp8 = false;   // whether `compile` narrows the blocks' products to 8 bits
 
   Tensor& tensor(TensorId id) { return tensors[static_cast<size_t>(id)]; }
   const Tensor& tensor(TensorId id) const { return tensors[static_cast<size_t>(id)]; }
@@ -111,10 +97,12 @@ struct Graph {
   // Appends a node and its outputs (the op's `infer` makes them); gives the outputs. `name` names them in dumps.
   std::vector<TensorId> add(std::string_view op, Attributes attributes, std::vector<TensorId> inputs,
                             std::string_view name = {});
+  // The same for passes, whose new nodes take the place of others: the node, which is not appended, writes `outputs`, which
+  // are there already. Throws Error where they are not of the shapes and types that the op's `infer` gives.
+  Node make(std::string_view op, Attributes attributes, std::vector<TensorId> inputs, std::vector<TensorId> outputs);
 
-  // For `infer` functions: adds an output, or the workspace, of the node that is being made.
+  // For `infer` functions: adds an output of the node that is being made.
   TensorId add_output(Node& node, std::string_view suffix, DType dtype, Shape shape);
-  void set_workspace(Node& node, size_t bytes);
 
   // The tensor that owns the storage of `id`, through all aliases.
   TensorId storage(TensorId id) const {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "llm/graph/graph.h"
+#include "llm/graph/target.h"
 
 namespace llm {
 
@@ -52,11 +53,13 @@ struct InPlace {
 struct Op {
   const char* name;
   const char* summary;                                          // one line for `train_gpt graph --ops` and the docs
-  void (*infer)(Graph&, Node&);                                 // makes the outputs and the workspace
+  void (*infer)(Graph&, Node&);                                 // checks the inputs and makes the outputs
   void (*backward)(Graph&, const Node&, Gradients&) = nullptr;  // appends the backward nodes; null: no gradient
   Cost (*cost)(const Graph&, const Node&) = nullptr;
   void (*cpu)(const KernelCall&) = nullptr;
-  void (*cuda)(const KernelCall&) = nullptr;     // null too in a binary without the CUDA back end
+  void (*cuda)(const KernelCall&) = nullptr;  // null too in a binary without the CUDA back end
+  // Bytes that the kernel of that device needs beside inputs and outputs, in whatever form the passes have given the node.
+  size_t (*workspace)(const Graph&, const Node&, const Target&) = nullptr;
   std::vector<Example> (*examples)() = nullptr;  // null: the op arises as another's backward and is tested there
   std::vector<InPlace> in_place = {};
   // Its CUDA kernels can find the largest absolute value of output 0 on the way: as output `kLargestOutput`, where there.

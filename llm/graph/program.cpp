@@ -97,9 +97,10 @@ Program::Program(Compiled compiled, const PersistentLayout& layout)
       offsets_[i] = transient_base_ + compiled_.plan.offsets[i];
     }
   }
+  const bool cuda = compiled_.target.cuda;
   for (const Node& node : g.nodes)
-    if (!(g.cuda ? node.op->cuda : node.op->cpu))
-      fail("op ", node.op->name, " has no ", g.cuda ? "CUDA" : "CPU", " kernel");
+    if (!(cuda ? node.op->cuda : node.op->cpu))
+      fail("op ", node.op->name, " has no ", cuda ? "CUDA" : "CPU", " kernel");
 }
 
 Program::~Program() {
@@ -109,7 +110,7 @@ Program::~Program() {
 void Program::bind(const Arena& arena, ThreadTeam& threads) {
   if (arena.bytes() < arena_bytes())
     fail("the arena has ", arena.bytes(), " bytes but the program needs ", arena_bytes());
-  if (compiled_.graph.cuda != (arena.cuda() != nullptr)) fail("the graph and the arena are for different devices");
+  if (compiled_.target.cuda != (arena.cuda() != nullptr)) fail("the graph and the arena are for different devices");
   if (arena.cuda() && !device_step_) {
     cuda_ = arena.cuda();
     device_step_ = static_cast<StepState*>(cuda_->allocate(sizeof(StepState)));

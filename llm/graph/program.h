@@ -61,10 +61,8 @@ class Arena {
 struct Machine {
   ThreadTeam& threads;
   CudaDevice* cuda = nullptr;  // null: the CPU
-  DType dtype = DType::fp32;   // of parameters and activations: fp32 or bf16
-  bool fp8 = false;            // see Target
 
-  Target target() const { return {threads.size(), dtype, cuda != nullptr, fp8}; }
+  Target target(Precision precision) const { return {threads.size(), cuda != nullptr, precision}; }
 };
 
 class Program {

@@ -82,7 +82,6 @@ class Recomputer {
       node.phase = Phase::backward;
       for (TensorId& id : node.inputs) id = renamed(id);
       for (TensorId& id : node.outputs) id = clone_of[id] = copy_tensor(id);
-      if (node.workspace != kNone) node.workspace = copy_tensor(node.workspace);
       clones.push_back(std::move(node));
     }
     for (size_t i : backward)

@@ -30,8 +30,8 @@ void add_if_new(std::vector<T>& values, const T& value) {
 class Builder {
  public:
   Builder(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
-          const OptimizerOptions& options, const Target& target)
-      : g_(graph), table_(table), gradients_(gradients), o_(options), bf16_(target.dtype == DType::bf16) {}
+          const OptimizerOptions& options)
+      : g_(graph), table_(table), gradients_(gradients), o_(options), bf16_(graph.dtype(parameter(0)) == DType::bf16) {}
 
   StepNorms run(TensorId loss) {
     const TensorId norm = norm_ = g_.add("gradient_norm", {}, gradients_, "gradient_norm")[0];
@@ -195,9 +195,9 @@ std::vector<StateTensor> optimizer_state(const std::vector<Parameter>& table, Op
 }
 
 StepNorms add_optimizer(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
-                        TensorId loss, const OptimizerOptions& options, const Target& target) {
+                        TensorId loss, const OptimizerOptions& options) {
   graph.phase = Phase::optimizer;
-  return Builder(graph, table, gradients, options, target).run(loss);
+  return Builder(graph, table, gradients, options).run(loss);
 }
 
 }  // namespace llm

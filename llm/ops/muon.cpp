@@ -53,14 +53,18 @@ void infer_momentum(Graph& g, Node& node) {
     add_updated(g, node, node.inputs[2 + 2 * p]);
   }
   const DType dtype = node.attributes.flag("bf16") ? DType::bf16 : DType::fp32;
+  for (const MuonPart& part : muon_momentum_parts(g, node))
+    g.add_output(node, "part", dtype, {part.rows, part.columns});
+}
+
+// A sum for each block: of one part at a time, or of all.
+size_t momentum_workspace(const Graph& g, const Node& node, const Target& target) {
   int64_t most = 0, on_cuda = 0;
   for (const MuonPart& part : muon_momentum_parts(g, node)) {
-    const Shape shape = {part.rows, part.columns};
-    g.add_output(node, "part", dtype, shape);
-    most = std::max(most, ceil_div(shape.elements(), kBlock));
-    on_cuda += gradient_norm_blocks_cuda(shape.elements());
+    most = std::max(most, ceil_div(part.rows * part.columns, kBlock));
+    on_cuda += gradient_norm_blocks_cuda(part.rows * part.columns);
   }
-  g.set_workspace(node, static_cast<size_t>(g.cuda ? on_cuda : most) * sizeof(double));
+  return static_cast<size_t>(target.cuda ? on_cuda : most) * sizeof(double);
 }
 
 Cost momentum_cost(const Graph& g, const Node& node) {
@@ -279,6 +283,7 @@ std::vector<Op> muon_ops() {
            .cost = momentum_cost,
            .cpu = cpu_momentum,
            .cuda = cuda::muon_momentum,
+           .workspace = momentum_workspace,
            .examples = momentum_examples},
           {.name = "muon_apply",
            .summary = "a step along orthogonal matrices, in place",

@@ -78,9 +78,12 @@ void infer_backward(Graph& g, Node& node) {
   g.add_output(node, "qkv", g.dtype(node.inputs[1]), g.shape(node.inputs[1]));
   g.add_output(node, "query_weight", DType::fp32, {h.size});
   g.add_output(node, "key_weight", DType::fp32, {h.size});
-  const int64_t rows = g.shape(node.inputs[1]).rows();
-  g.set_workspace(node, g.cuda ? static_cast<size_t>(qk_norm_backward_workspace_cuda(rows, h.size))
-                               : static_cast<size_t>(kNormBlocks * 2 * h.size) * 4);
+}
+
+size_t backward_workspace(const Graph& g, const Node& node, const Target& target) {
+  const int64_t size = Heads(node).size;
+  return target.cuda ? static_cast<size_t>(qk_norm_backward_workspace_cuda(g.shape(node.inputs[1]).rows(), size))
+                     : static_cast<size_t>(kNormBlocks * 2 * size) * 4;
 }
 
 Cost backward_cost(const Graph& g, const Node& node) {
@@ -159,6 +162,7 @@ std::vector<Op> qk_norm_ops() {
            .cost = backward_cost,
            .cpu = cpu_backward,
            .cuda = cuda::qk_norm_backward,
+           .workspace = backward_workspace,
            .in_place = {{0, 0}},
            .finds_largest = true}};
 }

@@ -29,8 +29,12 @@ void infer(Graph& g, Node& node) {
   else
     node.outputs.push_back(kNone);
   g.add_output(node, "scale", DType::fp32, {1});
-  g.set_workspace(node,
-                  g.cuda ? quantize_workspace_cuda() : static_cast<size_t>((x.elements() + kBlock - 1) / kBlock) * 4);
+}
+
+size_t workspace(const Graph& g, const Node& node, const Target& target) {
+  if (node.input(1) != kNone) return 0;
+  return target.cuda ? quantize_workspace_cuda()
+                     : static_cast<size_t>((g.shape(node.inputs[0]).elements() + kBlock - 1) / kBlock) * 4;
 }
 
 Cost cost(const Graph& g, const Node& node) {
@@ -94,6 +98,7 @@ std::vector<Op> quantize_ops() {
            .cost = cost,
            .cpu = cpu,
            .cuda = cuda::quantize,
+           .workspace = workspace,
            .examples = examples}};
 }
 

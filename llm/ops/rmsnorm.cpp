@@ -66,8 +66,12 @@ void infer_backward(Graph& g, Node& node) {
   const Shape x = g.shape(node.inputs[1]);
   g.add_output(node, "input", g.dtype(node.inputs[1]), x);
   g.add_output(node, "weight", DType::fp32, {x.last()});
-  g.set_workspace(node, g.cuda ? static_cast<size_t>(rmsnorm_backward_workspace_cuda(x.rows(), x.last()))
-                               : static_cast<size_t>(kNormBlocks * x.last()) * 4);
+}
+
+size_t backward_workspace(const Graph& g, const Node& node, const Target& target) {
+  const Shape x = g.shape(node.inputs[1]);
+  return target.cuda ? static_cast<size_t>(rmsnorm_backward_workspace_cuda(x.rows(), x.last()))
+                     : static_cast<size_t>(kNormBlocks * x.last()) * 4;
 }
 
 Cost backward_cost(const Graph& g, const Node& node) {
@@ -135,6 +139,7 @@ std::vector<Op> rmsnorm_ops() {
            .cost = backward_cost,
            .cpu = cpu_backward,
            .cuda = cuda::rmsnorm_backward,
+           .workspace = backward_workspace,
            .in_place = {{0, 4}, {0, 0}},
            .finds_largest = true}};
 }

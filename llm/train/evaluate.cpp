@@ -9,14 +9,15 @@ namespace llm {
 
 Evaluator::Evaluator(const ModelConfig& config, int64_t batch, int64_t tokens, const PersistentLayout& layout,
                      const Target& target, int32_t end_of_text)
-    : Evaluator(build_evaluation_graph(config, batch, tokens, target, end_of_text), config.vocabulary, layout) {}
+    : Evaluator(build_evaluation_graph(config, batch, tokens, dtype_of(target.precision), end_of_text),
+                config.vocabulary, layout, target) {}
 
-Evaluator::Evaluator(EvaluationGraph graph, int64_t vocabulary, const PersistentLayout& layout)
+Evaluator::Evaluator(EvaluationGraph graph, int64_t vocabulary, const PersistentLayout& layout, const Target& target)
     : vocabulary_(vocabulary),
       tokens_(graph.tokens),
       targets_(graph.targets),
       losses_(graph.losses),
-      program_(compile(graph.graph, graph.results(), {}), layout) {
+      program_(compile(graph.graph, graph.results(), target), layout) {
   const Shape shape = program_.graph().shape(tokens_);
   window_.resize(static_cast<size_t>(shape[1]) + 1);
   batch_tokens_.resize(static_cast<size_t>(shape.elements()));
