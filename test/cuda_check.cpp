@@ -189,7 +189,7 @@ std::string CudaCheck::check_accumulation(Sandbox& sandbox, CudaDevice& device) 
   std::map<TensorId, std::vector<double>> twice;
   for (const Node& node : g.nodes)
     for (TensorId id : node.outputs)
-      if (id != kNone && g.tensor(id).role == Role::gradient) twice[id] = sandbox.values(id);
+      if (id != kNone && g.tensor(id).role == Role::accumulator) twice[id] = sandbox.values(id);
   if (twice.empty()) return "";
   StepState second = step_;
   second.micro_step = 1;
@@ -239,7 +239,6 @@ std::vector<Subject> cuda_subjects() {
     return Example::Input{
         .shape = shape, .dtype = DType::int32, .low = static_cast<double>(low), .high = static_cast<double>(high)};
   };
-  const auto number = [](int64_t n) { return static_cast<double>(n); };
 
   // Rows in registers, in packs or one by one, of a warp or a block.
   for (const auto& [rows, C] : std::initializer_list<std::pair<int64_t, int64_t>>{
@@ -257,7 +256,7 @@ std::vector<Subject> cuda_subjects() {
     int64_t H, K, D, T;
   };
   const auto heads = [&](const Heads& h) -> Attributes {
-    return {{"heads", number(h.H)}, {"kv_heads", number(h.K)}, {"head_size", number(h.D)}};
+    return {{"heads", h.H}, {"kv_heads", h.K}, {"head_size", h.D}};
   };
   const auto named = [](const Heads& h) { return concat(h.H, ":", h.K, " heads of ", h.D, ", ", h.T, " tokens"); };
   for (const Heads& h : {Heads{3, 1, 64, 33}, {2, 2, 128, 9}, {2, 1, 256, 5}}) {

@@ -102,7 +102,7 @@ Subject subject_of(const Op& op, const Example& example, size_t number) {
 Subject document_subject(int64_t batch, int64_t tokens, int64_t heads, int64_t kv_heads, int64_t head_size,
                          int64_t length) {
   const auto number = [](int64_t n) { return static_cast<double>(n); };
-  const Attributes a = {{"heads", number(heads)}, {"kv_heads", number(kv_heads)}, {"head_size", number(head_size)}};
+  const Attributes a = {{"heads", heads}, {"kv_heads", kv_heads}, {"head_size", head_size}};
   return {concat("attention in documents of ", length, ", ", heads, ":", kv_heads, " heads of ", head_size, ", ",
                  tokens, " tokens"),
           {{.shape = {batch, tokens}, .dtype = DType::int32, .low = 0, .high = number(length)},

@@ -51,18 +51,22 @@ Trainer::Trainer(const ModelConfig& config, const Settings& s)
       if (layout.has(name)) initialise(team, p, 7, staging.room(name, p.shape.elements()));
 }
 
-void Trainer::run(int64_t step, Phase last, int64_t micro_step) {
+void Trainer::prepare(Program& to, int64_t step, int64_t micro_step) const {
   const Random random(3, static_cast<uint64_t>(step));
   const int64_t count = graph.graph.shape(graph.tokens).elements();
   const auto vocabulary = static_cast<uint64_t>(graph.graph.shape(logits).last());
   for (int64_t i = 0; i < count; ++i) {
     const auto at = static_cast<uint64_t>(micro_step * count + i);
-    program->data<int32_t>(graph.tokens)[i] = static_cast<int32_t>(random.bits(2 * at) % vocabulary);
-    program->data<int32_t>(graph.targets)[i] = static_cast<int32_t>(random.bits(2 * at + 1) % vocabulary);
-    program->data(graph.loss_weights)[i] = 1.0f / (kBatch * kTokens);
+    to.data<int32_t>(graph.tokens)[i] = static_cast<int32_t>(random.bits(2 * at) % vocabulary);
+    to.data<int32_t>(graph.targets)[i] = static_cast<int32_t>(random.bits(2 * at + 1) % vocabulary);
+    to.data(graph.loss_weights)[i] = 1.0f / (kBatch * kTokens);
   }
-  program->step = {.learning_rate = 1e-2f, .step = step, .micro_step = micro_step};
-  program->run(Phase::forward, last);
+  to.step = {.learning_rate = 1e-2f, .step = step, .micro_step = micro_step};
+}
+
+void Trainer::run(int64_t step, Phase last, int64_t micro_step) {
+  prepare(*program, step, micro_step);
+  program->run(up_to(last));
 }
 
 Snapshot Trainer::snapshot() const {

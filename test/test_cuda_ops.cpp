@@ -60,8 +60,7 @@ TEST_CASE("cuda fp8: the largest values that kernels find on the way are those t
       std::vector<TensorId> scales;
       for (size_t n = 0, count = b.whole.nodes.size(); n < count; ++n) {
         if (!b.whole.nodes[n].op->finds_largest) continue;
-        scales.push_back(b.whole.add("quantize", {{"rows", 1}, {"transposed", 0}, {"e5m2", 0}},
-                                     {b.whole.nodes[n].outputs[0]}, "scaled")[2]);
+        scales.push_back(b.whole.add("quantize", {{"rows", true}}, {b.whole.nodes[n].outputs[0]}, "scaled")[2]);
         found.insert(b.whole.nodes[n].op->name);
       }
       if (scales.empty()) continue;

@@ -67,11 +67,19 @@ TEST_CASE("graph: attributes") {
   CHECK_FALSE(a.has("theta"));
   CHECK_FALSE(a.flag("bias"));
   CHECK_THROWS_WITH_AS(a.number("theta"), doctest::Contains("theta"), Error);
-  a.set("bias", 1);
+  a.set("bias", true);
   a.set("heads", 5);
   CHECK(a.flag("bias"));
   CHECK(a.integer("heads") == 5);
-  CHECK(a.all().size() == 3);
+  a.set("rows", std::vector<int64_t>{4, 2});
+  CHECK(a.list("rows").size() == 2);
+  CHECK(a.list("rows")[1] == 2);
+  CHECK(a.number("heads") == 5);  // a whole number is a number, but not the other way round
+  CHECK_THROWS_WITH_AS(a.integer("epsilon"), doctest::Contains("not a whole number"), Error);
+  CHECK_THROWS_WITH_AS(a.number("bias"), doctest::Contains("\"bias\" is not a number"), Error);
+  CHECK_THROWS_WITH_AS(a.flag("heads"), doctest::Contains("not a flag"), Error);
+  CHECK_THROWS_WITH_AS(a.list("bias"), doctest::Contains("not a list"), Error);
+  CHECK(a.all().size() == 4);
 }
 
 TEST_CASE("graph: tensors, nodes and aliases") {
@@ -104,7 +112,7 @@ TEST_CASE("autodiff: a tensor used twice, unwanted gradients, ops without one") 
   const TensorId seed = g.add_tensor("seed", DType::fp32, {1, 2, 3}, Role::input);
   const Gradients gradients = differentiate(g, {{sum, seed}});
   CHECK(gradients.of(x) == kNone);
-  CHECK(g.tensor(gradients.of(w)).role == Role::gradient);
+  CHECK(g.tensor(gradients.of(w)).role == Role::accumulator);
   CHECK(g.tensor(gradients.of(w)).name == "w.grad");
   CHECK(g.tensor(seed).name == "seed");
   // linear, add, gelu; then seed + seed and the weight's product, but none for x or for what leads nowhere.
@@ -128,7 +136,8 @@ TEST_CASE("autodiff: the gradient of a tied head is one tensor with two writers"
     int writers = 0, later = 0;
     for (const Node& node : g.nodes)
       for (TensorId id : node.outputs)
-        if (id != kNone && g.tensor(id).role == Role::gradient && g.tensor(id).name == "token_embedding.weight.grad") {
+        if (id != kNone && g.tensor(id).role == Role::accumulator &&
+            g.tensor(id).name == "token_embedding.weight.grad") {
           ++writers;
           later += g.tensor(id).alias != kNone;
           owners.insert(g.storage(id));
@@ -431,6 +440,48 @@ TEST_CASE("two micro-steps of half a batch give the gradients of the whole") {
   }
 }
 
+TEST_CASE("program: two micro-batches of one compiled graph in flight, each at a base of its own") {
+  const ModelConfig config = small_config("modern");
+  Trainer trainer(config, {.batch = kBatch / 2});
+  const auto compiled = std::make_shared<const Compiled>(trainer.program->compiled());
+  const size_t base = placed_bytes(trainer.layout.bytes());
+  Program first(compiled, trainer.layout, base), second(compiled, trainer.layout, base + compiled->plan.bytes);
+  CHECK(second.arena_bytes() == base + 2 * compiled->plan.bytes);
+  const Arena arena(second.arena_bytes());
+  std::memcpy(arena.data(), trainer.arena->data(), base);
+  for (Program* program : {&first, &second}) program->bind(arena, trainer.team);
+  trainer.prepare(first, 0, 0);
+  trainer.prepare(second, 0, 1);
+  for (const Phase phase : {Phase::forward, Phase::backward})
+    for (Program* program : {&first, &second}) program->run(phase);
+  for (const int64_t micro_step : {0, 1}) trainer.run(0, Phase::backward, micro_step);
+  const Graph& g = compiled->graph;
+  int gradients = 0;
+  for (size_t i = 0; i < g.tensors.size(); ++i) {
+    const auto id = static_cast<TensorId>(i);
+    // The loss is of the forward pass: there the second micro-batch adds to the first.
+    if (g.tensors[i].role != Role::accumulator || g.tensors[i].alias != kNone) continue;
+    CHECK_MESSAGE(words_of(second, id) == words_of(*trainer.program, id), g.tensors[i].name);
+    ++gradients;
+  }
+  CHECK(gradients == static_cast<int>(parameter_table(config).size()) + 1);
+}
+
+TEST_CASE("program: a name has one shape and one type in an arena") {
+  TensorId x = kNone;
+  Graph first = input_graph({1}, x);
+  first.add_tensor("w", DType::fp32, {3, 4}, Role::parameter);
+  PersistentLayout layout;
+  layout.add(first);
+  layout.add(first);
+  for (const auto& [dtype, shape] : {std::pair{DType::fp32, Shape{4, 3}}, std::pair{DType::bf16, Shape{3, 4}}}) {
+    Graph other = input_graph({1}, x);
+    other.add_tensor("w", dtype, shape, Role::parameter);
+    CHECK_THROWS_WITH_AS(layout.add(other), doctest::Contains("w is laid out as fp32 (3, 4)"), Error);
+  }
+  CHECK(layout.bytes() == 256);
+}
+
 TEST_CASE("program: one arena for training and evaluation") {
   const ModelConfig config = small_config("modern");
   Trainer trainer(config, {.compile = {.fuse = false}});
@@ -451,7 +502,7 @@ TEST_CASE("program: one arena for training and evaluation") {
               targets = words_of(*trainer.program, trainer.graph.targets);
   std::memcpy(evaluation.data<void>(e.tokens), tokens.data(), tokens.size() * 4);
   std::memcpy(evaluation.data<void>(e.targets), targets.data(), targets.size() * 4);
-  evaluation.run(Phase::forward, Phase::forward);
+  evaluation.run(Phase::forward);
   CHECK(words_of(evaluation, e.losses) == losses);
 
   const Arena small(1);

@@ -90,7 +90,7 @@ class Recomputation {
     auto& run = runs_[tokens.size()];
     if (!run) run = std::make_unique<Run>(config_, static_cast<int64_t>(tokens.size()), threads_);
     std::copy(tokens.begin(), tokens.end(), run->program.data<int32_t>(run->tokens));
-    run->program.run(Phase::forward, Phase::forward);
+    run->program.run(Phase::forward);
     return run->program.data<float>(run->logits);
   }
 

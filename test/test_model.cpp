@@ -105,7 +105,7 @@ struct Training : Run {
     fill_int(graph.tokens, batch["tokens"]);
     fill_int(graph.targets, batch["targets"]);
     std::fill_n(program->data(graph.loss_weights), count, 1.0f / static_cast<float>(count));
-    program->run(Phase::forward, last);
+    program->run(reference::up_to(last));
     double sum = 0;
     for (int64_t i = 0; i < count; ++i) sum += program->data(graph.losses)[i];
     return sum / static_cast<double>(count);
@@ -193,7 +193,7 @@ void check_generation(const std::string& kind) {
         for (const json& row : tokens) rows.push_back(json(row.begin() + at, row.begin() + at + count));
         run.fill_int(g.tokens, rows);
         run.program->step.position = at;
-        run.program->run(Phase::forward, Phase::forward);
+        run.program->run(Phase::forward);
       }
       const float* values = run.program->data(g.logits) + place["row"].get<int64_t>() * model.config.vocabulary;
       hold(kind + (at_once ? " logits at once" : " logits token by token"),

@@ -94,7 +94,7 @@ struct Training {
     std::copy_n(targets, count, program.data<int32_t>(graph.targets));
     std::fill_n(program.data(graph.loss_weights), count, 1.0f / static_cast<float>(count));
     program.step = {.learning_rate = 1e-4, .step = steps++};
-    program.run(Phase::forward, Phase::optimizer);
+    program.run(kWholeStep);
     double sum = 0;
     for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(program.data(graph.losses)[i]);
     return sum / static_cast<double>(count);

@@ -71,7 +71,7 @@ std::map<std::string, double> sizes(const ModelConfig& config, OptimizerKind kin
         program.data(t.loss_weights)[i] = 1.0f / (kBatch * kTokens);
       }
       program.step = {.learning_rate = learning_rate, .step = step};
-      program.run(Phase::forward, step < kSteps ? Phase::optimizer : Phase::forward);
+      program.run(step < kSteps ? kWholeStep : Phases(Phase::forward));
     }
     for (const auto& [name, id] : looked_at) {
       const int64_t elements = t.graph.shape(id).elements();

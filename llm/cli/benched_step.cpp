@@ -41,7 +41,7 @@ double BenchedStep::run(Program& program, int64_t step, std::vector<double>* sec
   fill_inputs(step);
   program.step = {.learning_rate = 1e-4f, .step = step};
   const auto start = std::chrono::steady_clock::now();
-  program.run(Phase::forward, Phase::optimizer, seconds);
+  program.run(kWholeStep, seconds);
   if (on_.cuda) on_.cuda->wait();
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }

@@ -58,7 +58,7 @@ class Caster {
   void add_cast(const Node& node, TensorId from, TensorId to) {
     Node cast;
     cast.op = op_named("cast");
-    cast.attributes.set("bf16", is_bf16(to) ? 1 : 0);
+    cast.attributes.set("bf16", is_bf16(to));
     cast.inputs = {from};
     cast.outputs = {to};
     cast.phase = node.phase;

@@ -71,11 +71,9 @@ class Narrower {
   Factor quantized(TensorId id, bool gradient, bool transposed) {
     if (!quantized_.contains(id)) {
       const Layouts layouts = layouts_[id];
-      const auto made = g_.add("quantize",
-                               {{"e5m2", gradient ? 1.0 : 0.0},
-                                {"rows", layouts.rows ? 1.0 : 0.0},
-                                {"transposed", layouts.transposed ? 1.0 : 0.0}},
-                               {id}, g_.tensor(id).name + ".fp8");
+      const auto made =
+          g_.add("quantize", {{"e5m2", gradient}, {"rows", layouts.rows}, {"transposed", layouts.transposed}}, {id},
+                 g_.tensor(id).name + ".fp8");
       quantized_[id] = {made[0], made[1], made[2]};
     }
     const Quantized& q = quantized_[id];
@@ -86,7 +84,7 @@ class Narrower {
   void product(Factor a, Factor b, TensorId bias, TensorId output, bool gradient) {
     std::vector<TensorId> inputs = {a.matrix, a.scale, b.matrix, b.scale};
     if (bias != kNone) inputs.push_back(bias);
-    g_.nodes.push_back(g_.make("product_fp8", {{"gradient", gradient ? 1.0 : 0.0}}, inputs, {output}));
+    g_.nodes.push_back(g_.make("product_fp8", {{"gradient", gradient}}, inputs, {output}));
     ++products_;
   }
 

@@ -103,7 +103,7 @@ class Fuser {
     Node& activation = node(readers(y)[0]);
     const ActivationKind kind = activation.op ? activation_named(activation.op->name) : ActivationKind::none;
     if (kind == ActivationKind::none) return false;
-    linear.attributes.set("activation", static_cast<double>(kind));
+    linear.attributes.set("activation", static_cast<int64_t>(kind));
     linear.outputs.push_back(activation.outputs[0]);
     if (only_reader(y, readers(y)[0])) linear.outputs[0] = kNone;
     activation.op = nullptr;
@@ -124,7 +124,7 @@ class Fuser {
                                 : name == "relu2_backward" ? ActivationKind::relu2
                                                            : ActivationKind::none;
     if (kind == ActivationKind::none || writer(backward.inputs[1]) > static_cast<int>(index)) return false;
-    linear.attributes.set("activation", static_cast<double>(kind));
+    linear.attributes.set("activation", static_cast<int64_t>(kind));
     linear.inputs.push_back(backward.inputs[1]);
     linear.outputs[0] = backward.outputs[0];
     backward.op = nullptr;
@@ -143,9 +143,9 @@ class Fuser {
       return false;
     const TensorId derivative =
         g_.add_tensor(g_.tensor(y).name + ".derivative", DType::fp32, Shape(g_.shape(y)), Role::activation);
-    node(first).attributes.set("derivative", 1);
+    node(first).attributes.set("derivative", true);
     node(first).outputs[0] = derivative;
-    backward.attributes.set("derivative", 1);
+    backward.attributes.set("derivative", true);
     backward.inputs[2] = derivative;
     return true;
   }
@@ -206,7 +206,7 @@ class Fuser {
     if (!is(static_cast<int>(index), "linear") && !is(static_cast<int>(index), "linear_backward_weight")) return false;
     if (product.inputs.size() != 2 || product.inputs[0] != product.inputs[1] || product.output(1) != kNone)
       return false;
-    product.attributes.set("symmetric", 1);
+    product.attributes.set("symmetric", true);
     return true;
   }
 

@@ -9,7 +9,7 @@ const char* name_of(Role role) {
   switch (role) {
     case Role::input: return "input";
     case Role::parameter: return "parameter";
-    case Role::gradient: return "gradient";
+    case Role::accumulator: return "accumulator";
     case Role::state: return "state";
     case Role::activation: return "activation";
     case Role::workspace: return "workspace";
@@ -36,34 +36,47 @@ const char* name_of(Phase phase) {
   switch (phase) {
     case Phase::forward: return "forward";
     case Phase::backward: return "backward";
+    case Phase::reduce: return "reduce";
     case Phase::optimizer: return "optimizer";
   }
   return "?";
 }
 
-void Attributes::set(std::string_view key, double value) {
+void Attributes::set(std::string_view key, Value value) {
   for (auto& [k, v] : values_)
     if (k == key) {
-      v = value;
+      v = std::move(value);
       return;
     }
-  values_.emplace_back(std::string(key), value);
+  values_.emplace_back(std::string(key), std::move(value));
 }
 
-const double* Attributes::find(std::string_view key) const {
+const Attributes::Value* Attributes::find(std::string_view key) const {
   for (auto& [k, v] : values_)
     if (k == key) return &v;
   return nullptr;
 }
 
-double Attributes::number(std::string_view key) const {
-  if (const double* v = find(key)) return *v;
-  fail("an op lacks its attribute \"", key, "\"");
+template <class T>
+const T& Attributes::get(std::string_view key, const char* kind) const {
+  const Value* value = find(key);
+  if (!value) fail("an op lacks its attribute \"", key, "\"");
+  if (const T* held = std::get_if<T>(value)) return *held;
+  fail("an op's attribute \"", key, "\" is not ", kind);
 }
 
-double Attributes::number(std::string_view key, double otherwise) const {
-  const double* v = find(key);
-  return v ? *v : otherwise;
+int64_t Attributes::integer(std::string_view key) const { return get<int64_t>(key, "a whole number"); }
+
+double Attributes::number(std::string_view key) const {
+  const Value* value = find(key);
+  const int64_t* whole = value ? std::get_if<int64_t>(value) : nullptr;
+  return whole ? static_cast<double>(*whole) : get<double>(key, "a number");
+}
+
+bool Attributes::flag(std::string_view key) const { return has(key) && get<bool>(key, "a flag"); }
+
+std::span<const int64_t> Attributes::list(std::string_view key) const {
+  return get<std::vector<int64_t>>(key, "a list of whole numbers");
 }
 
 TensorId Graph::add_tensor(std::string name, DType dtype, Shape shape, Role role) {

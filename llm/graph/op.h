@@ -73,6 +73,9 @@ struct Op {
 
 // The value of the attribute "activation", with which the fusion pass tells a product what its epilogue does.
 enum class ActivationKind : int { none = 0, gelu = 1, relu2 = 2 };
+inline const char* name_of(ActivationKind kind) {
+  return kind == ActivationKind::gelu ? "gelu" : kind == ActivationKind::relu2 ? "relu2" : "none";
+}
 
 // The table lives in llm/ops/table.cpp. `op_named` throws for an unknown name.
 std::span<const Op> op_table();

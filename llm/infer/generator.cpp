@@ -65,7 +65,7 @@ struct Generator::Implementation {
       Program& program = last ? piece.to_logits : piece.to_cache;
       program.write(piece.input, tokens.data() + cached);
       program.step.position = cached;
-      program.run(Phase::forward, Phase::forward);
+      program.run(Phase::forward);
       cached += piece.tokens;
       if (last) program.read(piece.logits, logits.data());
     }

@@ -19,19 +19,19 @@ class Builder {
     const Shape s = g_.shape(tokens);
     dropout_ = dropout;
     if (end_of_text >= 0)
-      starts_ = g_.add("document_starts", {{"end_of_text", number(end_of_text)}}, {tokens}, "document_starts")[0];
+      starts_ = g_.add("document_starts", {{"end_of_text", end_of_text}}, {tokens}, "document_starts")[0];
     if (!capacity_ && s[1] > c_.context)
       fail("a sequence of ", s[1], " tokens is longer than the context of ", c_.context);
     std::vector<TensorId> inputs = {tokens, parameter("token_embedding.weight")};
     if (c_.positions == Positions::learned) {
       inputs.push_back(parameter("position_embedding.weight"));
     } else {
-      Attributes a = {{"tokens", number(s[1])}, {"head_size", number(c_.head_size)}, {"theta", c_.rope_theta}};
+      Attributes a = {{"tokens", s[1]}, {"head_size", c_.head_size}, {"theta", c_.rope_theta}};
       if (c_.rope_factor != 1) {
         a.set("factor", c_.rope_factor);
         a.set("low", c_.rope_low);
         a.set("high", c_.rope_high);
-        a.set("original", number(c_.rope_original));
+        a.set("original", c_.rope_original);
       }
       angles_ = g_.add("rope_angles", a, {}, "rope_angles")[0];
     }
@@ -56,11 +56,8 @@ class Builder {
   }
 
  private:
-  static double number(int64_t value) { return static_cast<double>(value); }
-
   TensorId block(TensorId x, int64_t batch, const std::string& name) {
-    const Attributes heads = {
-        {"heads", number(c_.heads)}, {"kv_heads", number(c_.kv_heads)}, {"head_size", number(c_.head_size)}};
+    const Attributes heads = {{"heads", c_.heads}, {"kv_heads", c_.kv_heads}, {"head_size", c_.head_size}};
     TensorId qkv = linear(norm(x, name + "attention_norm"), name + "qkv");
     if (c_.qk_norm) {
       Attributes a = heads;
@@ -92,7 +89,7 @@ class Builder {
   // Each place has a mask of its own.
   TensorId dropped(TensorId x, const std::string& name) {
     if (dropout_ <= 0) return x;
-    return g_.add("dropout", {{"probability", dropout_}, {"stream", number(dropouts_++)}}, {x}, name)[0];
+    return g_.add("dropout", {{"probability", dropout_}, {"stream", dropouts_++}}, {x}, name)[0];
   }
 
   TensorId norm(TensorId x, const std::string& name) {
@@ -165,7 +162,7 @@ GenerationGraph build_generation_graph(const ModelConfig& config, int64_t batch,
   n.tokens = add_input(n.graph, "tokens", DType::int32, batch, tokens);
   const TensorId last = n.graph.add("select_last", {}, {builder.body(n.tokens)}, "last")[0];
   n.logits = builder.head(last);
-  if (dtype != DType::fp32) n.logits = n.graph.add("cast", {{"bf16", 0}}, {n.logits}, "logits.fp32")[0];
+  if (dtype != DType::fp32) n.logits = n.graph.add("cast", {{"bf16", false}}, {n.logits}, "logits.fp32")[0];
   if (config.logit_softcap > 0)
     n.logits = n.graph.add("softcap", {{"cap", config.logit_softcap}}, {n.logits}, "logits.capped")[0];
   return n;

@@ -125,9 +125,7 @@ void cpu_cached(const KernelCall& call) {
 }
 
 Attributes heads(int64_t heads, int64_t kv_heads, int64_t size) {
-  return {{"heads", static_cast<double>(heads)},
-          {"kv_heads", static_cast<double>(kv_heads)},
-          {"head_size", static_cast<double>(size)}};
+  return {{"heads", heads}, {"kv_heads", kv_heads}, {"head_size", size}};
 }
 
 std::vector<Example> examples() {

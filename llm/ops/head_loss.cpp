@@ -3,7 +3,7 @@
 // which takes the logits' place (as in llm.c's fused classifier and Wijmans et al. 2024, "Cut your losses").
 //   x (B, T, C), weight (V, C), targets (B, T) int32, [d_losses (B, T)] -> losses (B, T), [dx (B, T, C), d_weight (V, C)]
 // Attributes: "softcap" and "z_loss" as in cross_entropy.cpp; "logits_bytes": what the logits may take on a GPU.
-// In a bf16 run the logits and their gradient are bf16 as well, on either device (attribute "bf16_logits", which is set here).
+// In a bf16 run the logits and their gradient are bf16 as well, on either device (flag "bf16_logits", which is set here).
 #include <algorithm>
 
 #include "llm/base/rounding.h"
@@ -33,7 +33,7 @@ void infer(Graph& g, Node& node) {
   const Shape x = g.shape(node.inputs[0]), w = g.shape(node.inputs[1]), targets = g.shape(node.inputs[2]);
   if (w.rank() != 2 || w[1] != x.last()) fail("head_loss: x ", x.text(), " does not fit the weight ", w.text());
   if (targets.elements() != x.rows()) fail("head_loss: ", targets.text(), " targets for ", x.rows(), " rows");
-  if (g.dtype(node.inputs[0]) == DType::bf16) node.attributes.set("bf16_logits", 1);
+  if (g.dtype(node.inputs[0]) == DType::bf16) node.attributes.set("bf16_logits", true);
   g.add_output(node, "", DType::fp32, targets);
   if (node.input(3) != kNone) {
     g.add_output(node, "dx", g.dtype(node.inputs[0]), x);

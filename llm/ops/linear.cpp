@@ -50,7 +50,7 @@ void infer(Graph& g, Node& node) {
 void backward(Graph& g, const Node& node, Gradients& gradients) {
   const TensorId dy = gradients.of(node.outputs[0]), x = node.inputs[0], w = node.inputs[1], b = node.input(2);
   if (gradients.wanted(x)) gradients.contribute(x, g.add("linear_backward_input", {}, {dy, w})[0]);
-  const auto d = g.add("linear_backward_weight", {{"bias", b != kNone ? 1.0 : 0.0}}, {dy, x});
+  const auto d = g.add("linear_backward_weight", {{"bias", b != kNone}}, {dy, x});
   gradients.contribute(w, d[0]);
   if (b != kNone) gradients.contribute(b, d[1]);
 }
@@ -211,7 +211,7 @@ std::vector<Example> examples() {
   const auto example = [](int64_t rows, int64_t in, int64_t out, bool bias, ActivationKind kind) -> Example {
     Example e{{}, {{{1, rows, in}}, {{out, in}, DType::fp32, -1, 1, Role::parameter}}};
     if (bias) e.inputs.push_back({{out}, DType::fp32, -1, 1, Role::parameter});
-    if (kind != ActivationKind::none) e.attributes.set("activation", static_cast<double>(kind));
+    if (kind != ActivationKind::none) e.attributes.set("activation", static_cast<int64_t>(kind));
     return e;
   };
   return {example(1, 5, 7, false, ActivationKind::none), example(6, 33, 17, true, ActivationKind::none),

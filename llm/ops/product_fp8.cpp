@@ -69,7 +69,7 @@ std::vector<Example> examples() {
       return Example::Input{
           .shape = shape, .dtype = dtype, .low = low, .high = high, .differentiable = false, .keeps_fp32 = true};
     };
-    Example e{{{"gradient", gradient ? 1.0 : 0.0}},
+    Example e{{{"gradient", gradient}},
               {fixed(a, a_type, -4, 4), fixed({1}, DType::fp32, 0.1, 1), fixed(b, DType::e4m3, -4, 4),
                fixed({1}, DType::fp32, 0.1, 1)}};
     if (bias) e.inputs.push_back(fixed({b[0]}, DType::bf16, -1, 1));

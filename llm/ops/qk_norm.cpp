@@ -133,10 +133,7 @@ void cpu_backward(const KernelCall& call) {
 
 std::vector<Example> examples() {
   const auto example = [](int64_t heads, int64_t kv_heads, int64_t size) -> Example {
-    return {{{"heads", static_cast<double>(heads)},
-             {"kv_heads", static_cast<double>(kv_heads)},
-             {"head_size", static_cast<double>(size)},
-             {"epsilon", 1e-6}},
+    return {{{"heads", heads}, {"kv_heads", kv_heads}, {"head_size", size}, {"epsilon", 1e-6}},
             {{{2, 9, (heads + 2 * kv_heads) * size}, DType::fp32, -2, 2},
              {{size}, DType::fp32, 0.5, 1.5, Role::parameter},
              {{size}, DType::fp32, 0.5, 1.5, Role::parameter}}};

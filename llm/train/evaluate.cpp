@@ -61,7 +61,7 @@ Evaluator::Result Evaluator::run(const TokenStream& stream, int64_t max_batches,
     }
     program_.write(tokens_, batch_tokens_.data());
     program_.write(targets_, batch_targets_.data());
-    program_.run(Phase::forward, Phase::forward);
+    program_.run(Phase::forward);
     program_.read(losses_, batch_losses_.data());
     for (int64_t row = 0; row < B; ++row) {
       const int64_t count = counts[static_cast<size_t>(row)];

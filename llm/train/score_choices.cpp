@@ -47,7 +47,7 @@ struct Scoring {
   void run() {
     program.write(tokens, batch_tokens.data());
     program.write(targets, batch_targets.data());
-    program.run(Phase::forward, Phase::forward);
+    program.run(Phase::forward);
     program.read(losses, batch_losses.data());
   }
   double log_likelihood(int64_t row, const TokenizedChoice::Ending& ending) const {

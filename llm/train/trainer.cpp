@@ -75,7 +75,8 @@ void Trainer::allocate() {
   training_->bind(*arena_, machine_.threads);
   if (evaluator_) evaluator_->bind(*arena_, machine_.threads);
   if (generator_) generator_->bind(*arena_, machine_.threads);
-  runner_ = std::make_unique<StepRunner>(*training_, tensors_, *loader_, options_.grad_accum, machine_.cuda);
+  runner_ = std::make_unique<StepRunner>(*training_, tensors_, *loader_, options_.grad_accum,
+                                         options_.batch * options_.grad_accum, machine_.cuda);
 }
 
 void Trainer::initialise() {
