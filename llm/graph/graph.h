@@ -107,6 +107,14 @@ struct Node {
 
   TensorId input(size_t i) const { return i < inputs.size() ? inputs[i] : kNone; }
   TensorId output(size_t i) const { return i < outputs.size() ? outputs[i] : kNone; }
+  void set_input(size_t i, TensorId id) { set(inputs, i, id); }
+  void set_output(size_t i, TensorId id) { set(outputs, i, id); }
+
+ private:
+  static void set(std::vector<TensorId>& ids, size_t i, TensorId id) {
+    if (ids.size() <= i) ids.resize(i + 1, kNone);
+    ids[i] = id;
+  }
 };
 
 struct Graph {

@@ -15,8 +15,7 @@
 #include <string>
 #include <vector>
 
-#include "llm/graph/graph.h"
-#include "llm/graph/target.h"
+#include "llm/graph/op.h"
 
 namespace llm {
 
@@ -48,8 +47,6 @@ PassReport pad_rows(Graph& graph, const std::vector<TensorId>& results);
 // After all passes that change nodes; a node that has a workspace already keeps it.
 void add_workspaces(Graph& graph, const Target& target);
 
-// What a layer does not keep for its backward pass but computes again there; each level includes those before it.
-enum class Recompute : int { none, activations, norms, attention, block };
 const char* name_of(Recompute level);
 
 // Layers [0, layers) recompute at `level`, the others at the level before it.

@@ -56,7 +56,8 @@ std::vector<Op> dropout_ops() {
            .cpu = cpu,
            .cuda = cuda::dropout,
            .examples = examples,
-           .in_place = {{0, 0}}}};
+           .in_place = {{0, 0}},
+           .recompute = Recompute::block}};
 }
 
 }  // namespace llm

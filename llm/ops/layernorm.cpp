@@ -152,7 +152,8 @@ std::vector<Op> layernorm_ops() {
            .cuda = cuda::layernorm,
            .examples = examples,
            .in_place = {{3, 0}, {3, 3}},
-           .finds_largest = true},
+           .slots = {.delta = 3, .sum = 3, .largest = 4},
+           .recompute = Recompute::norms},
           {.name = "layernorm_backward",
            .summary = "dx (+ addend), d_weight, d_bias",
            .infer = infer_backward,
@@ -161,7 +162,7 @@ std::vector<Op> layernorm_ops() {
            .cuda = cuda::layernorm_backward,
            .workspace = backward_workspace,
            .in_place = {{0, 5}, {0, 0}},
-           .finds_largest = true}};
+           .slots = {.addend = 5, .largest = 3}}};
 }
 
 }  // namespace llm

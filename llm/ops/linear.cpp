@@ -230,6 +230,9 @@ std::vector<Op> linear_ops() {
            .cuda = cuda::linear,
            .workspace = workspace,
            .examples = examples,
+           .slots = {.bias = 2, .activated = 1},
+           .factors = Factors{.transposed = {false, false}},
+           .recompute = Recompute::block,
            .products = products,
            .cpu_takes_padded_rows = true},
           {.name = "linear_backward_input",
@@ -239,6 +242,8 @@ std::vector<Op> linear_ops() {
            .cpu = cpu_backward_input,
            .cuda = cuda::linear_backward_input,
            .workspace = backward_input_workspace,
+           .slots = {.hidden = 2},
+           .factors = Factors{.transposed = {false, true}, .backward = true},
            .products = backward_input_products,
            .cpu_takes_padded_rows = true},
           {.name = "linear_backward_weight",
@@ -248,6 +253,8 @@ std::vector<Op> linear_ops() {
            .cpu = cpu_backward_weight,
            .cuda = cuda::linear_backward_weight,
            .workspace = backward_weight_workspace,
+           .slots = {.bias_gradient = 1},
+           .factors = Factors{.transposed = {true, true}, .backward = true},
            .products = backward_weight_products,
            .cpu_takes_padded_rows = true}};
 }

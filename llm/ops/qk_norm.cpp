@@ -152,7 +152,8 @@ std::vector<Op> qk_norm_ops() {
            .cpu = cpu,
            .cuda = cuda::qk_norm,
            .examples = examples,
-           .in_place = {{0, 0}}},
+           .in_place = {{0, 0}},
+           .recompute = Recompute::norms},
           {.name = "qk_norm_backward",
            .summary = "d_qkv, d_query_weight, d_key_weight",
            .infer = infer_backward,
@@ -161,7 +162,7 @@ std::vector<Op> qk_norm_ops() {
            .cuda = cuda::qk_norm_backward,
            .workspace = backward_workspace,
            .in_place = {{0, 0}},
-           .finds_largest = true}};
+           .slots = {.largest = 3}}};
 }
 
 }  // namespace llm

@@ -132,7 +132,8 @@ std::vector<Op> rmsnorm_ops() {
            .cuda = cuda::rmsnorm,
            .examples = examples,
            .in_place = {{2, 0}, {2, 2}},
-           .finds_largest = true},
+           .slots = {.delta = 2, .sum = 2, .largest = 3},
+           .recompute = Recompute::norms},
           {.name = "rmsnorm_backward",
            .summary = "dx (+ addend), d_weight",
            .infer = infer_backward,
@@ -141,7 +142,7 @@ std::vector<Op> rmsnorm_ops() {
            .cuda = cuda::rmsnorm_backward,
            .workspace = backward_workspace,
            .in_place = {{0, 4}, {0, 0}},
-           .finds_largest = true}};
+           .slots = {.addend = 4, .largest = 2}}};
 }
 
 }  // namespace llm

@@ -126,7 +126,8 @@ std::vector<Op> rope_ops() {
            .cpu = cpu,
            .cuda = cuda::rope,
            .examples = examples,
-           .in_place = {{0, 0}}},
+           .in_place = {{0, 0}},
+           .recompute = Recompute::norms},
           {.name = "rope_backward",
            .summary = "the rotation undone",
            .infer = infer,
@@ -134,7 +135,7 @@ std::vector<Op> rope_ops() {
            .cpu = cpu_backward,
            .cuda = cuda::rope_backward,
            .in_place = {{0, 0}},
-           .finds_largest = true}};
+           .slots = {.largest = 1}}};
 }
 
 }  // namespace llm
