@@ -61,6 +61,7 @@ std::vector<std::vector<double>> plain_head(const Subject& head, const Attribute
     for (size_t i : {0u, 1u}) results.push_back(all.of(b.inputs[i]));
   }
   cast_for_cpu(g);
+  add_workspaces(g, {});
   Sandbox sandbox(g);
   fill(sandbox, head, b, precision);
   ThreadTeam team(1);
@@ -91,8 +92,10 @@ CudaCheck::CudaCheck(const Subject& subject, DType precision, const StepState& s
   const std::vector<Array> outputs = evaluate(subject, exact, step, precision);
   ThreadTeam team(1);
   Graph exact_graph = exact.whole, plain_graph = plain.whole;
-  cast_for_cpu(exact_graph);  // some examples have bf16 in an fp32 run as well
-  cast_for_cpu(plain_graph);
+  for (Graph* g : {&exact_graph, &plain_graph}) {
+    cast_for_cpu(*g);  // some examples have bf16 in an fp32 run as well
+    add_workspaces(*g, {});
+  }
   Sandbox exact_sandbox(exact_graph), plain_sandbox(plain_graph);
   fill(exact_sandbox, subject, exact, precision);
   fill(plain_sandbox, subject, plain, precision);
@@ -186,7 +189,7 @@ std::string CudaCheck::check_accumulation(Sandbox& sandbox, CudaDevice& device) 
   std::map<TensorId, std::vector<double>> twice;
   for (const Node& node : g.nodes)
     for (TensorId id : node.outputs)
-      if (id != kNone && g.tensor(id).role == Role::gradient) twice[id] = sandbox.values(id);
+      if (id != kNone && g.tensor(id).role == Role::accumulator) twice[id] = sandbox.values(id);
   if (twice.empty()) return "";
   StepState second = step_;
   second.micro_step = 1;
@@ -236,7 +239,6 @@ std::vector<Subject> cuda_subjects() {
     return Example::Input{
         .shape = shape, .dtype = DType::int32, .low = static_cast<double>(low), .high = static_cast<double>(high)};
   };
-  const auto number = [](int64_t n) { return static_cast<double>(n); };
 
   // Rows in registers, in packs or one by one, of a warp or a block.
   for (const auto& [rows, C] : std::initializer_list<std::pair<int64_t, int64_t>>{
@@ -254,7 +256,7 @@ std::vector<Subject> cuda_subjects() {
     int64_t H, K, D, T;
   };
   const auto heads = [&](const Heads& h) -> Attributes {
-    return {{"heads", number(h.H)}, {"kv_heads", number(h.K)}, {"head_size", number(h.D)}};
+    return {{"heads", h.H}, {"kv_heads", h.K}, {"head_size", h.D}};
   };
   const auto named = [](const Heads& h) { return concat(h.H, ":", h.K, " heads of ", h.D, ", ", h.T, " tokens"); };
   for (const Heads& h : {Heads{3, 1, 64, 33}, {2, 2, 128, 9}, {2, 1, 256, 5}}) {

@@ -22,10 +22,9 @@ bool is_statistic(const std::string& name) {
 }
 
 Built build(const Subject& subject, const BuildOptions& options) {
+  const Target target{options.threads, options.cuda};
   Built b;
   Graph& g = b.forward;
-  g.threads = options.threads;
-  g.cuda = options.cuda;
   for (size_t i = 0; i < subject.inputs.size(); ++i) {
     const Example::Input& input = subject.inputs[i];
     b.inputs.push_back(input.shape.rank() == 0 ? kNone
@@ -58,10 +57,12 @@ Built build(const Subject& subject, const BuildOptions& options) {
     for (auto& [id, gradient] : b.gradients) results.push_back(gradient);
   }
   if (subject.fused && options.fuse) {
-    fuse(b.whole, results);
+    fuse(b.whole, results, target);
     remove_dead_code(b.whole, results);
   }
-  if (options.casts && !options.cuda) cast_for_cpu(b.whole);
+  if (!options.casts) return b;
+  if (!options.cuda) cast_for_cpu(b.whole);
+  add_workspaces(b.whole, target);
   return b;
 }
 
@@ -101,7 +102,7 @@ Subject subject_of(const Op& op, const Example& example, size_t number) {
 Subject document_subject(int64_t batch, int64_t tokens, int64_t heads, int64_t kv_heads, int64_t head_size,
                          int64_t length) {
   const auto number = [](int64_t n) { return static_cast<double>(n); };
-  const Attributes a = {{"heads", number(heads)}, {"kv_heads", number(kv_heads)}, {"head_size", number(head_size)}};
+  const Attributes a = {{"heads", heads}, {"kv_heads", kv_heads}, {"head_size", head_size}};
   return {concat("attention in documents of ", length, ", ", heads, ":", kv_heads, " heads of ", head_size, ", ",
                  tokens, " tokens"),
           {{.shape = {batch, tokens}, .dtype = DType::int32, .low = 0, .high = number(length)},

@@ -29,7 +29,7 @@ struct BuildOptions {
   DType dtype = DType::fp32;
   bool cuda = false;
   bool fuse = true;   // a subject that is to be fused
-  bool casts = true;  // around the CPU's fp32 kernels, of `whole`
+  bool casts = true;  // around the CPU's fp32 kernels, of `whole`, and workspaces: so that it can run
 };
 
 // A subject's graphs; tensors have the same ids in both, inputs[i] is the subject's input i (kNone: absent).

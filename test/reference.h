@@ -85,6 +85,14 @@ using Snapshot = std::map<std::string, Words>;  // by a tensor's name
 Words words_of(const Program& program, TensorId id);
 double difference(const Words& a, const Words& b);  // relative_error of the fp32 values
 
+// The phases of a step up to and with `last`.
+inline Phases up_to(Phase last) {
+  Phases phases = Phase::forward;
+  for (const Phase phase : kPhases)
+    if (phase <= last) phases = phases | phase;
+  return phases;
+}
+
 // Three layers of "gpt2", "modern" or "relu2" (modern with that activation function).
 ModelConfig small_config(const std::string& architecture);
 
@@ -98,12 +106,15 @@ struct Trainer {
     CompileOptions compile = {};
     RecomputeChoice recompute = {};
     OptimizerOptions optimizer = {};
+    Precision precision = Precision::fp32;
     bool keep_logits = false;  // as a result: then the head cannot be fused
   };
   Trainer(const ModelConfig& config, const Settings& settings);
 
   // One micro-step on its rows of the step's batch, up to and with phase `last`.
   void run(int64_t step, Phase last, int64_t micro_step = 0);
+  // The inputs and the step's state alone, into a program of this graph.
+  void prepare(Program& to, int64_t step, int64_t micro_step) const;
   Snapshot snapshot() const;  // losses, the gradients' norm, and everything persistent
   Snapshot after_steps(int steps);
 

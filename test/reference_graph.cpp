@@ -52,7 +52,7 @@ void evaluate(const Graph& graph, std::vector<Array>& values, const StepState& s
       Array& to = values[static_cast<size_t>(id)] = std::move(outputs.at(i));
       if (graph.storage(id) == id) continue;
       Array& owner = values[static_cast<size_t>(graph.storage(id))];
-      if (graph.tensor(id).role == Role::gradient)  // a second writer adds
+      if (graph.tensor(id).role == Role::accumulator)  // a second writer adds
         for (size_t j = 0; j < to.values.size(); ++j) to.values[j] += owner.values[j];
       owner = to;
     }

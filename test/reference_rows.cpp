@@ -140,8 +140,11 @@ Arrays dropout(const Attributes& a, const Arrays& in, const StepState& step) {
   const double p = a.number("probability");
   const DropoutMask mask(p, a.integer("stream"));
   Array y = in[0];
-  for (int64_t i = 0; i < y.shape.elements(); ++i)
-    y[i] *= mask.bits(step, i / 4)[static_cast<size_t>(i % 4)] / 4294967296.0 >= p ? 1 / (1 - p) : 0;
+  const int64_t row = y.shape.elements() / y.shape[0];
+  for (int64_t i = 0; i < y.shape.elements(); ++i) {
+    const int64_t e = i % row;
+    y[i] *= mask.bits(step, i / row, e / 4)[static_cast<size_t>(e % 4)] / 4294967296.0 >= p ? 1 / (1 - p) : 0;
+  }
   return {y};
 }
 

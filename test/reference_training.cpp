@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "llm/base/random.h"
+#include "llm/graph/staging.h"
 #include "test/reference.h"
 
 namespace llm::reference {
@@ -32,7 +33,7 @@ ModelConfig small_config(const std::string& architecture) {
 }
 
 Trainer::Trainer(const ModelConfig& config, const Settings& s)
-    : graph(build_training_graph(config, s.batch, kTokens, s.optimizer, s.threads)),
+    : graph(build_training_graph(config, s.batch, kTokens, s.optimizer, dtype_of(s.precision))),
       logits(graph.graph.find("logits")),
       team(s.threads) {
   layout.add(graph.graph);
@@ -40,24 +41,32 @@ Trainer::Trainer(const ModelConfig& config, const Settings& s)
   llm::recompute(g, s.recompute);
   std::vector<TensorId> results = graph.results();
   if (s.keep_logits) results.push_back(logits);
-  program = std::make_unique<Program>(llm::compile(g, results, s.compile), layout);
+  program = std::make_unique<Program>(
+      llm::compile(g, results, {.threads = s.threads, .precision = s.precision}, s.compile), layout);
   arena = std::make_unique<Arena>(program->arena_bytes());
   program->bind(*arena, team);
-  for (const Parameter& p : parameter_table(config)) initialise(team, p, 7, program->data(g.find(p.name)));
+  Staging staging(*arena, layout);
+  for (const Parameter& p : parameter_table(config))
+    for (const std::string& name : {p.name, master_of(p.name)})
+      if (layout.has(name)) initialise(team, p, 7, staging.room(name, p.shape.elements()));
 }
 
-void Trainer::run(int64_t step, Phase last, int64_t micro_step) {
+void Trainer::prepare(Program& to, int64_t step, int64_t micro_step) const {
   const Random random(3, static_cast<uint64_t>(step));
   const int64_t count = graph.graph.shape(graph.tokens).elements();
   const auto vocabulary = static_cast<uint64_t>(graph.graph.shape(logits).last());
   for (int64_t i = 0; i < count; ++i) {
     const auto at = static_cast<uint64_t>(micro_step * count + i);
-    program->data<int32_t>(graph.tokens)[i] = static_cast<int32_t>(random.bits(2 * at) % vocabulary);
-    program->data<int32_t>(graph.targets)[i] = static_cast<int32_t>(random.bits(2 * at + 1) % vocabulary);
-    program->data(graph.loss_weights)[i] = 1.0f / (kBatch * kTokens);
+    to.data<int32_t>(graph.tokens)[i] = static_cast<int32_t>(random.bits(2 * at) % vocabulary);
+    to.data<int32_t>(graph.targets)[i] = static_cast<int32_t>(random.bits(2 * at + 1) % vocabulary);
+    to.data(graph.loss_weights)[i] = 1.0f / (kBatch * kTokens);
   }
-  program->step = {.learning_rate = 1e-2f, .step = step, .micro_step = micro_step};
-  program->run(Phase::forward, last);
+  to.step = {.learning_rate = 1e-2f, .step = step, .micro_step = micro_step};
+}
+
+void Trainer::run(int64_t step, Phase last, int64_t micro_step) {
+  prepare(*program, step, micro_step);
+  program->run(up_to(last));
 }
 
 Snapshot Trainer::snapshot() const {

@@ -194,6 +194,14 @@ TEST_CASE("cli: graph and bench show the step that train makes") {
   CHECK(!has(graph({}), "dropout"));
   CHECK(has(graph({"--document-mask"}), "document_starts"));
   CHECK(has(graph({"--document-mask", "--evaluation"}), "document_starts"));
+  CHECK(has(graph({"--device", "cpu", "--threads", "3"}), "in fp32 on 3 CPU threads"));
+  // A GPU's graph needs none: what its products are in, and the workspaces of its kernels.
+  const std::string gpu = graph({"--device", "cuda", "--dtype", "fp8"});
+  CHECK(has(gpu, "in fp8 on a GPU"));
+  CHECK(has(gpu, "product_fp8"));
+  CHECK(!has(gpu, "cast "));
+  CHECK(graph({"--device", "cuda", "--dtype", "fp32", "--format", "json"}) !=
+        graph({"--device", "cpu", "--dtype", "fp32", "--format", "json"}));
   CHECK(graph({"--z-loss", "0.1", "--format", "json"}) != graph({"--format", "json"}));
   const std::string parameters = graph({"--parameters"});
   for (const char* column : {"lr x", "decay x", "epsilon x", "forward x", "muon", "adamw"})

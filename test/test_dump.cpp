@@ -28,8 +28,8 @@ ModelConfig config_of_layers(int64_t layers) {
 }
 
 Compiled compile_training(int64_t layers, const CompileOptions& options = {}) {
-  TrainingGraph t = build_training_graph(config_of_layers(layers), 2, 16, {}, 2);
-  return compile(std::move(t.graph), t.results(), options);
+  TrainingGraph t = build_training_graph(config_of_layers(layers), 2, 16, {});
+  return compile(std::move(t.graph), t.results(), {.threads = 2}, options);
 }
 
 std::string text_of(const Compiled& c, bool all = false) {

@@ -67,11 +67,19 @@ TEST_CASE("graph: attributes") {
   CHECK_FALSE(a.has("theta"));
   CHECK_FALSE(a.flag("bias"));
   CHECK_THROWS_WITH_AS(a.number("theta"), doctest::Contains("theta"), Error);
-  a.set("bias", 1);
+  a.set("bias", true);
   a.set("heads", 5);
   CHECK(a.flag("bias"));
   CHECK(a.integer("heads") == 5);
-  CHECK(a.all().size() == 3);
+  a.set("rows", std::vector<int64_t>{4, 2});
+  CHECK(a.list("rows").size() == 2);
+  CHECK(a.list("rows")[1] == 2);
+  CHECK(a.number("heads") == 5);  // a whole number is a number, but not the other way round
+  CHECK_THROWS_WITH_AS(a.integer("epsilon"), doctest::Contains("not a whole number"), Error);
+  CHECK_THROWS_WITH_AS(a.number("bias"), doctest::Contains("\"bias\" is not a number"), Error);
+  CHECK_THROWS_WITH_AS(a.flag("heads"), doctest::Contains("not a flag"), Error);
+  CHECK_THROWS_WITH_AS(a.list("bias"), doctest::Contains("not a list"), Error);
+  CHECK(a.all().size() == 4);
 }
 
 TEST_CASE("graph: tensors, nodes and aliases") {
@@ -104,7 +112,7 @@ TEST_CASE("autodiff: a tensor used twice, unwanted gradients, ops without one") 
   const TensorId seed = g.add_tensor("seed", DType::fp32, {1, 2, 3}, Role::input);
   const Gradients gradients = differentiate(g, {{sum, seed}});
   CHECK(gradients.of(x) == kNone);
-  CHECK(g.tensor(gradients.of(w)).role == Role::gradient);
+  CHECK(g.tensor(gradients.of(w)).role == Role::accumulator);
   CHECK(g.tensor(gradients.of(w)).name == "w.grad");
   CHECK(g.tensor(seed).name == "seed");
   // linear, add, gelu; then seed + seed and the weight's product, but none for x or for what leads nowhere.
@@ -123,12 +131,13 @@ TEST_CASE("autodiff: the gradient of a tied head is one tensor with two writers"
   for (const bool tied : {true, false}) {
     ModelConfig config = small_config("modern");
     config.tied_head = tied;
-    const Graph g = build_training_graph(config, 2, 8, {}, 1).graph;
+    const Graph g = build_training_graph(config, 2, 8, {}).graph;
     std::set<TensorId> owners;
     int writers = 0, later = 0;
     for (const Node& node : g.nodes)
       for (TensorId id : node.outputs)
-        if (id != kNone && g.tensor(id).role == Role::gradient && g.tensor(id).name == "token_embedding.weight.grad") {
+        if (id != kNone && g.tensor(id).role == Role::accumulator &&
+            g.tensor(id).name == "token_embedding.weight.grad") {
           ++writers;
           later += g.tensor(id).alias != kNone;
           owners.insert(g.storage(id));
@@ -147,7 +156,7 @@ TEST_CASE("dead code: what nobody wants goes, what changes persistent memory sta
   CHECK(remove_dead_code(g, {kept}).nodes_after == 1);
   CHECK(g.nodes[0].outputs[0] == kept);
 
-  const TrainingGraph t = build_training_graph(small_config("gpt2"), 2, 8, {}, 1);
+  const TrainingGraph t = build_training_graph(small_config("gpt2"), 2, 8, {});
   Graph whole = t.graph;
   const PassReport report = remove_dead_code(whole, {});
   CHECK(report.nodes_before == t.graph.nodes.size());
@@ -161,10 +170,10 @@ TEST_CASE("fusion: which nodes are left") {
   for (const char* architecture : {"gpt2", "modern", "relu2"}) {
     CAPTURE(std::string(architecture));
     const ModelConfig config = small_config(architecture);
-    const TrainingGraph t = build_training_graph(config, 2, 8, {}, 1);
+    const TrainingGraph t = build_training_graph(config, 2, 8, {});
     Graph g = t.graph;
     auto before = count_ops(g);
-    const PassReport report = fuse(g, t.results());
+    const PassReport report = fuse(g, t.results(), {});
     auto after = count_ops(g);
     const bool swiglu = config.activation == Activation::swiglu;
     const std::string activation = name_of(config.activation);
@@ -183,16 +192,14 @@ TEST_CASE("fusion: which nodes are left") {
     CHECK(report.nodes_after == g.nodes.size());
     CHECK(report.detail.find("6 residual + norm") != std::string::npos);
     // Only the CPU's products leave the derivative in the place of their result, and only where nothing is rounded to bf16.
-    const auto derivatives = [&](Graph graph) {
-      fuse(graph, t.results());
+    const auto derivatives = [&](Graph graph, const Target& target) {
+      fuse(graph, t.results(), target);
       return std::count_if(graph.nodes.begin(), graph.nodes.end(),
                            [](const Node& node) { return node.attributes.flag("derivative"); });
     };
-    CHECK(derivatives(t.graph) == (swiglu ? 0 : 2 * L));
-    Graph other = t.graph;
-    other.cuda = true;
-    CHECK(derivatives(other) == 0);
-    CHECK(derivatives(build_training_graph(config, 2, 8, {}, {1, DType::bf16}).graph) == 0);
+    CHECK(derivatives(t.graph, {}) == (swiglu ? 0 : 2 * L));
+    CHECK(derivatives(t.graph, {.cuda = true}) == 0);
+    CHECK(derivatives(build_training_graph(config, 2, 8, {}, DType::bf16).graph, {}) == 0);
   }
 }
 
@@ -278,13 +285,13 @@ TEST_CASE("fusion leaves a tensor that something else wants") {
   const TensorId dx = g.add("rmsnorm_backward", {}, {x, x, w, normal[1], kNone})[0];
   const TensorId sum = g.add("add", {}, {x, dx}, "sum")[0];
   Graph alone = g;
-  CHECK(fuse(alone, {sum}).nodes_after == 2);
-  CHECK(fuse(g, {sum, dx}).nodes_after == 3);
+  CHECK(fuse(alone, {sum}, {}).nodes_after == 2);
+  CHECK(fuse(g, {sum, dx}, {}).nodes_after == 3);
 }
 
 TEST_CASE("memory budget: the first choice that fits, or an error that says what would") {
   const ModelConfig config = small_config("modern");
-  const TrainingGraph t = build_training_graph(config, kBatch, kTokens, {}, 1);
+  const TrainingGraph t = build_training_graph(config, kBatch, kTokens, {});
   const auto total = [](const Compiled& c) { return c.persistent_bytes + c.plan.bytes; };
   std::vector<std::pair<RecomputeChoice, size_t>> choices = {{{}, total(compile(t.graph, t.results(), {}))}};
   for (int level = 1; level <= static_cast<int>(Recompute::block); ++level)
@@ -300,16 +307,50 @@ TEST_CASE("memory budget: the first choice that fits, or an error that says what
       const auto first =
           std::find_if(choices.begin(), choices.end(), [&](const auto& other) { return other.second <= budget; });
       if (first == choices.end()) continue;
-      const Compiled c = compile(t.graph, t.results(), {.memory_budget = budget});
+      const Compiled c = compile(t.graph, t.results(), {}, {.memory_budget = budget});
       CHECK(c.recomputation.level == first->first.level);
       CHECK(c.recomputation.layers == first->first.layers);
       CHECK(total(c) == first->second);
     }
   const std::string needs = concat("needs ", (least + (1 << 20) - 1) >> 20, " MiB");
-  CHECK_THROWS_WITH_AS(compile(t.graph, t.results(), {.memory_budget = least - 1}), doctest::Contains(needs.c_str()),
+  CHECK_THROWS_WITH_AS(compile(t.graph, t.results(), {}, {.memory_budget = least - 1}),
+                       doctest::Contains(needs.c_str()), Error);
+  CHECK_THROWS_WITH_AS(compile(t.graph, t.results(), {}, {.memory_budget = 1}), doctest::Contains("--memory-budget"),
                        Error);
-  CHECK_THROWS_WITH_AS(compile(t.graph, t.results(), {.memory_budget = 1}), doctest::Contains("--memory-budget"),
-                       Error);
+}
+
+TEST_CASE("memory budget: an fp8 step recomputes too, with its products in 8 bits") {
+  ModelConfig config = small_config("modern");
+  config.channels = 48, config.head_size = 12, config.hidden = 80;  // 8-bit products need multiples of 16
+  const auto layers = static_cast<int>(config.layers);
+  const TrainingGraph t = build_training_graph(config, kBatch, kTokens, {}, DType::bf16);
+  const Target gpu{.cuda = true, .precision = Precision::fp8};
+  const Compiled free = compile(t.graph, t.results(), gpu);
+  size_t bytes = free.plan.bytes;
+  for (int level = 1; level <= static_cast<int>(Recompute::block); ++level) {
+    CAPTURE(level);
+    Graph g = t.graph;
+    recompute(g, {static_cast<Recompute>(level), layers});
+    const Compiled c = compile(g, t.results(), gpu);
+    CHECK(c.plan.bytes <= bytes);
+    bytes = c.plan.bytes;
+    for (const Node& node : c.graph.nodes)
+      CHECK_FALSE((node.layer >= 0 && std::string_view(node.op->name).starts_with("linear")));
+  }
+  CHECK(bytes < free.plan.bytes * 3 / 4);
+  const size_t budget = free.persistent_bytes + (bytes + free.plan.bytes) / 2;
+  const Compiled c = compile(t.graph, t.results(), gpu, {.memory_budget = budget});
+  CHECK(c.recomputation.level != Recompute::none);
+  CHECK(c.persistent_bytes + c.plan.bytes <= budget);
+
+  // Where nothing is fused, to the same bits: a fused sum and norm do not round between them, a norm made again starts from the
+  // rounded sum.
+  Trainer::Settings settings{.compile = {.fuse = false}, .precision = Precision::fp8};
+  const Snapshot without = train(config, settings, 2);
+  for (int level = 1; level <= static_cast<int>(Recompute::block); ++level) {
+    settings.recompute = {static_cast<Recompute>(level), layers};
+    check_equal(without, train(config, settings, 2));
+  }
 }
 
 namespace {
@@ -399,10 +440,52 @@ TEST_CASE("two micro-steps of half a batch give the gradients of the whole") {
   }
 }
 
+TEST_CASE("program: two micro-batches of one compiled graph in flight, each at a base of its own") {
+  const ModelConfig config = small_config("modern");
+  Trainer trainer(config, {.batch = kBatch / 2});
+  const auto compiled = std::make_shared<const Compiled>(trainer.program->compiled());
+  const size_t base = placed_bytes(trainer.layout.bytes());
+  Program first(compiled, trainer.layout, base), second(compiled, trainer.layout, base + compiled->plan.bytes);
+  CHECK(second.arena_bytes() == base + 2 * compiled->plan.bytes);
+  const Arena arena(second.arena_bytes());
+  std::memcpy(arena.data(), trainer.arena->data(), base);
+  for (Program* program : {&first, &second}) program->bind(arena, trainer.team);
+  trainer.prepare(first, 0, 0);
+  trainer.prepare(second, 0, 1);
+  for (const Phase phase : {Phase::forward, Phase::backward})
+    for (Program* program : {&first, &second}) program->run(phase);
+  for (const int64_t micro_step : {0, 1}) trainer.run(0, Phase::backward, micro_step);
+  const Graph& g = compiled->graph;
+  int gradients = 0;
+  for (size_t i = 0; i < g.tensors.size(); ++i) {
+    const auto id = static_cast<TensorId>(i);
+    // The loss is of the forward pass: there the second micro-batch adds to the first.
+    if (g.tensors[i].role != Role::accumulator || g.tensors[i].alias != kNone) continue;
+    CHECK_MESSAGE(words_of(second, id) == words_of(*trainer.program, id), g.tensors[i].name);
+    ++gradients;
+  }
+  CHECK(gradients == static_cast<int>(parameter_table(config).size()) + 1);
+}
+
+TEST_CASE("program: a name has one shape and one type in an arena") {
+  TensorId x = kNone;
+  Graph first = input_graph({1}, x);
+  first.add_tensor("w", DType::fp32, {3, 4}, Role::parameter);
+  PersistentLayout layout;
+  layout.add(first);
+  layout.add(first);
+  for (const auto& [dtype, shape] : {std::pair{DType::fp32, Shape{4, 3}}, std::pair{DType::bf16, Shape{3, 4}}}) {
+    Graph other = input_graph({1}, x);
+    other.add_tensor("w", dtype, shape, Role::parameter);
+    CHECK_THROWS_WITH_AS(layout.add(other), doctest::Contains("w is laid out as fp32 (3, 4)"), Error);
+  }
+  CHECK(layout.bytes() == 256);
+}
+
 TEST_CASE("program: one arena for training and evaluation") {
   const ModelConfig config = small_config("modern");
   Trainer trainer(config, {.compile = {.fuse = false}});
-  EvaluationGraph e = build_evaluation_graph(config, kBatch, kTokens, 2);
+  EvaluationGraph e = build_evaluation_graph(config, kBatch, kTokens);
   const size_t bytes = trainer.layout.bytes();
   trainer.layout.add(e.graph);
   CHECK(trainer.layout.bytes() == bytes);  // the same parameters by name, nothing new
@@ -411,7 +494,7 @@ TEST_CASE("program: one arena for training and evaluation") {
   CHECK(trainer.layout.offset("final_norm.weight") % 256 == 0);
   CHECK_THROWS_WITH_AS(trainer.layout.offset("nothing"), doctest::Contains("nothing"), Error);
 
-  Program evaluation(compile(e.graph, e.results(), {.fuse = false}), trainer.layout);
+  Program evaluation(compile(e.graph, e.results(), {.threads = 2}, {.fuse = false}), trainer.layout);
   evaluation.bind(*trainer.arena, trainer.team);
   trainer.run(0, Phase::forward);
   const Words losses = words_of(*trainer.program, trainer.graph.losses);
@@ -419,13 +502,13 @@ TEST_CASE("program: one arena for training and evaluation") {
               targets = words_of(*trainer.program, trainer.graph.targets);
   std::memcpy(evaluation.data<void>(e.tokens), tokens.data(), tokens.size() * 4);
   std::memcpy(evaluation.data<void>(e.targets), targets.data(), targets.size() * 4);
-  evaluation.run(Phase::forward, Phase::forward);
+  evaluation.run(Phase::forward);
   CHECK(words_of(evaluation, e.losses) == losses);
 
   const Arena small(1);
   CHECK(small.bytes() >= 1);
   CHECK(std::all_of(small.data(), small.data() + small.bytes(), [](std::byte b) { return b == std::byte{0}; }));
-  const Graph large = build_training_graph(config, 64, kTokens, {}, 1).graph;
+  const Graph large = build_training_graph(config, 64, kTokens, {}).graph;
   Program too_large(compile(large, {}, {}), trainer.layout);
   CHECK_THROWS_WITH_AS(too_large.bind(small, trainer.team), doctest::Contains("needs"), Error);
 }

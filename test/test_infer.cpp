@@ -52,8 +52,7 @@ void fill_weights(const ModelConfig& config, const PersistentLayout& layout, con
 
 PersistentLayout layout_of(const ModelConfig& config) {
   Graph parameters;
-  for (const Parameter& p : parameter_table(config))
-    parameters.add_tensor(p.name, DType::fp32, p.shape, Role::parameter);
+  add_parameters(parameters, config, DType::fp32);
   PersistentLayout layout;
   layout.add(parameters);
   return layout;
@@ -67,7 +66,7 @@ struct Rig {
   Arena arena;
 
   explicit Rig(const ModelConfig& c)
-      : config(c), layout(layout_of(c)), generator(c, layout, kThreads), arena(generator.arena_bytes()) {
+      : config(c), layout(layout_of(c)), generator(c, layout, {.threads = kThreads}), arena(generator.arena_bytes()) {
     generator.bind(arena, threads);
     fill_weights(config, layout, arena);
   }
@@ -91,7 +90,7 @@ class Recomputation {
     auto& run = runs_[tokens.size()];
     if (!run) run = std::make_unique<Run>(config_, static_cast<int64_t>(tokens.size()), threads_);
     std::copy(tokens.begin(), tokens.end(), run->program.data<int32_t>(run->tokens));
-    run->program.run(Phase::forward, Phase::forward);
+    run->program.run(Phase::forward);
     return run->program.data<float>(run->logits);
   }
 
@@ -107,7 +106,7 @@ class Recomputation {
       fill_weights(config, layout, arena);
     }
     Compiled build(const ModelConfig& config, int64_t count) {
-      GenerationGraph g = build_generation_graph(config, 1, count, config.context, 1);
+      GenerationGraph g = build_generation_graph(config, 1, count, config.context);
       tokens = g.tokens, logits = g.logits;
       layout.add(g.graph);
       return compile(g.graph, g.results(), {});
@@ -326,7 +325,7 @@ TEST_CASE("evaluator: the mean over every token but the first, whatever the batc
   ThreadTeam threads(kThreads);
   const PersistentLayout layout = layout_of(config);
   const auto evaluate = [&](int64_t batch, int64_t length, int64_t max_batches, const TokenStream& data) {
-    Evaluator evaluator(config, batch, length, layout, kThreads);
+    Evaluator evaluator(config, batch, length, layout, {.threads = kThreads});
     const Arena arena(evaluator.arena_bytes());
     evaluator.bind(arena, threads);
     fill_weights(config, layout, arena);

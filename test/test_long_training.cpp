@@ -48,7 +48,7 @@ std::vector<double> losses_of_kernels(Trainer& trainer) {
     std::copy(batch.targets.begin(), batch.targets.end(), p.data<int32_t>(trainer.graph.targets));
     std::fill_n(p.data(trainer.graph.loss_weights), kCount, 1.0f / kCount);
     p.step = state_of(step);
-    p.run(Phase::forward, Phase::optimizer);
+    p.run(kWholeStep);
     losses.push_back(*p.data(trainer.graph.loss));
   }
   return losses;

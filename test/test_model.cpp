@@ -72,7 +72,7 @@ struct Run {
 
   Run(const Model& model, const Graph& graph, const std::vector<TensorId>& results, bool fused) {
     layout.add(graph);
-    program = std::make_unique<Program>(compile(graph, results, {.fuse = fused}), layout);
+    program = std::make_unique<Program>(compile(graph, results, {.threads = 2}, {.fuse = fused}), layout);
     arena = std::make_unique<Arena>(program->arena_bytes());
     program->bind(*arena, team);
     const std::vector<std::vector<float>> weights = model.read("model.safetensors");
@@ -105,7 +105,7 @@ struct Training : Run {
     fill_int(graph.tokens, batch["tokens"]);
     fill_int(graph.targets, batch["targets"]);
     std::fill_n(program->data(graph.loss_weights), count, 1.0f / static_cast<float>(count));
-    program->run(Phase::forward, last);
+    program->run(reference::up_to(last));
     double sum = 0;
     for (int64_t i = 0; i < count; ++i) sum += program->data(graph.losses)[i];
     return sum / static_cast<double>(count);
@@ -148,7 +148,7 @@ void check_training(const std::string& kind, bool fused) {
   const Model model(kind);
   const json& expected = model.expected;
   const json& baseline = expected["float32_error"];
-  TrainingGraph g = build_training_graph(model.config, model.batch(), model.tokens(), model.optimizer(), 2);
+  TrainingGraph g = build_training_graph(model.config, model.batch(), model.tokens(), model.optimizer());
   const TensorId logits = g.graph.find("logits");
   Training training(model, std::move(g), fused, fused ? std::vector<TensorId>{} : std::vector<TensorId>{logits});
   const std::string name = kind + (fused ? ", fused," : "");
@@ -186,14 +186,14 @@ void check_generation(const std::string& kind) {
   for (const bool at_once : {true, false})
     for (const json& place : model.expected["logits"]) {
       const int64_t position = place["position"], count = at_once ? position + 1 : 1;
-      GenerationGraph g = build_generation_graph(model.config, model.batch(), count, model.config.context, 2);
+      GenerationGraph g = build_generation_graph(model.config, model.batch(), count, model.config.context);
       Run run(model, g.graph, g.results(), true);
       for (int64_t at = 0; at <= position; at += count) {
         json rows = json::array();
         for (const json& row : tokens) rows.push_back(json(row.begin() + at, row.begin() + at + count));
         run.fill_int(g.tokens, rows);
         run.program->step.position = at;
-        run.program->run(Phase::forward, Phase::forward);
+        run.program->run(Phase::forward);
       }
       const float* values = run.program->data(g.logits) + place["row"].get<int64_t>() * model.config.vocabulary;
       hold(kind + (at_once ? " logits at once" : " logits token by token"),

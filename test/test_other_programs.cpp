@@ -73,7 +73,7 @@ struct Training {
 
   Training(const ModelConfig& c, const Weights& weights, int64_t batch, int64_t tokens, bool with_logits)
       : config(c),
-        graph(build_training_graph(c, batch, tokens, {0.9, 0.999, 1e-8, 0, 0}, 2)),
+        graph(build_training_graph(c, batch, tokens, {0.9, 0.999, 1e-8, 0, 0})),
         logits(graph.graph.find("logits")),
         program(make(with_logits), layout),
         arena(program.arena_bytes()),
@@ -87,14 +87,14 @@ struct Training {
     layout.add(graph.graph);
     std::vector<TensorId> results = graph.results();
     if (with_logits) results.push_back(logits);
-    return compile(graph.graph, results, {.fuse = !with_logits});
+    return compile(graph.graph, results, {.threads = 2}, {.fuse = !with_logits});
   }
   double step(const int32_t* tokens, const int32_t* targets) {
     std::copy_n(tokens, count, program.data<int32_t>(graph.tokens));
     std::copy_n(targets, count, program.data<int32_t>(graph.targets));
     std::fill_n(program.data(graph.loss_weights), count, 1.0f / static_cast<float>(count));
     program.step = {.learning_rate = 1e-4, .step = steps++};
-    program.run(Phase::forward, Phase::optimizer);
+    program.run(kWholeStep);
     double sum = 0;
     for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(program.data(graph.losses)[i]);
     return sum / static_cast<double>(count);
@@ -187,7 +187,7 @@ TEST_CASE("Hugging Face: logits of models that transformers has written, in F16,
     const json expected = read_json(folder + "/expected.json");
     LoadedModel model(folder);
     CHECK((model.config().rope_factor == 8) == (kind == "llama3"));
-    Generator generator(model.config(), model.layout(), 2);
+    Generator generator(model.config(), model.layout(), {.threads = 2});
     ThreadTeam threads(2);
     generator.bind(model.load(generator.arena_bytes()), threads);
     for (size_t i = 0; i < expected["prompts"].size(); ++i) {
@@ -211,7 +211,7 @@ TEST_CASE("multiple choice: each ending's log-likelihood, and what is counted, a
   }
   ThreadTeam threads(2);
   for (const int64_t batch : {0, 1, 7}) {
-    ChoiceScorer scorer(model.config(), tasks, batch, model.layout(), 2);
+    ChoiceScorer scorer(model.config(), tasks, batch, model.layout(), {.threads = 2});
     scorer.bind(model.load(scorer.arena_bytes()), threads);
     int64_t seen = 0;
     const ChoiceScorer::Result result = scorer.run([&](const ChoiceScorer::Result& so_far, int64_t total) {
@@ -267,7 +267,7 @@ TEST_CASE("evaluator: a text's loss, perplexity and bits per byte are PyTorch's"
   writer.write(ids.data(), static_cast<int64_t>(ids.size()));
   writer.finish();
   ThreadTeam threads(2);
-  Evaluator evaluator(model.config(), 2, model.config().context, model.layout(), 2);
+  Evaluator evaluator(model.config(), 2, model.config().context, model.layout(), {.threads = 2});
   evaluator.bind(model.load(evaluator.arena_bytes()), threads);
   const Evaluator::Result result = evaluator.run(TokenStream({folder / "val.bin"}));
   CHECK(result.tokens == expected["predicted"].get<int64_t>());
@@ -312,7 +312,7 @@ TEST_CASE("llama2.c and Hugging Face: a trained model's tokens, likelihoods and 
   CHECK(file.config() == model.config());
   const Weights weights = load(file);
   const std::vector<Parameter> table = parameter_table(model.config());
-  Generator generator(model.config(), model.layout(), 2);
+  Generator generator(model.config(), model.layout(), {.threads = 2});
   const Arena& arena = model.load(generator.arena_bytes());
   for (size_t i = 0; i < table.size(); ++i)
     CHECK(std::memcmp(weights[i].data(), arena.data() + model.layout().offset(table[i].name), 4 * weights[i].size()) ==
@@ -353,7 +353,7 @@ TEST_CASE("llama2.c and Hugging Face: a trained model's tokens, likelihoods and 
   ShardWriter writer(temporary / "t.bin", 512);
   writer.write(ids.data(), static_cast<int64_t>(nll.size()) + 1);
   writer.finish();
-  Evaluator evaluator(model.config(), 1, static_cast<int64_t>(nll.size()), model.layout(), 2);
+  Evaluator evaluator(model.config(), 1, static_cast<int64_t>(nll.size()), model.layout(), {.threads = 2});
   evaluator.bind(model.load(evaluator.arena_bytes()), threads);
   CHECK(evaluator.run(TokenStream({temporary / "t.bin"})).loss ==
         doctest::Approx(expected["mean_nll_first_63"].get<double>()).epsilon(1e-5));

@@ -35,7 +35,8 @@ std::map<std::string, double> sizes(const ModelConfig& config, OptimizerKind kin
   constexpr int64_t kBatch = 2, kTokens = 32;
   OptimizerOptions optimizer;
   optimizer.kind = kind, optimizer.grad_clip = 0;
-  const TrainingGraph t = build_training_graph(config, kBatch, kTokens, optimizer, 2, {.parametrization = how});
+  const TrainingGraph t =
+      build_training_graph(config, kBatch, kTokens, optimizer, DType::fp32, {.parametrization = how});
   std::map<std::string, TensorId> looked_at = {{"embedding", t.graph.find("embedding")},
                                                {"logits", t.graph.find("logits")},
                                                {"final_norm", t.graph.find("final_norm")}};
@@ -52,7 +53,7 @@ std::map<std::string, double> sizes(const ModelConfig& config, OptimizerKind kin
   ThreadTeam team(2);
   CompileOptions plain;
   plain.fuse = false;
-  Program program(compile(t.graph, results, plain), layout);
+  Program program(compile(t.graph, results, {.threads = 2}, plain), layout);
   Arena arena(program.arena_bytes());
   program.bind(arena, team);
   std::map<std::string, double> squares;
@@ -70,7 +71,7 @@ std::map<std::string, double> sizes(const ModelConfig& config, OptimizerKind kin
         program.data(t.loss_weights)[i] = 1.0f / (kBatch * kTokens);
       }
       program.step = {.learning_rate = learning_rate, .step = step};
-      program.run(Phase::forward, step < kSteps ? Phase::optimizer : Phase::forward);
+      program.run(step < kSteps ? kWholeStep : Phases(Phase::forward));
     }
     for (const auto& [name, id] : looked_at) {
       const int64_t elements = t.graph.shape(id).elements();
@@ -192,7 +193,7 @@ TEST_CASE("parametrization: the multipliers are those of the steps") {
   for (const OptimizerKind kind : {OptimizerKind::adamw, OptimizerKind::muon}) {
     OptimizerOptions optimizer;
     optimizer.kind = kind, optimizer.weight_decay = 0.5;
-    const Graph g = build_training_graph(config, 2, 32, optimizer, 2, {.parametrization = how}).graph;
+    const Graph g = build_training_graph(config, 2, 32, optimizer, DType::fp32, {.parametrization = how}).graph;
     int seen = 0;
     for (const Parameter& p : parameter_table(config, how)) {
       const bool muon = takes_muon(p, kind);

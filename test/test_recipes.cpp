@@ -63,7 +63,7 @@ struct Running {
     layout.add(g);
     Graph graph = g;
     recompute(graph, recomputed);
-    program = std::make_unique<Program>(compile(graph, results, options), layout);
+    program = std::make_unique<Program>(compile(graph, results, {.threads = threads}, options), layout);
     arena = std::make_unique<Arena>(program->arena_bytes());
     program->bind(*arena, team);
     for (const Parameter& p : parameter_table(config)) initialise(team, p, 7, program->data(g.find(p.name)));
@@ -120,7 +120,7 @@ TEST_CASE("recipes: capped logits and the z-loss in a whole model") {
   constexpr int64_t kBatch = 2, kTokens = 8;
   ModelConfig config = reference::small_config("modern");
   config.logit_softcap = 0.5;  // the logits of initial weights are about 1
-  const TrainingGraph t = build_training_graph(config, kBatch, kTokens, {}, 2, {.z_loss = 0.1});
+  const TrainingGraph t = build_training_graph(config, kBatch, kTokens, {}, DType::fp32, {.z_loss = 0.1});
   const std::vector<int32_t> tokens = some_tokens(kBatch * kTokens, config.vocabulary, 1);
   std::vector<int32_t> targets = some_tokens(kBatch * kTokens, config.vocabulary, 2);
   targets[3] = -1;
@@ -130,7 +130,7 @@ TEST_CASE("recipes: capped logits and the z-loss in a whole model") {
     auto running = std::make_unique<Running>(t.graph, t.results(), config, options);
     running->put(t.tokens, tokens), running->put(t.targets, targets);
     std::fill_n(running->program->data(t.loss_weights), kBatch * kTokens, 1.0f / (kBatch * kTokens));
-    running->program->run(Phase::forward, Phase::optimizer);
+    running->program->run(kWholeStep);
     return running;
   };
   const auto fused = run(true), plain = run(false);
@@ -154,14 +154,14 @@ TEST_CASE("recipes: capped logits and the z-loss in a whole model") {
   CHECK(reference::relative_error(fused->values(t.gradient_norm), plain->values(t.gradient_norm)) < 1e-6);
 
   // Generation has the same cap, and no z-loss.
-  const EvaluationGraph e = build_evaluation_graph(config, kBatch, kTokens, 2);
+  const EvaluationGraph e = build_evaluation_graph(config, kBatch, kTokens);
   Running evaluation(e.graph, e.results(), config);
   evaluation.put(e.tokens, tokens), evaluation.put(e.targets, targets);
-  evaluation.program->run(Phase::forward, Phase::forward);
-  const GenerationGraph n = build_generation_graph(config, kBatch, kTokens, kTokens, 2);
+  evaluation.program->run(Phase::forward);
+  const GenerationGraph n = build_generation_graph(config, kBatch, kTokens, kTokens);
   Running generation(n.graph, n.results(), config);
   generation.put(n.tokens, tokens);
-  generation.program->run(Phase::forward, Phase::forward);
+  generation.program->run(Phase::forward);
   const std::vector<double> logits = generation.values(n.logits), evaluated = evaluation.values(e.losses);
   for (size_t b = 0; b < kBatch; ++b) {
     const auto row = logits.begin() + static_cast<std::ptrdiff_t>(b) * config.vocabulary;
@@ -284,15 +284,16 @@ TEST_CASE("recipes: documents packed behind one another are as if apart") {
       std::map<std::string, std::vector<double>> gradients;
     };
     const auto run = [&](int64_t begin, int64_t end, int32_t end_of_text) {
-      const TrainingGraph t = build_training_graph(config, 1, end - begin, {}, 2, {.end_of_text = end_of_text});
+      const TrainingGraph t =
+          build_training_graph(config, 1, end - begin, {}, DType::fp32, {.end_of_text = end_of_text});
       Running running(t.graph, t.results(), config);
       running.put(t.tokens, {tokens.begin() + begin, tokens.begin() + end});
       running.put(t.targets, {targets.begin() + begin, targets.begin() + end});
       std::fill_n(running.program->data(t.loss_weights), end - begin, 1.0f / kBoth);
-      running.program->run(Phase::forward, Phase::backward);
+      running.program->run(kMicroStep);
       Result r{running.values(t.losses), {}};
       for (size_t i = 0; i < t.graph.tensors.size(); ++i)
-        if (const Tensor& tensor = t.graph.tensors[i]; tensor.role == Role::gradient && tensor.alias == kNone)
+        if (const Tensor& tensor = t.graph.tensors[i]; tensor.role == Role::accumulator && tensor.alias == kNone)
           r.gradients[tensor.name] = running.values(static_cast<TensorId>(i));
       return r;
     };
@@ -374,14 +375,14 @@ TEST_CASE("recipes: dropout is a function of seed and step alone") {
 
   // The same bits with everything made again in the backward pass.
   const ModelConfig config = reference::small_config("modern");
-  const TrainingGraph t = build_training_graph(config, 2, 8, {}, 2, {.dropout = 0.3});
+  const TrainingGraph t = build_training_graph(config, 2, 8, {}, DType::fp32, {.dropout = 0.3});
   const auto step = [&](RecomputeChoice choice, int64_t number, uint64_t seed) {
     Running running(t.graph, t.results(), config, {}, choice);
     running.put(t.tokens, some_tokens(16, config.vocabulary, 1)),
         running.put(t.targets, some_tokens(16, config.vocabulary, 2));
     std::fill_n(running.program->data(t.loss_weights), 16, 1.0f / 16);
     running.program->step = {.step = number, .seed = seed};
-    running.program->run(Phase::forward, Phase::optimizer);
+    running.program->run(kWholeStep);
     return std::pair(running.values(t.losses), running.values(t.gradient_norm));
   };
   const auto once = step({}, 0, 1);
@@ -391,15 +392,31 @@ TEST_CASE("recipes: dropout is a function of seed and step alone") {
   CHECK(step({}, 1, 1) != once);
   CHECK(step({}, 0, 2) != once);
 
+  // However a step is cut into micro-steps, its samples have the same masks.
+  const auto gradients = [&](int64_t batch) {
+    const TrainingGraph g = build_training_graph(config, batch, 8, {}, DType::fp32, {.dropout = 0.3});
+    Running running(g.graph, g.results(), config);
+    for (int64_t micro = 0; micro < 4 / batch; ++micro) {
+      const std::vector<int32_t> tokens = some_tokens(32, config.vocabulary, 1);
+      running.put(g.tokens, {tokens.begin() + micro * batch * 8, tokens.begin() + (micro + 1) * batch * 8});
+      running.put(g.targets, {tokens.begin() + micro * batch * 8, tokens.begin() + (micro + 1) * batch * 8});
+      std::fill_n(running.program->data(g.loss_weights), batch * 8, 1.0f / 32);
+      running.program->step = {.step = 2, .micro_step = micro, .first_sample = 8 + micro * batch, .seed = 1};
+      running.program->run(kMicroStep);
+    }
+    return running.values(running.program->graph().find("layers.0.qkv.weight.grad"));
+  };
+  const std::vector<double> whole = gradients(4);
+  for (const int64_t batch : {1, 2}) CHECK(reference::relative_error(gradients(batch), whole) < 2e-6);
+
   // Each place has its own mask, and who only evaluates or generates has none.
-  std::set<double> streams;
+  std::set<int64_t> streams;
   size_t count = 0;
   for (const Node& node : t.graph.nodes)
     if (node.phase == Phase::forward && node.op->name == std::string("dropout"))
-      streams.insert(node.attributes.number("stream")), ++count;
+      streams.insert(node.attributes.integer("stream")), ++count;
   CHECK(count == static_cast<size_t>(2 * config.layers + 1));
   CHECK(streams.size() == count);
-  for (const Graph& g :
-       {build_evaluation_graph(config, 2, 8, 2).graph, build_generation_graph(config, 1, 8, 8, 2).graph})
+  for (const Graph& g : {build_evaluation_graph(config, 2, 8).graph, build_generation_graph(config, 1, 8, 8).graph})
     for (const Node& node : g.nodes) CHECK(node.op->name != std::string("dropout"));
 }

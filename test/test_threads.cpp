@@ -1,6 +1,7 @@
 // The team of threads: every item is done once, whoever takes it; and what a rehearsal counts.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <numeric>
@@ -84,6 +85,16 @@ TEST_CASE("threads: a rehearsal does all the work and counts what a team would n
   std::vector<int> ranks;
   team.run([&](int rank) { ranks.push_back(rank); });
   CHECK(ranks == std::vector<int>{0, 1, 2, 3});
+}
+
+TEST_CASE("threads: teams that share the machine divide it, and spin only where each thread has a core") {
+  const int cores = available_threads();
+  CHECK(ThreadTeam(cores).spins());
+  CHECK_FALSE(ThreadTeam(cores + 1).spins());
+  CHECK_FALSE(ThreadTeam(cores, 2).spins());
+  CHECK(ThreadTeam(0, 2).size() == std::max(1, cores / 2));
+  CHECK(ThreadTeam(0, 2).spins() == (cores > 1));
+  CHECK(ThreadTeam(0, cores + 1).size() == 1);
 }
 
 }  // namespace

@@ -11,7 +11,7 @@ namespace llm {
 namespace {
 
 // Kernels follow each other within microseconds, so a short spin saves the futex call; a longer one would take a core
-// from the other runs of a sweep. A team larger than the cores it may use must not spin at all.
+// from the other runs of a sweep. Where there are more threads than cores they must not spin at all.
 constexpr int kSpins = 4000;
 
 inline void pause() {
@@ -30,11 +30,6 @@ void wait_until(std::atomic<T>& value, bool spin, Ready ready) {
   for (T seen; !ready(seen = value.load(std::memory_order_acquire));) value.wait(seen, std::memory_order_acquire);
 }
 
-bool may_spin(int size) {
-  static const int cores = available_threads();
-  return size <= cores;
-}
-
 }  // namespace
 
 int available_threads() {
@@ -49,8 +44,9 @@ int available_threads() {
   return count;
 }
 
-ThreadTeam::ThreadTeam(int threads)
-    : size_(threads > 0 ? threads : available_threads()),
+ThreadTeam::ThreadTeam(int threads, int teams)
+    : size_(threads > 0 ? threads : std::max(1, available_threads() / teams)),
+      spins_(size_ * teams <= available_threads()),
       shares_(std::make_unique<Share[]>(static_cast<size_t>(size_))) {
   for (int rank = 1; rank < size_; ++rank) workers_.emplace_back([this, rank] { worker(rank); });
 }
@@ -76,7 +72,7 @@ void ThreadTeam::dispatch(Function function, void* context) {
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
   function(context, 0);
-  wait_until(running_, may_spin(size_), [](int n) { return n == 0; });
+  wait_until(running_, spins_, [](int n) { return n == 0; });
 }
 
 void ThreadTeam::rehearse(int64_t count, const std::function<void(int64_t)>& work) {
@@ -99,7 +95,7 @@ void ThreadTeam::rehearse(int64_t count, const std::function<void(int64_t)>& wor
 
 void ThreadTeam::worker(int rank) {
   for (uint32_t seen = 0;; ++seen) {
-    wait_until(generation_, may_spin(size_), [seen](uint32_t g) { return g != seen; });
+    wait_until(generation_, spins_, [seen](uint32_t g) { return g != seen; });
     if (stop_.load(std::memory_order_relaxed)) return;
     function_(context_, rank);
     if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) running_.notify_one();

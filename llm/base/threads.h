@@ -1,4 +1,4 @@
-// One persistent team of threads for the whole program. The caller is rank 0 and works too.
+// A persistent team of threads: one for the whole program, or one for each rank of a run. The caller is its rank 0 and works too.
 //
 // Results must not depend on the number of threads: split the outputs among the threads, never a sum. Where a sum runs
 // over tokens, cut it into blocks whose number does not depend on the team and add the blocks' results in order.
@@ -25,8 +25,8 @@ struct Rehearsal {
 
 class ThreadTeam {
  public:
-  // threads = 0: as many as this process may run on.
-  explicit ThreadTeam(int threads = 0);
+  // `teams`: how many of this size share what this process may run on. threads = 0: this team's part of that.
+  explicit ThreadTeam(int threads = 0, int teams = 1);
   // A team of one thread that does the work of `threads`, cut as for so many, and writes down what they would need.
   ThreadTeam(int threads, Rehearsal& rehearsal);
   ~ThreadTeam();
@@ -34,6 +34,8 @@ class ThreadTeam {
   ThreadTeam& operator=(const ThreadTeam&) = delete;
 
   int size() const { return size_; }
+  // Whether threads that wait for the next call turn in a loop at first: only where all teams together have a core for each.
+  bool spins() const { return spins_; }
 
   // Calls work(rank) once on every thread and returns when all are done. Not reentrant. `work` must not throw.
   template <class Work>
@@ -100,6 +102,7 @@ class ThreadTeam {
   };
 
   int size_;
+  bool spins_ = false;
   std::unique_ptr<Share[]> shares_;
   std::vector<int64_t> ends_;  // of for_blocks_of: a member, so that a step allocates nothing
   Rehearsal* rehearsal_ = nullptr;

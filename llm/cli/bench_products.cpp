@@ -39,9 +39,9 @@ struct Timed {
 };
 
 std::vector<Timed> products_of_step(const BenchFlags& flags, const Machine& on, const ModelConfig& config) {
-  TrainingGraph t = build_training_graph(config, flags.batch, config.context, optimizer_of(flags.recipe), on.target(),
-                                         recipe_without_data(flags.recipe, config));
-  const Compiled compiled = compile(std::move(t.graph), t.results(), {});
+  TrainingGraph t = build_training_graph(config, flags.batch, config.context, optimizer_of(flags.recipe),
+                                         dtype_of(flags.device.precision()), recipe_without_data(flags.recipe, config));
+  const Compiled compiled = compile(std::move(t.graph), t.results(), on.target(flags.device.precision()));
   std::vector<Timed> all;
   for (const Node& node : compiled.graph.nodes)
     for (const Product& p : products_of(compiled.graph, node)) {

@@ -44,10 +44,10 @@ Share median_of(const std::vector<Share>& all) {
 }
 
 // Each op of the step, as `threads` threads would have it.
-Shares rehearse(const BenchFlags& flags, const Machine& on, const ModelConfig& config, int threads) {
+Shares rehearse(const BenchFlags& flags, const ModelConfig& config, int threads) {
   Rehearsal rehearsal;
   ThreadTeam team(threads, rehearsal);
-  const Machine machine{team, nullptr, on.dtype, on.fp8};
+  const Machine machine{team};
   BenchedStep step(flags, machine, config);
   step.run(step.whole(), 0);
   std::map<std::string, std::unique_ptr<Program>> ops;
@@ -70,9 +70,9 @@ Shares rehearse(const BenchFlags& flags, const Machine& on, const ModelConfig& c
 }
 
 // Seconds of a step on a real team, and of a call of it that has nothing to do.
-std::pair<double, double> measure(const BenchFlags& flags, const Machine& on, const ModelConfig& config, int threads) {
+std::pair<double, double> measure(const BenchFlags& flags, const ModelConfig& config, int threads) {
   ThreadTeam team(threads);
-  BenchedStep step(flags, {team, nullptr, on.dtype, on.fp8}, config);
+  BenchedStep step(flags, {team}, config);
   std::vector<double> steps, calls;
   for (int64_t i = 0; i <= flags.steps; ++i)
     if (const double seconds = step.run(step.whole(), i); i > 0) steps.push_back(seconds);
@@ -112,7 +112,7 @@ ordered_json bench_scaling(const BenchFlags& flags, const Machine& on, const Mod
   std::map<int, double> measured;
   for (const int threads : teams) {
     if (threads > here) break;
-    const auto [step, call] = measure(flags, on, config, threads);
+    const auto [step, call] = measure(flags, config, threads);
     measured[threads] = step;
     if (threads > 1) wake = call / (threads - 1);
   }
@@ -120,7 +120,7 @@ ordered_json bench_scaling(const BenchFlags& flags, const Machine& on, const Mod
   ordered_json rows = ordered_json::array(), ops = ordered_json::array();
   for (const int threads : teams) {
     std::cerr << "bench: a step in the parts of " << threads << " thread" << (threads > 1 ? "s" : "") << "\n";
-    shares = rehearse(flags, on, config, threads);
+    shares = rehearse(flags, config, threads);
     if (threads == 1) first = shares;
     const Share all = sum_of(shares);
     const double one = sum_of(first).step(wake, 1);

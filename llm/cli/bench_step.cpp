@@ -83,7 +83,7 @@ class StepBench {
       : flags_(flags), on_(on), config_(config), step_(flags, on, config) {
     std::cerr << "bench: " << format_bytes(step_.persistent_bytes() + step_.transient_bytes()) << " of memory, "
               << (on.cuda ? on.cuda->properties().name : concat(on.threads.size(), " threads")) << ", "
-              << name_of(on.dtype) << "\n";
+              << name_of(flags.device.precision()) << "\n";
     if (flags.only.empty()) return;
     op_named(flags.only);  // throws for an unknown one
     part_ = step_.only(flags.only);
@@ -101,7 +101,7 @@ class StepBench {
     for (int64_t step = 0, round = 0; step < flags_.steps; ++step) {
       if (step * rounds >= round * flags_.steps) {
         if (on_.cuda)
-          machine_ = measure_cuda_ceilings(*on_.cuda, on_.dtype);
+          machine_ = measure_cuda_ceilings(*on_.cuda, dtype_of(flags_.device.precision()));
         else
           meter.round();
         step_.run(program, 1);  // brings back into the caches what a step finds there
@@ -156,7 +156,7 @@ class StepBench {
             {"batch", flags_.batch},
             {"context", config_.context},
             {"device", on_.cuda ? on_.cuda->properties().name : "cpu"},
-            {"dtype", name_of(on_.dtype)},
+            {"dtype", name_of(flags_.device.precision())},
             {"threads", on_.threads.size()},
             {"steps", flags_.steps},
             {"only", flags_.only},

@@ -11,10 +11,11 @@ namespace llm {
 
 BenchedStep::BenchedStep(const BenchFlags& flags, const Machine& on, const ModelConfig& config)
     : on_(on), tokens_a_step_(flags.batch * config.context), vocabulary_(config.vocabulary) {
-  TrainingGraph t = build_training_graph(config, flags.batch, config.context, optimizer_of(flags.recipe), on.target(),
-                                         recipe_without_data(flags.recipe, config));
+  const Target target = on.target(flags.device.precision());
+  TrainingGraph t = build_training_graph(config, flags.batch, config.context, optimizer_of(flags.recipe),
+                                         dtype_of(target.precision), recipe_without_data(flags.recipe, config));
   tokens_ = t.tokens, targets_ = t.targets, loss_weights_ = t.loss_weights;
-  Compiled compiled = compile(std::move(t.graph), t.results(), {});
+  Compiled compiled = compile(std::move(t.graph), t.results(), target);
   layout_.add(compiled.graph);
   whole_ = std::make_unique<Program>(std::move(compiled), layout_);
   arena_ = std::make_unique<Arena>(whole_->arena_bytes(), on.cuda);
@@ -22,7 +23,8 @@ BenchedStep::BenchedStep(const BenchFlags& flags, const Machine& on, const Model
   Staging staging(*arena_, layout_);
   for (const Parameter& p : parameter_table(config, parametrization_of(flags.recipe))) {
     initialise(on.threads, p, 1, staging.room(p.name, p.shape.elements()));
-    if (on.dtype == DType::bf16) initialise(on.threads, p, 1, staging.room(master_of(p.name), p.shape.elements()));
+    if (layout_.has(master_of(p.name)))
+      initialise(on.threads, p, 1, staging.room(master_of(p.name), p.shape.elements()));
   }
   staging.flush();
 }
@@ -39,7 +41,7 @@ double BenchedStep::run(Program& program, int64_t step, std::vector<double>* sec
   fill_inputs(step);
   program.step = {.learning_rate = 1e-4f, .step = step};
   const auto start = std::chrono::steady_clock::now();
-  program.run(Phase::forward, Phase::optimizer, seconds);
+  program.run(kWholeStep, seconds);
   if (on_.cuda) on_.cuda->wait();
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }

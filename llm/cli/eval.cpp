@@ -214,12 +214,11 @@ std::string choices_progress(const ChoiceScorer::Result& so_far, int64_t total, 
 
 void evaluate_choices(const EvalFlags& flags) {
   OpenedMachine opened(flags.device);
-  LoadedModel model(flags.model, opened.machine().dtype);
+  LoadedModel model(flags.model, dtype_of(opened.precision()));
   const int64_t context = flags.context ? flags.context : model.config().context;
   if (context > model.config().context)
     fail_usage("--context ", context, " is longer than the model's of ", model.config().context);
-  ChoiceScorer scorer(model.config(), read_tasks(flags, model, context), flags.batch, model.layout(),
-                      opened.machine().target());
+  ChoiceScorer scorer(model.config(), read_tasks(flags, model, context), flags.batch, model.layout(), opened.target());
   scorer.bind(model.load(scorer.arena_bytes(), opened.cuda()), opened.threads());
   const bool terminal = ::isatty(STDERR_FILENO) == 1;
   const auto begin = std::chrono::steady_clock::now();
@@ -241,7 +240,7 @@ void evaluate(const EvalFlags& flags) {
   if (!flags.choices.empty()) return evaluate_choices(flags);
   OpenedMachine opened(flags.device);
   ThreadTeam& threads = opened.threads();
-  LoadedModel model(flags.model, opened.machine().dtype);
+  LoadedModel model(flags.model, dtype_of(opened.precision()));
   const int64_t context = flags.context ? flags.context : model.config().context;
   if (context > model.config().context)
     fail_usage("--context ", context, " is longer than the model's of ", model.config().context);
@@ -249,7 +248,7 @@ void evaluate(const EvalFlags& flags) {
 
   // About 4096 tokens fill the threads; more would only take memory.
   const int64_t batch = flags.batch ? flags.batch : std::clamp<int64_t>(4096 / context, 1, 64);
-  Evaluator evaluator(model.config(), batch, context, model.layout(), opened.machine().target(), document_token(model));
+  Evaluator evaluator(model.config(), batch, context, model.layout(), opened.target(), document_token(model));
   evaluator.bind(model.load(evaluator.arena_bytes(), opened.cuda()), threads);
   const bool terminal = ::isatty(STDERR_FILENO) == 1;
   ProgressLine progress;

@@ -108,14 +108,14 @@ std::vector<int32_t> prompt_of(const GenerateFlags& flags, const LoadedModel& mo
 void generate(const GenerateFlags& flags) {
   using Clock = std::chrono::steady_clock;
   flags.device.check();
-  LoadedModel model(flags.model, flags.device.precision());
+  LoadedModel model(flags.model, dtype_of(flags.device.precision()));
   Sampler(flags.sampling, 1);  // checks the options before the weights are read
   const std::vector<int32_t> prompt = prompt_of(flags, model);
   const int32_t stop = model.tokenizer() && !flags.no_stop ? model.tokenizer()->end_of_text() : -1;
   std::vector<int> stops;  // what the model's files name
   if (!flags.no_stop) stops = read_end_tokens(model.checkpoint().path).eos;
   OpenedMachine opened(flags.device);
-  Generator generator(model.config(), model.layout(), opened.machine().target());
+  Generator generator(model.config(), model.layout(), opened.target());
   generator.bind(model.load(generator.arena_bytes(), opened.cuda()), opened.threads());
 
   Output output;

@@ -21,9 +21,9 @@ namespace {
 struct GraphFlags {
   ModelOptions model;
   TrainOptions recipe;
+  DeviceOptions device;  // only named: nothing of it is opened, so it need not be there
   std::string format = "text", memory_budget;
   int64_t batch = 0;  // 0: by rule
-  int threads = 0;
   bool no_fusion = false, all = false, ops = false, parameters = false, evaluation = false, generation = false;
 };
 
@@ -57,6 +57,7 @@ void take_recipe_of_run(GraphFlags& flags, const CLI::App& command) {
   for (const char* flag : kRecipeFlags)
     if (command.count(flag)) fail_usage(flag, " belongs to the run in ", flags.model.preset, ", whose step is shown");
   flags.recipe = settings_of(checkpoint);
+  if (!command.count("--dtype")) flags.device.dtype = flags.recipe.dtype;
 }
 
 std::string padded(std::string text, size_t width) {
@@ -116,7 +117,9 @@ void print_parameters(const ModelConfig& config, const TrainOptions& recipe) {
 }
 
 Compiled compile_for(const GraphFlags& flags, const ModelConfig& config, std::string* title) {
-  const int threads = flags.threads ? flags.threads : available_threads();
+  const Target target{flags.device.threads ? flags.device.threads : available_threads(), flags.device.on_cuda(),
+                      flags.device.precision()};
+  const DType dtype = dtype_of(target.precision);
   CompileOptions options;
   options.fuse = !flags.no_fusion;
   if (!flags.memory_budget.empty()) {
@@ -127,25 +130,26 @@ Compiled compile_for(const GraphFlags& flags, const ModelConfig& config, std::st
   const std::string batch = std::to_string(sequences), context = std::to_string(tokens);
   if (flags.generation) {
     *title = "generation of one token for " + batch + " sequences, with a cache of " + context + " positions";
-    GenerationGraph g = build_generation_graph(config, sequences, 1, tokens, threads);
-    return compile(std::move(g.graph), g.results(), options);
+    GenerationGraph g = build_generation_graph(config, sequences, 1, tokens, dtype);
+    return compile(std::move(g.graph), g.results(), target, options);
   }
   if (flags.evaluation) {
     *title = "evaluation of " + batch + " x " + context + " tokens";
-    EvaluationGraph g = build_evaluation_graph(config, sequences, tokens, threads,
-                                               recipe_without_data(flags.recipe, config).end_of_text);
-    return compile(std::move(g.graph), g.results(), options);
+    EvaluationGraph g =
+        build_evaluation_graph(config, sequences, tokens, dtype, recipe_without_data(flags.recipe, config).end_of_text);
+    return compile(std::move(g.graph), g.results(), target, options);
   }
   *title = "a training step of " + batch + " x " + context + " tokens";
-  TrainingGraph g = build_training_graph(config, sequences, tokens, optimizer_of(flags.recipe), threads,
+  TrainingGraph g = build_training_graph(config, sequences, tokens, optimizer_of(flags.recipe), dtype,
                                          recipe_without_data(flags.recipe, config));
-  return compile(std::move(g.graph), g.results(), options);
+  return compile(std::move(g.graph), g.results(), target, options);
 }
 
 void print_graph(GraphFlags& flags, const CLI::App& command) {
   if (flags.format != "text" && flags.format != "dot" && flags.format != "json")
     fail_usage("unknown --format ", flags.format, "; known: text, dot, json");
   if (flags.ops) return print_ops();
+  flags.device.check_names();
   check_recipe(flags.recipe);
   const ModelConfig config = config_for(flags);
   if (names_directory(flags.model.preset)) take_recipe_of_run(flags, command);
@@ -158,7 +162,8 @@ void print_graph(GraphFlags& flags, const CLI::App& command) {
   std::cout << "model       " << (flags.model.preset.empty() ? "small" : flags.model.preset) << ": "
             << format_count(static_cast<double>(parameter_count(config))) << " parameters, " << config.layers
             << " layers, " << config.channels << " channels, " << config.heads << " heads, vocabulary "
-            << config.vocabulary << "\nrun         " << title << "\n";
+            << config.vocabulary << "\nrun         " << title << ", in " << name_of(compiled.target.precision) << " on "
+            << (compiled.target.cuda ? std::string("a GPU") : concat(compiled.target.threads, " CPU threads")) << "\n";
   dump_text(std::cout, compiled, {.all = flags.all});
 }
 
@@ -174,8 +179,14 @@ void add_graph(CLI::App& app) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 20).description(""));
   command->add_option("--memory-budget", flags->memory_budget, "recompute as much as needed to fit, e.g. 20GiB");
   command
-      ->add_option("--threads", flags->threads,
-                   "of the machine it is for: some workspaces are per thread; 0: this one's")
+      ->add_option("--device", flags->device.device,
+                   "what it is for: cpu, cuda (which need not be there), or auto: what this machine has")
+      ->capture_default_str();
+  command->add_option("--dtype", flags->device.dtype,
+                      "fp32, bf16 or fp8 (a run's own; else bf16 for a GPU, fp32 for the CPU)");
+  command
+      ->add_option("--threads", flags->device.threads,
+                   "of the CPU it is for: some workspaces are per thread; 0: this one's")
       ->check(CLI::Range(0, 1024).description(""))
       ->capture_default_str();
   command->add_option("--format", flags->format, "text, dot (for Graphviz) or json")->capture_default_str();
@@ -192,6 +203,7 @@ void add_graph(CLI::App& app) {
       "transient tensors. The bytes are those that a run allocates.\n\n"
       "Examples:\n"
       "  train_gpt graph gpt2-124M --batch 8 --memory-budget 6GiB     what is recomputed so that it fits\n"
+      "  train_gpt graph gpt2-124M --batch 32 --device cuda --dtype fp8     what a GPU will need\n"
       "  train_gpt graph small --format dot | dot -Tsvg > small.svg\n"
       "  train_gpt graph runs/first --parameters");
   command->callback([flags, command] { print_graph(*flags, *command); });

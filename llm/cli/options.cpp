@@ -31,27 +31,30 @@ void DeviceOptions::add_to(CLI::App& app) {
       ->group("Machine");
 }
 
-void DeviceOptions::check() const {
+void DeviceOptions::check_names() const {
   if (device != "auto" && device != "cpu" && device != "cuda")
     fail_usage("unknown --device ", device, "; known: auto, cpu, cuda");
-  if (dtype != "auto" && dtype != "fp32" && dtype != "bf16" && dtype != "fp8")
-    fail_usage("unknown --dtype ", dtype, "; known: fp32, bf16, fp8");
+  if (dtype != "auto") precision_named(dtype);
+}
+
+void DeviceOptions::check() const {
+  check_names();
   if (device == "cuda" && !cuda_is_built_in())
     fail_usage(
         "--device cuda: this binary was built without the CUDA Toolkit; build it with nvcc, or use --device cpu");
   if (device == "cuda" && count_cuda_devices() == 0)
     fail_usage("--device cuda: ", describe_cuda_devices(), "; use --device cpu");
   if (tf32 && !on_cuda()) fail_usage("--tf32 is for GPUs; leave it out, or use --device cuda");
-  if (tf32 && precision() != DType::fp32) fail_usage("--tf32 is for --dtype fp32");
+  if (tf32 && precision() != Precision::fp32) fail_usage("--tf32 is for --dtype fp32");
 }
 
 bool DeviceOptions::on_cuda() const {
   return device == "cuda" || (device == "auto" && cuda_is_built_in() && count_cuda_devices() > 0);
 }
 
-DType DeviceOptions::precision() const {
-  if (dtype == "auto") return on_cuda() ? DType::bf16 : DType::fp32;
-  return dtype == "bf16" || dtype == "fp8" ? DType::bf16 : DType::fp32;
+Precision DeviceOptions::precision() const {
+  if (dtype == "auto") return on_cuda() ? Precision::bf16 : Precision::fp32;
+  return precision_named(dtype);
 }
 
 namespace {
@@ -71,7 +74,7 @@ std::string tuning_file(const CudaProperties& device) {
 }  // namespace
 
 OpenedMachine::OpenedMachine(const DeviceOptions& options)
-    : threads_(options.threads), dtype_(options.precision()), fp8_(options.dtype == "fp8") {
+    : threads_(options.threads), precision_(options.precision()) {
   if (!options.on_cuda()) return;
   cuda_ = std::make_unique<CudaDevice>();
   cuda_->allow_tf32 = options.tf32;
@@ -80,7 +83,8 @@ OpenedMachine::OpenedMachine(const DeviceOptions& options)
     cuda_->gemm_plans()->tune(true);
   }
   constexpr int kFirstWithFp8 = 89;  // Ada; Hopper is 90
-  if (const CudaProperties& p = cuda_->properties(); fp8_ && p.compute_capability < kFirstWithFp8)
+  if (const CudaProperties& p = cuda_->properties();
+      precision_ == Precision::fp8 && p.compute_capability < kFirstWithFp8)
     fail_usage("--dtype fp8 needs a GPU of compute capability 8.9 or later, ", p.name, " has ",
                p.compute_capability / 10, ".", p.compute_capability % 10, "; use --dtype bf16");
 }

@@ -22,11 +22,11 @@ struct DeviceOptions {
   int threads = 0;  // 0: all that this process may use
 
   void add_to(CLI::App& app);
+  void check_names() const;  // throws UsageError for a --device or --dtype that there is not
   // Throws UsageError for what this build or machine cannot do, naming the flag that would; never falls back.
   void check() const;
-  bool on_cuda() const;     // what `device` means here
-  DType precision() const;  // what `dtype` means there, of tensors: fp8 runs hold bf16
-  std::string dtype_name() const { return dtype == "fp8" ? dtype : name_of(precision()); }
+  bool on_cuda() const;         // what `device` means here
+  Precision precision() const;  // what `dtype` means there
 };
 
 // The threads and the device that the options name.
@@ -35,13 +35,14 @@ class OpenedMachine {
   explicit OpenedMachine(const DeviceOptions& options);
   ThreadTeam& threads() { return threads_; }
   CudaDevice* cuda() { return cuda_.get(); }
-  Machine machine() { return {threads_, cuda_.get(), dtype_, fp8_}; }
+  Machine machine() { return {threads_, cuda_.get()}; }
+  Precision precision() const { return precision_; }
+  Target target() { return machine().target(precision_); }
 
  private:
   ThreadTeam threads_;
   std::unique_ptr<CudaDevice> cuda_;
-  DType dtype_;
-  bool fp8_;
+  Precision precision_;
 };
 
 // [MODEL] and the flags for dimensions and switches. What is not given comes from the preset or the defaults.

@@ -318,7 +318,7 @@ void train(Arguments& a) {
     if (std::filesystem::exists(o.out + "/checkpoints") && !list_checkpoints(o.out).empty())
       fail_usage(o.out, " already holds a run: go on with it by --resume, or choose another --out");
   }
-  o.dtype = a.device.dtype_name();
+  o.dtype = name_of(a.device.precision());
   OpenedMachine opened(a.device);
   ThreadTeam& threads = opened.threads();
   make_directories(o.out);
@@ -367,8 +367,8 @@ void train(Arguments& a) {
   }
   write_file_atomically(o.out + "/config.json", o.json(model));
 
-  const double peak_gflops =
-      opened.cuda() ? measure_cuda_peak_gflops(*opened.cuda(), opened.machine().dtype) : measure_peak_gflops(threads);
+  const double peak_gflops = opened.cuda() ? measure_cuda_peak_gflops(*opened.cuda(), dtype_of(opened.precision()))
+                                           : measure_peak_gflops(threads);
   const bool jsonl = a.log_format == "jsonl";
   const Trainer::Outcome outcome = trainer.run(peak_gflops, [&](const LogEntry& entry) {
     if (jsonl) std::cout << entry.json() << "\n" << std::flush;

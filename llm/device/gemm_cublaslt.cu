@@ -212,7 +212,8 @@ class CublasLtPlans final : public GemmPlans {
     return concat("chosen among 40: cuBLASLt ", cublasLtGetVersion(), ", ", p.name, ", ", p.multiprocessors,
                   " multiprocessors");
   }
-  void write_file() const;
+  void read_file();
+  void write_file();
 
   CudaDevice& device_;
   TuningClock clock_;
@@ -296,6 +297,7 @@ bool CublasLtPlans::still_works(const Plan& plan, const Algorithm& algorithm) co
 // Once for each plan: a later change of mind would change bits.
 void CublasLtPlans::choose(Plan& plan, const CudaGemm& gemm) {
   const Key key = key_of(gemm);
+  if (tune_ && !remembered_.contains(key)) read_file();  // another rank may have found it by now
   const auto kept = remembered_.find(key);
   if (kept != remembered_.end() && !is_apart(kept->second) && still_works(plan, kept->second)) {
     plan.algorithm = kept->second;
@@ -363,10 +365,15 @@ bool CublasLtPlans::fuses(const CudaGemm& gemm, const std::function<void()>& apa
 void CublasLtPlans::remember(const std::string& path) {
   path_ = path;
   remembered_.clear();
-  std::FILE* file = std::fopen(path.c_str(), "r");
+  read_file();
+}
+
+// Takes in what is new there. All ranks of a run, in one process or many, and other runs beside it may share the file.
+void CublasLtPlans::read_file() {
+  std::FILE* file = path_.empty() ? nullptr : std::fopen(path_.c_str(), "r");
   if (!file) return;
   std::fclose(file);
-  std::istringstream lines(read_file(path));
+  std::istringstream lines(llm::read_file(path_));
   std::string line;
   if (!std::getline(lines, line) || line != first_line()) return;
   for (int number = 2; std::getline(lines, line); ++number) {
@@ -376,13 +383,14 @@ void CublasLtPlans::remember(const std::string& path) {
     for (int64_t& word : key) words >> word;
     words >> std::hex;
     for (uint64_t& word : algorithm.data) words >> word;
-    if (!words) fail(path, ", line ", number, ": this is no line of cuBLASLt's algorithms; remove the file");
-    remembered_[key] = algorithm;
+    if (!words) fail(path_, ", line ", number, ": this is no line of cuBLASLt's algorithms; remove the file");
+    remembered_.try_emplace(key, algorithm);
   }
 }
 
-void CublasLtPlans::write_file() const {
+void CublasLtPlans::write_file() {
   if (path_.empty()) return;
+  read_file();
   std::ostringstream text;
   text << first_line() << '\n';
   for (const auto& [key, algorithm] : remembered_) {

@@ -23,7 +23,7 @@ void Gradients::contribute(TensorId tensor, TensorId gradient) {
   const std::string name = graph_.tensor(tensor).name + ".grad";
   if (graph_.tensor(tensor).role == Role::parameter) {
     Tensor& g = graph_.tensor(gradient);
-    g.role = Role::gradient;
+    g.role = Role::accumulator;
     g.name = name;
     g.alias = current;
     g.spare_rows = graph_.tensor(tensor).spare_rows;

@@ -12,6 +12,8 @@ class Caster {
   explicit Caster(Graph& graph) : g_(graph) {}
 
   void run() {
+    for (Tensor& t : g_.tensors)
+      if (t.role == Role::state && t.dtype == DType::bf16) t.dtype = DType::fp32;
     std::vector<Node> nodes = std::move(g_.nodes);
     g_.nodes.clear();
     for (Node& node : nodes) {
@@ -56,7 +58,7 @@ class Caster {
   void add_cast(const Node& node, TensorId from, TensorId to) {
     Node cast;
     cast.op = op_named("cast");
-    cast.attributes.set("bf16", is_bf16(to) ? 1 : 0);
+    cast.attributes.set("bf16", is_bf16(to));
     cast.inputs = {from};
     cast.outputs = {to};
     cast.phase = node.phase;

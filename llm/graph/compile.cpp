@@ -12,18 +12,20 @@ bool is_mixed(const Graph& graph) {
                      [](const Tensor& t) { return t.dtype == DType::bf16; });
 }
 
-Compiled compile_with(Graph graph, const std::vector<TensorId>& results, const CompileOptions& options,
-                      RecomputeChoice choice) {
+Compiled compile_with(Graph graph, const std::vector<TensorId>& results, const Target& target,
+                      const CompileOptions& options, RecomputeChoice choice) {
   Compiled c;
   c.graph = std::move(graph);
+  c.target = target;
   c.recomputation = choice;
-  if (c.graph.fp8) c.reports.push_back(narrow_to_fp8(c.graph));
   if (choice.level != Recompute::none) c.reports.push_back(recompute(c.graph, choice));
-  if (options.fuse) c.reports.push_back(fuse(c.graph, results));
+  if (target.precision == Precision::fp8) c.reports.push_back(narrow_to_fp8(c.graph));
+  if (options.fuse) c.reports.push_back(fuse(c.graph, results, target));
   c.reports.push_back(remove_dead_code(c.graph, results));
-  if (c.graph.cuda && c.graph.fp8) c.reports.push_back(fuse_scales(c.graph));
-  if (!c.graph.cuda && is_mixed(c.graph)) c.reports.push_back(cast_for_cpu(c.graph));
-  if (!c.graph.cuda && options.pad_rows) c.reports.push_back(pad_rows(c.graph, results));
+  if (target.cuda && target.precision == Precision::fp8) c.reports.push_back(fuse_scales(c.graph));
+  if (!target.cuda && is_mixed(c.graph)) c.reports.push_back(cast_for_cpu(c.graph));
+  if (!target.cuda && options.pad_rows) c.reports.push_back(pad_rows(c.graph, results));
+  add_workspaces(c.graph, target);
   c.plan = plan_memory(c.graph, results, options.share_memory);
   PersistentLayout layout;
   layout.add(c.graph);
@@ -37,8 +39,10 @@ std::string mebibytes(size_t bytes) { return std::to_string((bytes + (1 << 20) -
 
 }  // namespace
 
-Compiled compile(Graph graph, const std::vector<TensorId>& results, const CompileOptions& options) {
-  Compiled best = compile_with(graph, results, options, {});
+Compiled compile(Graph graph, const std::vector<TensorId>& results, const Target& target,
+                 const CompileOptions& options) {
+  const auto compile_by = [&](RecomputeChoice choice) { return compile_with(graph, results, target, options, choice); };
+  Compiled best = compile_by({});
   const auto fits = [&](const Compiled& c) { return bytes_of(c) <= options.memory_budget; };
   if (!options.memory_budget || fits(best)) return best;
 
@@ -49,10 +53,10 @@ Compiled compile(Graph graph, const std::vector<TensorId>& results, const Compil
   for (const Node& node : graph.nodes) layers = std::max(layers, node.layer + 1);
   const auto choice = [&](int i) { return RecomputeChoice{static_cast<Recompute>(1 + i / layers), 1 + i % layers}; };
   int low = 0, high = 4 * layers - 1;
-  if (layers > 0) best = compile_with(graph, results, options, choice(high));
+  if (layers > 0) best = compile_by(choice(high));
   // Of small models the kernels' workspaces can make the end of the sequence rise again: then all of it is looked at.
   for (int i = 0; i < high && !fits(best); ++i) {
-    Compiled candidate = compile_with(graph, results, options, choice(i));
+    Compiled candidate = compile_by(choice(i));
     if (fits(candidate)) return candidate;
     if (bytes_of(candidate) < bytes_of(best)) best = std::move(candidate);
   }
@@ -62,7 +66,7 @@ Compiled compile(Graph graph, const std::vector<TensorId>& results, const Compil
          "; lower --batch or choose a smaller model");
   while (low < high) {
     const int middle = (low + high) / 2;
-    Compiled candidate = compile_with(graph, results, options, choice(middle));
+    Compiled candidate = compile_by(choice(middle));
     if (fits(candidate)) {
       high = middle;
       best = std::move(candidate);

@@ -12,8 +12,7 @@
 namespace llm {
 namespace {
 
-constexpr std::array kPhases = {Phase::forward, Phase::backward, Phase::optimizer};
-constexpr std::array kPersistentRoles = {Role::parameter, Role::gradient, Role::state};
+constexpr std::array kPersistentRoles = {Role::parameter, Role::accumulator, Role::state};
 
 template <class... Values>
 std::string format(const char* pattern, Values... values) {
@@ -22,12 +21,24 @@ std::string format(const char* pattern, Values... values) {
   return text;
 }
 
-std::string number_text(double value) { return format("%.10g", value); }
+std::string text_of(const Attributes::Value& value) {
+  if (const auto* number = std::get_if<double>(&value)) return format("%.10g", *number);
+  if (const auto* flag = std::get_if<bool>(&value)) return *flag ? "yes" : "no";
+  if (const auto* whole = std::get_if<int64_t>(&value)) return std::to_string(*whole);
+  std::string list;
+  for (const int64_t v : std::get<std::vector<int64_t>>(value)) list += (list.empty() ? "" : ",") + std::to_string(v);
+  return list;
+}
+
+// A flag that is off, a rate of 0.
+bool says_nothing(const Attributes::Value& value) {
+  return value == Attributes::Value(false) || value == Attributes::Value(0.0) || value == Attributes::Value(0);
+}
 
 // What is the same in layers that are alike: everything but the names.
 std::string signature(const Graph& g, const Node& node) {
   std::string text = node.op->name;
-  for (auto& [key, value] : node.attributes.all()) text += " " + key + number_text(value);
+  for (auto& [key, value] : node.attributes.all()) text += " " + key + text_of(value);
   const auto tensor = [&](TensorId id) {
     text += id == kNone ? " -" : " " + std::string(name_of(g.tensor(id).role)) + g.shape(id).text();
   };
@@ -156,15 +167,15 @@ Cost cost_of(const Graph& graph, const Node& node) { return node.op->cost ? node
 std::string describe(const Node& node) {
   std::string text = node.op->name;
   for (auto& [key, value] : node.attributes.all()) {
-    // The optimizer's settings are the same at each of its nodes, but for the decay; a flag that is off says nothing.
-    if ((std::string_view(node.op->name) == "adamw" && key != "weight_decay") || key == "epsilon" || value == 0)
+    // The optimizer's settings are the same at each of its nodes, but for the decay.
+    if ((std::string_view(node.op->name) == "adamw" && key != "weight_decay") || key == "epsilon" ||
+        says_nothing(value))
       continue;
-    if (key == "kv_heads" && value == node.attributes.number("heads", 0)) continue;
-    if (key == "activation") {
-      text += value == static_cast<double>(ActivationKind::gelu) ? " activation=gelu" : " activation=relu2";
-    } else {
-      text += " " + key + "=" + number_text(value);
-    }
+    if (key == "kv_heads" && node.attributes.integer(key) == node.attributes.integer("heads", 0)) continue;
+    if (key == "activation")
+      text += concat(" activation=", name_of(static_cast<ActivationKind>(node.attributes.integer(key))));
+    else
+      text += " " + key + (std::holds_alternative<bool>(value) ? "" : "=" + text_of(value));
   }
   return text;
 }
@@ -261,7 +272,8 @@ void dump_json(std::ostream& out, const Compiled& c) {
     const Node& node = g.nodes[i];
     const Cost cost = cost_of(g, node);
     ordered_json attributes = ordered_json::object();
-    for (auto& [key, value] : node.attributes.all()) attributes[key] = value;
+    for (auto& [key, value] : node.attributes.all())
+      std::visit([&, &name = key](const auto& held) { attributes[name] = held; }, value);
     const auto ids = [](const std::vector<TensorId>& tensors) {
       ordered_json list = ordered_json::array();
       for (TensorId id : tensors) list.push_back(id == kNone ? ordered_json() : ordered_json(id));

@@ -55,7 +55,7 @@ void print_header(std::ostream& out, const Compiled& c) {
   out << "graph       " << g.nodes.size() << " nodes, " << used << " tensors\n";
   out << "persistent  " << format_bytes(c.persistent_bytes);
   const char* separator = ": ";
-  for (Role role : {Role::parameter, Role::gradient, Role::state})
+  for (Role role : {Role::parameter, Role::accumulator, Role::state})
     if (const size_t bytes = persistent_bytes(g, role)) {
       out << separator << name_of(role) << " " << format_bytes(bytes);
       separator = ", ";
@@ -65,7 +65,7 @@ void print_header(std::ostream& out, const Compiled& c) {
   out << "together    " << format_bytes(c.persistent_bytes + c.plan.bytes) << "\nper run     ";
   double total = 0;
   std::string parts;
-  for (Phase phase : {Phase::forward, Phase::backward, Phase::optimizer})
+  for (Phase phase : kPhases)
     if (const double flops = flops_of(g, phase)) {
       total += flops;
       parts += (parts.empty() ? ": " : ", ") + std::string(name_of(phase)) + format(" %.3f", flops * 1e-9);

@@ -20,16 +20,10 @@ class Narrower {
     for (Node& node : nodes) {
       g_.phase = node.phase;
       g_.layer = node.layer;
-      if (!is_product(node))
-        g_.nodes.push_back(std::move(node));
-      else if (is(node, "linear"))
-        product(quantized(node.inputs[0], false, false), quantized(node.inputs[1], false, false), node.input(2),
-                node.outputs[0], false);
-      else if (is(node, "linear_backward_input"))
-        product(quantized(node.inputs[0], true, false), quantized(node.inputs[1], false, true), kNone, node.outputs[0],
-                false);
+      if (is_product(node))
+        narrow(node);
       else
-        weight_gradient(node);
+        g_.nodes.push_back(std::move(node));
     }
     g_.phase = Phase::forward;
     g_.layer = -1;
@@ -47,57 +41,49 @@ class Narrower {
     TensorId matrix, scale;
   };
 
-  static bool is(const Node& node, std::string_view name) { return node.op->name == name; }
-  static bool is_product(const Node& node) {
-    return node.layer >= 0 &&
-           (is(node, "linear") || is(node, "linear_backward_input") || is(node, "linear_backward_weight"));
-  }
+  static bool is_product(const Node& node) { return node.layer >= 0 && node.op->factors; }
 
   void note_layouts(const Node& node) {
     if (!is_product(node)) return;
-    const bool weight = is(node, "linear_backward_weight"), input = is(node, "linear_backward_input");
-    const auto need = [&](TensorId id, bool transposed) {
+    for (const size_t i : {0u, 1u}) {
+      const TensorId id = node.inputs[i];
+      const bool transposed = node.op->factors->transposed[i];
       const int64_t width = transposed ? g_.shape(id).rows() : g_.shape(id).last();
       if (width % 16)
         fail("--dtype fp8 needs products of widths that are multiples of 16, but ", g_.tensor(id).name, " is ",
              g_.shape(id).text(), "; choose other dimensions, or --dtype bf16");
       (transposed ? layouts_[id].transposed : layouts_[id].rows) = true;
-    };
-    need(node.inputs[0], weight);
-    need(node.inputs[1], weight || input);
+    }
   }
 
   // The matrix in 8 bits; made when it is first asked for, right in front of the product.
   Factor quantized(TensorId id, bool gradient, bool transposed) {
     if (!quantized_.contains(id)) {
       const Layouts layouts = layouts_[id];
-      const auto made = g_.add("quantize",
-                               {{"e5m2", gradient ? 1.0 : 0.0},
-                                {"rows", layouts.rows ? 1.0 : 0.0},
-                                {"transposed", layouts.transposed ? 1.0 : 0.0}},
-                               {id}, g_.tensor(id).name + ".fp8");
+      const auto made =
+          g_.add("quantize", {{"e5m2", gradient}, {"rows", layouts.rows}, {"transposed", layouts.transposed}}, {id},
+                 g_.tensor(id).name + ".fp8");
       quantized_[id] = {made[0], made[1], made[2]};
     }
     const Quantized& q = quantized_[id];
     return {transposed ? q.transposed : q.rows, q.scale};
   }
 
-  // Writes a b^T to `output`, which keeps its name and its alias.
-  void product(Factor a, Factor b, TensorId bias, TensorId output, bool gradient) {
+  // The product in 8 bits, to the output of the other, which keeps its name and its alias.
+  void narrow(const Node& node) {
+    const Slots& slots = node.op->slots;
+    const Factors& factors = *node.op->factors;
+    if (slots.bias_gradient >= 0)
+      if (const TensorId sum = node.output(static_cast<size_t>(slots.bias_gradient)); sum != kNone)
+        g_.nodes.push_back(g_.make("bias_gradient", {}, {node.inputs[0]}, {sum}));
+    const Factor a = quantized(node.inputs[0], factors.backward, factors.transposed[0]);
+    const Factor b = quantized(node.inputs[1], false, factors.transposed[1]);
     std::vector<TensorId> inputs = {a.matrix, a.scale, b.matrix, b.scale};
-    if (bias != kNone) inputs.push_back(bias);
-    g_.add("product_fp8", {{"gradient", gradient ? 1.0 : 0.0}}, inputs, "product");
-    g_.nodes.back().outputs = {output};
+    if (slots.bias >= 0)
+      if (const TensorId bias = node.input(static_cast<size_t>(slots.bias)); bias != kNone) inputs.push_back(bias);
+    const bool gradient = g_.dtype(node.outputs[0]) == DType::fp32;  // a parameter's
+    g_.nodes.push_back(g_.make("product_fp8", {{"gradient", gradient}}, inputs, {node.outputs[0]}));
     ++products_;
-  }
-
-  void weight_gradient(const Node& node) {
-    if (node.output(1) != kNone) {
-      g_.add("bias_gradient", {}, {node.inputs[0]}, "bias_gradient");
-      g_.nodes.back().outputs = {node.outputs[1]};
-    }
-    product(quantized(node.inputs[0], true, true), quantized(node.inputs[1], false, true), kNone, node.outputs[0],
-            true);
   }
 
   Graph& g_;

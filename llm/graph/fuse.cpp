@@ -14,13 +14,14 @@ class Fuser {
  public:
   Fuser(Graph& graph, const std::vector<TensorId>& results) : g_(graph), results_(results) { count_uses(); }
 
-  std::string run() {
+  std::string run(const Target& target) {
     const int norms = apply([&](size_t i) { return add_into_norm(i); });
     const int activations = apply([&](size_t i) { return activation_into_linear(i); });
     const int derivatives = apply([&](size_t i) { return derivative_into_linear(i); });
-    const int kept = g_.cuda ? 0 : apply([&](size_t i) { return derivative_instead_of_input(i); });
+    const int kept = target.cuda ? 0 : apply([&](size_t i) { return derivative_instead_of_input(i); });
     const int addends = apply([&](size_t i) { return addend_into_norm_backward(i); });
     const int heads = apply([&](size_t i) { return head(i); });
+    const int squares = target.cuda ? 0 : apply([&](size_t i) { return product_with_itself(i); });
     std::string text;
     const auto count = [&](int n, const char* what) {
       if (n) text += (text.empty() ? "" : ", ") + std::to_string(n) + " " + what;
@@ -31,6 +32,7 @@ class Fuser {
     count(kept, "derivative kept");
     count(addends, "norm backward + gradient sum");
     count(heads, "head + cross-entropy");
+    count(squares, "halves of symmetric products");
     return text;
   }
 
@@ -42,6 +44,10 @@ class Fuser {
     const Node& n = g_.nodes[static_cast<size_t>(i)];
     return n.op && n.op->name == name;
   }
+  using Slot = int Slots::*;
+  static bool has(const Node& n, Slot s) { return n.op && n.op->slots.*s >= 0; }
+  static size_t slot(const Node& n, Slot s) { return static_cast<size_t>(n.op->slots.*s); }
+  static TensorId input(const Node& n, Slot s) { return n.input(slot(n, s)); }
   bool is_result(TensorId id) const { return std::find(results_.begin(), results_.end(), id) != results_.end(); }
   const std::vector<int>& readers(TensorId id) const { return readers_[static_cast<size_t>(id)]; }
   int writer(TensorId id) const { return writers_[static_cast<size_t>(id)]; }
@@ -77,32 +83,27 @@ class Fuser {
     Node& add = g_.nodes[index];
     if (!is(static_cast<int>(index), "add") || readers(add.outputs[0]).empty()) return false;
     const int first = readers(add.outputs[0])[0];
-    const bool layernorm = is(first, "layernorm");
-    if (!layernorm && !is(first, "rmsnorm")) return false;
     Node& norm = node(first);
-    if (norm.inputs.size() != (layernorm ? 3u : 2u) || norm.inputs[0] != add.outputs[0]) return false;
+    if (!has(norm, &Slots::delta) || input(norm, &Slots::delta) != kNone || norm.inputs[0] != add.outputs[0])
+      return false;
     norm.inputs[0] = add.inputs[0];
-    norm.inputs.push_back(add.inputs[1]);
-    norm.outputs.push_back(add.outputs[0]);
+    norm.set_input(slot(norm, &Slots::delta), add.inputs[1]);
+    norm.set_output(slot(norm, &Slots::sum), add.outputs[0]);
     add.op = nullptr;
     return true;
-  }
-
-  static ActivationKind activation_named(std::string_view name) {
-    return name == "gelu" ? ActivationKind::gelu : name == "relu2" ? ActivationKind::relu2 : ActivationKind::none;
   }
 
   // y = linear(x); a = gelu(y) -> linear gives a too, and y only where the backward pass reads it.
   bool activation_into_linear(size_t index) {
     Node& linear = g_.nodes[index];
-    if (!is(static_cast<int>(index), "linear") || linear.attributes.has("activation")) return false;
+    if (!has(linear, &Slots::activated) || linear.attributes.has("activation")) return false;
     const TensorId y = linear.outputs[0];
     if (readers(y).empty()) return false;
     Node& activation = node(readers(y)[0]);
-    const ActivationKind kind = activation.op ? activation_named(activation.op->name) : ActivationKind::none;
+    const ActivationKind kind = activation.op ? activation.op->function : ActivationKind::none;
     if (kind == ActivationKind::none) return false;
-    linear.attributes.set("activation", static_cast<double>(kind));
-    linear.outputs.push_back(activation.outputs[0]);
+    linear.attributes.set("activation", static_cast<int64_t>(kind));
+    linear.set_output(slot(linear, &Slots::activated), activation.outputs[0]);
     if (only_reader(y, readers(y)[0])) linear.outputs[0] = kNone;
     activation.op = nullptr;
     return true;
@@ -111,19 +112,16 @@ class Fuser {
   // da = linear_backward_input(dy, w); dh = gelu_backward(da, h) -> one product whose epilogue multiplies.
   bool derivative_into_linear(size_t index) {
     Node& linear = g_.nodes[index];
-    if (!is(static_cast<int>(index), "linear_backward_input") || linear.attributes.has("activation")) return false;
+    if (!has(linear, &Slots::hidden) || linear.attributes.has("activation")) return false;
     const TensorId da = linear.outputs[0];
     if (readers(da).empty()) return false;
     const int reader = readers(da)[0];
     Node& backward = node(reader);
     if (!backward.op || backward.inputs[0] != da || !only_reader(da, reader)) return false;
-    const std::string_view name = backward.op->name;
-    const ActivationKind kind = name == "gelu_backward"    ? ActivationKind::gelu
-                                : name == "relu2_backward" ? ActivationKind::relu2
-                                                           : ActivationKind::none;
+    const ActivationKind kind = backward.op->derivative_of;
     if (kind == ActivationKind::none || writer(backward.inputs[1]) > static_cast<int>(index)) return false;
-    linear.attributes.set("activation", static_cast<double>(kind));
-    linear.inputs.push_back(backward.inputs[1]);
+    linear.attributes.set("activation", static_cast<int64_t>(kind));
+    linear.set_input(slot(linear, &Slots::hidden), backward.inputs[1]);
     linear.outputs[0] = backward.outputs[0];
     backward.op = nullptr;
     return true;
@@ -133,35 +131,33 @@ class Fuser {
   // activation, with which it shares its exponential, and takes y's place.
   bool derivative_instead_of_input(size_t index) {
     Node& backward = g_.nodes[index];
-    if (!is(static_cast<int>(index), "linear_backward_input") || !backward.attributes.has("activation")) return false;
-    const TensorId y = backward.inputs[2];
+    if (!has(backward, &Slots::hidden) || !backward.attributes.has("activation")) return false;
+    const TensorId y = input(backward, &Slots::hidden);
     const int first = writer(y);
-    if (first == kOutside || !is(first, "linear") || !node(first).attributes.has("activation") ||
+    if (first == kOutside || !has(node(first), &Slots::activated) || !node(first).attributes.has("activation") ||
         !only_reader(y, static_cast<int>(index)) || g_.dtype(y) != DType::fp32)
       return false;
     const TensorId derivative =
         g_.add_tensor(g_.tensor(y).name + ".derivative", DType::fp32, Shape(g_.shape(y)), Role::activation);
-    node(first).attributes.set("derivative", 1);
+    node(first).attributes.set("derivative", true);
     node(first).outputs[0] = derivative;
-    backward.attributes.set("derivative", 1);
-    backward.inputs[2] = derivative;
+    backward.attributes.set("derivative", true);
+    backward.set_input(slot(backward, &Slots::hidden), derivative);
     return true;
   }
 
   // dx = norm_backward(..); sum = add(d, dx) -> norm_backward(.., d) gives the sum.
   bool addend_into_norm_backward(size_t index) {
-    const bool layernorm = is(static_cast<int>(index), "layernorm_backward");
-    if (!layernorm && !is(static_cast<int>(index), "rmsnorm_backward")) return false;
     Node& norm = g_.nodes[index];
-    const size_t slot = layernorm ? 5 : 4;
+    if (!has(norm, &Slots::addend) || input(norm, &Slots::addend) != kNone) return false;
     const TensorId dx = norm.outputs[0];
-    if (norm.inputs[slot] != kNone || readers(dx).empty()) return false;
+    if (readers(dx).empty()) return false;
     const int reader = readers(dx)[0];
     Node& add = node(reader);
     if (!is(reader, "add") || !only_reader(dx, reader)) return false;
     const TensorId other = add.inputs[0] == dx ? add.inputs[1] : add.inputs[0];
     if (writer(other) > static_cast<int>(index)) return false;
-    norm.inputs[slot] = other;
+    norm.set_input(slot(norm, &Slots::addend), other);
     norm.outputs[0] = add.outputs[0];
     add.op = nullptr;
     return true;
@@ -191,15 +187,21 @@ class Fuser {
       outputs.push_back(node(products[1]).outputs[0]);
       removed.insert(removed.end(), {uses[1], products[0], products[1]});
     }
-    // Made by its own `infer`, so that shapes are checked and the workspace is sized; then it takes the old outputs over.
     g_.phase = Phase::forward;
     g_.layer = -1;
-    g_.add("head_loss", loss.attributes, inputs, g_.tensor(logits).name);
-    Node fused = g_.nodes.back();
-    g_.nodes.pop_back();
-    fused.outputs = outputs;
-    node(uses[0]) = fused;
+    node(uses[0]) = g_.make("head_loss", loss.attributes, inputs, outputs);
     for (int i : removed) node(i).op = nullptr;
+    return true;
+  }
+
+  // x x^T or x^T x is symmetric: the CPU multiplies one half and copies it into the other, to the same bits.
+  bool product_with_itself(size_t index) {
+    Node& product = g_.nodes[index];
+    const std::optional<Factors>& factors = product.op->factors;
+    if (!factors || factors->transposed[0] != factors->transposed[1] || product.inputs.size() != 2 ||
+        product.inputs[0] != product.inputs[1] || product.outputs.size() != 1)
+      return false;
+    product.attributes.set("symmetric", true);
     return true;
   }
 
@@ -211,9 +213,9 @@ class Fuser {
 
 }  // namespace
 
-PassReport fuse(Graph& graph, const std::vector<TensorId>& results) {
+PassReport fuse(Graph& graph, const std::vector<TensorId>& results, const Target& target) {
   PassReport report{"fusion", "", graph.nodes.size(), 0};
-  report.detail = Fuser(graph, results).run();
+  report.detail = Fuser(graph, results).run(target);
   report.nodes_after = graph.nodes.size();
   return report;
 }

@@ -15,19 +15,17 @@ PassReport fuse_scales(Graph& graph) {
   int found = 0, all = 0;
   for (size_t i = 0; i < graph.nodes.size(); ++i) {
     Node& node = graph.nodes[i];
-    if (node.op->finds_largest) makers[node.outputs[0]] = i;
+    if (node.op->slots.largest >= 0) makers[node.outputs[0]] = i;
     if (std::string_view(node.op->name) != "quantize") continue;
     ++all;
     const auto maker = makers.find(node.inputs[0]);
     if (maker == makers.end() || node.input(1) != kNone) continue;
-    std::vector<TensorId>& outputs = graph.nodes[maker->second].outputs;
-    if (outputs.size() <= kLargestOutput) {
-      outputs.resize(kLargestOutput, kNone);
-      outputs.push_back(
-          graph.add_tensor(graph.tensor(node.inputs[0]).name + ".largest", DType::fp32, {1}, Role::activation));
-    }
-    node.inputs.resize(1);
-    node.inputs.push_back(outputs[kLargestOutput]);
+    Node& made_by = graph.nodes[maker->second];
+    const auto slot = static_cast<size_t>(made_by.op->slots.largest);
+    if (made_by.output(slot) == kNone)
+      made_by.set_output(
+          slot, graph.add_tensor(graph.tensor(node.inputs[0]).name + ".largest", DType::fp32, {1}, Role::activation));
+    node.set_input(1, made_by.output(slot));
     ++found;
   }
   report.detail = concat(found, " of ", all, " found by the kernel that writes the matrix");

@@ -1,6 +1,7 @@
 #include "llm/graph/graph.h"
 
 #include "llm/graph/op.h"
+#include "llm/graph/target.h"
 
 namespace llm {
 
@@ -8,7 +9,7 @@ const char* name_of(Role role) {
   switch (role) {
     case Role::input: return "input";
     case Role::parameter: return "parameter";
-    case Role::gradient: return "gradient";
+    case Role::accumulator: return "accumulator";
     case Role::state: return "state";
     case Role::activation: return "activation";
     case Role::workspace: return "workspace";
@@ -16,38 +17,66 @@ const char* name_of(Role role) {
   return "?";
 }
 
+const char* name_of(Precision precision) {
+  switch (precision) {
+    case Precision::fp32: return "fp32";
+    case Precision::bf16: return "bf16";
+    case Precision::fp8: return "fp8";
+  }
+  return "?";
+}
+
+Precision precision_named(std::string_view name) {
+  for (const Precision p : {Precision::fp32, Precision::bf16, Precision::fp8})
+    if (name == name_of(p)) return p;
+  fail_usage("unknown --dtype ", name, "; known: fp32, bf16, fp8");
+}
+
 const char* name_of(Phase phase) {
   switch (phase) {
     case Phase::forward: return "forward";
     case Phase::backward: return "backward";
+    case Phase::reduce: return "reduce";
     case Phase::optimizer: return "optimizer";
   }
   return "?";
 }
 
-void Attributes::set(std::string_view key, double value) {
+void Attributes::set(std::string_view key, Value value) {
   for (auto& [k, v] : values_)
     if (k == key) {
-      v = value;
+      v = std::move(value);
       return;
     }
-  values_.emplace_back(std::string(key), value);
+  values_.emplace_back(std::string(key), std::move(value));
 }
 
-const double* Attributes::find(std::string_view key) const {
+const Attributes::Value* Attributes::find(std::string_view key) const {
   for (auto& [k, v] : values_)
     if (k == key) return &v;
   return nullptr;
 }
 
-double Attributes::number(std::string_view key) const {
-  if (const double* v = find(key)) return *v;
-  fail("an op lacks its attribute \"", key, "\"");
+template <class T>
+const T& Attributes::get(std::string_view key, const char* kind) const {
+  const Value* value = find(key);
+  if (!value) fail("an op lacks its attribute \"", key, "\"");
+  if (const T* held = std::get_if<T>(value)) return *held;
+  fail("an op's attribute \"", key, "\" is not ", kind);
 }
 
-double Attributes::number(std::string_view key, double otherwise) const {
-  const double* v = find(key);
-  return v ? *v : otherwise;
+int64_t Attributes::integer(std::string_view key) const { return get<int64_t>(key, "a whole number"); }
+
+double Attributes::number(std::string_view key) const {
+  const Value* value = find(key);
+  const int64_t* whole = value ? std::get_if<int64_t>(value) : nullptr;
+  return whole ? static_cast<double>(*whole) : get<double>(key, "a number");
+}
+
+bool Attributes::flag(std::string_view key) const { return has(key) && get<bool>(key, "a flag"); }
+
+std::span<const int64_t> Attributes::list(std::string_view key) const {
+  return get<std::vector<int64_t>>(key, "a list of whole numbers");
 }
 
 TensorId Graph::add_tensor(std::string name, DType dtype, Shape shape, Role role) {
@@ -70,19 +99,25 @@ std::vector<TensorId> Graph::add(std::string_view op, Attributes attributes, std
   return node.outputs;
 }
 
+Node Graph::make(std::string_view op, Attributes attributes, std::vector<TensorId> inputs,
+                 std::vector<TensorId> outputs) {
+  Node node{op_named(op), std::move(attributes), std::move(inputs), {}, kNone, phase, layer};
+  const size_t before = tensors.size();
+  node.op->infer(*this, node);
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const TensorId given = outputs[i], inferred = node.output(i);
+    if (given != kNone && (inferred == kNone || shape(given) != shape(inferred) || dtype(given) != dtype(inferred)))
+      fail("a pass: ", tensor(given).name, " is not what ", op, " gives");
+  }
+  tensors.resize(before);
+  node.outputs = std::move(outputs);
+  return node;
+}
+
 TensorId Graph::add_output(Node& node, std::string_view suffix, DType dtype, Shape shape) {
   const std::string name = suffix.empty() ? naming : naming + "." + std::string(suffix);
   node.outputs.push_back(add_tensor(name, dtype, shape, Role::activation));
   return node.outputs.back();
-}
-
-void Graph::set_workspace(Node& node, size_t bytes) {
-  const auto floats = static_cast<int64_t>((bytes + 3) / 4);
-  if (node.workspace != kNone) {
-    tensor(node.workspace).shape = {floats};
-  } else if (floats > 0) {
-    node.workspace = add_tensor(naming + ".workspace", DType::fp32, {floats}, Role::workspace);
-  }
 }
 
 Cost streaming_cost(const Graph& graph, const Node& node, double flops) {

@@ -3,9 +3,12 @@
 // Every tensor is written by at most one node. Where a node updates memory in place (an optimizer step, a gradient that
 // a second node adds to) its output is a new tensor whose `alias` names the tensor it shares storage with.
 #pragma once
+#include <array>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "llm/base/shape.h"
@@ -16,15 +19,15 @@ using TensorId = int32_t;
 inline constexpr TensorId kNone = -1;  // an optional input or output that is absent
 
 enum class Role : uint8_t {
-  input,       // written by the program around the graph before each run: tokens, targets
-  parameter,   // persistent, learned
-  gradient,    // persistent over the micro-steps of a step: the gradient of a parameter
-  state,       // persistent: optimizer moments, key-value cache
-  activation,  // lives from its writer to its last reader
-  workspace,   // lives during one node
+  input,        // written by the program around the graph before each run: tokens, targets
+  parameter,    // persistent, learned
+  accumulator,  // persistent, summed over the micro-steps of a step: a parameter's gradient, the loss
+  state,        // persistent: optimizer moments, key-value cache
+  activation,   // lives from its writer to its last reader
+  workspace,    // lives during one node
 };
 const char* name_of(Role role);
-inline bool is_persistent(Role r) { return r == Role::parameter || r == Role::gradient || r == Role::state; }
+inline bool is_persistent(Role r) { return r == Role::parameter || r == Role::accumulator || r == Role::state; }
 
 struct Tensor {
   std::string name;
@@ -40,28 +43,56 @@ struct Tensor {
   size_t storage_bytes() const { return bytes() + static_cast<size_t>(spare_rows * row_stride()) * size_of(dtype); }
 };
 
-enum class Phase : uint8_t { forward, backward, optimizer };
+// The parts of a step, in their order. `reduce` is what the ranks of a run do together between their last backward pass and the
+// optimizer.
+enum class Phase : uint8_t { forward, backward, reduce, optimizer };
+inline constexpr std::array kPhases = {Phase::forward, Phase::backward, Phase::reduce, Phase::optimizer};
 const char* name_of(Phase phase);
 
-// A node's constants by name: head counts, epsilon, flags. All are numbers; integers are exact up to 2^53.
-class Attributes {
+// Some of them.
+class Phases {
  public:
-  Attributes() = default;
-  Attributes(std::initializer_list<std::pair<const char*, double>> values) {
-    for (auto& [key, value] : values) set(key, value);
+  constexpr Phases(Phase phase) : Phases(1u << static_cast<unsigned>(phase)) {}
+  constexpr Phases(std::initializer_list<Phase> phases) {
+    for (const Phase phase : phases) *this = *this | phase;
   }
-  void set(std::string_view key, double value);
-  bool has(std::string_view key) const { return find(key) != nullptr; }
-  double number(std::string_view key) const;  // throws when absent
-  double number(std::string_view key, double otherwise) const;
-  int64_t integer(std::string_view key) const { return static_cast<int64_t>(number(key)); }
-  int64_t integer(std::string_view key, int64_t otherwise) const { return has(key) ? integer(key) : otherwise; }
-  bool flag(std::string_view key) const { return number(key, 0) != 0; }
-  const std::vector<std::pair<std::string, double>>& all() const { return values_; }
+  constexpr Phases operator|(Phases other) const { return Phases(bits_ | other.bits_); }
+  constexpr bool contain(Phase phase) const { return (bits_ & Phases(phase).bits_) != 0; }
+  constexpr unsigned bits() const { return bits_; }  // less than kCount
+  static constexpr unsigned kCount = 1u << kPhases.size();
 
  private:
-  const double* find(std::string_view key) const;
-  std::vector<std::pair<std::string, double>> values_;
+  constexpr explicit Phases(unsigned bits) : bits_(bits) {}
+  unsigned bits_ = 0;
+};
+inline constexpr Phases kMicroStep = {Phase::forward, Phase::backward};
+inline constexpr Phases kWholeStep = {Phase::forward, Phase::backward, Phase::reduce, Phase::optimizer};
+
+// A node's constants by name: head counts, epsilon, flags, lists of sizes. To ask for one as another kind is an error, but a
+// whole number is a number as well. A flag that is absent is false; other constants must be there, or `otherwise` is given.
+class Attributes {
+ public:
+  using Value = std::variant<int64_t, double, bool, std::vector<int64_t>>;
+
+  Attributes() = default;
+  Attributes(std::initializer_list<std::pair<const char*, Value>> values) {
+    for (auto& [key, value] : values) set(key, value);
+  }
+  void set(std::string_view key, Value value);
+  bool has(std::string_view key) const { return find(key) != nullptr; }
+  int64_t integer(std::string_view key) const;
+  int64_t integer(std::string_view key, int64_t otherwise) const { return has(key) ? integer(key) : otherwise; }
+  double number(std::string_view key) const;
+  double number(std::string_view key, double otherwise) const { return has(key) ? number(key) : otherwise; }
+  bool flag(std::string_view key) const;
+  std::span<const int64_t> list(std::string_view key) const;
+  const std::vector<std::pair<std::string, Value>>& all() const { return values_; }
+
+ private:
+  const Value* find(std::string_view key) const;
+  template <class T>
+  const T& get(std::string_view key, const char* kind) const;
+  std::vector<std::pair<std::string, Value>> values_;
 };
 
 struct Op;
@@ -76,17 +107,14 @@ struct Node {
 
   TensorId input(size_t i) const { return i < inputs.size() ? inputs[i] : kNone; }
   TensorId output(size_t i) const { return i < outputs.size() ? outputs[i] : kNone; }
-};
+  void set_input(size_t i, TensorId id) { set(inputs, i, id); }
+  void set_output(size_t i, TensorId id) { set(outputs, i, id); }
 
-// What a graph will run on. A bf16 run holds parameters and activations in bf16, with fp32 master weights for the optimizer;
-// statistics, losses, parameter gradients and moments are fp32 in either.
-struct Target {
-  Target(int team = 1, DType precision = DType::fp32, bool on_cuda = false, bool narrow = false)
-      : threads(team), dtype(precision), cuda(on_cuda), fp8(narrow) {}
-  int threads;
-  DType dtype;  // fp32 or bf16
-  bool cuda;
-  bool fp8;  // a bf16 run whose blocks multiply in 8 bits
+ private:
+  static void set(std::vector<TensorId>& ids, size_t i, TensorId id) {
+    if (ids.size() <= i) ids.resize(i + 1, kNone);
+    ids[i] = id;
+  }
 };
 
 struct Graph {
@@ -96,9 +124,6 @@ struct Graph {
   // What new nodes are marked with; the builder and autodiff set them as they go.
   Phase phase = Phase::forward;
   int layer = -1;
-  int threads = 1;    // of the team it will run on: some workspaces are per thread
-  bool cuda = false;  // whether it will run on the GPU, whose kernels need other workspaces
-  bool fp8 = false;   // whether `compile` narrows the blocks' products to 8 bits
 
   Tensor& tensor(TensorId id) { return tensors[static_cast<size_t>(id)]; }
   const Tensor& tensor(TensorId id) const { return tensors[static_cast<size_t>(id)]; }
@@ -111,10 +136,12 @@ struct Graph {
   // Appends a node and its outputs (the op's `infer` makes them); gives the outputs. `name` names them in dumps.
   std::vector<TensorId> add(std::string_view op, Attributes attributes, std::vector<TensorId> inputs,
                             std::string_view name = {});
+  // The same for passes, whose new nodes take the place of others: the node, which is not appended, writes `outputs`, which
+  // are there already. Throws Error where they are not of the shapes and types that the op's `infer` gives.
+  Node make(std::string_view op, Attributes attributes, std::vector<TensorId> inputs, std::vector<TensorId> outputs);
 
-  // For `infer` functions: adds an output, or the workspace, of the node that is being made.
+  // For `infer` functions: adds an output of the node that is being made.
   TensorId add_output(Node& node, std::string_view suffix, DType dtype, Shape shape);
-  void set_workspace(Node& node, size_t bytes);
 
   // The tensor that owns the storage of `id`, through all aliases.
   TensorId storage(TensorId id) const {

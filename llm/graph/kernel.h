@@ -11,11 +11,12 @@ class CudaDevice;
 // Values that change from run to run of the same program. On the GPU they lie in a small device struct, so that a
 // captured CUDA graph need not change.
 struct StepState {
-  float learning_rate = 0;  // of this step, before a parameter's own multiplier
-  int64_t step = 0;         // optimizer steps done before this one
-  int64_t micro_step = 0;   // 0: parameter gradients are overwritten; later: added to
-  int64_t position = 0;     // inference: tokens that are already in the key-value cache
-  uint64_t seed = 0;        // of the run: stochastic rounding depends on it
+  float learning_rate = 0;   // of this step, before a parameter's own multiplier
+  int64_t step = 0;          // optimizer steps done before this one
+  int64_t micro_step = 0;    // 0: parameter gradients are overwritten; later: added to
+  int64_t first_sample = 0;  // of the run, in the micro-step at hand: the sample that its first row is
+  int64_t position = 0;      // inference: tokens that are already in the key-value cache
+  uint64_t seed = 0;         // of the run: stochastic rounding and dropout depend on it
 };
 
 struct KernelCall {
@@ -57,7 +58,7 @@ struct KernelCall {
   // and where another node of this graph has written it before.
   bool accumulates(size_t i) const {
     const TensorId id = node.output(i);
-    if (id == kNone || graph.tensor(id).role != Role::gradient) return false;
+    if (id == kNone || graph.tensor(id).role != Role::accumulator) return false;
     return step.micro_step > 0 || graph.tensor(id).alias != kNone;
   }
 

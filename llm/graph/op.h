@@ -1,11 +1,13 @@
 // One row of the op table. Everything the program knows of an op, it reads here: shapes, gradient, cost, kernels, and
 // the examples from which tests, gradient checks and benchmarks are made.
 #pragma once
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
 
 #include "llm/graph/graph.h"
+#include "llm/graph/target.h"
 
 namespace llm {
 
@@ -41,35 +43,62 @@ struct Example {
   std::vector<Input> inputs;
 };
 
-// Behind all other outputs of an op that finds the largest absolute value of its output 0, (1): see fuse_scales.
-inline constexpr size_t kLargestOutput = 7;
-
 // Output `output` may be written over input `input` when nothing reads that input later.
 struct InPlace {
   int output, input;
 };
 
+// What a layer does not keep for its backward pass but computes again there; each level includes those before it.
+enum class Recompute : int { none, activations, norms, attention, block };
+
+// An activation function: the value of the attribute "activation", which tells a product what to do with its result.
+enum class ActivationKind : int { none, gelu, relu2 };
+inline const char* name_of(ActivationKind kind) {
+  return kind == ActivationKind::gelu ? "gelu" : kind == ActivationKind::relu2 ? "relu2" : "none";
+}
+
+// The numbers of the inputs and outputs of which passes make use; -1: the op has no such one.
+struct Slots {
+  int delta = -1;          // input: is added to input 0 before anything is done with that ..
+  int sum = -1;            // .. and the output that gives the sum
+  int addend = -1;         // input: is added to output 0
+  int bias = -1;           // input: is added to each row of output 0
+  int bias_gradient = -1;  // output: the sum of the rows of input 0
+  int activated = -1;      // output: the function that "activation" names, of output 0
+  int hidden = -1;         // input: output 0 is multiplied by the derivative of that function there
+  int largest = -1;  // output, (1): the largest absolute value in output 0, which the CUDA kernel finds on the way
+};
+
+// Output 0 is a b^T, where a is input 0, or its transpose, and b input 1, or its transpose.
+struct Factors {
+  bool transposed[2];
+  bool backward = false;  // input 0 is a gradient
+};
+
 struct Op {
   const char* name;
   const char* summary;                                          // one line for `train_gpt graph --ops` and the docs
-  void (*infer)(Graph&, Node&);                                 // makes the outputs and the workspace
+  void (*infer)(Graph&, Node&);                                 // checks the inputs and makes the outputs
   void (*backward)(Graph&, const Node&, Gradients&) = nullptr;  // appends the backward nodes; null: no gradient
   Cost (*cost)(const Graph&, const Node&) = nullptr;
   void (*cpu)(const KernelCall&) = nullptr;
-  void (*cuda)(const KernelCall&) = nullptr;     // null too in a binary without the CUDA back end
+  void (*cuda)(const KernelCall&) = nullptr;  // null too in a binary without the CUDA back end
+  // Bytes that the kernel of that device needs beside inputs and outputs, in whatever form the passes have given the node.
+  size_t (*workspace)(const Graph&, const Node&, const Target&) = nullptr;
   std::vector<Example> (*examples)() = nullptr;  // null: the op arises as another's backward and is tested there
   std::vector<InPlace> in_place = {};
-  // Its CUDA kernels can find the largest absolute value of output 0 on the way: as output `kLargestOutput`, where there.
-  bool finds_largest = false;
+  Slots slots = {};
+  ActivationKind function = ActivationKind::none;  // output 0 is this function of input 0
+  ActivationKind derivative_of =
+      ActivationKind::none;               // output 0 is input 0 times the derivative of this one at input 1
+  std::optional<Factors> factors = {};    // of a product, which can be made in 8 bits
+  Recompute recompute = Recompute::none;  // from which level on its nodes are run again; none: never
   // The large products behind a node, which `bench --products` times one by one; null: none. Where they are made by blocks of
   // rows, the last may be smaller but counts as a full one.
   std::vector<Product> (*products)(const Graph&, const Node&) = nullptr;
   bool cpu_takes_bf16 = false;         // else its CPU kernel sees bf16 tensors as fp32, by casts around it
   bool cpu_takes_padded_rows = false;  // its CPU kernel asks for the strides of its activations
 };
-
-// The value of the attribute "activation", with which the fusion pass tells a product what its epilogue does.
-enum class ActivationKind : int { none = 0, gelu = 1, relu2 = 2 };
 
 // The table lives in llm/ops/table.cpp. `op_named` throws for an unknown name.
 std::span<const Op> op_table();

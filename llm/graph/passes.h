@@ -1,18 +1,21 @@
 // Graph transformations, one file each, in the order in which `compile` applies them:
-//   fp8.cpp         narrows the blocks' products to 8 bits, where that was asked for
 //   recompute.cpp   trades time for memory until the plan fits a budget
+//   fp8.cpp         narrows the blocks' products to 8 bits, where that was asked for
 //   fuse.cpp        joins neighbours that would pass a tensor through memory
 //   dead_code.cpp   drops nodes whose results nobody wants
 //   fuse_scales.cpp has the scales of 8-bit matrices found by the kernels that write them, on the GPU
 //   cast_for_cpu.cpp  puts casts around the CPU's fp32 kernels in a bf16 graph
 //   pad_rows.cpp    keeps the rows of products' operands from meeting in the CPU's first cache
+//   workspaces.cpp  gives each node the workspace that its kernel needs
 //   memory_plan.cpp places all tensors in one arena
-// None of them changes a result: recomputation, dead code, casts and the plan change no bit; fusion none but the head's.
+// But for the products in 8 bits none of them changes a result: in fp32 no bit, except by the head's fusion, whose sums have
+// another order. In bf16 a fused kernel does not round between its parts, so fusion changes last bits, and recomputation, which
+// leaves other neighbours to be fused, does too.
 #pragma once
 #include <string>
 #include <vector>
 
-#include "llm/graph/graph.h"
+#include "llm/graph/op.h"
 
 namespace llm {
 
@@ -23,7 +26,7 @@ struct PassReport {
 
 // `results` are the tensors that the program around the graph reads after a run.
 PassReport remove_dead_code(Graph& graph, const std::vector<TensorId>& results);
-PassReport fuse(Graph& graph, const std::vector<TensorId>& results);
+PassReport fuse(Graph& graph, const std::vector<TensorId>& results, const Target& target);
 
 // For a bf16 graph after autodiff. Throws Error for widths that 8-bit products cannot have.
 PassReport narrow_to_fp8(Graph& graph);
@@ -33,7 +36,7 @@ PassReport narrow_to_fp8(Graph& graph);
 PassReport fuse_scales(Graph& graph);
 
 // The CPU's kernels know fp32: each node with bf16 tensors gets a cast in front of it for every bf16 input and one behind
-// it for every bf16 output. So the CPU computes what a GPU does that reads bf16, computes in fp32 and rounds what it
+// it for every bf16 output. (State in bf16, the key-value cache, is held in fp32 instead.) So the CPU computes what a GPU does that reads bf16, computes in fp32 and rounds what it
 // writes: the reference for bf16 runs. (It is slower than fp32 there, which has no casts.)
 PassReport cast_for_cpu(Graph& graph);
 
@@ -41,8 +44,9 @@ PassReport cast_for_cpu(Graph& graph);
 // has rows. On the CPU the rows of such activations are moved a cache line apart, where all ops that touch them know strides.
 PassReport pad_rows(Graph& graph, const std::vector<TensorId>& results);
 
-// What a layer does not keep for its backward pass but computes again there; each level includes those before it.
-enum class Recompute : int { none, activations, norms, attention, block };
+// After all passes that change nodes; a node that has a workspace already keeps it.
+void add_workspaces(Graph& graph, const Target& target);
+
 const char* name_of(Recompute level);
 
 // Layers [0, layers) recompute at `level`, the others at the level before it.
@@ -80,12 +84,14 @@ struct CompileOptions {
 
 struct Compiled {
   Graph graph;
+  Target target;
   MemoryPlan plan;
   RecomputeChoice recomputation;
   std::vector<PassReport> reports;
   size_t persistent_bytes = 0;
 };
 // Throws Error when even full recomputation does not fit the budget; the message says how much would.
-Compiled compile(Graph graph, const std::vector<TensorId>& results, const CompileOptions& options);
+Compiled compile(Graph graph, const std::vector<TensorId>& results, const Target& target,
+                 const CompileOptions& options = {});
 
 }  // namespace llm

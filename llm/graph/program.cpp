@@ -13,9 +13,14 @@
 namespace llm {
 void PersistentLayout::add(const Graph& graph) {
   for (const Tensor& t : graph.tensors) {
-    if (!is_persistent(t.role) || t.alias != kNone || places_.contains(t.name)) continue;
-    places_[t.name] = {bytes_, t.dtype};
-    bytes_ += placed_bytes(t.storage_bytes());
+    if (!is_persistent(t.role) || t.alias != kNone) continue;
+    const auto [entry, is_new] = places_.try_emplace(t.name, Place{bytes_, t.dtype, t.shape, t.storage_bytes()});
+    if (is_new) bytes_ += placed_bytes(t.storage_bytes());
+    const Place& place = entry->second;
+    if (place.dtype != t.dtype || place.shape != t.shape || place.bytes != t.storage_bytes())
+      fail("the tensor ", t.name, " is laid out as ", name_of(place.dtype), " ", place.shape.text(), " in ",
+           place.bytes, " bytes, but another graph has it as ", name_of(t.dtype), " ", t.shape.text(), " in ",
+           t.storage_bytes());
   }
 }
 
@@ -77,29 +82,28 @@ struct Program::Replay {
     int runs = 0;
     CudaGraph graph;
   };
-  Walk& walk(Phase first, Phase last, bool accumulates) {
-    return walks_[static_cast<size_t>(first) * 6 + static_cast<size_t>(last) * 2 + (accumulates ? 1 : 0)];
-  }
+  Walk& walk(Phases phases, bool accumulates) { return walks_[phases.bits() * 2 + (accumulates ? 1 : 0)]; }
 
  private:
-  std::array<Walk, 18> walks_;
+  std::array<Walk, 2 * Phases::kCount> walks_;
 };
 
-Program::Program(Compiled compiled, const PersistentLayout& layout)
-    : compiled_(std::move(compiled)), transient_base_(placed_bytes(layout.bytes())) {
-  const Graph& g = compiled_.graph;
+Program::Program(std::shared_ptr<const Compiled> compiled, const PersistentLayout& layout, size_t base)
+    : compiled_(std::move(compiled)), base_(base) {
+  const Graph& g = graph();
   offsets_.assign(g.tensors.size(), MemoryPlan::kNowhere);
   for (size_t i = 0; i < g.tensors.size(); ++i) {
     const Tensor& owner = g.tensor(g.storage(static_cast<TensorId>(i)));
     if (is_persistent(owner.role)) {
       offsets_[i] = layout.offset(owner.name);
-    } else if (compiled_.plan.offsets[i] != MemoryPlan::kNowhere) {
-      offsets_[i] = transient_base_ + compiled_.plan.offsets[i];
+    } else if (compiled_->plan.offsets[i] != MemoryPlan::kNowhere) {
+      offsets_[i] = base_ + compiled_->plan.offsets[i];
     }
   }
+  const bool cuda = compiled_->target.cuda;
   for (const Node& node : g.nodes)
-    if (!(g.cuda ? node.op->cuda : node.op->cpu))
-      fail("op ", node.op->name, " has no ", g.cuda ? "CUDA" : "CPU", " kernel");
+    if (!(cuda ? node.op->cuda : node.op->cpu))
+      fail("op ", node.op->name, " has no ", cuda ? "CUDA" : "CPU", " kernel");
 }
 
 Program::~Program() {
@@ -109,7 +113,7 @@ Program::~Program() {
 void Program::bind(const Arena& arena, ThreadTeam& threads) {
   if (arena.bytes() < arena_bytes())
     fail("the arena has ", arena.bytes(), " bytes but the program needs ", arena_bytes());
-  if (compiled_.graph.cuda != (arena.cuda() != nullptr)) fail("the graph and the arena are for different devices");
+  if (compiled_->target.cuda != (arena.cuda() != nullptr)) fail("the graph and the arena are for different devices");
   if (arena.cuda() && !device_step_) {
     cuda_ = arena.cuda();
     device_step_ = static_cast<StepState*>(cuda_->allocate(sizeof(StepState)));
@@ -119,16 +123,16 @@ void Program::bind(const Arena& arena, ThreadTeam& threads) {
   for (size_t i = 0; i < offsets_.size(); ++i)
     if (offsets_[i] != MemoryPlan::kNowhere) addresses_[i] = arena.data() + offsets_[i];
   calls_.clear();
-  for (const Node& node : compiled_.graph.nodes)
-    calls_.push_back({compiled_.graph, node, threads, step, addresses_.data(), cuda_, device_step_});
+  for (const Node& node : graph().nodes)
+    calls_.push_back({graph(), node, threads, step, addresses_.data(), cuda_, device_step_});
 }
 
-void Program::enqueue(Phase first, Phase last) {
+void Program::enqueue(Phases phases) {
   const auto walk = [&] {
     for (const KernelCall& kernel : calls_)
-      if (kernel.node.phase >= first && kernel.node.phase <= last) kernel.node.op->cuda(kernel);
+      if (phases.contain(kernel.node.phase)) kernel.node.op->cuda(kernel);
   };
-  Replay::Walk& replay = replay_->walk(first, last, step.micro_step > 0);
+  Replay::Walk& replay = replay_->walk(phases, step.micro_step > 0);
   if (replay.runs++ == 0 || !CudaGraph::supported()) return walk();
   if (!replay.graph.ready()) {
     replay.graph.begin(*cuda_);
@@ -138,11 +142,11 @@ void Program::enqueue(Phase first, Phase last) {
   replay.graph.launch(*cuda_);
 }
 
-void Program::time_on_cuda(Phase first, Phase last, std::vector<double>& seconds) {
+void Program::time_on_cuda(Phases phases, std::vector<double>& seconds) {
   Stopwatch watch(*cuda_, calls_.size() + 1);
   watch.mark(0);
   for (size_t i = 0; i < calls_.size(); ++i) {
-    if (calls_[i].node.phase >= first && calls_[i].node.phase <= last) calls_[i].node.op->cuda(calls_[i]);
+    if (phases.contain(calls_[i].node.phase)) calls_[i].node.op->cuda(calls_[i]);
     watch.mark(i + 1);
   }
   for (size_t i = 0; i < calls_.size(); ++i) seconds[i] += watch.seconds(i, i + 1);
@@ -164,16 +168,16 @@ void Program::read(TensorId id, void* to) const {
     std::memcpy(to, data<void>(id), bytes);
 }
 
-void Program::run(Phase first, Phase last, std::vector<double>* seconds) {
+void Program::run(Phases phases, std::vector<double>* seconds) {
   using Clock = std::chrono::steady_clock;
   if (cuda_) {
     store_small(*cuda_, device_step_, &step, sizeof step);
-    if (!seconds) return enqueue(first, last);
+    if (!seconds) return enqueue(phases);
   }
-  if (cuda_) return time_on_cuda(first, last, *seconds);
+  if (cuda_) return time_on_cuda(phases, *seconds);
   for (size_t i = 0; i < calls_.size(); ++i) {
     const Node& node = calls_[i].node;
-    if (node.phase < first || node.phase > last) continue;
+    if (!phases.contain(node.phase)) continue;
     if (!seconds) {
       node.op->cpu(calls_[i]);
       continue;

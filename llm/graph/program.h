@@ -19,7 +19,8 @@ namespace llm {
 
 class PersistentLayout {
  public:
-  void add(const Graph& graph);  // all its persistent tensors that have no place yet
+  // All its persistent tensors that have no place yet. Throws Error for one that has, but in another shape or type.
+  void add(const Graph& graph);
   size_t offset(const std::string& name) const { return place(name).offset; }  // throws for an unknown name
   DType dtype(const std::string& name) const { return place(name).dtype; }
   bool has(const std::string& name) const { return places_.contains(name); }
@@ -29,6 +30,8 @@ class PersistentLayout {
   struct Place {
     size_t offset;
     DType dtype;
+    Shape shape;
+    size_t bytes;
   };
   const Place& place(const std::string& name) const;
   std::map<std::string, Place> places_;
@@ -61,31 +64,34 @@ class Arena {
 struct Machine {
   ThreadTeam& threads;
   CudaDevice* cuda = nullptr;  // null: the CPU
-  DType dtype = DType::fp32;   // of parameters and activations: fp32 or bf16
-  bool fp8 = false;            // see Target
 
-  Target target() const { return {threads.size(), dtype, cuda != nullptr, fp8}; }
+  Target target(Precision precision) const { return {threads.size(), cuda != nullptr, precision}; }
 };
 
 class Program {
  public:
-  Program(Compiled compiled, const PersistentLayout& layout);
+  // Its transient tensors lie from `base` of the arena on. Programs of one graph at different bases run side by side, as the
+  // micro-batches of a pipeline do.
+  Program(std::shared_ptr<const Compiled> compiled, const PersistentLayout& layout, size_t base);
+  // Behind what is persistent.
+  Program(Compiled compiled, const PersistentLayout& layout)
+      : Program(std::make_shared<const Compiled>(std::move(compiled)), layout, placed_bytes(layout.bytes())) {}
   ~Program();
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
 
-  const Graph& graph() const { return compiled_.graph; }
-  const Compiled& compiled() const { return compiled_; }
-  size_t arena_bytes() const { return transient_base_ + compiled_.plan.bytes; }
+  const Graph& graph() const { return compiled_->graph; }
+  const Compiled& compiled() const { return *compiled_; }
+  size_t arena_bytes() const { return base_ + compiled_->plan.bytes; }
 
   // A graph for the GPU needs an arena there.
   void bind(const Arena& arena, ThreadTeam& threads);
 
   StepState step;  // read by the kernels of the next run
 
-  // Runs the nodes of phases [first, last] in order. `seconds`, if given, gets each node's time added (by node index).
+  // Runs the nodes of these phases in order. `seconds`, if given, gets each node's time added (by node index).
   // On the GPU this returns when the work is handed over; reading a result waits for it.
-  void run(Phase first, Phase last, std::vector<double>* seconds = nullptr);
+  void run(Phases phases, std::vector<double>* seconds = nullptr);
 
   // Inputs and results, all `bytes` of a tensor, wherever it lies.
   void write(TensorId id, const void* from) const;
@@ -100,11 +106,11 @@ class Program {
  private:
   struct Replay;  // captured CUDA graphs
 
-  void enqueue(Phase first, Phase last);
-  void time_on_cuda(Phase first, Phase last, std::vector<double>& seconds);
+  void enqueue(Phases phases);
+  void time_on_cuda(Phases phases, std::vector<double>& seconds);
 
-  Compiled compiled_;
-  size_t transient_base_;
+  std::shared_ptr<const Compiled> compiled_;
+  size_t base_;
   std::vector<size_t> offsets_;  // by tensor, in the arena
   std::vector<void*> addresses_;
   std::vector<KernelCall> calls_;

@@ -5,23 +5,13 @@
 #include <algorithm>
 #include <map>
 #include <set>
-#include <string_view>
 
-#include "llm/graph/op.h"
 #include "llm/graph/passes.h"
 
 namespace llm {
 namespace {
 
-bool recomputes(Recompute level, std::string_view op) {
-  const auto one_of = [op](std::initializer_list<std::string_view> names) {
-    return std::find(names.begin(), names.end(), op) != names.end();
-  };
-  if (level >= Recompute::activations && one_of({"gelu", "relu2", "swiglu"})) return true;
-  if (level >= Recompute::norms && one_of({"layernorm", "rmsnorm", "qk_norm", "rope"})) return true;
-  if (level >= Recompute::attention && op == "attention") return true;
-  return level >= Recompute::block && one_of({"linear", "add", "dropout"});
-}
+bool recomputes(Recompute level, const Op& op) { return op.recompute != Recompute::none && level >= op.recompute; }
 
 class Recomputer {
  public:
@@ -69,7 +59,7 @@ class Recomputer {
       const Node& node = g_.nodes[forward[k]];
       const bool wanted =
           std::any_of(node.outputs.begin(), node.outputs.end(), [&](TensorId id) { return needed.contains(id); });
-      if (!wanted || !recomputes(level, node.op->name)) continue;
+      if (!wanted || !recomputes(level, *node.op)) continue;
       for (TensorId id : node.inputs) needed.insert(id);
       cloned.push_back(forward[k]);
     }
@@ -82,7 +72,6 @@ class Recomputer {
       node.phase = Phase::backward;
       for (TensorId& id : node.inputs) id = renamed(id);
       for (TensorId& id : node.outputs) id = clone_of[id] = copy_tensor(id);
-      if (node.workspace != kNone) node.workspace = copy_tensor(node.workspace);
       clones.push_back(std::move(node));
     }
     for (size_t i : backward)

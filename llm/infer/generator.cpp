@@ -16,12 +16,12 @@ struct Piece {
   TensorId input, logits;
   Program to_logits, to_cache;
 
-  Piece(GenerationGraph graph, const PersistentLayout& layout)
+  Piece(const GenerationGraph& graph, Compiled with_logits, const PersistentLayout& layout, const Target& target)
       : tokens(graph.graph.shape(graph.tokens)[1]),
         input(graph.tokens),
         logits(graph.logits),
-        to_logits(compile(graph.graph, graph.results(), {}), layout),
-        to_cache(compile(graph.graph, {}, {}), layout) {}
+        to_logits(std::move(with_logits), layout),
+        to_cache(compile(graph.graph, {}, target), layout) {}
 };
 
 }  // namespace
@@ -36,9 +36,10 @@ struct Generator::Implementation {
   Implementation(const ModelConfig& config, PersistentLayout layout, const Target& target)
       : vocabulary(config.vocabulary), context(config.context), logits(static_cast<size_t>(config.vocabulary)) {
     for (int64_t tokens = 1; tokens <= std::min(kLargestPiece, context); tokens *= 2) {
-      GenerationGraph graph = build_generation_graph(config, 1, tokens, context, target);
-      layout.add(graph.graph);  // the caches, which all pieces share
-      pieces.push_back(std::make_unique<Piece>(std::move(graph), layout));
+      const GenerationGraph graph = build_generation_graph(config, 1, tokens, context, dtype_of(target.precision));
+      Compiled with_logits = compile(graph.graph, graph.results(), target);
+      layout.add(with_logits.graph);  // the caches, which all pieces share
+      pieces.push_back(std::make_unique<Piece>(graph, std::move(with_logits), layout, target));
     }
   }
 
@@ -64,7 +65,7 @@ struct Generator::Implementation {
       Program& program = last ? piece.to_logits : piece.to_cache;
       program.write(piece.input, tokens.data() + cached);
       program.step.position = cached;
-      program.run(Phase::forward, Phase::forward);
+      program.run(Phase::forward);
       cached += piece.tokens;
       if (last) program.read(piece.logits, logits.data());
     }

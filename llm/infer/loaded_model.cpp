@@ -27,7 +27,7 @@ LoadedModel::LoadedModel(const std::string& path, DType dtype)
     no_tokenizer_ = checkpoint_.path + " has no tokenizer.json";
   }
   Graph parameters;
-  for (const Parameter& p : parameter_table(config_)) parameters.add_tensor(p.name, dtype, p.shape, Role::parameter);
+  add_parameters(parameters, config_, dtype);
   layout_.add(parameters);
 }
 

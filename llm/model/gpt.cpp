@@ -1,7 +1,6 @@
 #include "llm/model/gpt.h"
 
 #include "llm/graph/autodiff.h"
-#include "llm/ops/head_loss_cuda.h"
 
 namespace llm {
 namespace {
@@ -9,16 +8,10 @@ namespace {
 // One forward pass; `capacity` > 0 makes it the inference form with key-value caches.
 class Builder {
  public:
-  Builder(Graph& graph, const ModelConfig& config, const Target& target, int64_t capacity = 0)
-      : g_(graph), c_(config), dtype_(target.dtype), capacity_(capacity) {
+  Builder(Graph& graph, const ModelConfig& config, DType dtype, int64_t capacity = 0)
+      : g_(graph), c_(config), dtype_(dtype), capacity_(capacity) {
     c_.check();
-    g_.threads = target.threads;
-    g_.cuda = target.cuda;
-    g_.fp8 = target.fp8;
-    for (const Parameter& p : parameter_table(c_)) g_.add_tensor(p.name, dtype_, p.shape, Role::parameter);
-    // A GPU's products need sizes that are multiples of 8 elements to be fast, and vocabularies are not.
-    Tensor& head = g_.tensor(parameter(head_weight()));
-    head.spare_rows = padded_vocabulary(head.shape[0]) - head.shape[0];
+    add_parameters(g_, c_, dtype_);
   }
 
   // tokens (B, T) -> the final norm's output (B, T, C)
@@ -26,19 +19,19 @@ class Builder {
     const Shape s = g_.shape(tokens);
     dropout_ = dropout;
     if (end_of_text >= 0)
-      starts_ = g_.add("document_starts", {{"end_of_text", number(end_of_text)}}, {tokens}, "document_starts")[0];
+      starts_ = g_.add("document_starts", {{"end_of_text", end_of_text}}, {tokens}, "document_starts")[0];
     if (!capacity_ && s[1] > c_.context)
       fail("a sequence of ", s[1], " tokens is longer than the context of ", c_.context);
     std::vector<TensorId> inputs = {tokens, parameter("token_embedding.weight")};
     if (c_.positions == Positions::learned) {
       inputs.push_back(parameter("position_embedding.weight"));
     } else {
-      Attributes a = {{"tokens", number(s[1])}, {"head_size", number(c_.head_size)}, {"theta", c_.rope_theta}};
+      Attributes a = {{"tokens", s[1]}, {"head_size", c_.head_size}, {"theta", c_.rope_theta}};
       if (c_.rope_factor != 1) {
         a.set("factor", c_.rope_factor);
         a.set("low", c_.rope_low);
         a.set("high", c_.rope_high);
-        a.set("original", number(c_.rope_original));
+        a.set("original", c_.rope_original);
       }
       angles_ = g_.add("rope_angles", a, {}, "rope_angles")[0];
     }
@@ -52,7 +45,7 @@ class Builder {
   }
 
   // The logits, without their cap.
-  TensorId head(TensorId x) { return g_.add("linear", {}, {x, parameter(head_weight())}, "logits")[0]; }
+  TensorId head(TensorId x) { return g_.add("linear", {}, {x, parameter(head_weight(c_))}, "logits")[0]; }
 
   // (B, T)
   TensorId losses(TensorId x, TensorId targets, double z_loss) {
@@ -63,11 +56,8 @@ class Builder {
   }
 
  private:
-  static double number(int64_t value) { return static_cast<double>(value); }
-
   TensorId block(TensorId x, int64_t batch, const std::string& name) {
-    const Attributes heads = {
-        {"heads", number(c_.heads)}, {"kv_heads", number(c_.kv_heads)}, {"head_size", number(c_.head_size)}};
+    const Attributes heads = {{"heads", c_.heads}, {"kv_heads", c_.kv_heads}, {"head_size", c_.head_size}};
     TensorId qkv = linear(norm(x, name + "attention_norm"), name + "qkv");
     if (c_.qk_norm) {
       Attributes a = heads;
@@ -79,10 +69,8 @@ class Builder {
     TensorId attended;
     if (capacity_) {
       const Shape cache = {batch, capacity_, c_.kv_heads, c_.head_size};
-      // The CPU's kernel writes them as fp32: the values are the same, and none of them is cast again for each token.
-      const DType stored = g_.cuda ? dtype_ : DType::fp32;
-      const TensorId keys = g_.add_tensor(name + "keys", stored, cache, Role::state);
-      const TensorId values = g_.add_tensor(name + "values", stored, cache, Role::state);
+      const TensorId keys = g_.add_tensor(name + "keys", dtype_, cache, Role::state);
+      const TensorId values = g_.add_tensor(name + "values", dtype_, cache, Role::state);
       attended = g_.add("attention_cached", heads, {qkv, keys, values}, name + "attention")[0];
     } else {
       std::vector<TensorId> inputs = {qkv};
@@ -101,7 +89,7 @@ class Builder {
   // Each place has a mask of its own.
   TensorId dropped(TensorId x, const std::string& name) {
     if (dropout_ <= 0) return x;
-    return g_.add("dropout", {{"probability", dropout_}, {"stream", number(dropouts_++)}}, {x}, name)[0];
+    return g_.add("dropout", {{"probability", dropout_}, {"stream", dropouts_++}}, {x}, name)[0];
   }
 
   TensorId norm(TensorId x, const std::string& name) {
@@ -115,8 +103,6 @@ class Builder {
     if (c_.bias) inputs.push_back(parameter(name + ".bias"));
     return g_.add("linear", {}, inputs, name)[0];
   }
-
-  const char* head_weight() const { return c_.tied_head ? "token_embedding.weight" : "head.weight"; }
 
   TensorId parameter(const std::string& name) const {
     const TensorId id = g_.find(name);
@@ -140,10 +126,10 @@ TensorId add_input(Graph& g, const char* name, DType dtype, int64_t batch, int64
 }  // namespace
 
 TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int64_t tokens,
-                                   const OptimizerOptions& options, const Target& target, const RecipeOptions& recipe) {
+                                   const OptimizerOptions& options, DType dtype, const RecipeOptions& recipe) {
   TrainingGraph t;
   Graph& g = t.graph;
-  Builder builder(g, config, target);
+  Builder builder(g, config, dtype);
   t.tokens = add_input(g, "tokens", DType::int32, batch, tokens);
   t.targets = add_input(g, "targets", DType::int32, batch, tokens);
   t.loss_weights = add_input(g, "loss_weights", DType::fp32, batch, tokens);
@@ -154,15 +140,15 @@ TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int
   const std::vector<Parameter> table = parameter_table(config, recipe.parametrization);
   std::vector<TensorId> all;
   for (const Parameter& p : table) all.push_back(gradients.of(g.find(p.name)));
-  const StepNorms norms = add_optimizer(g, table, all, t.loss, options, target);
+  const StepNorms norms = add_optimizer(g, table, all, t.loss, options);
   t.gradient_norm = norms.gradient, t.guarded_norm = norms.guarded;
   return t;
 }
 
-EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, const Target& target,
+EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, DType dtype,
                                        int32_t end_of_text) {
   EvaluationGraph e;
-  Builder builder(e.graph, config, target);
+  Builder builder(e.graph, config, dtype);
   e.tokens = add_input(e.graph, "tokens", DType::int32, batch, tokens);
   e.targets = add_input(e.graph, "targets", DType::int32, batch, tokens);
   e.losses = builder.losses(builder.body(e.tokens, end_of_text), e.targets, 0);
@@ -170,13 +156,13 @@ EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch,
 }
 
 GenerationGraph build_generation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, int64_t capacity,
-                                       const Target& target) {
+                                       DType dtype) {
   GenerationGraph n;
-  Builder builder(n.graph, config, target, capacity);
+  Builder builder(n.graph, config, dtype, capacity);
   n.tokens = add_input(n.graph, "tokens", DType::int32, batch, tokens);
   const TensorId last = n.graph.add("select_last", {}, {builder.body(n.tokens)}, "last")[0];
   n.logits = builder.head(last);
-  if (target.dtype != DType::fp32) n.logits = n.graph.add("cast", {{"bf16", 0}}, {n.logits}, "logits.fp32")[0];
+  if (dtype != DType::fp32) n.logits = n.graph.add("cast", {{"bf16", false}}, {n.logits}, "logits.fp32")[0];
   if (config.logit_softcap > 0)
     n.logits = n.graph.add("softcap", {{"cap", config.logit_softcap}}, {n.logits}, "logits.capped")[0];
   return n;

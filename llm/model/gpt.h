@@ -1,4 +1,5 @@
-// The GPT, described once: from a config to the graph of its forward pass, and from that the graphs that run.
+// The GPT, described once: from a config to the graph of its forward pass, and from that the graphs that run. `dtype` is that
+// of parameters and activations, fp32 or bf16.
 #pragma once
 #include <vector>
 
@@ -27,7 +28,7 @@ struct TrainingGraph {
   std::vector<TensorId> results() const { return {losses, loss, gradient_norm, guarded_norm}; }
 };
 TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int64_t tokens,
-                                   const OptimizerOptions& options, const Target& target,
+                                   const OptimizerOptions& options, DType dtype = DType::fp32,
                                    const RecipeOptions& recipe = {});
 
 // Forward alone, to the losses (B, T) of each token; `end_of_text` as in RecipeOptions.
@@ -36,8 +37,8 @@ struct EvaluationGraph {
   TensorId tokens, targets, losses;
   std::vector<TensorId> results() const { return {losses}; }
 };
-EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, const Target& target,
-                                       int32_t end_of_text = -1);
+EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch, int64_t tokens,
+                                       DType dtype = DType::fp32, int32_t end_of_text = -1);
 
 // Forward of `tokens` new tokens onto a key-value cache of `capacity` positions (state tensors "layers.N.keys" and
 // "layers.N.values", (B, capacity, K, D)); logits (B, 1, V) of the last one. StepState::position is the cache's fill.
@@ -47,7 +48,7 @@ struct GenerationGraph {
   std::vector<TensorId> results() const { return {logits}; }
 };
 GenerationGraph build_generation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, int64_t capacity,
-                                       const Target& target);
+                                       DType dtype = DType::fp32);
 
 // FLOPs that training needs for one token: 6 for each weight of a matrix product (the head's included, embeddings not)
 // and the causal attention's two products, forward and backward (Kaplan et al. 2020, counted without the masked half).

@@ -30,8 +30,8 @@ void add_if_new(std::vector<T>& values, const T& value) {
 class Builder {
  public:
   Builder(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
-          const OptimizerOptions& options, const Target& target)
-      : g_(graph), table_(table), gradients_(gradients), o_(options), bf16_(target.dtype == DType::bf16) {}
+          const OptimizerOptions& options)
+      : g_(graph), table_(table), gradients_(gradients), o_(options), bf16_(graph.dtype(parameter(0)) == DType::bf16) {}
 
   StepNorms run(TensorId loss) {
     const TensorId norm = norm_ = g_.add("gradient_norm", {}, gradients_, "gradient_norm")[0];
@@ -87,18 +87,21 @@ class Builder {
   }
 
   void muon(const std::vector<size_t>& matrices, const std::string& name) {
-    Attributes attributes = {
-        {"momentum", o_.momentum}, {"grad_clip", o_.grad_clip}, {"margin", kMargin}, {"bf16", bf16_ ? 1.0 : 0.0}};
     std::vector<TensorId> inputs = {norm_};
-    std::vector<size_t> parts;  // of each matrix
-    size_t count = 0;
+    std::vector<int64_t> all_rows;  // of each part
+    std::vector<size_t> parts;      // of each matrix
     for (size_t i : matrices) {
       const Parameter& p = table_[i];
       inputs.insert(inputs.end(), {gradients_[i], state(p, p.name + ".momentum")});
       const std::vector<int64_t> rows = p.joined.empty() ? std::vector{p.shape[0]} : p.joined;
-      for (int64_t r : rows) attributes.set(concat("rows.", count++), static_cast<double>(r));
+      all_rows.insert(all_rows.end(), rows.begin(), rows.end());
       parts.push_back(rows.size());
     }
+    const Attributes attributes = {{"momentum", o_.momentum},
+                                   {"grad_clip", o_.grad_clip},
+                                   {"margin", kMargin},
+                                   {"bf16", bf16_},
+                                   {"rows", all_rows}};
     const std::vector<TensorId> outputs = g_.add("muon_momentum", attributes, inputs, name);
     const std::vector<TensorId> x =
         orthogonal({outputs.begin() + static_cast<std::ptrdiff_t>(matrices.size()), outputs.end()}, name);
@@ -144,7 +147,7 @@ class Builder {
   TensorId gram(TensorId x, const std::string& name) {
     if (!is_tall(x)) return g_.add("linear", {}, {x, x}, name + ".square")[0];
     const TensorId square = g_.add("linear_backward_weight", {}, {x, x}, name + ".square")[0];  // in fp32
-    return bf16_ ? g_.add("cast", {{"bf16", 1}}, {square}, name + ".square")[0] : square;
+    return bf16_ ? g_.add("cast", {{"bf16", true}}, {square}, name + ".square")[0] : square;
   }
 
   Graph& g_;
@@ -195,9 +198,9 @@ std::vector<StateTensor> optimizer_state(const std::vector<Parameter>& table, Op
 }
 
 StepNorms add_optimizer(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
-                        TensorId loss, const OptimizerOptions& options, const Target& target) {
+                        TensorId loss, const OptimizerOptions& options) {
   graph.phase = Phase::optimizer;
-  return Builder(graph, table, gradients, options, target).run(loss);
+  return Builder(graph, table, gradients, options).run(loss);
 }
 
 }  // namespace llm

@@ -57,6 +57,6 @@ struct StepNorms {
 };
 // Appends the nodes that step all parameters; `gradients` are in the table's order, `loss` (1) is what the guard looks at.
 StepNorms add_optimizer(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
-                        TensorId loss, const OptimizerOptions& options, const Target& target);
+                        TensorId loss, const OptimizerOptions& options);
 
 }  // namespace llm

@@ -6,6 +6,7 @@
 
 #include "llm/base/shape.h"
 #include "llm/base/threads.h"
+#include "llm/graph/graph.h"
 #include "llm/model/config.h"
 
 namespace llm {
@@ -61,6 +62,12 @@ struct Parameter {
 
 std::vector<Parameter> parameter_table(const ModelConfig& config, const Parametrization& parametrization = {});
 int64_t parameter_count(const ModelConfig& config);
+
+// The parameters' tensors. The head's has spare rows: a GPU's products need sizes that are multiples of 8 elements to be fast,
+// and vocabularies are not.
+void add_parameters(Graph& graph, const ModelConfig& config, DType dtype);
+// The name of the parameter that is the head.
+const char* head_weight(const ModelConfig& config);
 
 // Which Hugging Face model_type the switches are: "gpt2", "llama", "qwen3", or "train_gpt" for a mix of its own.
 std::string model_type_of(const ModelConfig& config);

@@ -61,7 +61,9 @@ std::vector<Op> activation_ops() {
            .cuda = cuda::gelu,
            .examples = examples,
            .in_place = {{0, 0}},
-           .finds_largest = true},
+           .slots = {.largest = 1},
+           .function = ActivationKind::gelu,
+           .recompute = Recompute::activations},
           {.name = "gelu_backward",
            .summary = "dh = da gelu'(h)",
            .infer = infer,
@@ -69,7 +71,8 @@ std::vector<Op> activation_ops() {
            .cpu = cpu_backward<Gelu>,
            .cuda = cuda::gelu_backward,
            .in_place = {{0, 0}, {0, 1}},
-           .finds_largest = true},
+           .slots = {.largest = 1},
+           .derivative_of = ActivationKind::gelu},
           {.name = "relu2",
            .summary = "a = relu(h)^2",
            .infer = infer,
@@ -79,7 +82,9 @@ std::vector<Op> activation_ops() {
            .cuda = cuda::relu2,
            .examples = examples,
            .in_place = {{0, 0}},
-           .finds_largest = true},
+           .slots = {.largest = 1},
+           .function = ActivationKind::relu2,
+           .recompute = Recompute::activations},
           {.name = "relu2_backward",
            .summary = "dh = da 2 relu(h)",
            .infer = infer,
@@ -87,7 +92,8 @@ std::vector<Op> activation_ops() {
            .cpu = cpu_backward<Relu2>,
            .cuda = cuda::relu2_backward,
            .in_place = {{0, 0}, {0, 1}},
-           .finds_largest = true}};
+           .slots = {.largest = 1},
+           .derivative_of = ActivationKind::relu2}};
 }
 
 }  // namespace llm

@@ -46,7 +46,8 @@ std::vector<Op> add_ops() {
            .cpu = cpu,
            .cuda = cuda::add,
            .examples = examples,
-           .in_place = {{0, 0}, {0, 1}}}};
+           .in_place = {{0, 0}, {0, 1}},
+           .recompute = Recompute::block}};
 }
 
 }  // namespace llm

@@ -34,8 +34,12 @@ void infer(Graph& g, Node& node) {
   check_starts(g, node.input(1), s);
   g.add_output(node, "", g.dtype(node.inputs[0]), {s.batch, s.tokens, s.heads * s.head_size});
   g.add_output(node, "log_sum_exp", DType::fp32, {s.batch, s.heads, s.tokens});
-  g.set_workspace(
-      node, g.cuda ? attention_workspace_cuda(s, g.dtype(node.inputs[0])) : floats(attention_workspace(s, g.threads)));
+}
+
+size_t workspace(const Graph& g, const Node& node, const Target& target) {
+  const AttentionShape s = shape_of(g, node, node.inputs[0]);
+  return target.cuda ? attention_workspace_cuda(s, g.dtype(node.inputs[0]))
+                     : floats(attention_workspace(s, target.threads));
 }
 
 void backward(Graph& g, const Node& node, Gradients& gradients) {
@@ -59,10 +63,14 @@ void cpu(const KernelCall& call) {
 
 // (d_out, qkv, out, log_sum_exp, [document starts]) -> d_qkv
 void infer_backward(Graph& g, Node& node) {
-  const AttentionShape s = shape_of(g, node, node.inputs[1]);
+  shape_of(g, node, node.inputs[1]);
   g.add_output(node, "qkv", g.dtype(node.inputs[1]), g.shape(node.inputs[1]));
-  g.set_workspace(node, g.cuda ? attention_backward_workspace_cuda(s, g.dtype(node.inputs[1]))
-                               : floats(attention_backward_workspace(s, g.threads)));
+}
+
+size_t backward_workspace(const Graph& g, const Node& node, const Target& target) {
+  const AttentionShape s = shape_of(g, node, node.inputs[1]);
+  return target.cuda ? attention_backward_workspace_cuda(s, g.dtype(node.inputs[1]))
+                     : floats(attention_backward_workspace(s, target.threads));
 }
 
 // Five products: the scores again, dP, dV, dQ and dK.
@@ -90,8 +98,13 @@ void infer_cached(Graph& g, Node& node) {
     g.tensor(updated).alias = node.inputs[static_cast<size_t>(i)];
     g.tensor(updated).role = Role::state;
   }
-  g.set_workspace(node, g.cuda ? attention_cached_workspace_cuda(s, cache[1], g.dtype(node.inputs[0]))
-                               : floats(attention_cached_workspace(s, cache[1], g.threads)));
+}
+
+size_t cached_workspace(const Graph& g, const Node& node, const Target& target) {
+  const AttentionShape s = shape_of(g, node, node.inputs[0]);
+  const int64_t capacity = g.shape(node.inputs[1])[1];
+  return target.cuda ? attention_cached_workspace_cuda(s, capacity, g.dtype(node.inputs[0]))
+                     : floats(attention_cached_workspace(s, capacity, target.threads));
 }
 
 // At a full cache: all of it is read.
@@ -112,9 +125,7 @@ void cpu_cached(const KernelCall& call) {
 }
 
 Attributes heads(int64_t heads, int64_t kv_heads, int64_t size) {
-  return {{"heads", static_cast<double>(heads)},
-          {"kv_heads", static_cast<double>(kv_heads)},
-          {"head_size", static_cast<double>(size)}};
+  return {{"heads", heads}, {"kv_heads", kv_heads}, {"head_size", size}};
 }
 
 std::vector<Example> examples() {
@@ -143,21 +154,25 @@ std::vector<Op> attention_ops() {
            .cost = cost,
            .cpu = cpu,
            .cuda = cuda::attention,
+           .workspace = workspace,
            .examples = examples,
-           .finds_largest = true},
+           .slots = {.largest = 2},
+           .recompute = Recompute::attention},
           {.name = "attention_backward",
            .summary = "d_qkv, from the scores made again",
            .infer = infer_backward,
            .cost = backward_cost,
            .cpu = cpu_backward,
            .cuda = cuda::attention_backward,
-           .finds_largest = true},
+           .workspace = backward_workspace,
+           .slots = {.largest = 1}},
           {.name = "attention_cached",
            .summary = "attention of new tokens to a key-value cache",
            .infer = infer_cached,
            .cost = cached_cost,
            .cpu = cpu_cached,
            .cuda = cuda::attention_cached,
+           .workspace = cached_workspace,
            .examples = cached_examples}};
 }
 

@@ -9,11 +9,12 @@
 namespace llm {
 namespace {
 
-void infer(Graph& g, Node& node) {
+void infer(Graph& g, Node& node) { g.add_output(node, "", DType::fp32, {g.shape(node.inputs[0]).last()}); }
+
+size_t workspace(const Graph& g, const Node& node, const Target& target) {
   const Shape dy = g.shape(node.inputs[0]);
-  g.add_output(node, "", DType::fp32, {dy.last()});
-  g.set_workspace(node, g.cuda ? linear_backward_weight_workspace_cuda(dy.rows(), dy.last(), true)
-                               : static_cast<size_t>(kNormBlocks * dy.last()) * 4);
+  return target.cuda ? linear_backward_weight_workspace_cuda(dy.rows(), dy.last(), true)
+                     : static_cast<size_t>(kNormBlocks * dy.last()) * 4;
 }
 
 Cost cost(const Graph& g, const Node& node) {
@@ -39,6 +40,7 @@ std::vector<Op> bias_gradient_ops() {
            .cost = cost,
            .cpu = cpu,
            .cuda = cuda::bias_gradient,
+           .workspace = workspace,
            .examples = examples}};
 }
 

@@ -1,4 +1,4 @@
-// cast: the same values in another precision, rounded to the nearest. Attribute "bf16": 1 to bf16, 0 to fp32.
+// cast: the same values in another precision, rounded to the nearest. Flag "bf16": to bf16, else to fp32.
 // The CPU's kernels know fp32 alone; llm/graph/cast_for_cpu.cpp puts this op around them in a bf16 run.
 #include "llm/graph/autodiff.h"
 #include "llm/ops/cuda_kernels.h"
@@ -14,7 +14,7 @@ void infer(Graph& g, Node& node) {
 }
 
 void backward(Graph& g, const Node& node, Gradients& gradients) {
-  const double narrow = g.dtype(node.inputs[0]) == DType::bf16 ? 1 : 0;
+  const bool narrow = g.dtype(node.inputs[0]) == DType::bf16;
   gradients.contribute(node.inputs[0], g.add("cast", {{"bf16", narrow}}, {gradients.of(node.outputs[0])})[0]);
 }
 
@@ -44,10 +44,11 @@ void cpu(const KernelCall& call) {
 
 // To bf16 and back the values change, so the gradient cannot be taken by differences.
 std::vector<Example> examples() {
-  const auto example = [](double narrow, DType from, Shape shape) -> Example {
+  const auto example = [](bool narrow, DType from, Shape shape) -> Example {
     return {{{"bf16", narrow}}, {{.shape = shape, .dtype = from, .keeps_fp32 = true}}};
   };
-  return {example(0, DType::fp32, {3, 37}), example(0, DType::bf16, {3, 37}), example(0, DType::bf16, {4, 64})};
+  return {example(false, DType::fp32, {3, 37}), example(false, DType::bf16, {3, 37}),
+          example(false, DType::bf16, {4, 64})};
 }
 
 }  // namespace

@@ -29,11 +29,14 @@ void cpu(const KernelCall& call) {
   const auto scale = static_cast<float>(1 / (1 - a.number("probability")));
   const float* x = call.in(0);
   float* y = call.out(0);
-  call.threads.for_blocks(call.out_shape(0).elements(), 8192, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += 4) {
-      const auto bits = mask.bits(call.step, i / 4);
-      for (int64_t e = i; e < std::min(i + 4, end); ++e)
-        y[e] = bits[static_cast<size_t>(e - i)] >= mask.threshold ? x[e] * scale : 0.0f;
+  const DropoutGroups of(call.out_shape(0));
+  call.threads.for_blocks(of.rows * of.groups, 2048, [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g) {
+      const int64_t row = g / of.groups, group = g % of.groups, first = row * of.elements + 4 * group;
+      const int64_t count = std::min<int64_t>(4, of.elements - 4 * group);
+      const auto bits = mask.bits(call.step, row, group);
+      for (int64_t i = 0; i < count; ++i)
+        y[first + i] = bits[static_cast<size_t>(i)] >= mask.threshold ? x[first + i] * scale : 0.0f;
     }
   });
 }
@@ -53,7 +56,8 @@ std::vector<Op> dropout_ops() {
            .cpu = cpu,
            .cuda = cuda::dropout,
            .examples = examples,
-           .in_place = {{0, 0}}}};
+           .in_place = {{0, 0}},
+           .recompute = Recompute::block}};
 }
 
 }  // namespace llm

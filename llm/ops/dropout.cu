@@ -1,4 +1,4 @@
-// dropout on the GPU: a thread makes the random bits of four neighbouring elements at a time. Each element is read once and
+// dropout on the GPU: a thread makes the random bits of four neighbouring elements of a row of the batch. Each element is read once and
 // written once.
 #include "llm/device/cuda.h"
 #include "llm/device/simt.h"
@@ -12,22 +12,24 @@ constexpr int kThreads = 256;
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    dropout_kernel(DropoutMask mask, float scale, const StepState* __restrict__ step, const T* x, T* y,  // (n)
-                   int64_t n) {
+    dropout_kernel(DropoutMask mask, float scale, const StepState* __restrict__ step, const T* x,
+                   T* y,                // (rows, elements)
+                   int64_t elements) {  // of a row
   using Four = simt::Pack<T, 4>;
-  const int64_t group = int64_t{blockIdx.x} * kThreads + threadIdx.x, first = 4 * group;
-  const auto bits = mask.bits(*step, group);
+  const int64_t row = blockIdx.x, group = int64_t{blockIdx.y} * kThreads + threadIdx.x;
+  const int64_t first = row * elements + 4 * group, end = (row + 1) * elements;
+  const auto bits = mask.bits(*step, row, group);
   const auto masked = [&](float value, int i) {
     return bits[static_cast<size_t>(i)] >= mask.threshold ? value * scale : 0;
   };
   const auto aligned = [](const void* address) { return reinterpret_cast<uintptr_t>(address) % sizeof(Four) == 0; };
-  if (simt::in_bounds(first + 4 <= n) && aligned(x) && aligned(y)) {
+  if (simt::in_bounds(first + 4 <= end) && aligned(x) && aligned(y)) {
     auto four = *reinterpret_cast<const Four*>(x + first);
 #pragma unroll
     for (int i = 0; i < 4; ++i) four.set(i, masked(four.get(i), i));
     *reinterpret_cast<Four*>(y + first) = four;
   } else {
-    for (int i = 0; i < 4 && simt::in_bounds(first + i < n); ++i)
+    for (int i = 0; i < 4 && simt::in_bounds(first + i < end); ++i)
       y[first + i] = simt::stored<T>(masked(to_float(x[first + i]), i));
   }
 }
@@ -35,11 +37,12 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 void run(const KernelCall& call) {
   const Attributes& a = call.node.attributes;
-  const int64_t n = call.out_shape(0).elements();
-  simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>((n + 4 * kThreads - 1) / (4 * kThreads))),
-               dim3(kThreads), 0, dropout_kernel<T>, DropoutMask(a.number("probability"), a.integer("stream")),
+  const DropoutGroups of(call.out_shape(0));
+  const dim3 grid(static_cast<unsigned>(of.rows), static_cast<unsigned>((of.groups + kThreads - 1) / kThreads));
+  simt::launch(call.cuda->stream(), grid, dim3(kThreads), 0, dropout_kernel<T>,
+               DropoutMask(a.number("probability"), a.integer("stream")),
                static_cast<float>(1 / (1 - a.number("probability"))), call.device_step, call.in<T>(0), call.out<T>(0),
-               n);
+               of.elements);
 }
 
 }  // namespace

@@ -1,11 +1,13 @@
-// Which elements dropout keeps: a pure function of (seed, step, micro-step, stream, element), so nothing depends on threads or
-// on whether a step is resumed or recomputed.
+// Which elements dropout keeps: a pure function of (seed, step, sample, element of the sample, stream), so nothing depends on
+// threads or ranks, on how a step is cut into micro-steps, or on whether it is resumed or recomputed.
 #pragma once
+#include <algorithm>
 #include <array>
 #include <cstdint>
 
 #include "llm/base/bf16.h"
 #include "llm/base/random.h"
+#include "llm/base/shape.h"
 #include "llm/graph/kernel.h"
 
 namespace llm {
@@ -17,14 +19,23 @@ struct DropoutMask {
   DropoutMask(double probability, int64_t node)
       : threshold(static_cast<uint32_t>(probability * 4294967296.0)), stream(static_cast<uint32_t>(node)) {}
 
-  // For elements 4 `group` to 4 `group` + 3, one word each.
-  LLM_HOST_DEVICE std::array<uint32_t, 4> bits(const StepState& step, int64_t group) const {
+  // For elements 4 `group` to 4 `group` + 3 of a row of the batch, one word each.
+  LLM_HOST_DEVICE std::array<uint32_t, 4> bits(const StepState& step, int64_t row, int64_t group) const {
     constexpr uint32_t kDropout = 0x64726f70;  // keeps apart from other users of the same seed
+    const auto sample = static_cast<uint64_t>(step.first_sample + row);
     return philox(
-        {static_cast<uint32_t>(group), static_cast<uint32_t>(group >> 32) ^ static_cast<uint32_t>(step.micro_step),
-         stream, kDropout ^ static_cast<uint32_t>(step.step >> 32)},
+        {static_cast<uint32_t>(group), static_cast<uint32_t>(sample),
+         stream ^ static_cast<uint32_t>(sample >> 32) << 16, kDropout ^ static_cast<uint32_t>(step.step >> 32)},
         {static_cast<uint32_t>(step.seed) ^ static_cast<uint32_t>(step.seed >> 32), static_cast<uint32_t>(step.step)});
   }
+};
+
+// A tensor's rows of the batch, each cut into groups of four elements, of which the last may have fewer.
+struct DropoutGroups {
+  int64_t rows, elements, groups;  // elements and groups: of a row
+
+  explicit DropoutGroups(const Shape& shape)
+      : rows(shape[0]), elements(shape.elements() / std::max<int64_t>(1, rows)), groups((elements + 3) / 4) {}
 };
 
 }  // namespace llm

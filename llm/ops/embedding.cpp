@@ -65,9 +65,12 @@ void cpu(const KernelCall& call) {
 void infer_backward(Graph& g, Node& node) {
   g.add_output(node, "token_table", DType::fp32, g.shape(node.inputs[2]));
   if (node.input(3) != kNone) g.add_output(node, "position_table", DType::fp32, g.shape(node.inputs[3]));
-  if (g.cuda)
-    g.set_workspace(node, static_cast<size_t>(embedding_backward_workspace_cuda(g.shape(node.inputs[0]).elements(),
-                                                                                g.shape(node.inputs[2])[1])));
+}
+
+size_t backward_workspace(const Graph& g, const Node& node, const Target& target) {
+  if (!target.cuda) return 0;
+  const int64_t tokens = g.shape(node.inputs[0]).elements(), channels = g.shape(node.inputs[2])[1];
+  return static_cast<size_t>(embedding_backward_workspace_cuda(tokens, channels));
 }
 
 // Clearing the tables writes all of them; the rows that occur are then added to.
@@ -128,7 +131,8 @@ std::vector<Op> embedding_ops() {
            .infer = infer_backward,
            .cost = backward_cost,
            .cpu = cpu_backward,
-           .cuda = cuda::embedding_backward}};
+           .cuda = cuda::embedding_backward,
+           .workspace = backward_workspace}};
 }
 
 }  // namespace llm

@@ -13,15 +13,16 @@ namespace {
 
 constexpr int64_t kBlock = 16384;  // floats
 
-void infer(Graph& g, Node& node) {
-  g.add_output(node, "", DType::fp32, {1});
+void infer(Graph& g, Node& node) { g.add_output(node, "", DType::fp32, {1}); }
+
+size_t workspace(const Graph& g, const Node& node, const Target& target) {
   int64_t blocks = 0, on_cuda = 0;
   for (TensorId id : node.inputs) {
     blocks += ceil_div(g.shape(id).elements(), kBlock);
     on_cuda += gradient_norm_blocks_cuda(g.shape(id).elements());
   }
-  g.set_workspace(node, g.cuda ? static_cast<size_t>(gradient_norm_workspace_cuda(on_cuda))
-                               : static_cast<size_t>(blocks) * sizeof(double));
+  return target.cuda ? static_cast<size_t>(gradient_norm_workspace_cuda(on_cuda))
+                     : static_cast<size_t>(blocks) * sizeof(double);
 }
 
 Cost cost(const Graph& g, const Node& node) {
@@ -64,6 +65,7 @@ std::vector<Op> gradient_norm_ops() {
            .cost = cost,
            .cpu = cpu,
            .cuda = cuda::gradient_norm,
+           .workspace = workspace,
            .examples = examples}};
 }
 

@@ -3,7 +3,7 @@
 // which takes the logits' place (as in llm.c's fused classifier and Wijmans et al. 2024, "Cut your losses").
 //   x (B, T, C), weight (V, C), targets (B, T) int32, [d_losses (B, T)] -> losses (B, T), [dx (B, T, C), d_weight (V, C)]
 // Attributes: "softcap" and "z_loss" as in cross_entropy.cpp; "logits_bytes": what the logits may take on a GPU.
-// In a bf16 run the logits and their gradient are bf16 as well, on either device (attribute "bf16_logits", which is set here).
+// In a bf16 run the logits and their gradient are bf16 as well, on either device (flag "bf16_logits", which is set here).
 #include <algorithm>
 
 #include "llm/base/rounding.h"
@@ -33,18 +33,25 @@ void infer(Graph& g, Node& node) {
   const Shape x = g.shape(node.inputs[0]), w = g.shape(node.inputs[1]), targets = g.shape(node.inputs[2]);
   if (w.rank() != 2 || w[1] != x.last()) fail("head_loss: x ", x.text(), " does not fit the weight ", w.text());
   if (targets.elements() != x.rows()) fail("head_loss: ", targets.text(), " targets for ", x.rows(), " rows");
-  const int64_t rows = block_rows(x.rows(), w[0]), V = w[0], C = w[1];
-  if (g.dtype(node.inputs[0]) == DType::bf16) node.attributes.set("bf16_logits", 1);
-  int64_t product = gemm_workspace(rows, V, C, g.threads);
+  if (g.dtype(node.inputs[0]) == DType::bf16) node.attributes.set("bf16_logits", true);
   g.add_output(node, "", DType::fp32, targets);
   if (node.input(3) != kNone) {
     g.add_output(node, "dx", g.dtype(node.inputs[0]), x);
     g.add_output(node, "d_weight", DType::fp32, w);
-    product = std::max({product, gemm_workspace(rows, C, V, g.threads), gemm_workspace(V, C, rows, g.threads)});
   }
-  g.set_workspace(node, g.cuda ? head_loss_workspace_cuda(x.rows(), V, g.dtype(node.inputs[0]),
-                                                          node.attributes.integer("logits_bytes", kHeadLogitsBytes))
-                               : static_cast<size_t>(rows * logits_stride(V) + 16 + product) * 4);
+}
+
+size_t workspace(const Graph& g, const Node& node, const Target& target) {
+  const int64_t all_rows = g.shape(node.inputs[0]).rows(), V = g.shape(node.inputs[1])[0];
+  if (target.cuda)
+    return head_loss_workspace_cuda(all_rows, V, g.dtype(node.inputs[0]),
+                                    node.attributes.integer("logits_bytes", kHeadLogitsBytes));
+  const int64_t C = g.shape(node.inputs[1])[1], rows = block_rows(all_rows, V);
+  const int threads = target.threads;
+  int64_t product = gemm_workspace(rows, V, C, threads);
+  if (node.input(3) != kNone)
+    product = std::max({product, gemm_workspace(rows, C, V, threads), gemm_workspace(V, C, rows, threads)});
+  return static_cast<size_t>(rows * logits_stride(V) + 16 + product) * 4;
 }
 
 // Its outputs are gradients already, for the seed it was given: it is made by the fusion pass after autodiff, or stands
@@ -144,6 +151,7 @@ std::vector<Op> head_loss_ops() {
            .cost = cost,
            .cpu = cpu,
            .cuda = cuda::head_loss,
+           .workspace = workspace,
            .examples = examples,
            .products = products}};
 }

@@ -34,7 +34,7 @@ __device__ inline void note_largest_over(float most, uint32_t* largest, Shared& 
 
 // Where a kernel is to note it, set to 0 on the stream first; null: nowhere.
 inline uint32_t* largest_of(const KernelCall& call) {
-  auto* largest = call.out<uint32_t>(kLargestOutput);
+  auto* largest = call.out<uint32_t>(static_cast<size_t>(call.node.op->slots.largest));
   if (largest && cudaMemsetAsync(largest, 0, sizeof *largest, call.cuda->stream()) != cudaSuccess)
     fail("CUDA: clearing ", sizeof *largest, " bytes: ", cudaGetErrorString(cudaGetLastError()));
   return largest;

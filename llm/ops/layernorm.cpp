@@ -76,8 +76,12 @@ void infer_backward(Graph& g, Node& node) {
   g.add_output(node, "input", g.dtype(node.inputs[1]), x);
   g.add_output(node, "weight", DType::fp32, {x.last()});
   g.add_output(node, "bias", DType::fp32, {x.last()});
-  g.set_workspace(node, g.cuda ? static_cast<size_t>(layernorm_backward_workspace_cuda(x.rows(), x.last()))
-                               : static_cast<size_t>(kNormBlocks * x.last() * 2) * 4);
+}
+
+size_t backward_workspace(const Graph& g, const Node& node, const Target& target) {
+  const Shape x = g.shape(node.inputs[1]);
+  return target.cuda ? static_cast<size_t>(layernorm_backward_workspace_cuda(x.rows(), x.last()))
+                     : static_cast<size_t>(kNormBlocks * x.last() * 2) * 4;
 }
 
 Cost backward_cost(const Graph& g, const Node& node) {
@@ -148,15 +152,17 @@ std::vector<Op> layernorm_ops() {
            .cuda = cuda::layernorm,
            .examples = examples,
            .in_place = {{3, 0}, {3, 3}},
-           .finds_largest = true},
+           .slots = {.delta = 3, .sum = 3, .largest = 4},
+           .recompute = Recompute::norms},
           {.name = "layernorm_backward",
            .summary = "dx (+ addend), d_weight, d_bias",
            .infer = infer_backward,
            .cost = backward_cost,
            .cpu = cpu_backward,
            .cuda = cuda::layernorm_backward,
+           .workspace = backward_workspace,
            .in_place = {{0, 5}, {0, 0}},
-           .finds_largest = true}};
+           .slots = {.addend = 5, .largest = 3}}};
 }
 
 }  // namespace llm

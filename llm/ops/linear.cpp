@@ -5,6 +5,7 @@
 // Attribute "activation" (ActivationKind), set by the fusion pass: `linear` also gives the activated output (and y only
 // where something else reads it); `linear_backward_input` multiplies by the derivative at h, the product's own input. With
 // "derivative", for the CPU, `linear` gives the derivative at y in y's place, and `linear_backward_input` finds it in h's.
+// With "symmetric", for the CPU too, W is x itself (or dy and x are one): half of the product is copied from the other.
 #include "llm/device/gemm_cpu.h"
 
 #include "llm/graph/autodiff.h"
@@ -36,21 +37,20 @@ void with_activation(ActivationKind kind, Body&& body) {
   if (kind == ActivationKind::relu2) body(Relu2{});
 }
 
-size_t gemm_bytes(const Graph& g, int64_t m, int64_t n, int64_t k) {
-  return g.cuda ? linear_workspace_cuda() : static_cast<size_t>(gemm_workspace(m, n, k, g.threads)) * 4;
+size_t gemm_bytes(const Product& p, const Target& target) {
+  return target.cuda ? linear_workspace_cuda() : static_cast<size_t>(gemm_workspace(p.m, p.n, p.k, target.threads)) * 4;
 }
 
 void infer(Graph& g, Node& node) {
   const Shape x = g.shape(node.inputs[0]), w = g.shape(node.inputs[1]);
   if (w.rank() != 2 || w[1] != x.last()) fail("linear: x ", x.text(), " does not fit the weight ", w.text());
   g.add_output(node, "", g.dtype(node.inputs[0]), with_last(x, w[0]));
-  g.set_workspace(node, gemm_bytes(g, x.rows(), w[0], w[1]));
 }
 
 void backward(Graph& g, const Node& node, Gradients& gradients) {
   const TensorId dy = gradients.of(node.outputs[0]), x = node.inputs[0], w = node.inputs[1], b = node.input(2);
   if (gradients.wanted(x)) gradients.contribute(x, g.add("linear_backward_input", {}, {dy, w})[0]);
-  const auto d = g.add("linear_backward_weight", {{"bias", b != kNone ? 1.0 : 0.0}}, {dy, x});
+  const auto d = g.add("linear_backward_weight", {{"bias", b != kNone}}, {dy, x});
   gradients.contribute(w, d[0]);
   if (b != kNone) gradients.contribute(b, d[1]);
 }
@@ -60,13 +60,17 @@ std::vector<Product> products(const Graph& g, const Node& node) {
   return {{g.shape(node.inputs[0]).rows(), w[0], w[1], false, true}};
 }
 
+size_t workspace(const Graph& g, const Node& node, const Target& target) {
+  return gemm_bytes(products(g, node)[0], target);
+}
+
 double flops_of(const Product& p) { return 2.0 * static_cast<double>(p.m) * static_cast<double>(p.n * p.k); }
 
-// A product of a matrix with itself is symmetric, and half of it is copied (on the CPU).
-bool is_square(const Graph& g, const Node& node) { return !g.cuda && node.inputs[0] == node.inputs[1]; }
+// Of a symmetric product only half is multiplied.
+double share_of(const Node& node) { return node.attributes.flag("symmetric") ? 0.5 : 1.0; }
 
 Cost cost(const Graph& g, const Node& node) {
-  return streaming_cost(g, node, (is_square(g, node) ? 0.5 : 1.0) * flops_of(products(g, node)[0]));
+  return streaming_cost(g, node, share_of(node) * flops_of(products(g, node)[0]));
 }
 
 struct Finish {   // what an epilogue needs besides the tile
@@ -134,7 +138,7 @@ void cpu(const KernelCall& call) {
          call.in(2),
          0,
          epilogue};
-  g.symmetric = is_square(call.graph, call.node) && !g.addend && !epilogue.apply;
+  g.symmetric = call.node.attributes.flag("symmetric");
   gemm(call.threads, g, call.workspace());
 }
 
@@ -150,7 +154,10 @@ Cost backward_input_cost(const Graph& g, const Node& node) {
 void infer_backward_input(Graph& g, Node& node) {
   const Shape dy = g.shape(node.inputs[0]), w = g.shape(node.inputs[1]);
   g.add_output(node, "", g.dtype(node.inputs[0]), with_last(dy, w[1]));
-  g.set_workspace(node, gemm_bytes(g, dy.rows(), w[1], w[0]));
+}
+
+size_t backward_input_workspace(const Graph& g, const Node& node, const Target& target) {
+  return gemm_bytes(backward_input_products(g, node)[0], target);
 }
 
 void cpu_backward_input(const KernelCall& call) {
@@ -170,10 +177,7 @@ void cpu_backward_input(const KernelCall& call) {
 void infer_backward_weight(Graph& g, Node& node) {
   const Shape dy = g.shape(node.inputs[0]), x = g.shape(node.inputs[1]);
   g.add_output(node, "weight", DType::fp32, {dy.last(), x.last()});
-  const bool bias = node.attributes.flag("bias");
-  if (bias) g.add_output(node, "bias", DType::fp32, {dy.last()});
-  if (g.cuda) return g.set_workspace(node, linear_backward_weight_workspace_cuda(dy.rows(), dy.last(), bias));
-  g.set_workspace(node, gemm_bytes(g, dy.last(), x.last(), dy.rows()));
+  if (node.attributes.flag("bias")) g.add_output(node, "bias", DType::fp32, {dy.last()});
 }
 
 std::vector<Product> backward_weight_products(const Graph& g, const Node& node) {
@@ -182,7 +186,13 @@ std::vector<Product> backward_weight_products(const Graph& g, const Node& node) 
 }
 
 Cost backward_weight_cost(const Graph& g, const Node& node) {
-  return streaming_cost(g, node, (is_square(g, node) ? 0.5 : 1.0) * flops_of(backward_weight_products(g, node)[0]));
+  return streaming_cost(g, node, share_of(node) * flops_of(backward_weight_products(g, node)[0]));
+}
+
+size_t backward_weight_workspace(const Graph& g, const Node& node, const Target& target) {
+  if (!target.cuda) return gemm_bytes(backward_weight_products(g, node)[0], target);
+  const Shape dy = g.shape(node.inputs[0]);
+  return linear_backward_weight_workspace_cuda(dy.rows(), dy.last(), node.output(1) != kNone);
 }
 
 void cpu_backward_weight(const KernelCall& call) {
@@ -193,7 +203,7 @@ void cpu_backward_weight(const KernelCall& call) {
   Gemm g{O, I, tokens, transposed(dy, call.in_stride(0)), row_major(x, call.in_stride(1)), dw, stride};
   if (call.accumulates(0)) g.addend = dw, g.addend_stride = stride;
   g.row_sums = call.out(1), g.add_to_row_sums = call.accumulates(1);
-  g.symmetric = is_square(call.graph, call.node) && !g.addend && !g.row_sums;
+  g.symmetric = call.node.attributes.flag("symmetric");
   gemm(call.threads, g, call.workspace());
 }
 
@@ -201,7 +211,7 @@ std::vector<Example> examples() {
   const auto example = [](int64_t rows, int64_t in, int64_t out, bool bias, ActivationKind kind) -> Example {
     Example e{{}, {{{1, rows, in}}, {{out, in}, DType::fp32, -1, 1, Role::parameter}}};
     if (bias) e.inputs.push_back({{out}, DType::fp32, -1, 1, Role::parameter});
-    if (kind != ActivationKind::none) e.attributes.set("activation", static_cast<double>(kind));
+    if (kind != ActivationKind::none) e.attributes.set("activation", static_cast<int64_t>(kind));
     return e;
   };
   return {example(1, 5, 7, false, ActivationKind::none), example(6, 33, 17, true, ActivationKind::none),
@@ -218,7 +228,11 @@ std::vector<Op> linear_ops() {
            .cost = cost,
            .cpu = cpu,
            .cuda = cuda::linear,
+           .workspace = workspace,
            .examples = examples,
+           .slots = {.bias = 2, .activated = 1},
+           .factors = Factors{.transposed = {false, false}},
+           .recompute = Recompute::block,
            .products = products,
            .cpu_takes_padded_rows = true},
           {.name = "linear_backward_input",
@@ -227,6 +241,9 @@ std::vector<Op> linear_ops() {
            .cost = backward_input_cost,
            .cpu = cpu_backward_input,
            .cuda = cuda::linear_backward_input,
+           .workspace = backward_input_workspace,
+           .slots = {.hidden = 2},
+           .factors = Factors{.transposed = {false, true}, .backward = true},
            .products = backward_input_products,
            .cpu_takes_padded_rows = true},
           {.name = "linear_backward_weight",
@@ -235,6 +252,9 @@ std::vector<Op> linear_ops() {
            .cost = backward_weight_cost,
            .cpu = cpu_backward_weight,
            .cuda = cuda::linear_backward_weight,
+           .workspace = backward_weight_workspace,
+           .slots = {.bias_gradient = 1},
+           .factors = Factors{.transposed = {true, true}, .backward = true},
            .products = backward_weight_products,
            .cpu_takes_padded_rows = true}};
 }

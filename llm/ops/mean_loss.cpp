@@ -9,7 +9,7 @@ namespace {
 void infer(Graph& g, Node& node) {
   if (g.shape(node.inputs[0]) != g.shape(node.inputs[1])) fail("mean_loss: losses and weights differ in shape");
   // As the parameters' gradients, it lives on from micro-step to micro-step.
-  g.tensor(g.add_output(node, "", DType::fp32, {1})).role = Role::gradient;
+  g.tensor(g.add_output(node, "", DType::fp32, {1})).role = Role::accumulator;
 }
 
 Cost cost(const Graph& g, const Node& node) {

@@ -8,7 +8,7 @@
 //   g *= min(1, clip / (norm + 1e-6)); m = beta m + (1 - beta) g; u = beta m + (1 - beta) g; x = u / (margin |u|)
 //   A part is some rows of a matrix: the query, key and value projections of a fused one are matrices of their own.
 //   Attributes: momentum, grad_clip (0: none), margin (over 1, so that rounding leaves all singular values below 1),
-//   bf16 (1: the parts are bf16), rows.K (of part K; the parts fill one matrix after the other).
+//   bf16 (a flag: the parts are), rows (of each part; the parts fill one matrix after the other).
 //
 // muon_apply: the step with decoupled weight decay.
 //   norm (1), then of each matrix: parameter, [master], its parts' orthogonal x -> of each matrix: parameter, [master], in place
@@ -53,14 +53,17 @@ void infer_momentum(Graph& g, Node& node) {
     add_updated(g, node, node.inputs[2 + 2 * p]);
   }
   const DType dtype = node.attributes.flag("bf16") ? DType::bf16 : DType::fp32;
+  for_muon_parts(g, node, [&](const MuonPart& part) { g.add_output(node, "part", dtype, {part.rows, part.columns}); });
+}
+
+// A sum for each block: of one part at a time, or of all.
+size_t momentum_workspace(const Graph& g, const Node& node, const Target& target) {
   int64_t most = 0, on_cuda = 0;
-  for (const MuonPart& part : muon_momentum_parts(g, node)) {
-    const Shape shape = {part.rows, part.columns};
-    g.add_output(node, "part", dtype, shape);
-    most = std::max(most, ceil_div(shape.elements(), kBlock));
-    on_cuda += gradient_norm_blocks_cuda(shape.elements());
-  }
-  g.set_workspace(node, static_cast<size_t>(g.cuda ? on_cuda : most) * sizeof(double));
+  for_muon_parts(g, node, [&](const MuonPart& part) {
+    most = std::max(most, ceil_div(part.elements(), kBlock));
+    on_cuda += gradient_norm_blocks_cuda(part.elements());
+  });
+  return static_cast<size_t>(target.cuda ? on_cuda : most) * sizeof(double);
 }
 
 Cost momentum_cost(const Graph& g, const Node& node) {
@@ -87,24 +90,19 @@ Cost momentum_cost(const Graph& g, const Node& node) {
 
 void cpu_momentum(const KernelCall& call) {
   const float norm = *call.in(0);
-  const std::vector<MuonPart> parts = muon_momentum_parts(call.graph, call.node);
-  const size_t matrices = (call.node.inputs.size() - 1) / 2;
-  if (!std::isfinite(norm)) {
-    for (size_t k = 0; k < parts.size(); ++k)
-      std::fill_n(call.out(matrices + k), parts[k].rows * parts[k].columns, 0.0f);
-    return;
-  }
+  if (!std::isfinite(norm))
+    return for_muon_parts(call.graph, call.node,
+                          [&](const MuonPart& part) { std::fill_n(call.out(part.output), part.elements(), 0.0f); });
   const Attributes& a = call.node.attributes;
   const auto clip = static_cast<float>(a.number("grad_clip")), margin = static_cast<float>(a.number("margin"));
   const float scale = clip > 0 && norm + 1e-6f > clip ? clip / (norm + 1e-6f) : 1.0f;
   const auto beta = static_cast<float>(a.number("momentum"));
   const float fresh = static_cast<float>(1 - a.number("momentum")) * scale;  // the weight of a new gradient
   auto* sums = reinterpret_cast<double*>(call.workspace());
-  for (size_t k = 0; k < parts.size(); ++k) {
-    const MuonPart& part = parts[k];
-    const int64_t count = part.rows * part.columns;
+  for_muon_parts(call.graph, call.node, [&](const MuonPart& part) {
+    const int64_t count = part.elements();
     const float* gradient = call.in(1 + 2 * part.matrix) + part.first;
-    float *momentum = call.out(part.matrix) + part.first, *x = call.out(matrices + k);
+    float *momentum = call.out(part.matrix) + part.first, *x = call.out(part.output);
     call.threads.for_blocks(count, kBlock, [&](int64_t begin, int64_t end) {
       sums[begin / kBlock] = step_momentum(gradient + begin, momentum + begin, x + begin, end - begin, beta, fresh);
     });
@@ -116,11 +114,11 @@ void cpu_momentum(const KernelCall& call) {
       for_vectors(end - begin,
                   [&](int64_t c, auto lanes) { lanes.store(x + begin + c, lanes.load(x + begin + c) * inverse); });
     });
-  }
+  });
 }
 
 void infer_apply(Graph& g, Node& node) {
-  for (const MuonMatrix& m : muon_apply_matrices(g, node)) {
+  for_muon_matrices(g, node, [&](const MuonMatrix& m) {
     const TensorId parameter = node.inputs[m.input], master = node.inputs[m.input + 1];
     if ((master != kNone) != (g.dtype(parameter) == DType::bf16))
       fail("muon_apply: a bf16 parameter has a master, another has none");
@@ -129,15 +127,15 @@ void infer_apply(Graph& g, Node& node) {
       node.outputs.push_back(kNone);
     else
       add_updated(g, node, master);
-  }
+  });
 }
 
 Cost apply_cost(const Graph& g, const Node& node) {
   double elements = 0, written_only = 0;
-  for (const MuonMatrix& m : muon_apply_matrices(g, node)) {
+  for_muon_matrices(g, node, [&](const MuonMatrix& m) {
     elements += elements_of(g, node.inputs[m.input]);
     if (node.inputs[m.input + 1] != kNone) written_only += static_cast<double>(g.tensor(node.inputs[m.input]).bytes());
-  }
+  });
   Cost c = streaming_cost(g, node, 3 * elements);
   c.bytes_read -= written_only;
   return c;
@@ -159,11 +157,9 @@ void cpu_apply(const KernelCall& call) {
   const Attributes& a = call.node.attributes;
   const double learning_rate = call.step.learning_rate * a.number("learning_rate_scale");
   const auto keep = static_cast<float>(1 - learning_rate * a.number("weight_decay"));
-  const std::vector<MuonMatrix> matrices = muon_apply_matrices(call.graph, call.node);
-  for (size_t m = 0; m < matrices.size(); ++m) {
-    const MuonMatrix& matrix = matrices[m];
+  for_muon_matrices(call.graph, call.node, [&](const MuonMatrix& matrix) {
     const bool has_master = call.has_input(matrix.input + 1);
-    float* parameter = has_master ? call.out(2 * m + 1) : call.out(2 * m);
+    float* parameter = call.out(matrix.output + (has_master ? 1 : 0));
     int64_t first = 0;
     for (size_t k = 0; k < matrix.parts; ++k) {
       const size_t in = matrix.input + 2 + k;
@@ -179,14 +175,14 @@ void cpu_apply(const KernelCall& call) {
       });
       first += count;
     }
-    if (!has_master) continue;
-    auto* rounded = call.out<bf16>(2 * m);
+    if (!has_master) return;
+    auto* rounded = call.out<bf16>(matrix.output);
     const TensorId named = call.graph.storage(call.node.inputs[matrix.input]);
     const uint64_t stream = stream_of(call.graph.tensor(named).name);
     call.threads.for_blocks(first, kBlock, [&](int64_t begin, int64_t end) {
       round_stochastically(parameter, rounded, begin, end, call.step.seed, call.step.step, stream);
     });
-  }
+  });
 }
 
 Example::Input fixed(Shape shape, double low, double high, Role role, DType dtype = DType::fp32) {
@@ -201,10 +197,8 @@ Example::Input fixed(Shape shape, double low, double high, Role role, DType dtyp
 
 std::vector<Example> momentum_examples() {
   const auto example = [](std::initializer_list<Shape> shapes, std::initializer_list<int64_t> rows, double clip) {
-    Example e{{{"momentum", 0.95}, {"grad_clip", clip}, {"margin", 1.02}, {"bf16", 0}},
+    Example e{{{"momentum", 0.95}, {"grad_clip", clip}, {"margin", 1.02}, {"rows", std::vector<int64_t>(rows)}},
               {fixed({1}, 0.5, 3, Role::activation)}};
-    size_t k = 0;
-    for (int64_t r : rows) e.attributes.set(concat("rows.", k++), static_cast<double>(r));
     for (const Shape& shape : shapes) {
       e.inputs.push_back(fixed(shape, -1, 1, Role::activation));
       e.inputs.push_back(fixed(shape, -0.1, 0.1, Role::state));
@@ -235,39 +229,6 @@ std::vector<Example> apply_examples() {
 
 }  // namespace
 
-std::vector<MuonPart> muon_momentum_parts(const Graph& g, const Node& node) {
-  std::vector<MuonPart> parts;
-  const size_t matrices = (node.inputs.size() - 1) / 2;
-  for (size_t m = 0; m < matrices; ++m) {
-    const Shape shape = g.shape(node.inputs[1 + 2 * m]);
-    for (int64_t row = 0; row < shape[0]; row += parts.back().rows) {
-      const int64_t rows = node.attributes.integer(concat("rows.", parts.size()));
-      if (rows < 1 || row + rows > shape[0])
-        fail("muon_momentum: ", rows, " rows from row ", row, " on are not in ", shape.text());
-      parts.push_back({m, row * shape[1], rows, shape[1]});
-    }
-  }
-  return parts;
-}
-
-std::vector<MuonMatrix> muon_apply_matrices(const Graph& g, const Node& node) {
-  std::vector<MuonMatrix> matrices;
-  for (size_t i = 1; i < node.inputs.size();) {
-    MuonMatrix matrix{i, 0};
-    const Shape shape = g.shape(node.inputs[i]);
-    i += 2;
-    for (int64_t row = 0; row < shape[0]; ++matrix.parts, ++i) {
-      const TensorId part = node.input(i);
-      if (part == kNone || g.dtype(part) != g.dtype(node.inputs[3]) || g.shape(part).last() != shape[1] ||
-          row + g.shape(part)[0] > shape[0])
-        fail("muon_apply: the parts do not fill ", shape.text());
-      row += g.shape(part)[0];
-    }
-    matrices.push_back(matrix);
-  }
-  return matrices;
-}
-
 double muon_step_size(double rms, const Shape& part) {
   return rms * std::sqrt(static_cast<double>(std::max(part[0], part[1])));
 }
@@ -279,6 +240,7 @@ std::vector<Op> muon_ops() {
            .cost = momentum_cost,
            .cpu = cpu_momentum,
            .cuda = cuda::muon_momentum,
+           .workspace = momentum_workspace,
            .examples = momentum_examples},
           {.name = "muon_apply",
            .summary = "a step along orthogonal matrices, in place",

@@ -211,7 +211,6 @@ void momentum_as(const KernelCall& call) {
   const MomentumSettings settings{static_cast<float>(a.number("momentum")),
                                   static_cast<float>(1 - a.number("momentum")),
                                   static_cast<float>(a.number("grad_clip")), static_cast<float>(a.number("margin"))};
-  const size_t matrices = (call.node.inputs.size() - 1) / 2;
   auto* sums = call.workspace<double>();
   MomentumParts parts;
   parts.count = 0;
@@ -226,18 +225,16 @@ void momentum_as(const KernelCall& call) {
     sums += blocks;
     parts.count = blocks = 0;
   };
-  const std::vector<MuonPart> all = muon_momentum_parts(call.graph, call.node);
-  for (size_t k = 0; k < all.size(); ++k) {
-    const MuonPart& part = all[k];
+  for_muon_parts(call.graph, call.node, [&](const MuonPart& part) {
     const int i = parts.count++;
     parts.gradient[i] = call.in(1 + 2 * part.matrix) + part.first;
     parts.momentum[i] = call.out(part.matrix) + part.first;
-    parts.x[i] = call.out<T>(matrices + k);
-    parts.elements[i] = part.rows * part.columns;
+    parts.x[i] = call.out<T>(part.output);
+    parts.elements[i] = part.elements();
     parts.first_block[i] = blocks;
     blocks += static_cast<int>(gradient_norm_blocks_cuda(parts.elements[i]));
     if (parts.count == kParts) flush();
-  }
+  });
   flush();
 }
 
@@ -254,16 +251,15 @@ void apply_as(const KernelCall& call) {
                    muon_apply_kernel<T>, parts, settings, call.device_step, call.in(0));
     parts.count = blocks = 0;
   };
-  const std::vector<MuonMatrix> matrices = muon_apply_matrices(call.graph, call.node);
-  for (size_t m = 0; m < matrices.size(); ++m) {
-    const bool has_master = call.has_output(2 * m + 1);
-    float* parameter = has_master ? call.out(2 * m + 1) : call.out(2 * m);
-    bf16* rounded = has_master ? call.out<bf16>(2 * m) : nullptr;
-    const TensorId named = call.graph.storage(call.node.inputs[matrices[m].input]);
+  for_muon_matrices(call.graph, call.node, [&](const MuonMatrix& matrix) {
+    const bool has_master = call.has_output(matrix.output + 1);
+    float* parameter = call.out(matrix.output + (has_master ? 1 : 0));
+    bf16* rounded = has_master ? call.out<bf16>(matrix.output) : nullptr;
+    const TensorId named = call.graph.storage(call.node.inputs[matrix.input]);
     const uint64_t stream = has_master ? stream_of(call.graph.tensor(named).name) : 0;
     int64_t first = 0;
-    for (size_t k = 0; k < matrices[m].parts; ++k) {
-      const size_t in = matrices[m].input + 2 + k;
+    for (size_t k = 0; k < matrix.parts; ++k) {
+      const size_t in = matrix.input + 2 + k;
       const int i = parts.count++;
       parts.parameter[i] = parameter + first;
       parts.rounded[i] = rounded ? rounded + first : nullptr;
@@ -277,7 +273,7 @@ void apply_as(const KernelCall& call) {
       first += parts.elements[i];
       if (parts.count == kParts) flush();
     }
-  }
+  });
   flush();
 }
 

@@ -5,33 +5,19 @@
 #include "llm/graph/kernel.h"
 #include "llm/graph/op.h"
 
+// The files of this folder that have rows, in the order of the table.
+// clang-format off
+#define LLM_OP_FILES(_)                                                                                        \
+  _(embedding) _(add) _(cast) _(layernorm) _(rmsnorm) _(qk_norm) _(rope) _(document_starts) _(attention)       \
+  _(dropout) _(linear) _(bias_gradient) _(quantize) _(product_fp8) _(activation) _(swiglu) _(softcap)          \
+  _(cross_entropy) _(head_loss) _(mean_loss) _(select_last) _(gradient_norm) _(step_guard) _(adamw) _(muon)    \
+  _(combine)
+// clang-format on
+
 namespace llm {
 
-std::vector<Op> embedding_ops();
-std::vector<Op> add_ops();
-std::vector<Op> cast_ops();
-std::vector<Op> layernorm_ops();
-std::vector<Op> rmsnorm_ops();
-std::vector<Op> qk_norm_ops();
-std::vector<Op> rope_ops();
-std::vector<Op> document_starts_ops();
-std::vector<Op> attention_ops();
-std::vector<Op> dropout_ops();
-std::vector<Op> linear_ops();
-std::vector<Op> bias_gradient_ops();
-std::vector<Op> quantize_ops();
-std::vector<Op> product_fp8_ops();
-std::vector<Op> activation_ops();
-std::vector<Op> swiglu_ops();
-std::vector<Op> softcap_ops();
-std::vector<Op> cross_entropy_ops();
-std::vector<Op> head_loss_ops();
-std::vector<Op> mean_loss_ops();
-std::vector<Op> select_last_ops();
-std::vector<Op> gradient_norm_ops();
-std::vector<Op> step_guard_ops();
-std::vector<Op> adamw_ops();
-std::vector<Op> muon_ops();
-std::vector<Op> combine_ops();
+#define LLM_DECLARE_OPS(file) std::vector<Op> file##_ops();
+LLM_OP_FILES(LLM_DECLARE_OPS)
+#undef LLM_DECLARE_OPS
 
 }  // namespace llm

@@ -21,10 +21,14 @@ void infer(Graph& g, Node& node) {
   const bool gradient = node.attributes.flag("gradient");
   const Shape c = a.rank() == 3 ? Shape{a[0], a[1], b[0]} : Shape{a.rows(), b[0]};
   g.add_output(node, "", gradient ? DType::fp32 : DType::bf16, c);
-  if (!g.cuda)
-    g.set_workspace(node, static_cast<size_t>(round_up(a.elements(), 16) + round_up(b.elements(), 16) +
-                                              gemm_workspace(a.rows(), b[0], b[1], g.threads)) *
-                              4);
+}
+
+size_t workspace(const Graph& g, const Node& node, const Target& target) {
+  if (target.cuda) return 0;
+  const Shape a = g.shape(node.inputs[0]), b = g.shape(node.inputs[2]);
+  return static_cast<size_t>(round_up(a.elements(), 16) + round_up(b.elements(), 16) +
+                             gemm_workspace(a.rows(), b[0], b[1], target.threads)) *
+         4;
 }
 
 Cost cost(const Graph& g, const Node& node) {
@@ -65,7 +69,7 @@ std::vector<Example> examples() {
       return Example::Input{
           .shape = shape, .dtype = dtype, .low = low, .high = high, .differentiable = false, .keeps_fp32 = true};
     };
-    Example e{{{"gradient", gradient ? 1.0 : 0.0}},
+    Example e{{{"gradient", gradient}},
               {fixed(a, a_type, -4, 4), fixed({1}, DType::fp32, 0.1, 1), fixed(b, DType::e4m3, -4, 4),
                fixed({1}, DType::fp32, 0.1, 1)}};
     if (bias) e.inputs.push_back(fixed({b[0]}, DType::bf16, -1, 1));
@@ -85,6 +89,7 @@ std::vector<Op> product_fp8_ops() {
            .cost = cost,
            .cpu = cpu,
            .cuda = cuda::product_fp8,
+           .workspace = workspace,
            .examples = examples}};
 }
 

@@ -78,9 +78,12 @@ void infer_backward(Graph& g, Node& node) {
   g.add_output(node, "qkv", g.dtype(node.inputs[1]), g.shape(node.inputs[1]));
   g.add_output(node, "query_weight", DType::fp32, {h.size});
   g.add_output(node, "key_weight", DType::fp32, {h.size});
-  const int64_t rows = g.shape(node.inputs[1]).rows();
-  g.set_workspace(node, g.cuda ? static_cast<size_t>(qk_norm_backward_workspace_cuda(rows, h.size))
-                               : static_cast<size_t>(kNormBlocks * 2 * h.size) * 4);
+}
+
+size_t backward_workspace(const Graph& g, const Node& node, const Target& target) {
+  const int64_t size = Heads(node).size;
+  return target.cuda ? static_cast<size_t>(qk_norm_backward_workspace_cuda(g.shape(node.inputs[1]).rows(), size))
+                     : static_cast<size_t>(kNormBlocks * 2 * size) * 4;
 }
 
 Cost backward_cost(const Graph& g, const Node& node) {
@@ -130,10 +133,7 @@ void cpu_backward(const KernelCall& call) {
 
 std::vector<Example> examples() {
   const auto example = [](int64_t heads, int64_t kv_heads, int64_t size) -> Example {
-    return {{{"heads", static_cast<double>(heads)},
-             {"kv_heads", static_cast<double>(kv_heads)},
-             {"head_size", static_cast<double>(size)},
-             {"epsilon", 1e-6}},
+    return {{{"heads", heads}, {"kv_heads", kv_heads}, {"head_size", size}, {"epsilon", 1e-6}},
             {{{2, 9, (heads + 2 * kv_heads) * size}, DType::fp32, -2, 2},
              {{size}, DType::fp32, 0.5, 1.5, Role::parameter},
              {{size}, DType::fp32, 0.5, 1.5, Role::parameter}}};
@@ -152,15 +152,17 @@ std::vector<Op> qk_norm_ops() {
            .cpu = cpu,
            .cuda = cuda::qk_norm,
            .examples = examples,
-           .in_place = {{0, 0}}},
+           .in_place = {{0, 0}},
+           .recompute = Recompute::norms},
           {.name = "qk_norm_backward",
            .summary = "d_qkv, d_query_weight, d_key_weight",
            .infer = infer_backward,
            .cost = backward_cost,
            .cpu = cpu_backward,
            .cuda = cuda::qk_norm_backward,
+           .workspace = backward_workspace,
            .in_place = {{0, 0}},
-           .finds_largest = true}};
+           .slots = {.largest = 3}}};
 }
 
 }  // namespace llm

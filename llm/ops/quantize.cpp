@@ -29,8 +29,12 @@ void infer(Graph& g, Node& node) {
   else
     node.outputs.push_back(kNone);
   g.add_output(node, "scale", DType::fp32, {1});
-  g.set_workspace(node,
-                  g.cuda ? quantize_workspace_cuda() : static_cast<size_t>((x.elements() + kBlock - 1) / kBlock) * 4);
+}
+
+size_t workspace(const Graph& g, const Node& node, const Target& target) {
+  if (node.input(1) != kNone) return 0;
+  return target.cuda ? quantize_workspace_cuda()
+                     : static_cast<size_t>((g.shape(node.inputs[0]).elements() + kBlock - 1) / kBlock) * 4;
 }
 
 Cost cost(const Graph& g, const Node& node) {
@@ -77,12 +81,13 @@ Example with_largest(Example example) {
 }
 
 std::vector<Example> examples() {
-  const auto example = [](double e5m2, double rows, double transposed, Shape shape, double size) -> Example {
+  const auto example = [](bool e5m2, bool rows, bool transposed, Shape shape, double size) -> Example {
     return {{{"e5m2", e5m2}, {"rows", rows}, {"transposed", transposed}},
             {{.shape = shape, .low = -size, .high = size, .differentiable = false}}};
   };
-  return {example(0, 1, 1, {2, 3, 37}, 3), example(1, 1, 1, {5, 64}, 1e-4), example(0, 1, 0, {70, 80}, 1e3),
-          example(1, 0, 1, {130, 67}, 1), with_largest(example(0, 1, 1, {66, 40}, 2))};
+  return {example(false, true, true, {2, 3, 37}, 3), example(true, true, true, {5, 64}, 1e-4),
+          example(false, true, false, {70, 80}, 1e3), example(true, false, true, {130, 67}, 1),
+          with_largest(example(false, true, true, {66, 40}, 2))};
 }
 
 }  // namespace
@@ -94,6 +99,7 @@ std::vector<Op> quantize_ops() {
            .cost = cost,
            .cpu = cpu,
            .cuda = cuda::quantize,
+           .workspace = workspace,
            .examples = examples}};
 }
 

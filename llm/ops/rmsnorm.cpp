@@ -66,8 +66,12 @@ void infer_backward(Graph& g, Node& node) {
   const Shape x = g.shape(node.inputs[1]);
   g.add_output(node, "input", g.dtype(node.inputs[1]), x);
   g.add_output(node, "weight", DType::fp32, {x.last()});
-  g.set_workspace(node, g.cuda ? static_cast<size_t>(rmsnorm_backward_workspace_cuda(x.rows(), x.last()))
-                               : static_cast<size_t>(kNormBlocks * x.last()) * 4);
+}
+
+size_t backward_workspace(const Graph& g, const Node& node, const Target& target) {
+  const Shape x = g.shape(node.inputs[1]);
+  return target.cuda ? static_cast<size_t>(rmsnorm_backward_workspace_cuda(x.rows(), x.last()))
+                     : static_cast<size_t>(kNormBlocks * x.last()) * 4;
 }
 
 Cost backward_cost(const Graph& g, const Node& node) {
@@ -128,15 +132,17 @@ std::vector<Op> rmsnorm_ops() {
            .cuda = cuda::rmsnorm,
            .examples = examples,
            .in_place = {{2, 0}, {2, 2}},
-           .finds_largest = true},
+           .slots = {.delta = 2, .sum = 2, .largest = 3},
+           .recompute = Recompute::norms},
           {.name = "rmsnorm_backward",
            .summary = "dx (+ addend), d_weight",
            .infer = infer_backward,
            .cost = backward_cost,
            .cpu = cpu_backward,
            .cuda = cuda::rmsnorm_backward,
+           .workspace = backward_workspace,
            .in_place = {{0, 4}, {0, 0}},
-           .finds_largest = true}};
+           .slots = {.addend = 4, .largest = 2}}};
 }
 
 }  // namespace llm

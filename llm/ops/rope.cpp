@@ -100,9 +100,9 @@ std::vector<Example> angles_examples() {
 }
 
 std::vector<Example> examples() {
-  const auto example = [](double heads, double kv_heads, int64_t size, int64_t tokens) -> Example {
-    const int64_t width = static_cast<int64_t>(heads + 2 * kv_heads) * size;
-    return {{{"heads", heads}, {"kv_heads", kv_heads}, {"head_size", static_cast<double>(size)}},
+  const auto example = [](int64_t heads, int64_t kv_heads, int64_t size, int64_t tokens) -> Example {
+    const int64_t width = (heads + 2 * kv_heads) * size;
+    return {{{"heads", heads}, {"kv_heads", kv_heads}, {"head_size", size}},
             {{{2, tokens, width}}, {.shape = {tokens, size}, .differentiable = false, .keeps_fp32 = true}}};
   };
   return {example(2, 2, 8, 5), example(4, 2, 6, 3), example(1, 1, 40, 9)};
@@ -126,7 +126,8 @@ std::vector<Op> rope_ops() {
            .cpu = cpu,
            .cuda = cuda::rope,
            .examples = examples,
-           .in_place = {{0, 0}}},
+           .in_place = {{0, 0}},
+           .recompute = Recompute::norms},
           {.name = "rope_backward",
            .summary = "the rotation undone",
            .infer = infer,
@@ -134,7 +135,7 @@ std::vector<Op> rope_ops() {
            .cpu = cpu_backward,
            .cuda = cuda::rope_backward,
            .in_place = {{0, 0}},
-           .finds_largest = true}};
+           .slots = {.largest = 1}}};
 }
 
 }  // namespace llm

@@ -74,7 +74,8 @@ std::vector<Op> swiglu_ops() {
            .cpu = cpu,
            .cuda = cuda::swiglu,
            .examples = examples,
-           .finds_largest = true,
+           .slots = {.largest = 1},
+           .recompute = Recompute::activations,
            .cpu_takes_padded_rows = true},
           {.name = "swiglu_backward",
            .summary = "d_gate, d_up",
@@ -83,7 +84,7 @@ std::vector<Op> swiglu_ops() {
            .cpu = cpu_backward,
            .cuda = cuda::swiglu_backward,
            .in_place = {{0, 1}},
-           .finds_largest = true,
+           .slots = {.largest = 1},
            .cpu_takes_padded_rows = true}};
 }
 

@@ -7,14 +7,10 @@ namespace llm {
 std::span<const Op> op_table() {
   static const std::vector<Op> table = [] {
     std::vector<Op> rows;
-    for (auto make : {embedding_ops,   add_ops,           cast_ops,       layernorm_ops,
-                      rmsnorm_ops,     qk_norm_ops,       rope_ops,       document_starts_ops,
-                      attention_ops,   dropout_ops,       linear_ops,     bias_gradient_ops,
-                      quantize_ops,    product_fp8_ops,   activation_ops, swiglu_ops,
-                      softcap_ops,     cross_entropy_ops, head_loss_ops,  mean_loss_ops,
-                      select_last_ops, gradient_norm_ops, step_guard_ops, adamw_ops,
-                      muon_ops,        combine_ops})
-      for (Op& op : make()) rows.push_back(std::move(op));
+#define LLM_ADD_OPS(file) \
+  for (Op & op : file##_ops()) rows.push_back(std::move(op));
+    LLM_OP_FILES(LLM_ADD_OPS)
+#undef LLM_ADD_OPS
     return rows;
   }();
   return table;

@@ -9,14 +9,15 @@ namespace llm {
 
 Evaluator::Evaluator(const ModelConfig& config, int64_t batch, int64_t tokens, const PersistentLayout& layout,
                      const Target& target, int32_t end_of_text)
-    : Evaluator(build_evaluation_graph(config, batch, tokens, target, end_of_text), config.vocabulary, layout) {}
+    : Evaluator(build_evaluation_graph(config, batch, tokens, dtype_of(target.precision), end_of_text),
+                config.vocabulary, layout, target) {}
 
-Evaluator::Evaluator(EvaluationGraph graph, int64_t vocabulary, const PersistentLayout& layout)
+Evaluator::Evaluator(EvaluationGraph graph, int64_t vocabulary, const PersistentLayout& layout, const Target& target)
     : vocabulary_(vocabulary),
       tokens_(graph.tokens),
       targets_(graph.targets),
       losses_(graph.losses),
-      program_(compile(graph.graph, graph.results(), {}), layout) {
+      program_(compile(graph.graph, graph.results(), target), layout) {
   const Shape shape = program_.graph().shape(tokens_);
   window_.resize(static_cast<size_t>(shape[1]) + 1);
   batch_tokens_.resize(static_cast<size_t>(shape.elements()));
@@ -60,7 +61,7 @@ Evaluator::Result Evaluator::run(const TokenStream& stream, int64_t max_batches,
     }
     program_.write(tokens_, batch_tokens_.data());
     program_.write(targets_, batch_targets_.data());
-    program_.run(Phase::forward, Phase::forward);
+    program_.run(Phase::forward);
     program_.read(losses_, batch_losses_.data());
     for (int64_t row = 0; row < B; ++row) {
       const int64_t count = counts[static_cast<size_t>(row)];

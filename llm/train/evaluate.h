@@ -30,7 +30,7 @@ class Evaluator {
              const std::function<void(int64_t, int64_t)>& progress = {});
 
  private:
-  Evaluator(EvaluationGraph graph, int64_t vocabulary, const PersistentLayout& layout);
+  Evaluator(EvaluationGraph graph, int64_t vocabulary, const PersistentLayout& layout, const Target& target);
   // Window `begin` of the stream, `count` predictions, as row `row` of the inputs.
   void fill(const TokenStream& stream, int64_t begin, int64_t count, int64_t row);
 

@@ -23,13 +23,13 @@ struct Scoring {
   std::vector<int32_t> batch_tokens, batch_targets;  // (B, T)
   std::vector<float> batch_losses;                   // (B, T)
 
-  Scoring(EvaluationGraph graph, const PersistentLayout& layout)
+  Scoring(EvaluationGraph graph, const PersistentLayout& layout, const Target& target)
       : batch(graph.graph.shape(graph.tokens)[0]),
         length(graph.graph.shape(graph.tokens)[1]),
         tokens(graph.tokens),
         targets(graph.targets),
         losses(graph.losses),
-        program(compile(graph.graph, graph.results(), {}), layout),
+        program(compile(graph.graph, graph.results(), target), layout),
         batch_tokens(static_cast<size_t>(batch * length)),
         batch_targets(batch_tokens.size()),
         batch_losses(batch_tokens.size()) {}
@@ -47,7 +47,7 @@ struct Scoring {
   void run() {
     program.write(tokens, batch_tokens.data());
     program.write(targets, batch_targets.data());
-    program.run(Phase::forward, Phase::forward);
+    program.run(Phase::forward);
     program.read(losses, batch_losses.data());
   }
   double log_likelihood(int64_t row, const TokenizedChoice::Ending& ending) const {
@@ -116,8 +116,9 @@ ChoiceScorer::ChoiceScorer(const ModelConfig& config, std::vector<TokenizedChoic
     int64_t rows = 0;
     for (const size_t task : numbers) rows += static_cast<int64_t>(tasks_[task].endings.size());
     const int64_t most = batch ? batch : std::clamp<int64_t>(4096 / length, 1, 64);
-    auto graph = build_evaluation_graph(config, std::min(most, rows), length, target);
-    groups_.push_back(std::make_unique<Group>(Group{numbers, std::make_unique<Scoring>(std::move(graph), layout)}));
+    auto graph = build_evaluation_graph(config, std::min(most, rows), length, dtype_of(target.precision));
+    groups_.push_back(
+        std::make_unique<Group>(Group{numbers, std::make_unique<Scoring>(std::move(graph), layout, target)}));
   }
 }
 

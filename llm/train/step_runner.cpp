@@ -7,13 +7,15 @@
 
 namespace llm {
 
-StepRunner::StepRunner(Program& program, const Tensors& tensors, Loader& loader, int64_t micro_steps, CudaDevice* cuda)
+StepRunner::StepRunner(Program& program, const Tensors& tensors, Loader& loader, int64_t micro_steps,
+                       int64_t step_samples, CudaDevice* cuda)
     : program_(program),
       tensors_(tensors),
       loader_(loader),
       batch_(program.graph().shape(tensors.tokens)[0]),
       tokens_(program.graph().shape(tensors.tokens)[1]),
       micro_steps_(micro_steps),
+      loss_weight_(static_cast<float>(1.0 / static_cast<double>(step_samples * tokens_))),
       cuda_(cuda) {
   if (!cuda) return;
   upload_ = std::make_unique<Upload>(*cuda, static_cast<size_t>(batch_ * tokens_) * 3 * 4);
@@ -22,20 +24,16 @@ StepRunner::StepRunner(Program& program, const Tensors& tensors, Loader& loader,
 
 StepRunner::~StepRunner() = default;
 
-// The mean over the step's tokens, as weights of the single losses.
-float StepRunner::loss_weight() const {
-  return static_cast<float>(1.0 / static_cast<double>(batch_ * tokens_ * micro_steps_));
-}
-
 // Before each micro-step: inputs are places in the arena, too, that other tensors take over after their last use.
 void StepRunner::run_micro_step(const StepState& state, int64_t first_sample) {
   const int64_t count = batch_ * tokens_;
   program_.step = state;
+  program_.step.first_sample = first_sample;
   if (!cuda_) {
     loader_.read(first_sample, batch_, program_.data<int32_t>(tensors_.tokens),
                  program_.data<int32_t>(tensors_.targets));
-    std::fill_n(program_.data(tensors_.loss_weights), count, loss_weight());
-    program_.run(Phase::forward, Phase::backward);
+    std::fill_n(program_.data(tensors_.loss_weights), count, loss_weight_);
+    program_.run(kMicroStep);
     return;
   }
   if (prefetched_ != first_sample) prefetch(first_sample);
@@ -44,7 +42,7 @@ void StepRunner::run_micro_step(const StepState& state, int64_t first_sample) {
                     {program_.data<void>(tensors_.targets), bytes, bytes},
                     {program_.data<void>(tensors_.loss_weights), 2 * bytes, bytes}});
   prefetched_ = -1;
-  program_.run(Phase::forward, Phase::backward);
+  program_.run(kMicroStep);
   // While the device works on this batch, the next one is read and copied.
   prefetch(first_sample + batch_);
 }
@@ -53,7 +51,7 @@ void StepRunner::prefetch(int64_t first_sample) {
   const int64_t count = batch_ * tokens_;
   auto* tokens = reinterpret_cast<int32_t*>(upload_->slot());
   loader_.read(first_sample, batch_, tokens, tokens + count);
-  std::fill_n(reinterpret_cast<float*>(tokens + 2 * count), count, loss_weight());
+  std::fill_n(reinterpret_cast<float*>(tokens + 2 * count), count, loss_weight_);
   upload_->submit();
   prefetched_ = first_sample;
 }
@@ -63,7 +61,7 @@ void StepRunner::start(StepState state, int64_t first_sample) {
     state.micro_step = micro;
     run_micro_step(state, first_sample + micro * batch_);
   }
-  program_.run(Phase::optimizer, Phase::optimizer);
+  program_.run({Phase::reduce, Phase::optimizer});
   learning_rates_.push_back(static_cast<double>(state.learning_rate));
   if (cuda_)
     download_->submit({{program_.data<void>(tensors_.loss), 0, sizeof(float)},

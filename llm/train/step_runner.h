@@ -24,8 +24,10 @@ class StepRunner {
     bool skipped = false;  // the weights were left as they were
   };
 
-  // `program` is bound. A step takes micro_steps x batch samples from the loader.
-  StepRunner(Program& program, const Tensors& tensors, Loader& loader, int64_t micro_steps, CudaDevice* cuda);
+  // `program` is bound. A step takes micro_steps x batch samples from the loader, and its loss is the mean over
+  // `step_samples`: those that all ranks take together.
+  StepRunner(Program& program, const Tensors& tensors, Loader& loader, int64_t micro_steps, int64_t step_samples,
+             CudaDevice* cuda);
   ~StepRunner();
 
   // How many steps may be started beyond the one whose result is waited for.
@@ -36,7 +38,6 @@ class StepRunner {
   Result take();
 
  private:
-  float loss_weight() const;
   void run_micro_step(const StepState& state, int64_t first_sample);
   void prefetch(int64_t first_sample);
 
@@ -44,6 +45,7 @@ class StepRunner {
   Tensors tensors_;
   Loader& loader_;
   int64_t batch_, tokens_, micro_steps_;
+  float loss_weight_;  // of each token
   CudaDevice* cuda_;
   std::deque<double> learning_rates_;  // of the steps whose results have not been taken
   int64_t prefetched_ = -1;            // the first sample of the batch that waits on the GPU

@@ -49,19 +49,18 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
     fail("--document-mask: ", dataset_.tokenizer
                                   ? "the data's tokenizer has no end-of-text token"
                                   : "the data has no tokenizer that says which token is the end of a text");
+  const Target target = machine_.target(precision_named(options_.dtype));
   TrainingGraph t = build_training_graph(model_, options_.batch, model_.context, optimizer_of(options_),
-                                         machine_.target(), recipe_of(options_, end_of_text));
+                                         dtype_of(target.precision), recipe_of(options_, end_of_text));
   tensors_ = {t.tokens, t.targets, t.loss_weights, t.loss, t.gradient_norm, t.guarded_norm};
   layout_.add(t.graph);
   CompileOptions compiling;
   compiling.memory_budget = options_.memory_budget;
   training_ = std::make_unique<Program>(
-      compile(std::move(t.graph), {t.loss, t.gradient_norm, t.guarded_norm}, compiling), layout_);
+      compile(std::move(t.graph), {t.loss, t.gradient_norm, t.guarded_norm}, target, compiling), layout_);
   if (val_stream_ && val_stream_->size() > 1)
-    evaluator_ =
-        std::make_unique<Evaluator>(model_, options_.batch, model_.context, layout_, machine_.target(), end_of_text);
-  if (options_.sample_every && dataset_.tokenizer)
-    generator_ = std::make_unique<Generator>(model_, layout_, machine_.target());
+    evaluator_ = std::make_unique<Evaluator>(model_, options_.batch, model_.context, layout_, target, end_of_text);
+  if (options_.sample_every && dataset_.tokenizer) generator_ = std::make_unique<Generator>(model_, layout_, target);
 }
 
 size_t Trainer::arena_bytes() const {
@@ -76,7 +75,8 @@ void Trainer::allocate() {
   training_->bind(*arena_, machine_.threads);
   if (evaluator_) evaluator_->bind(*arena_, machine_.threads);
   if (generator_) generator_->bind(*arena_, machine_.threads);
-  runner_ = std::make_unique<StepRunner>(*training_, tensors_, *loader_, options_.grad_accum, machine_.cuda);
+  runner_ = std::make_unique<StepRunner>(*training_, tensors_, *loader_, options_.grad_accum,
+                                         options_.batch * options_.grad_accum, machine_.cuda);
 }
 
 void Trainer::initialise() {
@@ -90,7 +90,7 @@ void Trainer::initialise() {
 
 // Where a parameter's exact values lie.
 std::string Trainer::weights_of(const Parameter& p) const {
-  return machine_.dtype == DType::bf16 ? master_of(p.name) : p.name;
+  return layout_.has(master_of(p.name)) ? master_of(p.name) : p.name;
 }
 
 std::vector<StateTensor> Trainer::state_tensors() const {
@@ -102,7 +102,7 @@ std::vector<StateTensor> Trainer::state_tensors() const {
 // In a bf16 run the parameters are made from their masters, with the rounding of the last step that changed them: so a
 // resumed run has the same bits.
 void Trainer::round_parameters() {
-  if (machine_.dtype != DType::bf16) return;
+  if (weights_of(table_.front()) == table_.front().name) return;
   Staging staging(*arena_, layout_);
   std::vector<bf16> rounded;
   for (const Parameter& p : table_) {
