@@ -319,7 +319,7 @@ std::vector<Subject> cuda_subjects() {
     add("select_last", {}, {{.shape = {3, 5, n / 2}, .differentiable = false}}, concat(n / 2));
     add("swiglu", {}, {{{3, 5, 2 * (n / 8)}, DType::fp32, -5, 5}}, concat(n / 8));
   }
-  for (const double bf16 : {0, 1}) {
+  for (const bool bf16 : {false, true}) {
     add("cast", {{"bf16", bf16}}, {{.shape = {4099}, .differentiable = false, .keeps_fp32 = true}}, "4099 from fp32");
     add("cast", {{"bf16", bf16}}, {{.shape = {4096}, .dtype = DType::bf16}}, "4096 from bf16");
   }

@@ -141,6 +141,22 @@ std::vector<Subject> fused_subjects() {
     if (norm == std::string("layernorm")) inputs.push_back(parameter({18}));
     subjects.push_back({concat("residual + ", norm), inputs, residual, true});
   }
+  // The norm's backward pass gives the gradient of the layer's bias; rows of 16-byte packs and others.
+  for (const int64_t C : {24, 18}) {
+    const auto biased = [](Graph& g, const Ids& in) {
+      const TensorId sum = g.add("add", {}, {in[3], g.add("linear", {}, {in[0], in[1], in[2]}, "linear")[0]}, "sum")[0];
+      g.add("add", {}, {sum, g.add("layernorm", {{"epsilon", 1e-5}}, {sum, in[4], in[5]}, "normal")[0]}, "y");
+    };
+    subjects.push_back({concat("linear with bias + residual + layernorm, ", C, " channels"),
+                        {{.shape = {3, 50, 9}},
+                         parameter({C, 9}),
+                         parameter({C}),
+                         {.shape = {3, 50, C}},
+                         parameter({C}),
+                         parameter({C})},
+                        biased,
+                        true});
+  }
   const Example::Input tokens{{2, 6}, DType::int32, 0, 19}, targets{{2, 6}, DType::int32, -1, 19};
   const auto head = [](Graph& g, const Ids& in) {
     const TensorId x = g.add("embedding", {}, {in[0], in[2]}, "x")[0];

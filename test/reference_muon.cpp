@@ -21,7 +21,7 @@ Arrays muon_momentum(const Attributes& a, const Arrays& in, const StepState&) {
     }
     const int64_t columns = update.shape[1];
     for (int64_t row = 0; row < update.shape[0];) {
-      const int64_t rows = a.integer("rows." + std::to_string(parts.size()));
+      const int64_t rows = a.list("rows")[parts.size()];
       Array part = zeros({rows, columns});
       double squares = 0;
       for (int64_t i = 0; i < rows * columns; ++i) squares += std::pow(part[i] = update[row * columns + i], 2);

@@ -20,6 +20,7 @@ class Fuser {
     const int derivatives = apply([&](size_t i) { return derivative_into_linear(i); });
     const int kept = target.cuda ? 0 : apply([&](size_t i) { return derivative_instead_of_input(i); });
     const int addends = apply([&](size_t i) { return addend_into_norm_backward(i); });
+    const int bias_gradients = target.cuda ? apply([&](size_t i) { return bias_gradient_into_writer(i); }) : 0;
     const int heads = apply([&](size_t i) { return head(i); });
     const int squares = target.cuda ? 0 : apply([&](size_t i) { return product_with_itself(i); });
     std::string text;
@@ -31,6 +32,7 @@ class Fuser {
     count(derivatives, "linear backward + activation backward");
     count(kept, "derivative kept");
     count(addends, "norm backward + gradient sum");
+    count(bias_gradients, "norm backward + bias gradient");
     count(heads, "head + cross-entropy");
     count(squares, "halves of symmetric products");
     return text;
@@ -160,6 +162,25 @@ class Fuser {
     norm.set_input(slot(norm, &Slots::addend), other);
     norm.outputs[0] = add.outputs[0];
     add.op = nullptr;
+    return true;
+  }
+
+  // dW, db = linear_backward_weight(dy, ..): whoever writes dy gives the sum of its rows, db, where it can.
+  bool bias_gradient_into_writer(size_t index) {
+    Node& linear = g_.nodes[index];
+    if (!has(linear, &Slots::bias_gradient)) return false;
+    const TensorId db = linear.output(slot(linear, &Slots::bias_gradient));
+    const int from = writer(linear.inputs[0]);
+    if (db == kNone || from == kOutside || node(from).outputs[0] != linear.inputs[0]) return false;
+    Node& source = node(from);
+    if (!has(source, &Slots::column_sums) || source.output(slot(source, &Slots::column_sums)) != kNone) return false;
+    source.set_output(slot(source, &Slots::column_sums), db);
+    if (linear.outputs.size() == 1) {
+      linear.op = nullptr;  // it does nothing else
+    } else {
+      linear.set_output(slot(linear, &Slots::bias_gradient), kNone);
+      linear.attributes.set("bias", false);
+    }
     return true;
   }
 

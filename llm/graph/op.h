@@ -66,6 +66,7 @@ struct Slots {
   int bias_gradient = -1;  // output: the sum of the rows of input 0
   int activated = -1;      // output: the function that "activation" names, of output 0
   int hidden = -1;         // input: output 0 is multiplied by the derivative of that function there
+  int column_sums = -1;    // output: the sum of the rows of output 0, which the CUDA kernel finds on the way
   int largest = -1;  // output, (1): the largest absolute value in output 0, which the CUDA kernel finds on the way
 };
 

@@ -41,7 +41,8 @@ std::vector<Op> bias_gradient_ops() {
            .cpu = cpu,
            .cuda = cuda::bias_gradient,
            .workspace = workspace,
-           .examples = examples}};
+           .examples = examples,
+           .slots = {.bias_gradient = 0}}};
 }
 
 }  // namespace llm

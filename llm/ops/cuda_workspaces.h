@@ -29,8 +29,8 @@ inline int64_t norm_blocks_cuda(int64_t rows) {
   const int64_t block = norm_block_rows_cuda(rows);
   return (rows + block - 1) / block;
 }
-inline int64_t layernorm_backward_workspace_cuda(int64_t rows, int64_t columns) {
-  return norm_blocks_cuda(rows) * 2 * columns * 4;
+inline int64_t layernorm_backward_workspace_cuda(int64_t rows, int64_t columns, bool sums_columns) {
+  return norm_blocks_cuda(rows) * (sums_columns ? 3 : 2) * columns * 4;
 }
 inline int64_t rmsnorm_backward_workspace_cuda(int64_t rows, int64_t columns) {
   return norm_blocks_cuda(rows) * columns * 4;

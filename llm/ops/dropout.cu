@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kThreads)
     return bits[static_cast<size_t>(i)] >= mask.threshold ? value * scale : 0;
   };
   const auto aligned = [](const void* address) { return reinterpret_cast<uintptr_t>(address) % sizeof(Four) == 0; };
-  if (simt::in_bounds(first + 4 <= end) && aligned(x) && aligned(y)) {
+  if (simt::in_bounds(first + 4 <= end) && aligned(x + first) && aligned(y + first)) {
     auto four = *reinterpret_cast<const Four*>(x + first);
 #pragma unroll
     for (int i = 0; i < 4; ++i) four.set(i, masked(four.get(i), i));

@@ -70,7 +70,7 @@ void cpu(const KernelCall& call) {
   });
 }
 
-// (dy, x, weight, mean, rstd, [addend]) -> dx (+ addend), d_weight, d_bias
+// (dy, x, weight, mean, rstd, [addend]) -> dx (+ addend), d_weight, d_bias, [on a GPU, sums of dx's columns (C)]
 void infer_backward(Graph& g, Node& node) {
   const Shape x = g.shape(node.inputs[1]);
   g.add_output(node, "input", g.dtype(node.inputs[1]), x);
@@ -80,8 +80,9 @@ void infer_backward(Graph& g, Node& node) {
 
 size_t backward_workspace(const Graph& g, const Node& node, const Target& target) {
   const Shape x = g.shape(node.inputs[1]);
-  return target.cuda ? static_cast<size_t>(layernorm_backward_workspace_cuda(x.rows(), x.last()))
-                     : static_cast<size_t>(kNormBlocks * x.last() * 2) * 4;
+  return target.cuda
+             ? static_cast<size_t>(layernorm_backward_workspace_cuda(x.rows(), x.last(), node.output(3) != kNone))
+             : static_cast<size_t>(kNormBlocks * x.last() * 2) * 4;
 }
 
 Cost backward_cost(const Graph& g, const Node& node) {
@@ -162,7 +163,7 @@ std::vector<Op> layernorm_ops() {
            .cuda = cuda::layernorm_backward,
            .workspace = backward_workspace,
            .in_place = {{0, 5}, {0, 0}},
-           .slots = {.addend = 5, .largest = 3}}};
+           .slots = {.addend = 5, .column_sums = 3, .largest = 4}}};
 }
 
 }  // namespace llm

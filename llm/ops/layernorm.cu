@@ -34,12 +34,19 @@ void backward(const KernelCall& call) {
                                                .addend = call.in<T>(5),
                                                .dx = call.out<T>(0),
                                                .partial = call.workspace(),
+                                               .sums_columns = call.has_output(3),
                                                .rows = rows,
                                                .columns = static_cast<int>(columns),
                                                .block_rows = static_cast<int>(norm_block_rows_cuda(rows)),
                                                .largest = largest_of(call)});
-  sum_partials<2>(call.cuda->stream(), call.workspace(), norm_blocks_cuda(rows), columns,
-                  {{call.out(1), call.out(2)}, {call.accumulates(1), call.accumulates(2)}});
+  const int64_t blocks = norm_blocks_cuda(rows);
+  if (call.has_output(3))
+    sum_partials<3>(
+        call.cuda->stream(), call.workspace(), blocks, columns,
+        {{call.out(1), call.out(2), call.out(3)}, {call.accumulates(1), call.accumulates(2), call.accumulates(3)}});
+  else
+    sum_partials<2>(call.cuda->stream(), call.workspace(), blocks, columns,
+                    {{call.out(1), call.out(2)}, {call.accumulates(1), call.accumulates(2)}});
 }
 
 }  // namespace

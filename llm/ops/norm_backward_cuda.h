@@ -19,7 +19,9 @@ struct NormBackward {
   const float* rstd;  // (rows)
   const T* addend;    // (rows, columns) or null
   T* dx;              // (rows, columns); may lie in place of dy or the addend
-  float* partial;     // (blocks, 1 or of LayerNorm 2, columns)
+  float* partial;     // (blocks, 1 or of LayerNorm 2, and one more with sums_columns, columns)
+  bool
+      sums_columns;  // of LayerNorm: the columns of dx are summed as well, for the bias of the layer that dx goes on to
   int64_t rows;
   int columns, block_rows;
   uint32_t* largest;  // (1), of |dx|, or null
@@ -30,8 +32,26 @@ struct alignas(16) NormBackwardShared {
   NormSums sums;
   LargestShared largest;
   float staged[kNormWarps][2][kStaged<kPack>];
-  // then weight (columns), and of the addend `slots` packs a thread
+  // then weight (columns), of the addend `slots` packs a thread, and sums of dx's columns, `slots` times kStaged a warp
 };
+
+template <int N>
+struct Zeros {
+  float values[N] = {};
+};
+
+// Adds a thread's values to what its places in shared memory hold (see `staged`).
+template <class T, int N>
+__device__ void add_staged(float* to, int lane, const simt::Pack<T, N>& pack) {
+#pragma unroll
+  for (int i = 0; i < N; i += 4) {
+    auto& four = *reinterpret_cast<simt::Pack<float>*>(to + staged(lane, i, 32));
+    simt::Pack<float> sum = four;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) sum.values[k] += pack.get(i + k);
+    four = sum;
+  }
+}
 
 template <class T, bool kCentered, int kSlots>
 __global__ void __launch_bounds__(kNormThreads)
@@ -44,7 +64,12 @@ __global__ void __launch_bounds__(kNormThreads)
   auto* weight = reinterpret_cast<Pack*>(&s + 1);
   // The addend waits here, and not in registers, until the sums are there.
   Pack* const addend = weight + packs + threadIdx.x;
-  const int threads = static_cast<int>(blockDim.x);
+  const int threads = static_cast<int>(blockDim.x), warp = static_cast<int>(threadIdx.x) / 32;
+  // (warps, slots, kStaged)
+  auto* const column_sums = reinterpret_cast<float*>(weight + packs + (call.addend ? kSlots * threads : 0));
+  float* const own_column_sums = column_sums + warp * kSlots * kStaged<kPack>;
+  if (kCentered && call.sums_columns)
+    for (int i = 0; i < kSlots; ++i) stage(own_column_sums + i * kStaged<kPack>, team.lane, 32, Zeros<kPack>{}.values);
   const int64_t block_row = int64_t{blockIdx.x} * call.block_rows;
   const float inverse = 1.0f / static_cast<float>(call.columns);
   const int first_pack = team.warp * 32 * kSlots + team.lane;  // then each 32nd
@@ -115,12 +140,14 @@ __global__ void __launch_bounds__(kNormThreads)
           dx[k] = (dy[i].get(k) * w.get(k) - mean_g - n * mean_gn) * rstd + add.get(k);
           most = fmaxf(most, fabsf(dx[k]));
         }
-        reinterpret_cast<Pack*>(call.dx)[at] = simt::packed<T>(dx);
+        const Pack rounded = simt::packed<T>(dx);
+        reinterpret_cast<Pack*>(call.dx)[at] = rounded;
+        if (kCentered && call.sums_columns) add_staged(own_column_sums + i * kStaged<kPack>, team.lane, rounded);
       }
   }
 
   note_largest(to_float(simt::stored<T>(most)), call.largest, s.largest);
-  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int outputs = kSums + (kCentered && call.sums_columns ? 1 : 0);
   constexpr int kWarpColumns = 32 * kPack;  // of a slot
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) {
@@ -128,16 +155,19 @@ __global__ void __launch_bounds__(kNormThreads)
     stage(s.staged[warp][0], team.lane, 32, d_weight[i]);
     if (kCentered) stage(s.staged[warp][1], team.lane, 32, d_bias[i]);
     __syncthreads();
-    for (int item = static_cast<int>(threadIdx.x); item < kSums * team.warps * kWarpColumns; item += threads) {
+    for (int item = static_cast<int>(threadIdx.x); item < outputs * team.warps * kWarpColumns; item += threads) {
       const int c = item % kWarpColumns, of_warp = item / kWarpColumns % team.warps;
       const int which = item / kWarpColumns / team.warps;
       const int column = (of_warp * kSlots + i) * kWarpColumns + c;
       const int at = staged(c / kPack, c % kPack, 32);
       float sum = 0;
 #pragma unroll 4
-      for (int t = 0; t < team.teams; ++t) sum += s.staged[t * team.warps + of_warp][which][at];
+      for (int t = 0; t < team.teams; ++t) {
+        const int w = t * team.warps + of_warp;
+        sum += which < kSums ? s.staged[w][which][at] : column_sums[(w * kSlots + i) * kStaged<kPack> + at];
+      }
       if (simt::in_bounds(column < call.columns))
-        call.partial[(int64_t{blockIdx.x} * kSums + which) * call.columns + column] = sum;
+        call.partial[(int64_t{blockIdx.x} * outputs + which) * call.columns + column] = sum;
     }
   }
 }
@@ -149,12 +179,14 @@ __global__ void __launch_bounds__(kNormThreads) norm_backward_any_kernel(const _
   auto& s = simt::shared_memory<NormAnyShared>();
   NormTeam team(kNormWarps);
   const float inverse = 1.0f / static_cast<float>(call.columns);
-  float* d_weight = call.partial + int64_t{blockIdx.x} * kSums * call.columns;
+  float* d_weight = call.partial + int64_t{blockIdx.x} * (kSums + (call.sums_columns ? 1 : 0)) * call.columns;
   float* d_bias = d_weight + call.columns;
+  float* column_sums = d_bias + call.columns;
   // Each thread clears the sums of its own columns.
   for (int c = static_cast<int>(threadIdx.x); c < call.columns; c += kNormThreads) {
     d_weight[c] = 0;
     if (kCentered) d_bias[c] = 0;
+    if (kCentered && call.sums_columns) column_sums[c] = 0;
   }
   float most = 0;
   const int64_t begin = int64_t{blockIdx.x} * call.block_rows, end = min(begin + call.block_rows, call.rows);
@@ -178,7 +210,9 @@ __global__ void __launch_bounds__(kNormThreads) norm_backward_any_kernel(const _
       const float n = (to_float(call.x[at + c]) - mean) * rstd;
       float dx = (to_float(call.dy[at + c]) * to_float(call.weight[c]) - mean_g - n * mean_gn) * rstd;
       if (call.addend) dx += to_float(call.addend[at + c]);
-      call.dx[at + c] = simt::stored<T>(dx);
+      const T rounded = simt::stored<T>(dx);
+      call.dx[at + c] = rounded;
+      if (kCentered && call.sums_columns) column_sums[c] += to_float(rounded);
       most = fmaxf(most, fabsf(dx));
     }
   }
@@ -205,8 +239,9 @@ void norm_backward(cudaStream_t stream, const NormBackward<T>& call) {
       ;
   const dim3 threads = norm_threads(layout.warps);
   const size_t addend = call.addend ? static_cast<size_t>(layout.slots) * threads.x * sizeof(simt::Pack<T>) : 0;
-  simt::launch(stream, blocks, threads,
-               sizeof(NormBackwardShared<kPack>) + static_cast<size_t>(call.columns) * sizeof(T) + addend, kernel, call,
+  const size_t sums = call.sums_columns ? threads.x / 32 * static_cast<size_t>(layout.slots) * kStaged<kPack> * 4 : 0;
+  const size_t weight = static_cast<size_t>(call.columns) * sizeof(T);
+  simt::launch(stream, blocks, threads, sizeof(NormBackwardShared<kPack>) + weight + addend + sums, kernel, call,
                layout.warps);
 }
 

@@ -34,6 +34,7 @@ void backward(const KernelCall& call) {
                                                 .addend = call.in<T>(4),
                                                 .dx = call.out<T>(0),
                                                 .partial = call.workspace(),
+                                                .sums_columns = false,
                                                 .rows = rows,
                                                 .columns = static_cast<int>(columns),
                                                 .block_rows = static_cast<int>(norm_block_rows_cuda(rows)),
