@@ -17,8 +17,11 @@ namespace {
 using namespace flash;
 
 // kGroups warpgroups that share tiles of kKeys keys and values, of which there are kStages. kTurns: as said above.
-template <int kHeadSize, int kKeysAtATime, int kConsumers, int kRing, bool kInTurns>
+template <int kHeadSize, int kKeysAtATime, int kConsumers, int kRing, bool kInTurns, int kPolynomialEvery = 0,
+          bool kLazyRescale = false>
 struct ForwardTiling {
+  static constexpr int kEvery = kPolynomialEvery;
+  static constexpr bool kLazy = kLazyRescale;
   static constexpr int kHead = kHeadSize, kKeys = kKeysAtATime, kGroups = kConsumers, kStages = kRing;
   static constexpr int kQueries = kGroupRows * kGroups, kThreads = kWarpgroup * (1 + kGroups);
   static constexpr bool kTurns = kInTurns;
@@ -35,13 +38,23 @@ struct ForwardShared {
   simt::Barrier values_full[Tiling::kStages], values_empty[Tiling::kStages];
 };
 
+// 2^x for x <= 0, without the units that exp2_fast needs: 2^f by a polynomial (minimax, relative error 2.6e-6), f within half of
+// the nearest whole number, which then goes to the exponent. Below 2^-126: 2^-126.
+__device__ __forceinline__ float exp2_polynomial(float x) {
+  constexpr float kRound = 12582912;  // 1.5 * 2^23: sums with it are whole
+  x = fmaxf(x, -126);
+  const float whole = x + kRound, f = x - (whole - kRound);
+  const float y = (((0.0095701019f * f + 0.0559178603f) * f + 0.2402474483f) * f + 0.6931218147f) * f + 0.9999992614f;
+  return float_of_bits(bits_of(y) + (bits_of(whole) << 23));
+}
+
 // The running softmax of a warp's 16 rows, of which this thread has parts of two.
 struct Softmax {
   float largest[2] = {-INFINITY, -INFINITY},
         sum[2] = {0, 0};  // of raw scores; the sum over this thread's columns alone
 
   // Scores become 2^(scale (score - largest)); what was summed before must be multiplied by `correction`.
-  template <int N>
+  template <int kEvery, int N>
   __device__ __forceinline__ void add(float (&s)[N][4], float (&correction)[2], float scale) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -61,7 +74,10 @@ struct Softmax {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           float& x = s[n][2 * half + i];
-          x = simt::exp2_fast(x * scale - offset);
+          if (kEvery > 0 && n % kEvery == kEvery - 1)
+            x = exp2_polynomial(x * scale - offset);
+          else
+            x = simt::exp2_fast(x * scale - offset);
           part[i] += x;
         }
       sum[half] = part[0] + part[1];
@@ -171,7 +187,7 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Pac
     key_place.advance();
     mask_later_keys<false>(s, warp_query, last * kKeys);
     mask_documents(last);
-    softmax.add(s[0], correction, scale_to_base_2);
+    softmax.add<0>(s[0], correction, scale_to_base_2);
     pack(p, s[0]);
 
     bool add = false;
@@ -193,15 +209,17 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Pac
       release(shared.keys_empty[key_place.stage]);
       key_place.advance();
       mask_documents(tile);
-      softmax.add(s[0], correction, scale_to_base_2);
+      softmax.add<kDocuments ? 0 : Tiling::kEvery>(s[0], correction, scale_to_base_2);
       simt::products_wait<0>();
       simt::hold(accumulated);
       release(shared.values_empty[value_place.stage]);
       value_place.advance();
+      if (!Tiling::kLazy || __any_sync(simt::kWholeWarp, correction[0] != 1 || correction[1] != 1)) {
 #pragma unroll
-      for (int n = 0; n < kHead / 8; ++n)
+        for (int n = 0; n < kHead / 8; ++n)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) accumulated[n][i] *= correction[i / 2];
+          for (int i = 0; i < 4; ++i) accumulated[n][i] *= correction[i / 2];
+      }
       pack(p, s[0]);
     }
     simt::wait(shared.values_full[value_place.stage], value_place.parity);
@@ -265,6 +283,8 @@ __global__ void __launch_bounds__(Tiling::kThreads, 1)
       consume<Tiling, kDocuments>(shared, heads, schedule, scale, scale_to_base_2, starts, out, log_sum_exp, largest,
                                   role - 1);
     }
+  } else {
+    __trap();
   }
 }
 

@@ -278,6 +278,8 @@ __global__ void __launch_bounds__(Tiling::kThreads, 1)
       consume_keys<Tiling, kDocuments>(shared, heads, schedule, scale, scale_to_base_2, log_sum_exp, starts, d_qkv,
                                        statistics, statistic_rows, largest, role - 1);
     }
+  } else {
+    __trap();
   }
 }
 
@@ -526,6 +528,8 @@ __global__ void __launch_bounds__(Tiling::kThreads, 1)
       consume_queries<Tiling, kDocuments>(shared, heads, schedule, scale, scale_to_base_2, starts, d_qkv, largest,
                                           role - 1);
     }
+  } else {
+    __trap();
   }
 }
 
