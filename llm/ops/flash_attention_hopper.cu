@@ -164,6 +164,14 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Pac
     const int first = max(tiles.first, documents.of(first_query) / kKeys);
     const int last = min(tiles.last, (first_query + kGroupRows - 1) / kKeys);
     const int last_start = documents.of(min(warp_query + 16, tokens) - 1);
+    auto& queries = shared.queries[own.stage];
+    simt::wait(shared.queries_full[own.stage], own.parity);
+    if (first_query >= tokens) {
+      for (int tile = tiles.last; tile >= tiles.first; --tile) skip_tile();
+      release(shared.queries_empty[own.stage]);
+      own.advance();
+      continue;
+    }
     for (int tile = tiles.last; tile > last; --tile) skip_tile();
 
     float s[1][kKeys / 8][4], accumulated[kHead / 8][4], correction[2];
@@ -173,8 +181,6 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Pac
       if constexpr (kDocuments)
         if (tile * kKeys < last_start) mask_earlier_documents<false>(s, warp_query, tile * kKeys, documents);
     };
-    auto& queries = shared.queries[own.stage];
-    simt::wait(shared.queries_full[own.stage], own.parity);
     simt::wait(shared.keys_full[key_place.stage], key_place.parity);
     wait_for_turn();
     simt::products_begin();

@@ -171,6 +171,13 @@ __device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const 
       for (int query = tiles.first_query + Tiling::kQueries + static_cast<int>(threadIdx.x) % kWarpgroup;
            query < statistic_rows; query += kWarpgroup)
         of_head[query] = make_float2(INFINITY, 0);
+    if (first_query >= tokens) {
+      for (int tile = tiles.last; tile >= tiles.first; --tile) skip_tile();
+      __syncwarp();  // all lanes have read their rows
+      release(shared.own_empty[own.stage]);
+      own.advance();
+      continue;
+    }
     for (int tile = tiles.last; tile > last; --tile) skip_tile();
 
     float s[1][kKeys / 8][4], dp[kKeys / 8][4], gradient[kHead / 8][4];
@@ -389,8 +396,9 @@ __device__ __forceinline__ void consume_queries(KeyShared<Tiling>& shared, const
     const QueryTiles<Tiling, kDocuments> tiles(item, tokens, documents);
     const int first_key = tiles.first_key + row, warp_key = tiles.first_key + warp_row;
     const int diagonal = first_key / kQueries;
-    const int last =
-        QueryTiles<Tiling, kDocuments>::last_before(tiles.first, tiles.last, first_key + kGroupRows, documents);
+    const int last = first_key < tokens ? QueryTiles<Tiling, kDocuments>::last_before(tiles.first, tiles.last,
+                                                                                      first_key + kGroupRows, documents)
+                                        : -1;
     auto& own_tiles = shared.own[own.stage];
 
     float p[1][kQueries / 8][4], ds[kQueries / 8][4], key_gradient[kHead / 8][4], value_gradient[kHead / 8][4];
@@ -487,12 +495,14 @@ __device__ __forceinline__ void consume_queries(KeyShared<Tiling>& shared, const
       finish_gradients();
     }
 
-    simt::meet(kStore + consumer, kWarpgroup);  // no product of the warpgroup reads its keys and values any more
-    bf16* const of_batch = d_qkv + int64_t{batch} * tokens * heads.width();
-    store_rows(own_tiles.keys, warp_row, key_gradient, scale, scale, of_batch + heads.key(kv_head), heads.width(),
-               warp_key, tokens, most);
-    store_rows(own_tiles.values, warp_row, value_gradient, 1, 1, of_batch + heads.value(kv_head), heads.width(),
-               warp_key, tokens, most);
+    if (first_key < tokens) {
+      simt::meet(kStore + consumer, kWarpgroup);  // no product of the warpgroup reads its keys and values any more
+      bf16* const of_batch = d_qkv + int64_t{batch} * tokens * heads.width();
+      store_rows(own_tiles.keys, warp_row, key_gradient, scale, scale, of_batch + heads.key(kv_head), heads.width(),
+                 warp_key, tokens, most);
+      store_rows(own_tiles.values, warp_row, value_gradient, 1, 1, of_batch + heads.value(kv_head), heads.width(),
+                 warp_key, tokens, most);
+    }
     simt::fence_async_proxy();
     __syncwarp();
     release(shared.own_empty[own.stage]);
