@@ -18,12 +18,13 @@ using namespace flash;
 
 // kGroups warpgroups that share tiles of kKeys keys and values, of which there are kStages. kTurns: as said above.
 template <int kHeadSize, int kKeysAtATime, int kConsumers, int kRing, bool kInTurns, int kPolynomialEvery = 0,
-          bool kLazyRescale = false>
+          bool kLazyRescale = false, bool kInHalves = false>
 struct ForwardTiling {
   static constexpr int kEvery = kPolynomialEvery;
   static constexpr bool kLazy = kLazyRescale;
   static constexpr int kHead = kHeadSize, kKeys = kKeysAtATime, kGroups = kConsumers, kStages = kRing;
-  static constexpr int kQueries = kGroupRows * kGroups, kThreads = kWarpgroup * (1 + kGroups);
+  static constexpr bool kHalves = kInHalves;
+  static constexpr int kQueries = kGroupRows * kGroups * (kHalves ? 2 : 1), kThreads = kWarpgroup * (1 + kGroups);
   static constexpr bool kTurns = kInTurns;
   static constexpr int kProducerRegisters = kGroups == 2 ? 40 : 32, kConsumerRegisters = kGroups == 2 ? 232 : 160;
   static constexpr int kItems = 2;  // stages of queries: the next item's come while this one's are used
@@ -94,7 +95,8 @@ struct KeyTiles {
                                       const DocumentStarts<kDocuments>& documents)
       : first_query((schedule.tiles - 1 - item.rank) * Tiling::kQueries),
         first(documents.of(first_query) / Tiling::kKeys),
-        last((min(first_query + Tiling::kQueries, tokens) - 1) / Tiling::kKeys) {}
+        last(((Tiling::kHalves ? first_query + Tiling::kQueries : min(first_query + Tiling::kQueries, tokens)) - 1) /
+             Tiling::kKeys) {}
 };
 
 template <class Tiling, bool kDocuments>
@@ -260,6 +262,171 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Pac
   note_largest_of_warp(most, largest);
 }
 
+// The same with two halves of 64 queries in each warpgroup, whose softmax falls together with the other half's products.
+// Twice the queries for each tile of keys and values: half the bytes from the L2 cache.
+template <class Tiling, bool kDocuments>
+__device__ __forceinline__ void consume_in_halves(ForwardShared<Tiling>& shared, const PackedHeads& heads,
+                                                  const Schedule& schedule, float scale, float scale_to_base_2,
+                                                  const int32_t* starts, bf16* out, float* log_sum_exp,
+                                                  uint32_t* largest, int consumer) {
+  constexpr int kHead = Tiling::kHead, kKeys = Tiling::kKeys, kStore = 1;
+  static_assert(kKeys == kGroupRows);
+  const int row = 2 * kGroupRows * consumer, warp_row = row + 16 * (warp() % 4), tokens = heads.tokens;
+  Place<Tiling::kItems> own;
+  Place<Tiling::kStages> key_place, value_place;
+  struct Half {
+    float s[1][kKeys / 8][4], accumulated[kHead / 8][4];
+    uint32_t p[kKeys / 16][4];
+    Softmax softmax;
+  };
+  Half first_half, second_half;
+  float most = 0;
+
+  Schedule::Item item;
+  for (int round = 0; schedule.get(round, item); ++round) {
+    const int head = item.head % heads.heads, batch = item.head / heads.heads;
+    const DocumentStarts<kDocuments> documents(starts, batch, tokens);
+    const KeyTiles<Tiling, kDocuments> tiles(schedule, item, tokens, documents);
+    const int first_query = tiles.first_query + row;
+    const int first = max(tiles.first, documents.of(first_query) / kKeys), diagonal = first_query / kKeys;
+    const auto release_keys = [&] {
+      release(shared.keys_empty[key_place.stage]);
+      key_place.advance();
+    };
+    const auto release_values = [&] {
+      release(shared.values_empty[value_place.stage]);
+      value_place.advance();
+    };
+    const auto skip_tile = [&] {
+      simt::wait(shared.keys_full[key_place.stage], key_place.parity);
+      release_keys();
+      simt::wait(shared.values_full[value_place.stage], value_place.parity);
+      release_values();
+    };
+    auto& queries = shared.queries[own.stage];
+    simt::wait(shared.queries_full[own.stage], own.parity);
+    if (first_query >= tokens) {
+      for (int tile = tiles.last; tile >= tiles.first; --tile) skip_tile();
+      release(shared.queries_empty[own.stage]);
+      own.advance();
+      continue;
+    }
+    for (int tile = tiles.last; tile > diagonal + 1; --tile) skip_tile();
+
+    const auto start_scores = [&](Half& x) {
+      row_products_async(x.s[0], queries, &x == &second_half ? row + kGroupRows : row, shared.keys[key_place.stage]);
+      simt::products_commit();
+    };
+    const auto add_values = [&](Half& x, bool add) {
+      weighted_rows_async(x.accumulated, x.p, shared.values[value_place.stage], add);
+    };
+    const auto weigh = [&](Half& x, int tile, auto on_diagonal, float(&correction)[2]) {
+      const int half_query = tiles.first_query + warp_row + (&x == &second_half ? kGroupRows : 0);
+      simt::hold(x.s[0]);
+      if constexpr (on_diagonal) {
+        x.softmax = Softmax();
+        mask_later_keys<false>(x.s, half_query, tile * kKeys);
+      }
+      if constexpr (kDocuments)
+        if (tile * kKeys < documents.of(min(half_query + 16, tokens) - 1))
+          mask_earlier_documents<false>(x.s, half_query, tile * kKeys, documents);
+      x.softmax.template add<kDocuments || on_diagonal ? 0 : Tiling::kEvery>(x.s[0], correction, scale_to_base_2);
+    };
+    const auto rescale = [&](Half& x, const float(&correction)[2]) {
+      simt::hold(x.accumulated);
+      if (!Tiling::kLazy || __any_sync(simt::kWholeWarp, correction[0] != 1 || correction[1] != 1)) {
+#pragma unroll
+        for (int n = 0; n < kHead / 8; ++n)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) x.accumulated[n][i] *= correction[i / 2];
+      }
+    };
+    constexpr std::true_type kOnDiagonal;
+    constexpr std::false_type kBelow;
+    float correction[2];
+
+    simt::wait(shared.keys_full[key_place.stage], key_place.parity);
+    simt::products_begin();
+    start_scores(second_half);
+    simt::products_wait<0>();
+    release_keys();
+    weigh(second_half, diagonal + 1, kOnDiagonal, correction);
+    pack(second_half.p, second_half.s[0]);
+
+    simt::wait(shared.keys_full[key_place.stage], key_place.parity);
+    simt::wait(shared.values_full[value_place.stage], value_place.parity);
+    simt::products_begin();
+    start_scores(first_half);
+    add_values(second_half, false);
+    start_scores(second_half);
+    simt::products_wait<1>();
+    weigh(first_half, diagonal, kOnDiagonal, correction);
+    pack(first_half.p, first_half.s[0]);
+    simt::products_wait<0>();
+    release_keys();
+    release_values();
+    weigh(second_half, diagonal, kBelow, correction);
+    rescale(second_half, correction);
+    pack(second_half.p, second_half.s[0]);
+
+#pragma unroll 1
+    for (int tile = diagonal - 1; tile >= first; --tile) {
+      simt::wait(shared.keys_full[key_place.stage], key_place.parity);
+      simt::wait(shared.values_full[value_place.stage], value_place.parity);
+      simt::products_begin();
+      add_values(first_half, tile < diagonal - 1);
+      start_scores(first_half);
+      add_values(second_half, true);
+      start_scores(second_half);
+      simt::products_wait<1>();
+      weigh(first_half, tile, kBelow, correction);
+      rescale(first_half, correction);
+      pack(first_half.p, first_half.s[0]);
+      simt::products_wait<0>();
+      release_keys();
+      release_values();
+      weigh(second_half, tile, kBelow, correction);
+      rescale(second_half, correction);
+      pack(second_half.p, second_half.s[0]);
+    }
+    simt::wait(shared.values_full[value_place.stage], value_place.parity);
+    simt::products_begin();
+    add_values(first_half, diagonal > first);
+    simt::products_commit();
+    add_values(second_half, true);
+    simt::products_commit();
+
+    const auto finish = [&](Half& x) {
+      const int half_row = warp_row + (&x == &second_half ? kGroupRows : 0);
+      float factor[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int query = tiles.first_query + half_row + 8 * half + group();
+        const float total = group_sum(x.softmax.sum[half]);
+        factor[half] = 1 / total;
+        if (simt::in_bounds(query < tokens) && member() == 0)
+          log_sum_exp[int64_t{item.head} * tokens + query] = x.softmax.largest[half] * scale + logf(total);
+      }
+      simt::hold(x.accumulated);
+      store_rows(queries, half_row, x.accumulated, factor[0], factor[1],
+                 out + int64_t{batch} * tokens * heads.out_width() + heads.query(head), heads.out_width(),
+                 tiles.first_query + half_row, tokens, most);
+    };
+    simt::products_wait<1>();
+    simt::meet(kStore + consumer, kWarpgroup);  // no product of the warpgroup reads the queries any more
+    finish(first_half);
+    simt::products_wait<0>();
+    release_values();
+    finish(second_half);
+    for (int tile = first - 1; tile >= tiles.first; --tile) skip_tile();
+    simt::fence_async_proxy();
+    __syncwarp();
+    release(shared.queries_empty[own.stage]);
+    own.advance();
+  }
+  note_largest_of_warp(most, largest);
+}
+
 // qkv (B, T, (H + 2 K) D), starts (B, T) -> out (B, T, H D), log_sum_exp (B, H, T). kDocuments: a query sees no key before its
 // start; otherwise `starts` is not used. query_map, key_map: of qkv, by kQueries and kKeys rows.
 template <class Tiling, bool kDocuments>
@@ -286,8 +453,12 @@ __global__ void __launch_bounds__(Tiling::kThreads, 1)
       if (threadIdx.x == 0) produce<Tiling, kDocuments>(shared, query_map, key_map, heads, schedule, starts);
     } else {
       simt::take_registers<Tiling::kConsumerRegisters>();
-      consume<Tiling, kDocuments>(shared, heads, schedule, scale, scale_to_base_2, starts, out, log_sum_exp, largest,
-                                  role - 1);
+      if constexpr (Tiling::kHalves)
+        consume_in_halves<Tiling, kDocuments>(shared, heads, schedule, scale, scale_to_base_2, starts, out, log_sum_exp,
+                                              largest, role - 1);
+      else
+        consume<Tiling, kDocuments>(shared, heads, schedule, scale, scale_to_base_2, starts, out, log_sum_exp, largest,
+                                    role - 1);
     }
   } else {
     __trap();
