@@ -18,8 +18,9 @@ using namespace flash;
 
 // kGroups warpgroups that share tiles of kKeys keys and values, of which there are kStages. kTurns: as said above.
 template <int kHeadSize, int kKeysAtATime, int kConsumers, int kRing, bool kInTurns, int kPolynomialEvery = 0,
-          bool kLazyRescale = false, bool kInHalves = false>
+          bool kLazyRescale = false, bool kInHalves = false, bool kHeldQueries = false>
 struct ForwardTiling {
+  static constexpr bool kHeld = kHeldQueries;
   static constexpr int kEvery = kPolynomialEvery;
   static constexpr bool kLazy = kLazyRescale;
   static constexpr int kHead = kHeadSize, kKeys = kKeysAtATime, kGroups = kConsumers, kStages = kRing;
@@ -313,8 +314,25 @@ __device__ __forceinline__ void consume_in_halves(ForwardShared<Tiling>& shared,
     }
     for (int tile = tiles.last; tile > diagonal + 1; --tile) skip_tile();
 
+    [[maybe_unused]] uint32_t held[2][kHead / 16][4];
+    if constexpr (Tiling::kHeld) {
+      const int lane = simt::computed_here(flash::lane());
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int k = 0; k < kHead / 16; ++k)
+          simt::load_matrix_x4(held[half][k],
+                               queries.chunk(warp_row + kGroupRows * half + lane % 16, 2 * k + lane / 16));
+    }
     const auto start_scores = [&](Half& x) {
-      row_products_async(x.s[0], queries, &x == &second_half ? row + kGroupRows : row, shared.keys[key_place.stage]);
+      if constexpr (Tiling::kHeld) {
+        const int half = &x == &second_half ? 1 : 0;
+#pragma unroll
+        for (int k = 0; k < kHead / 16; ++k)
+          simt::multiply_async<false>(x.s[0], held[half][k], simt::row_operand(shared.keys[key_place.stage], 0, k),
+                                      k > 0);
+      } else
+        row_products_async(x.s[0], queries, &x == &second_half ? row + kGroupRows : row, shared.keys[key_place.stage]);
       simt::products_commit();
     };
     const auto add_values = [&](Half& x, bool add) {
