@@ -107,7 +107,7 @@ __device__ __forceinline__ void produce(ForwardShared<Tiling>& shared, const sim
   Place<Tiling::kItems> own;
   Place<Tiling::kStages> place;
   Schedule::Item item;
-  for (int round = 0; schedule.get(round, item); ++round) {
+  for (int round = 0; schedule.next(round, item);) {
     const int head = item.head % heads.heads, batch = item.head / heads.heads, kv_head = head / heads.group();
     const KeyTiles<Tiling, kDocuments> tiles(schedule, item, heads.tokens,
                                              DocumentStarts<kDocuments>(starts, batch, heads.tokens));
@@ -159,7 +159,7 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Pac
   if (consumer == kGroups - 1) pass_turn();
 
   Schedule::Item item;
-  for (int round = 0; schedule.get(round, item); ++round) {
+  for (int round = 0; schedule.next(round, item);) {
     const int head = item.head % heads.heads, batch = item.head / heads.heads;
     const DocumentStarts<kDocuments> documents(starts, batch, tokens);
     const KeyTiles<Tiling, kDocuments> tiles(schedule, item, tokens, documents);
@@ -284,7 +284,7 @@ __device__ __forceinline__ void consume_in_halves(ForwardShared<Tiling>& shared,
   float most = 0;
 
   Schedule::Item item;
-  for (int round = 0; schedule.get(round, item); ++round) {
+  for (int round = 0; schedule.next(round, item);) {
     const int head = item.head % heads.heads, batch = item.head / heads.heads;
     const DocumentStarts<kDocuments> documents(starts, batch, tokens);
     const KeyTiles<Tiling, kDocuments> tiles(schedule, item, tokens, documents);
@@ -488,11 +488,11 @@ void launch_forward(cudaStream_t stream, int multiprocessors, const AttentionSha
                     const int32_t* starts, bf16* out, float* log_sum_exp, uint32_t* largest) {
   const PackedHeads heads(s);
   const int64_t tiles = (s.tokens + Tiling::kQueries - 1) / Tiling::kQueries;
-  const int64_t bytes_a_head = s.tokens * s.head_size * 2 * sizeof(bf16) / heads.group();
-  const Schedule schedule = schedule_of(s.batch * s.heads, tiles, bytes_a_head);
+  const int64_t blocks = std::min<int64_t>(multiprocessors, s.batch * s.heads * tiles);
+  const Schedule schedule =
+      schedule_of(s.batch * s.heads, tiles, blocks, s.tokens * s.head_size * 2 * int64_t{sizeof(bf16)} / heads.group());
   const auto map = [&](int rows) { return head_map(qkv, s.batch, s.tokens, heads.width(), heads.head_size, rows); };
-  simt::launch(stream, dim3(static_cast<unsigned>(std::min<int64_t>(multiprocessors, s.batch * s.heads * tiles))),
-               dim3(Tiling::kThreads), sizeof(ForwardShared<Tiling>),
+  simt::launch(stream, dim3(static_cast<unsigned>(blocks)), dim3(Tiling::kThreads), sizeof(ForwardShared<Tiling>),
                starts ? flash_attention_hopper_kernel<Tiling, true> : flash_attention_hopper_kernel<Tiling, false>,
                map(Tiling::kQueries), map(Tiling::kKeys), heads, schedule, heads.scale(), heads.scale() * kLog2E,
                starts, out, log_sum_exp, largest);

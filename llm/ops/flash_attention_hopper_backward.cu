@@ -60,7 +60,7 @@ __device__ __forceinline__ void produce_keys(QueryShared<Tiling>& shared, const 
   Place<Tiling::kKeyStages> key_place;
   Place<Tiling::kValueStages> value_place;
   Schedule::Item item;
-  for (int round = 0; schedule.get(round, item); ++round) {
+  for (int round = 0; schedule.next(round, item);) {
     const int head = item.head % heads.heads, batch = item.head / heads.heads, kv_head = head / heads.group();
     const KeyTiles<Tiling, kDocuments> tiles(schedule, item, heads.tokens,
                                              DocumentStarts<kDocuments>(starts, batch, heads.tokens));
@@ -139,7 +139,7 @@ __device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const 
   if (consumer == kGroups - 1) pass_turn();
 
   Schedule::Item item;
-  for (int round = 0; schedule.get(round, item); ++round) {
+  for (int round = 0; schedule.next(round, item);) {
     const int head = item.head % heads.heads, batch = item.head / heads.heads;
     const DocumentStarts<kDocuments> documents(starts, batch, tokens);
     const KeyTiles<Tiling, kDocuments> tiles(schedule, item, tokens, documents);
@@ -351,7 +351,7 @@ __device__ __forceinline__ void produce_queries(KeyShared<Tiling>& shared, const
   Place<Tiling::kItems> own;
   Place<Tiling::kStages> place;
   Schedule::Item item;
-  for (int round = 0; schedule.get(round, item); ++round) {
+  for (int round = 0; schedule.next(round, item);) {
     const int kv_head = item.head % heads.kv_heads, batch = item.head / heads.kv_heads;
     const QueryTiles<Tiling, kDocuments> tiles(item, heads.tokens,
                                                DocumentStarts<kDocuments>(starts, batch, heads.tokens));
@@ -390,7 +390,7 @@ __device__ __forceinline__ void consume_queries(KeyShared<Tiling>& shared, const
   float most = 0;
 
   Schedule::Item item;
-  for (int round = 0; schedule.get(round, item); ++round) {
+  for (int round = 0; schedule.next(round, item);) {
     const int kv_head = item.head % heads.kv_heads, batch = item.head / heads.kv_heads;
     const DocumentStarts<kDocuments> documents(starts, batch, tokens);
     const QueryTiles<Tiling, kDocuments> tiles(item, tokens, documents);
@@ -557,8 +557,9 @@ void launch_query_gradient(cudaStream_t stream, int multiprocessors, const Atten
                            const BackwardTensors& t) {
   const PackedHeads heads(s);
   const int64_t tiles = (s.tokens + Tiling::kQueries - 1) / Tiling::kQueries;
+  const int64_t blocks = std::min<int64_t>(multiprocessors, s.batch * s.heads * tiles);
   const Schedule schedule =
-      schedule_of(s.batch * s.heads, tiles, s.tokens * s.head_size * 2 * sizeof(bf16) / heads.group());
+      schedule_of(s.batch * s.heads, tiles, blocks, s.tokens * s.head_size * 2 * int64_t{sizeof(bf16)} / heads.group());
   const auto map = [&](const bf16* matrix, int64_t columns, int rows) {
     return head_map(matrix, s.batch, s.tokens, columns, heads.head_size, rows);
   };
@@ -566,8 +567,7 @@ void launch_query_gradient(cudaStream_t stream, int multiprocessors, const Atten
                           map(t.d_out, heads.out_width(), Tiling::kQueries),
                           map(t.out, heads.out_width(), Tiling::kQueries), map(t.qkv, heads.width(), Tiling::kKeys)};
   simt::launch(
-      stream, dim3(static_cast<unsigned>(std::min<int64_t>(multiprocessors, s.batch * s.heads * tiles))),
-      dim3(Tiling::kThreads), sizeof(QueryShared<Tiling>),
+      stream, dim3(static_cast<unsigned>(blocks)), dim3(Tiling::kThreads), sizeof(QueryShared<Tiling>),
       t.starts ? flash_query_gradient_hopper_kernel<Tiling, true> : flash_query_gradient_hopper_kernel<Tiling, false>,
       maps, heads, schedule, heads.scale(), heads.scale() * kLog2E, t.log_sum_exp, t.starts, t.d_qkv, t.statistics,
       static_cast<int>(attention_statistic_rows(s.tokens)), t.largest);
@@ -578,15 +578,15 @@ void launch_key_value_gradient(cudaStream_t stream, int multiprocessors, const A
                                const BackwardTensors& t) {
   const PackedHeads heads(s);
   const int64_t tiles = (s.tokens + Tiling::kKeys - 1) / Tiling::kKeys;
-  const Schedule schedule =
-      schedule_of(s.batch * s.kv_heads, tiles, s.tokens * s.head_size * 2 * sizeof(bf16) * heads.group());
+  const int64_t blocks = std::min<int64_t>(multiprocessors, s.batch * s.kv_heads * tiles);
+  const Schedule schedule = schedule_of(s.batch * s.kv_heads, tiles, blocks,
+                                        s.tokens * s.head_size * 2 * int64_t{sizeof(bf16)} * heads.group());
   const auto map = [&](const bf16* matrix, int64_t columns, int rows) {
     return head_map(matrix, s.batch, s.tokens, columns, heads.head_size, rows);
   };
   const KeyMaps maps = {map(t.qkv, heads.width(), Tiling::kKeys), map(t.qkv, heads.width(), Tiling::kQueries),
                         map(t.d_out, heads.out_width(), Tiling::kQueries)};
-  simt::launch(stream, dim3(static_cast<unsigned>(std::min<int64_t>(multiprocessors, s.batch * s.kv_heads * tiles))),
-               dim3(Tiling::kThreads), sizeof(KeyShared<Tiling>),
+  simt::launch(stream, dim3(static_cast<unsigned>(blocks)), dim3(Tiling::kThreads), sizeof(KeyShared<Tiling>),
                t.starts ? flash_key_value_gradient_hopper_kernel<Tiling, true>
                         : flash_key_value_gradient_hopper_kernel<Tiling, false>,
                maps, heads, schedule, heads.scale(), heads.scale() * kLog2E, t.statistics,

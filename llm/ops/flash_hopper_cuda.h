@@ -47,30 +47,40 @@ __device__ __forceinline__ void release(simt::Barrier& barrier) {
   if (lane() == 0) simt::arrive(barrier);
 }
 
-// The items of a launch, tile by tile from the longest to the shortest, of so many heads at a time as the L2 cache holds the
-// keys and values of. The blocks take turns, forth and back, so that their shares are about equal.
+// The items of a launch, in sections of so many heads as the L2 cache holds the keys and values of, in each tile by tile from the
+// longest to the shortest. In each round every block takes an item, at the end of a section perhaps none, in turns from
+// the first block to the last and back, so that their shares are about equal.
 struct Schedule {
-  int heads, tiles, section;  // of all batches; tiles of a head; heads at a time
+  int heads, tiles;        // of all batches; of a head
+  int section;             // heads
+  int rounds, all_rounds;  // of a section; of all
 
   struct Item {
     int head, rank;  // rank 0: the longest
   };
-  __device__ __forceinline__ bool get(int round, Item& item) const {
+  // This block's next item from `round` on, which becomes the round after it; false: there is none.
+  __device__ __forceinline__ bool next(int& round, Item& item) const {
     const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
-    const int index = round * blocks + (round % 2 ? blocks - 1 - block : block);
-    if (index >= heads * tiles) return false;
-    const int first = index / (section * tiles) * section, here = min(section, heads - first);
-    const int place = index - first * tiles;
-    item = {first + place % here, place / here};
-    return true;
+    while (round < all_rounds) {
+      const int first = round / rounds * section, here = min(section, heads - first);
+      const int place = round % rounds * blocks + (round % 2 ? blocks - 1 - block : block);
+      ++round;
+      if (place >= here * tiles) continue;
+      item = {first + place % here, place / here};
+      return true;
+    }
+    return false;
   }
 };
 
-inline Schedule schedule_of(int64_t heads, int64_t tiles, int64_t bytes_a_head) {
+inline Schedule schedule_of(int64_t heads, int64_t tiles, int64_t blocks, int64_t bytes_a_head) {
   constexpr int64_t kCache = 32 << 20;
-  const int64_t most = std::clamp<int64_t>(kCache / std::max<int64_t>(1, bytes_a_head), 1, heads);
-  const int64_t sections = (heads + most - 1) / most;
-  return {static_cast<int>(heads), static_cast<int>(tiles), static_cast<int>((heads + sections - 1) / sections)};
+  const int64_t least = (2 * blocks + tiles - 1) / tiles;  // so that rounds are full
+  const int64_t most = std::min(heads, std::max(least, kCache / std::max<int64_t>(1, bytes_a_head)));
+  const int64_t sections = (heads + most - 1) / most, section = (heads + sections - 1) / sections;
+  const int64_t rounds = (section * tiles + blocks - 1) / blocks;
+  return {static_cast<int>(heads), static_cast<int>(tiles), static_cast<int>(section), static_cast<int>(rounds),
+          static_cast<int>((heads + section - 1) / section * rounds)};
 }
 
 // Boxes of `rows` rows of a head in a (B, T, columns) matrix: coordinates (column in the block, token, block of 64 columns,
