@@ -30,22 +30,11 @@ struct QueryShared {
     simt::SwizzledTile<Tiling::kQueries, Tiling::kHead> queries, d_outs, outs;
   };
   Own own[Tiling::kItems];
+  Item items[Tiling::kItems];
   simt::SwizzledTile<Tiling::kKeys, Tiling::kHead> keys[Tiling::kKeyStages], values[Tiling::kValueStages];
   simt::Barrier own_full[Tiling::kItems], own_empty[Tiling::kItems];
   simt::Barrier keys_full[Tiling::kKeyStages], keys_empty[Tiling::kKeyStages];
   simt::Barrier values_full[Tiling::kValueStages], values_empty[Tiling::kValueStages];
-};
-
-// The keys that an item needs, as tiles of kKeys.
-template <class Tiling, bool kDocuments>
-struct KeyTiles {
-  int first_query, first, last;
-
-  __device__ __forceinline__ KeyTiles(const Schedule& schedule, const Schedule::Item& item, int tokens,
-                                      const DocumentStarts<kDocuments>& documents)
-      : first_query((schedule.tiles - 1 - item.rank) * Tiling::kQueries),
-        first(documents.of(first_query) / Tiling::kKeys),
-        last((min(first_query + Tiling::kQueries, tokens) - 1) / Tiling::kKeys) {}
 };
 
 struct QueryMaps {
@@ -59,20 +48,25 @@ __device__ __forceinline__ void produce_keys(QueryShared<Tiling>& shared, const 
   Place<Tiling::kItems> own;
   Place<Tiling::kKeyStages> key_place;
   Place<Tiling::kValueStages> value_place;
-  Schedule::Item item;
-  for (int round = 0; schedule.next(round, item);) {
-    const int head = item.head % heads.heads, batch = item.head / heads.heads, kv_head = head / heads.group();
-    const KeyTiles<Tiling, kDocuments> tiles(schedule, item, heads.tokens,
-                                             DocumentStarts<kDocuments>(starts, batch, heads.tokens));
+  // The tiles of queries end with the last token; those that the first one has too many lie before the first token.
+  const int end_query = round_up(heads.tokens, kGroupRows);
+  int any_head, rank;
+  for (int round = 0; schedule.next(round, any_head, rank);) {
+    const int head = any_head % heads.heads, batch = any_head / heads.heads, kv_head = head / heads.group();
+    const DocumentStarts<kDocuments> documents(starts, batch, heads.tokens);
+    const int first_query = end_query - (rank + 1) * Tiling::kQueries;
+    const Item item = {batch, head, first_query, documents.of(max(first_query, 0)) / Tiling::kKeys,
+                       (min(first_query + Tiling::kQueries, heads.tokens) - 1) / Tiling::kKeys};
     auto& own_full = shared.own_full[own.stage];
     auto& tile_of = shared.own[own.stage];
     simt::wait(shared.own_empty[own.stage], own.parity ^ 1);
+    shared.items[own.stage] = item;
     simt::arrive_expecting(own_full, 3 * tile_of.queries.kBytes);
-    copy_tile(tile_of.queries, maps.queries, heads.query(head), tiles.first_query, batch, own_full);
-    copy_tile(tile_of.d_outs, maps.d_outs, heads.query(head), tiles.first_query, batch, own_full);
-    copy_tile(tile_of.outs, maps.outs, heads.query(head), tiles.first_query, batch, own_full);
+    copy_tile(tile_of.queries, maps.queries, heads.query(head), first_query, batch, own_full);
+    copy_tile(tile_of.d_outs, maps.d_outs, heads.query(head), first_query, batch, own_full);
+    copy_tile(tile_of.outs, maps.outs, heads.query(head), first_query, batch, own_full);
     own.advance();
-    for (int tile = tiles.last; tile >= tiles.first; --tile) {
+    for (int tile = item.last_tile; tile >= item.first_tile; --tile) {
       auto& keys_full = shared.keys_full[key_place.stage];
       simt::wait(shared.keys_empty[key_place.stage], key_place.parity ^ 1);
       simt::arrive_expecting(keys_full, shared.keys[0].kBytes);
@@ -86,6 +80,9 @@ __device__ __forceinline__ void produce_keys(QueryShared<Tiling>& shared, const 
       value_place.advance();
     }
   }
+  simt::wait(shared.own_empty[own.stage], own.parity ^ 1);
+  shared.items[own.stage].head = kNoItem;
+  simt::arrive(shared.own_full[own.stage]);
 }
 
 // Of the warp's 16 rows from `row` on, the sums of the products of two tiles' values.
@@ -108,10 +105,10 @@ __device__ __forceinline__ void row_sums(float (&sum)[2], const simt::SwizzledTi
 }
 
 template <class Tiling, bool kDocuments>
-__device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const PackedHeads& heads,
-                                             const Schedule& schedule, float scale, float scale_to_base_2,
-                                             const float* log_sum_exp, const int32_t* starts, bf16* d_qkv,
-                                             float2* statistics, int statistic_rows, uint32_t* largest, int consumer) {
+__device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const PackedHeads& heads, float scale,
+                                             float scale_to_base_2, const float* log_sum_exp, const int32_t* starts,
+                                             bf16* d_qkv, float2* statistics, int statistic_rows, uint32_t* largest,
+                                             int consumer) {
   constexpr int kHead = Tiling::kHead, kKeys = Tiling::kKeys, kGroups = Tiling::kGroups;
   constexpr int kTurn = 1, kStore = kTurn + kGroups;  // barriers of warpgroups
   const int row = kGroupRows * consumer, warp_row = row + 16 * (warp() % 4), tokens = heads.tokens;
@@ -138,15 +135,23 @@ __device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const 
   float most = 0;
   if (consumer == kGroups - 1) pass_turn();
 
-  Schedule::Item item;
-  for (int round = 0; schedule.next(round, item);) {
-    const int head = item.head % heads.heads, batch = item.head / heads.heads;
-    const DocumentStarts<kDocuments> documents(starts, batch, tokens);
-    const KeyTiles<Tiling, kDocuments> tiles(schedule, item, tokens, documents);
-    const int first_query = tiles.first_query + row, warp_query = tiles.first_query + warp_row;
-    const int first = max(tiles.first, documents.of(first_query) / kKeys);
-    const int last = min(tiles.last, (first_query + kGroupRows - 1) / kKeys);
+  for (;;) {
+    simt::wait(shared.own_full[own.stage], own.parity);
+    const Item item = shared.items[own.stage];
+    if (item.head == kNoItem) break;
+    const int first_query = item.first_row + row, warp_query = item.first_row + warp_row;
+    if (first_query < 0) {
+      for (int tile = item.last_tile; tile >= item.first_tile; --tile) skip_tile();
+      __syncwarp();  // all lanes have read the item
+      release(shared.own_empty[own.stage]);
+      own.advance();
+      continue;
+    }
+    const DocumentStarts<kDocuments> documents(starts, item.batch, tokens);
+    const int first = max(item.first_tile, documents.of(first_query) / kKeys);
+    const int last = min(item.last_tile, (first_query + kGroupRows - 1) / kKeys);
     const int last_start = documents.of(min(warp_query + 16, tokens) - 1);
+    const int64_t head = int64_t{item.batch} * heads.heads + item.head;  // among those of all batches
     auto& own_tiles = shared.own[own.stage];
 
     float row_delta[2], row_log_sum_exp[2];  // the latter to base 2
@@ -154,12 +159,10 @@ __device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const 
     for (int half = 0; half < 2; ++half) {
       const int query = warp_query + 8 * half + group();
       row_log_sum_exp[half] = INFINITY;  // of rows that don't exist: probabilities 0
-      if (simt::in_bounds(query < tokens))
-        row_log_sum_exp[half] = log_sum_exp[int64_t{item.head} * tokens + query] * kLog2E;
+      if (simt::in_bounds(query < tokens)) row_log_sum_exp[half] = log_sum_exp[head * tokens + query] * kLog2E;
     }
-    simt::wait(shared.own_full[own.stage], own.parity);
     row_sums(row_delta, own_tiles.d_outs, own_tiles.outs, warp_row);
-    float2* const of_head = statistics + int64_t{item.head} * statistic_rows;
+    float2* const of_head = statistics + head * statistic_rows;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int query = warp_query + 8 * half + group();
@@ -167,18 +170,11 @@ __device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const 
         of_head[query] = make_float2(row_log_sum_exp[half], row_delta[half]);
     }
     // What lies beyond this kernel's tiles is read by the next one.
-    if (item.rank == 0 && consumer == 0)
-      for (int query = tiles.first_query + Tiling::kQueries + static_cast<int>(threadIdx.x) % kWarpgroup;
+    if (item.first_row + Tiling::kQueries >= tokens && consumer == kGroups - 1)
+      for (int query = item.first_row + Tiling::kQueries + static_cast<int>(threadIdx.x) % kWarpgroup;
            query < statistic_rows; query += kWarpgroup)
         of_head[query] = make_float2(INFINITY, 0);
-    if (first_query >= tokens) {
-      for (int tile = tiles.last; tile >= tiles.first; --tile) skip_tile();
-      __syncwarp();  // all lanes have read their rows
-      release(shared.own_empty[own.stage]);
-      own.advance();
-      continue;
-    }
-    for (int tile = tiles.last; tile > last; --tile) skip_tile();
+    for (int tile = item.last_tile; tile > last; --tile) skip_tile();
 
     float s[1][kKeys / 8][4], dp[kKeys / 8][4], gradient[kHead / 8][4];
     uint32_t ds[kKeys / 16][4];
@@ -242,12 +238,12 @@ __device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const 
     }
     add_gradient(add);
     finish_gradient();
-    for (int tile = first - 1; tile >= tiles.first; --tile) skip_tile();
+    for (int tile = first - 1; tile >= item.first_tile; --tile) skip_tile();
 
     simt::meet(kStore + consumer, kWarpgroup);  // no product of the warpgroup reads the queries any more
     store_rows(own_tiles.queries, warp_row, gradient, scale, scale,
-               d_qkv + int64_t{batch} * tokens * heads.width() + heads.query(head), heads.width(), warp_query, tokens,
-               most);
+               d_qkv + int64_t{item.batch} * tokens * heads.width() + heads.query(item.head), heads.width(), warp_query,
+               tokens, largest != nullptr, most);
     simt::fence_async_proxy();
     __syncwarp();
     release(shared.own_empty[own.stage]);
@@ -282,8 +278,8 @@ __global__ void __launch_bounds__(Tiling::kThreads, 1)
       if (threadIdx.x == 0) produce_keys<Tiling, kDocuments>(shared, maps, heads, schedule, starts);
     } else {
       simt::take_registers<Tiling::kConsumerRegisters>();
-      consume_keys<Tiling, kDocuments>(shared, heads, schedule, scale, scale_to_base_2, log_sum_exp, starts, d_qkv,
-                                       statistics, statistic_rows, largest, role - 1);
+      consume_keys<Tiling, kDocuments>(shared, heads, scale, scale_to_base_2, log_sum_exp, starts, d_qkv, statistics,
+                                       statistic_rows, largest, role - 1);
     }
   } else {
     __trap();
@@ -306,6 +302,7 @@ struct KeyShared {
     simt::SwizzledTile<Tiling::kKeys, Tiling::kHead> keys, values;
   };
   Own own[Tiling::kItems];
+  Item items[Tiling::kItems];
   struct Stage {
     simt::SwizzledTile<Tiling::kQueries, Tiling::kHead> queries, d_outs;
   };
@@ -318,31 +315,20 @@ struct KeyMaps {
   simt::TensorMap keys, queries, d_outs;
 };
 
-// The queries that see an item's keys, as tiles of kQueries, the same of each head of the group.
-template <class Tiling, bool kDocuments>
-struct QueryTiles {
-  int first_key, first, last;
-
-  __device__ __forceinline__ QueryTiles(const Schedule::Item& item, int tokens,
-                                        const DocumentStarts<kDocuments>& documents)
-      : first_key(item.rank * Tiling::kKeys),
-        first(first_key / Tiling::kQueries),
-        last(last_before(first, (tokens - 1) / Tiling::kQueries, first_key + Tiling::kKeys, documents)) {}
-
-  // The last tile whose first query's document starts before `end`: starts don't decrease.
-  __device__ __forceinline__ static int last_before(int low, int high, int end,
-                                                    const DocumentStarts<kDocuments>& documents) {
-    if constexpr (kDocuments)
-      while (low < high) {
-        const int middle = (low + high + 1) / 2;
-        if (documents.of(middle * Tiling::kQueries) < end)
-          low = middle;
-        else
-          high = middle - 1;
-      }
-    return high;
-  }
-};
+// Of the tiles `low` to `high` of kTile queries, the last one that begins in a document that starts before `end`.
+template <int kTile, bool kDocuments>
+__device__ __forceinline__ int last_tile_before(int low, int high, int end,
+                                                const DocumentStarts<kDocuments>& documents) {
+  if constexpr (kDocuments)
+    while (low < high) {
+      const int middle = (low + high + 1) / 2;
+      if (documents.of(middle * kTile) < end)
+        low = middle;
+      else
+        high = middle - 1;
+    }
+  return high;
+}
 
 template <class Tiling, bool kDocuments>
 __device__ __forceinline__ void produce_queries(KeyShared<Tiling>& shared, const KeyMaps& maps,
@@ -350,21 +336,25 @@ __device__ __forceinline__ void produce_queries(KeyShared<Tiling>& shared, const
                                                 const int32_t* starts, const float2* statistics, int statistic_rows) {
   Place<Tiling::kItems> own;
   Place<Tiling::kStages> place;
-  Schedule::Item item;
-  for (int round = 0; schedule.next(round, item);) {
-    const int kv_head = item.head % heads.kv_heads, batch = item.head / heads.kv_heads;
-    const QueryTiles<Tiling, kDocuments> tiles(item, heads.tokens,
-                                               DocumentStarts<kDocuments>(starts, batch, heads.tokens));
+  int any_head, rank;
+  for (int round = 0; schedule.next(round, any_head, rank);) {
+    const int kv_head = any_head % heads.kv_heads, batch = any_head / heads.kv_heads;
+    const DocumentStarts<kDocuments> documents(starts, batch, heads.tokens);
+    const int first_key = rank * Tiling::kKeys, first_tile = first_key / Tiling::kQueries;
+    const Item item = {batch, kv_head, first_key, first_tile,
+                       last_tile_before<Tiling::kQueries>(first_tile, (heads.tokens - 1) / Tiling::kQueries,
+                                                          first_key + Tiling::kKeys, documents)};
     auto& own_full = shared.own_full[own.stage];
     auto& own_tiles = shared.own[own.stage];
     simt::wait(shared.own_empty[own.stage], own.parity ^ 1);
+    shared.items[own.stage] = item;
     simt::arrive_expecting(own_full, 2 * own_tiles.keys.kBytes);
-    copy_tile(own_tiles.keys, maps.keys, heads.key(kv_head), tiles.first_key, batch, own_full);
-    copy_tile(own_tiles.values, maps.keys, heads.value(kv_head), tiles.first_key, batch, own_full);
+    copy_tile(own_tiles.keys, maps.keys, heads.key(kv_head), first_key, batch, own_full);
+    copy_tile(own_tiles.values, maps.keys, heads.value(kv_head), first_key, batch, own_full);
     own.advance();
     for (int head = kv_head * heads.group(); head < (kv_head + 1) * heads.group(); ++head) {
       const float2* const of_head = statistics + (int64_t{batch} * heads.heads + head) * statistic_rows;
-      for (int tile = tiles.first; tile <= tiles.last; ++tile) {
+      for (int tile = item.first_tile; tile <= item.last_tile; ++tile) {
         auto& full = shared.full[place.stage];
         auto& stage = shared.stages[place.stage];
         simt::wait(shared.empty[place.stage], place.parity ^ 1);
@@ -377,27 +367,29 @@ __device__ __forceinline__ void produce_queries(KeyShared<Tiling>& shared, const
       }
     }
   }
+  simt::wait(shared.own_empty[own.stage], own.parity ^ 1);
+  shared.items[own.stage].head = kNoItem;
+  simt::arrive(shared.own_full[own.stage]);
 }
 
 template <class Tiling, bool kDocuments>
-__device__ __forceinline__ void consume_queries(KeyShared<Tiling>& shared, const PackedHeads& heads,
-                                                const Schedule& schedule, float scale, float scale_to_base_2,
-                                                const int32_t* starts, bf16* d_qkv, uint32_t* largest, int consumer) {
+__device__ __forceinline__ void consume_queries(KeyShared<Tiling>& shared, const PackedHeads& heads, float scale,
+                                                float scale_to_base_2, const int32_t* starts, bf16* d_qkv,
+                                                uint32_t* largest, int consumer) {
   constexpr int kHead = Tiling::kHead, kQueries = Tiling::kQueries, kStore = 1;
   const int row = kGroupRows * consumer, warp_row = row + 16 * (warp() % 4), tokens = heads.tokens;
   Place<Tiling::kItems> own;
   Place<Tiling::kStages> place, used_place;  // of the tile whose scores, whose products with P and dS come next
   float most = 0;
 
-  Schedule::Item item;
-  for (int round = 0; schedule.next(round, item);) {
-    const int kv_head = item.head % heads.kv_heads, batch = item.head / heads.kv_heads;
-    const DocumentStarts<kDocuments> documents(starts, batch, tokens);
-    const QueryTiles<Tiling, kDocuments> tiles(item, tokens, documents);
-    const int first_key = tiles.first_key + row, warp_key = tiles.first_key + warp_row;
-    const int diagonal = first_key / kQueries;
-    const int last = first_key < tokens ? QueryTiles<Tiling, kDocuments>::last_before(tiles.first, tiles.last,
-                                                                                      first_key + kGroupRows, documents)
+  for (;;) {
+    simt::wait(shared.own_full[own.stage], own.parity);
+    const Item item = shared.items[own.stage];
+    if (item.head == kNoItem) break;
+    const DocumentStarts<kDocuments> documents(starts, item.batch, tokens);
+    const int first_key = item.first_row + row, warp_key = item.first_row + warp_row, diagonal = first_key / kQueries;
+    const int last = first_key < tokens ? last_tile_before<kQueries>(item.first_tile, item.last_tile,
+                                                                     first_key + kGroupRows, documents)
                                         : -1;
     auto& own_tiles = shared.own[own.stage];
 
@@ -452,12 +444,11 @@ __device__ __forceinline__ void consume_queries(KeyShared<Tiling>& shared, const
       place.advance();
     };
 
-    simt::wait(shared.own_full[own.stage], own.parity);
     bool add = false, computed = false;  // whether P and dS of a tile are there that are not yet added
 #pragma unroll 1
     for (int head = 0; head < heads.group(); ++head)
 #pragma unroll 1
-      for (int tile = tiles.first; tile <= tiles.last; ++tile) {
+      for (int tile = item.first_tile; tile <= item.last_tile; ++tile) {
         if (tile < diagonal || tile > last) {
           skip_tile();
           if (computed) {
@@ -497,11 +488,11 @@ __device__ __forceinline__ void consume_queries(KeyShared<Tiling>& shared, const
 
     if (first_key < tokens) {
       simt::meet(kStore + consumer, kWarpgroup);  // no product of the warpgroup reads its keys and values any more
-      bf16* const of_batch = d_qkv + int64_t{batch} * tokens * heads.width();
-      store_rows(own_tiles.keys, warp_row, key_gradient, scale, scale, of_batch + heads.key(kv_head), heads.width(),
-                 warp_key, tokens, most);
-      store_rows(own_tiles.values, warp_row, value_gradient, 1, 1, of_batch + heads.value(kv_head), heads.width(),
-                 warp_key, tokens, most);
+      bf16* const of_batch = d_qkv + int64_t{item.batch} * tokens * heads.width();
+      store_rows(own_tiles.keys, warp_row, key_gradient, scale, scale, of_batch + heads.key(item.head), heads.width(),
+                 warp_key, tokens, largest != nullptr, most);
+      store_rows(own_tiles.values, warp_row, value_gradient, 1, 1, of_batch + heads.value(item.head), heads.width(),
+                 warp_key, tokens, largest != nullptr, most);
     }
     simt::fence_async_proxy();
     __syncwarp();
@@ -535,8 +526,7 @@ __global__ void __launch_bounds__(Tiling::kThreads, 1)
         produce_queries<Tiling, kDocuments>(shared, maps, heads, schedule, starts, statistics, statistic_rows);
     } else {
       simt::take_registers<Tiling::kConsumerRegisters>();
-      consume_queries<Tiling, kDocuments>(shared, heads, schedule, scale, scale_to_base_2, starts, d_qkv, largest,
-                                          role - 1);
+      consume_queries<Tiling, kDocuments>(shared, heads, scale, scale_to_base_2, starts, d_qkv, largest, role - 1);
     }
   } else {
     __trap();

@@ -22,6 +22,8 @@ __device__ __forceinline__ int warpgroup() {
   return __shfl_sync(simt::kWholeWarp, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
 }
 
+__device__ __forceinline__ int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+
 // The place in a ring of stages, and the parity of the phase in which its barriers are.
 template <int kStages>
 struct Place {
@@ -55,23 +57,28 @@ struct Schedule {
   int section;             // heads
   int rounds, all_rounds;  // of a section; of all
 
-  struct Item {
-    int head, rank;  // rank 0: the longest
-  };
-  // This block's next item from `round` on, which becomes the round after it; false: there is none.
-  __device__ __forceinline__ bool next(int& round, Item& item) const {
+  // This block's next item from `round` on, which becomes the round after it: the tile of that rank (0: the longest) of a
+  // head; false: there is none.
+  __device__ __forceinline__ bool next(int& round, int& head, int& rank) const {
     const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
     while (round < all_rounds) {
       const int first = round / rounds * section, here = min(section, heads - first);
       const int place = round % rounds * blocks + (round % 2 ? blocks - 1 - block : block);
       ++round;
       if (place >= here * tiles) continue;
-      item = {first + place % here, place / here};
+      head = first + place % here, rank = place / here;
       return true;
     }
     return false;
   }
 };
+
+// An item as the producer tells it to the consumers, in shared memory beside the item's own tiles: a head (of queries, or of keys)
+// of a batch, the first of the item's rows, and the other side's tiles that these need.
+struct alignas(16) Item {
+  int batch, head, first_row, first_tile, last_tile;
+};
+inline constexpr int kNoItem = -1;  // as a head: there are no more
 
 inline Schedule schedule_of(int64_t heads, int64_t tiles, int64_t blocks, int64_t bytes_a_head) {
   constexpr int64_t kCache = 32 << 20;
@@ -128,11 +135,11 @@ __device__ __forceinline__ void pack(uint32_t (&p)[N / 2][4], const float (&s)[N
 }
 
 // Writes the warp's 16 rows, each times its factor, as store_rows of flash_attention_cuda.h does, through rows `row` and on
-// of a tile that no copy or product uses any more; `most` becomes the largest absolute value if that is more.
+// of a tile that no copy or product uses any more. With `note`, `most` becomes the largest absolute value if that is more.
 template <int kRows, int kHead>
 __device__ __forceinline__ void store_rows(simt::SwizzledTile<kRows, kHead>& tile, int row,
                                            const float (&out)[kHead / 8][4], float first_factor, float second_factor,
-                                           bf16* matrix, int64_t stride, int first, int end, float& most) {
+                                           bf16* matrix, int64_t stride, int first, int end, bool note, float& most) {
   constexpr int kChunks = kHead / 8;
   const int lane = simt::computed_here(flash::lane());
 #pragma unroll
@@ -150,8 +157,9 @@ __device__ __forceinline__ void store_rows(simt::SwizzledTile<kRows, kHead>& til
     const auto values = *reinterpret_cast<const simt::Pack<bf16>*>(tile.chunk(row + r, chunk));
     if (simt::in_bounds(first + r < end)) {
       *reinterpret_cast<simt::Pack<bf16>*>(matrix + int64_t{first + r} * stride + 8 * chunk) = values;
+      if (note)
 #pragma unroll
-      for (int k = 0; k < 8; ++k) most = fmaxf(most, fabsf(values.get(k)));
+        for (int k = 0; k < 8; ++k) most = fmaxf(most, fabsf(values.get(k)));
     }
   }
 }
