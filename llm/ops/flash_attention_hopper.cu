@@ -12,9 +12,7 @@
 #include "llm/ops/largest_cuda.h"
 
 namespace llm::cuda {
-namespace {
-
-using namespace flash;
+namespace flash {
 
 // kGroups warpgroups that share tiles of kKeys keys and values, of which there are kStages. kTurns: as said above.
 template <int kHeadSize, int kKeysAtATime, int kConsumers, int kRing, bool kInTurns, bool kLazyRescale = false,
@@ -31,6 +29,12 @@ struct ForwardTiling {
   static constexpr int kConsumerRegisters = kGroups == 2 ? 232 : kGroups == 3 ? 160 : 112;
   static constexpr int kItems = 2;  // stages of queries: the next item's come while this one's are used
 };
+
+}  // namespace flash
+
+namespace {
+
+using namespace flash;
 
 template <class Tiling>
 struct ForwardShared {
@@ -98,6 +102,7 @@ __device__ __forceinline__ void produce(ForwardShared<Tiling>& shared, const sim
     simt::arrive_expecting(queries_full, shared.queries[0].kBytes);
     copy_tile(shared.queries[own.stage], query_map, heads.query(head), first_query, batch, queries_full);
     own.advance();
+#pragma unroll 1
     for (int tile = item.last_tile; tile >= item.first_tile; --tile) {
       auto &keys_full = shared.keys_full[place.stage], &values_full = shared.values_full[place.stage];
       simt::wait(shared.keys_empty[place.stage], place.parity ^ 1);
@@ -150,6 +155,7 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Pac
     auto& queries = shared.queries[own.stage];
     const int first_query = item.first_row + row, warp_query = item.first_row + warp_row;
     if (first_query < 0) {
+#pragma unroll 1
       for (int tile = item.last_tile; tile >= item.first_tile; --tile) skip_tile();
       __syncwarp();  // all lanes have read the item
       release(shared.queries_empty[own.stage]);
@@ -159,6 +165,7 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Pac
     const int first = max(item.first_tile, documents.of(first_query) / kKeys);
     const int last = min(item.last_tile, (first_query + kGroupRows - 1) / kKeys);
     const int last_start = documents.of(min(warp_query + 16, tokens) - 1);
+#pragma unroll 1
     for (int tile = item.last_tile; tile > last; --tile) skip_tile();
 
     float s[1][kKeys / 8][4], accumulated[kHead / 8][4], correction[2];
@@ -233,6 +240,7 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Pac
     simt::hold(accumulated);
     release(shared.values_empty[value_place.stage]);
     value_place.advance();
+#pragma unroll 1
     for (int tile = first - 1; tile >= item.first_tile; --tile) skip_tile();
 
     simt::meet(kStore + consumer, kWarpgroup);  // no product of the warpgroup reads the queries any more
@@ -289,6 +297,7 @@ __device__ __forceinline__ void consume_in_halves(ForwardShared<Tiling>& shared,
       release_values();
     };
     if (first_query < 0) {
+#pragma unroll 1
       for (int tile = item.last_tile; tile >= item.first_tile; --tile) skip_tile();
       __syncwarp();  // all lanes have read the item
       release(shared.queries_empty[own.stage]);
@@ -296,6 +305,7 @@ __device__ __forceinline__ void consume_in_halves(ForwardShared<Tiling>& shared,
       continue;
     }
     const int first = max(item.first_tile, documents.of(first_query) / kKeys), diagonal = first_query / kKeys;
+#pragma unroll 1
     for (int tile = item.last_tile; tile > diagonal + 1; --tile) skip_tile();
 
     [[maybe_unused]] uint32_t held[2][kHead / 16][4];
@@ -421,6 +431,7 @@ __device__ __forceinline__ void consume_in_halves(ForwardShared<Tiling>& shared,
     simt::products_wait<0>();
     release_values();
     finish(second_half);
+#pragma unroll 1
     for (int tile = first - 1; tile >= item.first_tile; --tile) skip_tile();
     simt::fence_async_proxy();
     __syncwarp();
@@ -501,6 +512,14 @@ bool has_flash_attention_hopper(const CudaDevice& device, int64_t head_size) {
 void flash_attention_hopper(const KernelCall& call) {
   attention_shape(call, 0).head_size == 64 ? forward<ForwardTiling<64, 128, 2, 2, true>>(call)
                                            : forward<ForwardTiling<128, 128, 2, 2, true>>(call);
+}
+
+void flash_attention_backward_hopper(const KernelCall& call) {
+  const AttentionShape s = attention_shape(call, 1);
+  const BackwardTensors tensors = {call.in<bf16>(0), call.in<bf16>(1),  call.in<bf16>(2),         call.in(3),
+                                   call.in_int(4),   call.out<bf16>(0), call.workspace<float2>(), largest_of(call)};
+  query_gradient_hopper(call.cuda->stream(), call.cuda->properties().multiprocessors, s, tensors);
+  key_value_gradient_hopper(call.cuda->stream(), call.cuda->properties().multiprocessors, s, tensors);
 }
 
 }  // namespace llm::cuda

@@ -172,3 +172,22 @@ __device__ __forceinline__ void note_largest_of_warp(float most, uint32_t* large
 }
 
 }  // namespace llm::cuda::flash
+
+namespace llm::cuda {
+
+// attention_backward's inputs and outputs; `statistics` (B, H, attention_statistic_rows(T)): of each query log_sum_exp to base 2
+// and delta = rowsum(d_out * out), of those beyond T infinity and 0, so that their probabilities are 0.
+struct BackwardTensors {
+  const bf16 *d_out, *qkv, *out;
+  const float* log_sum_exp;
+  const int32_t* starts;
+  bf16* d_qkv;
+  float2* statistics;
+  uint32_t* largest;
+};
+
+void query_gradient_hopper(cudaStream_t stream, int multiprocessors, const AttentionShape& s, const BackwardTensors& t);
+void key_value_gradient_hopper(cudaStream_t stream, int multiprocessors, const AttentionShape& s,
+                               const BackwardTensors& t);
+
+}  // namespace llm::cuda
