@@ -510,7 +510,7 @@ bool has_flash_attention_hopper(const CudaDevice& device, int64_t head_size) {
 }
 
 void flash_attention_hopper(const KernelCall& call) {
-  attention_shape(call, 0).head_size == 64 ? forward<ForwardTiling<64, 128, 2, 2, true>>(call)
+  attention_shape(call, 0).head_size == 64 ? forward<ForwardTiling<64, 128, 2, 2, false>>(call)
                                            : forward<ForwardTiling<128, 128, 2, 2, true>>(call);
 }
 

@@ -289,7 +289,7 @@ void launch_key_value_gradient(cudaStream_t stream, int multiprocessors, const A
 void key_value_gradient_hopper(cudaStream_t stream, int multiprocessors, const AttentionShape& s,
                                const BackwardTensors& t) {
   s.head_size == 64 ? launch_key_value_gradient<KeyTiling<64, 64, 4, 2, true>>(stream, multiprocessors, s, t)
-                    : launch_key_value_gradient<KeyTiling<128, 64, 3, 1, false>>(stream, multiprocessors, s, t);
+                    : launch_key_value_gradient<KeyTiling<128, 64, 2, 2, false>>(stream, multiprocessors, s, t);
 }
 
 }  // namespace llm::cuda
