@@ -12,24 +12,35 @@
 #include "llm/ops/largest_cuda.h"
 
 namespace llm::cuda {
+namespace flash {
+
+// kGroups warpgroups that share tiles of kKeys keys and values, of which there are kStages. kTurns: as said above.
+template <int kHeadSize, int kKeysAtATime, int kConsumers, int kRing, bool kInTurns, bool kLazyRescale = false,
+          bool kInHalves = false, bool kHeldQueries = false>
+struct ForwardTiling {
+  static constexpr bool kHeld = kHeldQueries;
+  static constexpr bool kLazy = kLazyRescale;
+  static constexpr int kHead = kHeadSize, kKeys = kKeysAtATime, kGroups = kConsumers, kStages = kRing;
+  static constexpr bool kHalves = kInHalves;
+  static constexpr int kRowsOfGroup = kGroupRows * (kHalves ? 2 : 1), kQueries = kRowsOfGroup * kGroups,
+                       kThreads = kWarpgroup * (1 + kGroups);
+  static constexpr bool kTurns = kInTurns;
+  static constexpr int kProducerRegisters = kGroups == 2 ? 40 : kGroups == 3 ? 32 : 24;
+  static constexpr int kConsumerRegisters = kGroups == 2 ? 232 : kGroups == 3 ? 160 : 112;
+  static constexpr int kItems = 2;  // stages of queries: the next item's come while this one's are used
+};
+
+}  // namespace flash
+
 namespace {
 
 using namespace flash;
-
-// kGroups warpgroups that share tiles of kKeys keys and values, of which there are kStages. kTurns: as said above.
-template <int kHeadSize, int kKeysAtATime, int kConsumers, int kRing, bool kInTurns>
-struct ForwardTiling {
-  static constexpr int kHead = kHeadSize, kKeys = kKeysAtATime, kGroups = kConsumers, kStages = kRing;
-  static constexpr int kQueries = kGroupRows * kGroups, kThreads = kWarpgroup * (1 + kGroups);
-  static constexpr bool kTurns = kInTurns;
-  static constexpr int kProducerRegisters = kGroups == 2 ? 40 : 32, kConsumerRegisters = kGroups == 2 ? 232 : 160;
-  static constexpr int kItems = 2;  // stages of queries: the next item's come while this one's are used
-};
 
 template <class Tiling>
 struct ForwardShared {
   simt::SwizzledTile<Tiling::kQueries, Tiling::kHead> queries[Tiling::kItems];
   simt::SwizzledTile<Tiling::kKeys, Tiling::kHead> keys[Tiling::kStages], values[Tiling::kStages];
+  Item items[Tiling::kItems];
   simt::Barrier queries_full[Tiling::kItems], queries_empty[Tiling::kItems];
   simt::Barrier keys_full[Tiling::kStages], keys_empty[Tiling::kStages];
   simt::Barrier values_full[Tiling::kStages], values_empty[Tiling::kStages];
@@ -43,78 +54,75 @@ struct Softmax {
   // Scores become 2^(scale (score - largest)); what was summed before must be multiplied by `correction`.
   template <int N>
   __device__ __forceinline__ void add(float (&s)[N][4], float (&correction)[2], float scale) {
+    float most[4] = {s[0][0], s[0][1], s[0][2], s[0][3]};
+#pragma unroll
+    for (int n = 1; n < N; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) most[i] = fmaxf(most[i], s[n][i]);
+    float offset[2], part[4] = {};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float most[2] = {s[0][2 * half], s[0][2 * half + 1]};
-#pragma unroll
-      for (int n = 1; n < N; ++n) {
-        most[0] = fmaxf(most[0], s[n][2 * half]);
-        most[1] = fmaxf(most[1], s[n][2 * half + 1]);
-      }
-      const float now = fmaxf(largest[half], group_max(fmaxf(most[0], most[1])));
+      const float now = fmaxf(largest[half], group_max(fmaxf(most[2 * half], most[2 * half + 1])));
       correction[half] = simt::exp2_fast((largest[half] - now) * scale);
       largest[half] = now;
-      const float offset = now * scale;
-      float part[2] = {sum[half] * correction[half], 0};
-#pragma unroll
-      for (int n = 0; n < N; ++n)
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float& x = s[n][2 * half + i];
-          x = simt::exp2_fast(x * scale - offset);
-          part[i] += x;
-        }
-      sum[half] = part[0] + part[1];
+      offset[half] = now * scale;
+      part[2 * half] = sum[half] * correction[half];
     }
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        s[n][i] = simt::exp2_fast(s[n][i] * scale - offset[i / 2]);
+        part[i] += s[n][i];
+      }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) sum[half] = part[2 * half] + part[2 * half + 1];
   }
-};
-
-// The keys that an item needs, as tiles of kKeys.
-template <class Tiling, bool kDocuments>
-struct KeyTiles {
-  int first_query, first, last;
-
-  __device__ __forceinline__ KeyTiles(const Schedule& schedule, const Schedule::Item& item, int tokens,
-                                      const DocumentStarts<kDocuments>& documents)
-      : first_query((schedule.tiles - 1 - item.rank) * Tiling::kQueries),
-        first(documents.of(first_query) / Tiling::kKeys),
-        last((min(first_query + Tiling::kQueries, tokens) - 1) / Tiling::kKeys) {}
 };
 
 template <class Tiling, bool kDocuments>
 __device__ __forceinline__ void produce(ForwardShared<Tiling>& shared, const simt::TensorMap& query_map,
                                         const simt::TensorMap& key_map, const PackedHeads& heads,
                                         const Schedule& schedule, const int32_t* starts) {
+  constexpr int kQueries = Tiling::kQueries, kKeys = Tiling::kKeys;
   Place<Tiling::kItems> own;
   Place<Tiling::kStages> place;
-  Schedule::Item item;
-  for (int round = 0; schedule.get(round, item); ++round) {
-    const int head = item.head % heads.heads, batch = item.head / heads.heads, kv_head = head / heads.group();
-    const KeyTiles<Tiling, kDocuments> tiles(schedule, item, heads.tokens,
-                                             DocumentStarts<kDocuments>(starts, batch, heads.tokens));
+  // The tiles of queries end with the last token; those that the first one has too many lie before the first token.
+  const int end_query = round_up(heads.tokens, Tiling::kRowsOfGroup);
+  int any_head, rank;
+  for (int round = 0; schedule.next(round, any_head, rank);) {
+    const int head = any_head % heads.heads, batch = any_head / heads.heads, kv_head = head / heads.group();
+    const DocumentStarts<kDocuments> documents(starts, batch, heads.tokens);
+    const int first_query = end_query - (rank + 1) * kQueries;
+    const int end_key = Tiling::kHalves ? first_query + kQueries : min(first_query + kQueries, heads.tokens);
+    const Item item = {batch, head, first_query, documents.of(max(first_query, 0)) / kKeys, (end_key - 1) / kKeys};
     auto& queries_full = shared.queries_full[own.stage];
     simt::wait(shared.queries_empty[own.stage], own.parity ^ 1);
+    shared.items[own.stage] = item;
     simt::arrive_expecting(queries_full, shared.queries[0].kBytes);
-    copy_tile(shared.queries[own.stage], query_map, heads.query(head), tiles.first_query, batch, queries_full);
+    copy_tile(shared.queries[own.stage], query_map, heads.query(head), first_query, batch, queries_full);
     own.advance();
-    for (int tile = tiles.last; tile >= tiles.first; --tile) {
+#pragma unroll 1
+    for (int tile = item.last_tile; tile >= item.first_tile; --tile) {
       auto &keys_full = shared.keys_full[place.stage], &values_full = shared.values_full[place.stage];
       simt::wait(shared.keys_empty[place.stage], place.parity ^ 1);
       simt::arrive_expecting(keys_full, shared.keys[0].kBytes);
-      copy_tile(shared.keys[place.stage], key_map, heads.key(kv_head), tile * Tiling::kKeys, batch, keys_full);
+      copy_tile(shared.keys[place.stage], key_map, heads.key(kv_head), tile * kKeys, batch, keys_full);
       simt::wait(shared.values_empty[place.stage], place.parity ^ 1);
       simt::arrive_expecting(values_full, shared.values[0].kBytes);
-      copy_tile(shared.values[place.stage], key_map, heads.value(kv_head), tile * Tiling::kKeys, batch, values_full);
+      copy_tile(shared.values[place.stage], key_map, heads.value(kv_head), tile * kKeys, batch, values_full);
       place.advance();
     }
   }
+  simt::wait(shared.queries_empty[own.stage], own.parity ^ 1);
+  shared.items[own.stage].head = kNoItem;
+  simt::arrive(shared.queries_full[own.stage]);
 }
 
 template <class Tiling, bool kDocuments>
-__device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const PackedHeads& heads,
-                                        const Schedule& schedule, float scale, float scale_to_base_2,
-                                        const int32_t* starts, bf16* out, float* log_sum_exp, uint32_t* largest,
-                                        int consumer) {
+__device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const PackedHeads& heads, float scale,
+                                        float scale_to_base_2, const int32_t* starts, bf16* out, float* log_sum_exp,
+                                        uint32_t* largest, int consumer) {
   constexpr int kHead = Tiling::kHead, kKeys = Tiling::kKeys, kGroups = Tiling::kGroups;
   constexpr int kTurn = 1, kStore = kTurn + kGroups;  // barriers of warpgroups
   const int row = kGroupRows * consumer, warp_row = row + 16 * (warp() % 4), tokens = heads.tokens;
@@ -139,16 +147,26 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Pac
   float most = 0;
   if (consumer == kGroups - 1) pass_turn();
 
-  Schedule::Item item;
-  for (int round = 0; schedule.get(round, item); ++round) {
-    const int head = item.head % heads.heads, batch = item.head / heads.heads;
-    const DocumentStarts<kDocuments> documents(starts, batch, tokens);
-    const KeyTiles<Tiling, kDocuments> tiles(schedule, item, tokens, documents);
-    const int first_query = tiles.first_query + row, warp_query = tiles.first_query + warp_row;
-    const int first = max(tiles.first, documents.of(first_query) / kKeys);
-    const int last = min(tiles.last, (first_query + kGroupRows - 1) / kKeys);
+  for (;;) {
+    simt::wait(shared.queries_full[own.stage], own.parity);
+    const Item item = shared.items[own.stage];
+    if (item.head == kNoItem) break;
+    const DocumentStarts<kDocuments> documents(starts, item.batch, tokens);
+    auto& queries = shared.queries[own.stage];
+    const int first_query = item.first_row + row, warp_query = item.first_row + warp_row;
+    if (first_query < 0) {
+#pragma unroll 1
+      for (int tile = item.last_tile; tile >= item.first_tile; --tile) skip_tile();
+      __syncwarp();  // all lanes have read the item
+      release(shared.queries_empty[own.stage]);
+      own.advance();
+      continue;
+    }
+    const int first = max(item.first_tile, documents.of(first_query) / kKeys);
+    const int last = min(item.last_tile, (first_query + kGroupRows - 1) / kKeys);
     const int last_start = documents.of(min(warp_query + 16, tokens) - 1);
-    for (int tile = tiles.last; tile > last; --tile) skip_tile();
+#pragma unroll 1
+    for (int tile = item.last_tile; tile > last; --tile) skip_tile();
 
     float s[1][kKeys / 8][4], accumulated[kHead / 8][4], correction[2];
     uint32_t p[kKeys / 16][4];
@@ -157,8 +175,6 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Pac
       if constexpr (kDocuments)
         if (tile * kKeys < last_start) mask_earlier_documents<false>(s, warp_query, tile * kKeys, documents);
     };
-    auto& queries = shared.queries[own.stage];
-    simt::wait(shared.queries_full[own.stage], own.parity);
     simt::wait(shared.keys_full[key_place.stage], key_place.parity);
     wait_for_turn();
     simt::products_begin();
@@ -198,16 +214,19 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Pac
       simt::hold(accumulated);
       release(shared.values_empty[value_place.stage]);
       value_place.advance();
+      if (!Tiling::kLazy || __any_sync(simt::kWholeWarp, correction[0] != 1 || correction[1] != 1)) {
 #pragma unroll
-      for (int n = 0; n < kHead / 8; ++n)
+        for (int n = 0; n < kHead / 8; ++n)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) accumulated[n][i] *= correction[i / 2];
+          for (int i = 0; i < 4; ++i) accumulated[n][i] *= correction[i / 2];
+      }
       pack(p, s[0]);
     }
     simt::wait(shared.values_full[value_place.stage], value_place.parity);
     simt::products_begin();
     weighted_rows_async(accumulated, p, shared.values[value_place.stage], add);
     simt::products_commit();
+    const int64_t of_head = (int64_t{item.batch} * heads.heads + item.head) * tokens;
     float factor[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -215,24 +234,210 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Pac
       const float total = group_sum(softmax.sum[half]);
       factor[half] = 1 / total;
       if (simt::in_bounds(query < tokens) && member() == 0)
-        log_sum_exp[int64_t{item.head} * tokens + query] = softmax.largest[half] * scale + logf(total);
+        log_sum_exp[of_head + query] = softmax.largest[half] * scale + logf(total);
     }
     simt::products_wait<0>();
     simt::hold(accumulated);
     release(shared.values_empty[value_place.stage]);
     value_place.advance();
-    for (int tile = first - 1; tile >= tiles.first; --tile) skip_tile();
+#pragma unroll 1
+    for (int tile = first - 1; tile >= item.first_tile; --tile) skip_tile();
 
     simt::meet(kStore + consumer, kWarpgroup);  // no product of the warpgroup reads the queries any more
     store_rows(queries, warp_row, accumulated, factor[0], factor[1],
-               out + int64_t{batch} * tokens * heads.out_width() + heads.query(head), heads.out_width(), warp_query,
-               tokens, most);
+               out + int64_t{item.batch} * tokens * heads.out_width() + heads.query(item.head), heads.out_width(),
+               warp_query, tokens, largest != nullptr, most);
     simt::fence_async_proxy();
     __syncwarp();
     release(shared.queries_empty[own.stage]);
     own.advance();
   }
   if (consumer == 0) wait_for_turn();  // so that nothing stays behind in the barrier
+  note_largest_of_warp(most, largest);
+}
+
+// The same with two halves of 64 queries in each warpgroup, whose softmax falls together with the other half's products.
+// Twice the queries for each tile of keys and values: half the bytes from the L2 cache.
+template <class Tiling, bool kDocuments>
+__device__ __forceinline__ void consume_in_halves(ForwardShared<Tiling>& shared, const PackedHeads& heads, float scale,
+                                                  float scale_to_base_2, const int32_t* starts, bf16* out,
+                                                  float* log_sum_exp, uint32_t* largest, int consumer) {
+  constexpr int kHead = Tiling::kHead, kKeys = Tiling::kKeys, kStore = 1;
+  static_assert(kKeys == kGroupRows);
+  const int row = 2 * kGroupRows * consumer, warp_row = row + 16 * (warp() % 4), tokens = heads.tokens;
+  Place<Tiling::kItems> own;
+  Place<Tiling::kStages> key_place, value_place;
+  struct Half {
+    float s[1][kKeys / 8][4], accumulated[kHead / 8][4];
+    uint32_t p[kKeys / 16][4];
+    Softmax softmax;
+  };
+  Half first_half, second_half;
+  float most = 0;
+
+  for (;;) {
+    simt::wait(shared.queries_full[own.stage], own.parity);
+    const Item item = shared.items[own.stage];
+    if (item.head == kNoItem) break;
+    const DocumentStarts<kDocuments> documents(starts, item.batch, tokens);
+    auto& queries = shared.queries[own.stage];
+    const int first_query = item.first_row + row;
+    const auto release_keys = [&] {
+      release(shared.keys_empty[key_place.stage]);
+      key_place.advance();
+    };
+    const auto release_values = [&] {
+      release(shared.values_empty[value_place.stage]);
+      value_place.advance();
+    };
+    const auto skip_tile = [&] {
+      simt::wait(shared.keys_full[key_place.stage], key_place.parity);
+      release_keys();
+      simt::wait(shared.values_full[value_place.stage], value_place.parity);
+      release_values();
+    };
+    if (first_query < 0) {
+#pragma unroll 1
+      for (int tile = item.last_tile; tile >= item.first_tile; --tile) skip_tile();
+      __syncwarp();  // all lanes have read the item
+      release(shared.queries_empty[own.stage]);
+      own.advance();
+      continue;
+    }
+    const int first = max(item.first_tile, documents.of(first_query) / kKeys), diagonal = first_query / kKeys;
+#pragma unroll 1
+    for (int tile = item.last_tile; tile > diagonal + 1; --tile) skip_tile();
+
+    [[maybe_unused]] uint32_t held[2][kHead / 16][4];
+    if constexpr (Tiling::kHeld) {
+      const int lane = simt::computed_here(flash::lane());
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int k = 0; k < kHead / 16; ++k)
+          simt::load_matrix_x4(held[half][k],
+                               queries.chunk(warp_row + kGroupRows * half + lane % 16, 2 * k + lane / 16));
+    }
+    const auto start_scores = [&](Half& x) {
+      if constexpr (Tiling::kHeld) {
+        const int half = &x == &second_half ? 1 : 0;
+#pragma unroll
+        for (int k = 0; k < kHead / 16; ++k)
+          simt::multiply_async<false>(x.s[0], held[half][k], simt::row_operand(shared.keys[key_place.stage], 0, k),
+                                      k > 0);
+      } else
+        row_products_async(x.s[0], queries, &x == &second_half ? row + kGroupRows : row, shared.keys[key_place.stage]);
+      simt::products_commit();
+    };
+    const auto add_values = [&](Half& x, bool add) {
+      weighted_rows_async(x.accumulated, x.p, shared.values[value_place.stage], add);
+    };
+    const auto weigh = [&](Half& x, int tile, auto on_diagonal, float(&correction)[2]) {
+      const int half_query = item.first_row + warp_row + (&x == &second_half ? kGroupRows : 0);
+      simt::hold(x.s[0]);
+      if constexpr (on_diagonal) {
+        x.softmax = Softmax();
+        mask_later_keys<false>(x.s, half_query, tile * kKeys);
+      }
+      if constexpr (kDocuments)
+        if (tile * kKeys < documents.of(min(half_query + 16, tokens) - 1))
+          mask_earlier_documents<false>(x.s, half_query, tile * kKeys, documents);
+      x.softmax.add(x.s[0], correction, scale_to_base_2);
+    };
+    const auto rescale = [&](Half& x, const float(&correction)[2]) {
+      simt::hold(x.accumulated);
+      if (!Tiling::kLazy || __any_sync(simt::kWholeWarp, correction[0] != 1 || correction[1] != 1)) {
+#pragma unroll
+        for (int n = 0; n < kHead / 8; ++n)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) x.accumulated[n][i] *= correction[i / 2];
+      }
+    };
+    constexpr std::true_type kOnDiagonal;
+    constexpr std::false_type kBelow;
+    float correction[2];
+
+    simt::wait(shared.keys_full[key_place.stage], key_place.parity);
+    simt::products_begin();
+    start_scores(second_half);
+    simt::products_wait<0>();
+    release_keys();
+    weigh(second_half, diagonal + 1, kOnDiagonal, correction);
+    pack(second_half.p, second_half.s[0]);
+
+    simt::wait(shared.keys_full[key_place.stage], key_place.parity);
+    simt::wait(shared.values_full[value_place.stage], value_place.parity);
+    simt::products_begin();
+    start_scores(first_half);
+    add_values(second_half, false);
+    start_scores(second_half);
+    simt::products_wait<1>();
+    weigh(first_half, diagonal, kOnDiagonal, correction);
+    pack(first_half.p, first_half.s[0]);
+    simt::products_wait<0>();
+    release_keys();
+    release_values();
+    weigh(second_half, diagonal, kBelow, correction);
+    rescale(second_half, correction);
+    pack(second_half.p, second_half.s[0]);
+
+#pragma unroll 1
+    for (int tile = diagonal - 1; tile >= first; --tile) {
+      simt::wait(shared.keys_full[key_place.stage], key_place.parity);
+      simt::wait(shared.values_full[value_place.stage], value_place.parity);
+      simt::products_begin();
+      add_values(first_half, tile < diagonal - 1);
+      start_scores(first_half);
+      add_values(second_half, true);
+      start_scores(second_half);
+      simt::products_wait<1>();
+      weigh(first_half, tile, kBelow, correction);
+      rescale(first_half, correction);
+      pack(first_half.p, first_half.s[0]);
+      simt::products_wait<0>();
+      release_keys();
+      release_values();
+      weigh(second_half, tile, kBelow, correction);
+      rescale(second_half, correction);
+      pack(second_half.p, second_half.s[0]);
+    }
+    simt::wait(shared.values_full[value_place.stage], value_place.parity);
+    simt::products_begin();
+    add_values(first_half, diagonal > first);
+    simt::products_commit();
+    add_values(second_half, true);
+    simt::products_commit();
+
+    const int64_t of_head = (int64_t{item.batch} * heads.heads + item.head) * tokens;
+    const auto finish = [&](Half& x) {
+      const int half_row = warp_row + (&x == &second_half ? kGroupRows : 0);
+      float factor[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int query = item.first_row + half_row + 8 * half + group();
+        const float total = group_sum(x.softmax.sum[half]);
+        factor[half] = 1 / total;
+        if (simt::in_bounds(query < tokens) && member() == 0)
+          log_sum_exp[of_head + query] = x.softmax.largest[half] * scale + logf(total);
+      }
+      simt::hold(x.accumulated);
+      store_rows(queries, half_row, x.accumulated, factor[0], factor[1],
+                 out + int64_t{item.batch} * tokens * heads.out_width() + heads.query(item.head), heads.out_width(),
+                 item.first_row + half_row, tokens, largest != nullptr, most);
+    };
+    simt::products_wait<1>();
+    simt::meet(kStore + consumer, kWarpgroup);  // no product of the warpgroup reads the queries any more
+    finish(first_half);
+    simt::products_wait<0>();
+    release_values();
+    finish(second_half);
+#pragma unroll 1
+    for (int tile = first - 1; tile >= item.first_tile; --tile) skip_tile();
+    simt::fence_async_proxy();
+    __syncwarp();
+    release(shared.queries_empty[own.stage]);
+    own.advance();
+  }
   note_largest_of_warp(most, largest);
 }
 
@@ -262,9 +467,14 @@ __global__ void __launch_bounds__(Tiling::kThreads, 1)
       if (threadIdx.x == 0) produce<Tiling, kDocuments>(shared, query_map, key_map, heads, schedule, starts);
     } else {
       simt::take_registers<Tiling::kConsumerRegisters>();
-      consume<Tiling, kDocuments>(shared, heads, schedule, scale, scale_to_base_2, starts, out, log_sum_exp, largest,
-                                  role - 1);
+      if constexpr (Tiling::kHalves)
+        consume_in_halves<Tiling, kDocuments>(shared, heads, scale, scale_to_base_2, starts, out, log_sum_exp, largest,
+                                              role - 1);
+      else
+        consume<Tiling, kDocuments>(shared, heads, scale, scale_to_base_2, starts, out, log_sum_exp, largest, role - 1);
     }
+  } else {
+    __trap();
   }
 }
 
@@ -273,11 +483,11 @@ void launch_forward(cudaStream_t stream, int multiprocessors, const AttentionSha
                     const int32_t* starts, bf16* out, float* log_sum_exp, uint32_t* largest) {
   const PackedHeads heads(s);
   const int64_t tiles = (s.tokens + Tiling::kQueries - 1) / Tiling::kQueries;
-  const int64_t bytes_a_head = s.tokens * s.head_size * 2 * sizeof(bf16) / heads.group();
-  const Schedule schedule = schedule_of(s.batch * s.heads, tiles, bytes_a_head);
+  const int64_t blocks = std::min<int64_t>(multiprocessors, s.batch * s.heads * tiles);
+  const Schedule schedule =
+      schedule_of(s.batch * s.heads, tiles, blocks, s.tokens * s.head_size * 2 * int64_t{sizeof(bf16)} / heads.group());
   const auto map = [&](int rows) { return head_map(qkv, s.batch, s.tokens, heads.width(), heads.head_size, rows); };
-  simt::launch(stream, dim3(static_cast<unsigned>(std::min<int64_t>(multiprocessors, s.batch * s.heads * tiles))),
-               dim3(Tiling::kThreads), sizeof(ForwardShared<Tiling>),
+  simt::launch(stream, dim3(static_cast<unsigned>(blocks)), dim3(Tiling::kThreads), sizeof(ForwardShared<Tiling>),
                starts ? flash_attention_hopper_kernel<Tiling, true> : flash_attention_hopper_kernel<Tiling, false>,
                map(Tiling::kQueries), map(Tiling::kKeys), heads, schedule, heads.scale(), heads.scale() * kLog2E,
                starts, out, log_sum_exp, largest);
@@ -300,8 +510,16 @@ bool has_flash_attention_hopper(const CudaDevice& device, int64_t head_size) {
 }
 
 void flash_attention_hopper(const KernelCall& call) {
-  attention_shape(call, 0).head_size == 64 ? forward<ForwardTiling<64, 128, 2, 2, true>>(call)
+  attention_shape(call, 0).head_size == 64 ? forward<ForwardTiling<64, 128, 2, 2, false>>(call)
                                            : forward<ForwardTiling<128, 128, 2, 2, true>>(call);
+}
+
+void flash_attention_backward_hopper(const KernelCall& call) {
+  const AttentionShape s = attention_shape(call, 1);
+  const BackwardTensors tensors = {call.in<bf16>(0), call.in<bf16>(1),  call.in<bf16>(2),         call.in(3),
+                                   call.in_int(4),   call.out<bf16>(0), call.workspace<float2>(), largest_of(call)};
+  query_gradient_hopper(call.cuda->stream(), call.cuda->properties().multiprocessors, s, tensors);
+  key_value_gradient_hopper(call.cuda->stream(), call.cuda->properties().multiprocessors, s, tensors);
 }
 
 }  // namespace llm::cuda

@@ -22,6 +22,8 @@ __device__ __forceinline__ int warpgroup() {
   return __shfl_sync(simt::kWholeWarp, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
 }
 
+__device__ __forceinline__ int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+
 // The place in a ring of stages, and the parity of the phase in which its barriers are.
 template <int kStages>
 struct Place {
@@ -47,30 +49,45 @@ __device__ __forceinline__ void release(simt::Barrier& barrier) {
   if (lane() == 0) simt::arrive(barrier);
 }
 
-// The items of a launch, tile by tile from the longest to the shortest, of so many heads at a time as the L2 cache holds the
-// keys and values of. The blocks take turns, forth and back, so that their shares are about equal.
+// The items of a launch, in sections of so many heads as the L2 cache holds the keys and values of, in each tile by tile from the
+// longest to the shortest. In each round every block takes an item, at the end of a section perhaps none, in turns from
+// the first block to the last and back, so that their shares are about equal.
 struct Schedule {
-  int heads, tiles, section;  // of all batches; tiles of a head; heads at a time
+  int heads, tiles;        // of all batches; of a head
+  int section;             // heads
+  int rounds, all_rounds;  // of a section; of all
 
-  struct Item {
-    int head, rank;  // rank 0: the longest
-  };
-  __device__ __forceinline__ bool get(int round, Item& item) const {
+  // This block's next item from `round` on, which becomes the round after it: the tile of that rank (0: the longest) of a
+  // head; false: there is none.
+  __device__ __forceinline__ bool next(int& round, int& head, int& rank) const {
     const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
-    const int index = round * blocks + (round % 2 ? blocks - 1 - block : block);
-    if (index >= heads * tiles) return false;
-    const int first = index / (section * tiles) * section, here = min(section, heads - first);
-    const int place = index - first * tiles;
-    item = {first + place % here, place / here};
-    return true;
+    while (round < all_rounds) {
+      const int first = round / rounds * section, here = min(section, heads - first);
+      const int place = round % rounds * blocks + (round % 2 ? blocks - 1 - block : block);
+      ++round;
+      if (place >= here * tiles) continue;
+      head = first + place % here, rank = place / here;
+      return true;
+    }
+    return false;
   }
 };
 
-inline Schedule schedule_of(int64_t heads, int64_t tiles, int64_t bytes_a_head) {
+// An item as the producer tells it to the consumers, in shared memory beside the item's own tiles: a head (of queries, or of keys)
+// of a batch, the first of the item's rows, and the other side's tiles that these need.
+struct alignas(16) Item {
+  int batch, head, first_row, first_tile, last_tile;
+};
+inline constexpr int kNoItem = -1;  // as a head: there are no more
+
+inline Schedule schedule_of(int64_t heads, int64_t tiles, int64_t blocks, int64_t bytes_a_head) {
   constexpr int64_t kCache = 32 << 20;
-  const int64_t most = std::clamp<int64_t>(kCache / std::max<int64_t>(1, bytes_a_head), 1, heads);
-  const int64_t sections = (heads + most - 1) / most;
-  return {static_cast<int>(heads), static_cast<int>(tiles), static_cast<int>((heads + sections - 1) / sections)};
+  const int64_t least = (2 * blocks + tiles - 1) / tiles;  // so that rounds are full
+  const int64_t most = std::min(heads, std::max(least, kCache / std::max<int64_t>(1, bytes_a_head)));
+  const int64_t sections = (heads + most - 1) / most, section = (heads + sections - 1) / sections;
+  const int64_t rounds = (section * tiles + blocks - 1) / blocks;
+  return {static_cast<int>(heads), static_cast<int>(tiles), static_cast<int>(section), static_cast<int>(rounds),
+          static_cast<int>((heads + section - 1) / section * rounds)};
 }
 
 // Boxes of `rows` rows of a head in a (B, T, columns) matrix: coordinates (column in the block, token, block of 64 columns,
@@ -118,11 +135,11 @@ __device__ __forceinline__ void pack(uint32_t (&p)[N / 2][4], const float (&s)[N
 }
 
 // Writes the warp's 16 rows, each times its factor, as store_rows of flash_attention_cuda.h does, through rows `row` and on
-// of a tile that no copy or product uses any more; `most` becomes the largest absolute value if that is more.
+// of a tile that no copy or product uses any more. With `note`, `most` becomes the largest absolute value if that is more.
 template <int kRows, int kHead>
 __device__ __forceinline__ void store_rows(simt::SwizzledTile<kRows, kHead>& tile, int row,
                                            const float (&out)[kHead / 8][4], float first_factor, float second_factor,
-                                           bf16* matrix, int64_t stride, int first, int end, float& most) {
+                                           bf16* matrix, int64_t stride, int first, int end, bool note, float& most) {
   constexpr int kChunks = kHead / 8;
   const int lane = simt::computed_here(flash::lane());
 #pragma unroll
@@ -140,8 +157,9 @@ __device__ __forceinline__ void store_rows(simt::SwizzledTile<kRows, kHead>& til
     const auto values = *reinterpret_cast<const simt::Pack<bf16>*>(tile.chunk(row + r, chunk));
     if (simt::in_bounds(first + r < end)) {
       *reinterpret_cast<simt::Pack<bf16>*>(matrix + int64_t{first + r} * stride + 8 * chunk) = values;
+      if (note)
 #pragma unroll
-      for (int k = 0; k < 8; ++k) most = fmaxf(most, fabsf(values.get(k)));
+        for (int k = 0; k < 8; ++k) most = fmaxf(most, fabsf(values.get(k)));
     }
   }
 }
@@ -154,3 +172,22 @@ __device__ __forceinline__ void note_largest_of_warp(float most, uint32_t* large
 }
 
 }  // namespace llm::cuda::flash
+
+namespace llm::cuda {
+
+// attention_backward's inputs and outputs; `statistics` (B, H, attention_statistic_rows(T)): of each query log_sum_exp to base 2
+// and delta = rowsum(d_out * out), of those beyond T infinity and 0, so that their probabilities are 0.
+struct BackwardTensors {
+  const bf16 *d_out, *qkv, *out;
+  const float* log_sum_exp;
+  const int32_t* starts;
+  bf16* d_qkv;
+  float2* statistics;
+  uint32_t* largest;
+};
+
+void query_gradient_hopper(cudaStream_t stream, int multiprocessors, const AttentionShape& s, const BackwardTensors& t);
+void key_value_gradient_hopper(cudaStream_t stream, int multiprocessors, const AttentionShape& s,
+                               const BackwardTensors& t);
+
+}  // namespace llm::cuda

@@ -1,0 +1,295 @@
+// Causal attention of bf16 on Hopper's tensor cores, backward, the second of two kernels: dK and dV.
+//
+// Warpgroups own 64 keys each and go through the queries from the diagonal to the last, of all heads that share the keys. Scores
+// stand transposed, keys as rows, so that P^T and dS^T become left operands in the registers where they arise. Where there
+// are registers for it, the products with the tile before run while they are computed.
+#include "llm/graph/kernel.h"
+#include "llm/ops/flash_hopper_cuda.h"
+#include "llm/ops/largest_cuda.h"
+
+namespace llm::cuda {
+namespace flash {
+
+// Two warpgroups of 64 keys; tiles of kQueries queries in kStages; own tiles in kItems. kOverlap: products with P and dS run
+// while those of the next tile are computed, where there are registers for it.
+template <int kHeadSize, int kQueriesAtATime, int kRing, int kItemRing, bool kOverlapped>
+struct KeyTiling {
+  static constexpr int kHead = kHeadSize, kQueries = kQueriesAtATime, kGroups = 2, kStages = kRing, kItems = kItemRing;
+  static constexpr int kKeys = kGroupRows * kGroups, kThreads = kWarpgroup * (1 + kGroups);
+  static constexpr bool kOverlap = kOverlapped;
+  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+};
+
+}  // namespace flash
+
+namespace {
+
+using namespace flash;
+
+template <class Tiling>
+struct KeyShared {
+  struct Own {
+    simt::SwizzledTile<Tiling::kKeys, Tiling::kHead> keys, values;
+  };
+  Own own[Tiling::kItems];
+  Item items[Tiling::kItems];
+  struct Stage {
+    simt::SwizzledTile<Tiling::kQueries, Tiling::kHead> queries, d_outs;
+  };
+  Stage stages[Tiling::kStages];
+  alignas(128) float2 statistics[Tiling::kStages][Tiling::kQueries];
+  simt::Barrier own_full[Tiling::kItems], own_empty[Tiling::kItems], full[Tiling::kStages], empty[Tiling::kStages];
+};
+
+struct KeyMaps {
+  simt::TensorMap keys, queries, d_outs;
+};
+
+// Of the tiles `low` to `high` of kTile queries, the last one that begins in a document that starts before `end`.
+template <int kTile, bool kDocuments>
+__device__ __forceinline__ int last_tile_before(int low, int high, int end,
+                                                const DocumentStarts<kDocuments>& documents) {
+  if constexpr (kDocuments)
+    while (low < high) {
+      const int middle = (low + high + 1) / 2;
+      if (documents.of(middle * kTile) < end)
+        low = middle;
+      else
+        high = middle - 1;
+    }
+  return high;
+}
+
+template <class Tiling, bool kDocuments>
+__device__ __forceinline__ void produce_queries(KeyShared<Tiling>& shared, const KeyMaps& maps,
+                                                const PackedHeads& heads, const Schedule& schedule,
+                                                const int32_t* starts, const float2* statistics, int statistic_rows) {
+  Place<Tiling::kItems> own;
+  Place<Tiling::kStages> place;
+  int any_head, rank;
+  for (int round = 0; schedule.next(round, any_head, rank);) {
+    const int kv_head = any_head % heads.kv_heads, batch = any_head / heads.kv_heads;
+    const DocumentStarts<kDocuments> documents(starts, batch, heads.tokens);
+    const int first_key = rank * Tiling::kKeys, first_tile = first_key / Tiling::kQueries;
+    const Item item = {batch, kv_head, first_key, first_tile,
+                       last_tile_before<Tiling::kQueries>(first_tile, (heads.tokens - 1) / Tiling::kQueries,
+                                                          first_key + Tiling::kKeys, documents)};
+    auto& own_full = shared.own_full[own.stage];
+    auto& own_tiles = shared.own[own.stage];
+    simt::wait(shared.own_empty[own.stage], own.parity ^ 1);
+    shared.items[own.stage] = item;
+    simt::arrive_expecting(own_full, 2 * own_tiles.keys.kBytes);
+    copy_tile(own_tiles.keys, maps.keys, heads.key(kv_head), first_key, batch, own_full);
+    copy_tile(own_tiles.values, maps.keys, heads.value(kv_head), first_key, batch, own_full);
+    own.advance();
+    for (int head = kv_head * heads.group(); head < (kv_head + 1) * heads.group(); ++head) {
+      const float2* const of_head = statistics + (int64_t{batch} * heads.heads + head) * statistic_rows;
+#pragma unroll 1
+      for (int tile = item.first_tile; tile <= item.last_tile; ++tile) {
+        auto& full = shared.full[place.stage];
+        auto& stage = shared.stages[place.stage];
+        simt::wait(shared.empty[place.stage], place.parity ^ 1);
+        simt::arrive_expecting(full, 2 * stage.queries.kBytes + sizeof shared.statistics[0]);
+        copy_tile(stage.queries, maps.queries, heads.query(head), tile * Tiling::kQueries, batch, full);
+        copy_tile(stage.d_outs, maps.d_outs, heads.query(head), tile * Tiling::kQueries, batch, full);
+        simt::copy_bytes_async(shared.statistics[place.stage], of_head + tile * Tiling::kQueries,
+                               sizeof shared.statistics[0], full);
+        place.advance();
+      }
+    }
+  }
+  simt::wait(shared.own_empty[own.stage], own.parity ^ 1);
+  shared.items[own.stage].head = kNoItem;
+  simt::arrive(shared.own_full[own.stage]);
+}
+
+template <class Tiling, bool kDocuments>
+__device__ __forceinline__ void consume_queries(KeyShared<Tiling>& shared, const PackedHeads& heads, float scale,
+                                                float scale_to_base_2, const int32_t* starts, bf16* d_qkv,
+                                                uint32_t* largest, int consumer) {
+  constexpr int kHead = Tiling::kHead, kQueries = Tiling::kQueries, kStore = 1;
+  const int row = kGroupRows * consumer, warp_row = row + 16 * (warp() % 4), tokens = heads.tokens;
+  Place<Tiling::kItems> own;
+  Place<Tiling::kStages> place, used_place;  // of the tile whose scores, whose products with P and dS come next
+  float most = 0;
+
+  for (;;) {
+    simt::wait(shared.own_full[own.stage], own.parity);
+    const Item item = shared.items[own.stage];
+    if (item.head == kNoItem) break;
+    const DocumentStarts<kDocuments> documents(starts, item.batch, tokens);
+    const int first_key = item.first_row + row, warp_key = item.first_row + warp_row, diagonal = first_key / kQueries;
+    const int last = first_key < tokens ? last_tile_before<kQueries>(item.first_tile, item.last_tile,
+                                                                     first_key + kGroupRows, documents)
+                                        : -1;
+    auto& own_tiles = shared.own[own.stage];
+
+    float p[1][kQueries / 8][4], ds[kQueries / 8][4], key_gradient[kHead / 8][4], value_gradient[kHead / 8][4];
+    uint32_t packed_p[kQueries / 16][4], packed_ds[kQueries / 16][4];
+    const auto start_scores = [&] {
+      simt::wait(shared.full[place.stage], place.parity);
+      simt::products_begin();
+      row_products_async(p[0], own_tiles.keys, row, shared.stages[place.stage].queries);
+      row_products_async(ds, own_tiles.values, row, shared.stages[place.stage].d_outs);
+      simt::products_commit();
+    };
+    const auto differentiate = [&](int tile) {
+      simt::hold(p[0]);
+      simt::hold(ds);
+      if (tile == diagonal) mask_later_keys<true>(p, warp_key, tile * kQueries);
+      if constexpr (kDocuments)
+        if (warp_key < documents.of(min((tile + 1) * kQueries, tokens) - 1))
+          mask_earlier_documents<true>(p, warp_key, tile * kQueries, documents);
+#pragma unroll
+      for (int n = 0; n < kQueries / 8; ++n) {
+        const float4 pair = *reinterpret_cast<const float4*>(&shared.statistics[place.stage][8 * n + 2 * member()]);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          p[0][n][i] = simt::exp2_fast(p[0][n][i] * scale_to_base_2 - (i % 2 ? pair.z : pair.x));
+          ds[n][i] = p[0][n][i] * (ds[n][i] - (i % 2 ? pair.w : pair.y));
+        }
+      }
+      place.advance();
+    };
+    const auto pack_both = [&] {
+      pack(packed_p, p[0]);
+      pack(packed_ds, ds);
+    };
+    const auto add_gradients = [&](bool add) {
+      simt::products_begin();
+      weighted_rows_async(value_gradient, packed_p, shared.stages[used_place.stage].d_outs, add);
+      weighted_rows_async(key_gradient, packed_ds, shared.stages[used_place.stage].queries, add);
+      simt::products_commit();
+    };
+    const auto finish_gradients = [&] {
+      simt::products_wait<0>();
+      simt::hold(value_gradient);
+      simt::hold(key_gradient);
+      __syncwarp();  // all lanes have read the statistics
+      release(shared.empty[used_place.stage]);
+      used_place.advance();
+    };
+    const auto skip_tile = [&] {
+      simt::wait(shared.full[place.stage], place.parity);
+      release(shared.empty[place.stage]);
+      place.advance();
+    };
+
+    bool add = false, computed = false;  // whether P and dS of a tile are there that are not yet added
+#pragma unroll 1
+    for (int head = 0; head < heads.group(); ++head)
+#pragma unroll 1
+      for (int tile = item.first_tile; tile <= item.last_tile; ++tile) {
+        if (tile < diagonal || tile > last) {
+          skip_tile();
+          if (computed) {
+            add_gradients(add);
+            add = true, computed = false;
+            finish_gradients();
+          }
+          used_place.advance();
+          continue;
+        }
+        if (Tiling::kOverlap && computed) {
+          start_scores();
+          add_gradients(add);
+          add = true;
+          simt::products_wait<1>();
+          differentiate(tile);
+          finish_gradients();
+          pack_both();
+        } else {
+          start_scores();
+          simt::products_wait<0>();
+          differentiate(tile);
+          pack_both();
+          if constexpr (Tiling::kOverlap) {
+            computed = true;
+          } else {
+            add_gradients(add);
+            add = true;
+            finish_gradients();
+          }
+        }
+      }
+    if (Tiling::kOverlap && computed) {
+      add_gradients(add);
+      finish_gradients();
+    }
+
+    if (first_key < tokens) {
+      simt::meet(kStore + consumer, kWarpgroup);  // no product of the warpgroup reads its keys and values any more
+      bf16* const of_batch = d_qkv + int64_t{item.batch} * tokens * heads.width();
+      store_rows(own_tiles.keys, warp_row, key_gradient, scale, scale, of_batch + heads.key(item.head), heads.width(),
+                 warp_key, tokens, largest != nullptr, most);
+      store_rows(own_tiles.values, warp_row, value_gradient, 1, 1, of_batch + heads.value(item.head), heads.width(),
+                 warp_key, tokens, largest != nullptr, most);
+    }
+    simt::fence_async_proxy();
+    __syncwarp();
+    release(shared.own_empty[own.stage]);
+    own.advance();
+  }
+  note_largest_of_warp(most, largest);
+}
+
+// statistics (B, H, statistic_rows), starts (B, T) -> d_qkv's key and value heads (B, T, (H + 2 K) D): sums over the group's
+// query heads, in order. Maps: of qkv and, for the d_outs, of (B, T, H D).
+template <class Tiling, bool kDocuments>
+__global__ void __launch_bounds__(Tiling::kThreads, 1)
+    flash_key_value_gradient_hopper_kernel(const __grid_constant__ KeyMaps maps, PackedHeads heads, Schedule schedule,
+                                           float scale, float scale_to_base_2, const float2* __restrict__ statistics,
+                                           int statistic_rows, const int32_t* __restrict__ starts,
+                                           bf16* __restrict__ d_qkv, uint32_t* largest) {
+  if constexpr (simt::kHopperCode) {
+    auto& shared = simt::tile_memory<KeyShared<Tiling>>();
+    if (threadIdx.x == 0) {
+      constexpr int kWarps = 4 * Tiling::kGroups;
+      initialize_ring(shared.own_full, shared.own_empty, kWarps);
+      initialize_ring(shared.full, shared.empty, kWarps);
+      simt::fence_initialization();
+    }
+    __syncthreads();
+    const int role = warpgroup();
+    if (role == 0) {
+      simt::give_back_registers<Tiling::kProducerRegisters>();
+      if (threadIdx.x == 0)
+        produce_queries<Tiling, kDocuments>(shared, maps, heads, schedule, starts, statistics, statistic_rows);
+    } else {
+      simt::take_registers<Tiling::kConsumerRegisters>();
+      consume_queries<Tiling, kDocuments>(shared, heads, scale, scale_to_base_2, starts, d_qkv, largest, role - 1);
+    }
+  } else {
+    __trap();
+  }
+}
+
+template <class Tiling>
+void launch_key_value_gradient(cudaStream_t stream, int multiprocessors, const AttentionShape& s,
+                               const BackwardTensors& t) {
+  const PackedHeads heads(s);
+  const int64_t tiles = (s.tokens + Tiling::kKeys - 1) / Tiling::kKeys;
+  const int64_t blocks = std::min<int64_t>(multiprocessors, s.batch * s.kv_heads * tiles);
+  const Schedule schedule = schedule_of(s.batch * s.kv_heads, tiles, blocks,
+                                        s.tokens * s.head_size * 2 * int64_t{sizeof(bf16)} * heads.group());
+  const auto map = [&](const bf16* matrix, int64_t columns, int rows) {
+    return head_map(matrix, s.batch, s.tokens, columns, heads.head_size, rows);
+  };
+  const KeyMaps maps = {map(t.qkv, heads.width(), Tiling::kKeys), map(t.qkv, heads.width(), Tiling::kQueries),
+                        map(t.d_out, heads.out_width(), Tiling::kQueries)};
+  simt::launch(stream, dim3(static_cast<unsigned>(blocks)), dim3(Tiling::kThreads), sizeof(KeyShared<Tiling>),
+               t.starts ? flash_key_value_gradient_hopper_kernel<Tiling, true>
+                        : flash_key_value_gradient_hopper_kernel<Tiling, false>,
+               maps, heads, schedule, heads.scale(), heads.scale() * kLog2E, t.statistics,
+               static_cast<int>(attention_statistic_rows(s.tokens)), t.starts, t.d_qkv, t.largest);
+}
+
+}  // namespace
+
+void key_value_gradient_hopper(cudaStream_t stream, int multiprocessors, const AttentionShape& s,
+                               const BackwardTensors& t) {
+  s.head_size == 64 ? launch_key_value_gradient<KeyTiling<64, 64, 4, 2, true>>(stream, multiprocessors, s, t)
+                    : launch_key_value_gradient<KeyTiling<128, 64, 2, 2, false>>(stream, multiprocessors, s, t);
+}
+
+}  // namespace llm::cuda
