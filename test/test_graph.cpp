@@ -102,6 +102,45 @@ TEST_CASE("graph: tensors, nodes and aliases") {
   CHECK(g.storage(third) == first);
 }
 
+TEST_CASE("graph: views are parts of tensors, and kernels that know strides read them where they lie") {
+  // y (4, 2) = columns 1 to 3 of x (4, 5) times the transpose of rows 2 and 3 of w (6, 3).
+  TensorId x = kNone;
+  Graph g = input_graph({4, 5}, x);
+  const TensorId w = g.add_tensor("w", DType::fp32, {6, 3}, Role::parameter);
+  const TensorId columns = g.add_view("columns", x, {4, 3}, 1, 5), rows = g.add_view("rows", w, {2, 3}, 6);
+  const TensorId last = g.add_view("last", rows, {1, 3}, 3);
+  CHECK(g.storage(last) == w);
+  CHECK(g.bytes_into_storage(last) == 9 * sizeof(float));
+  CHECK_FALSE(g.tensor(columns).is_dense());
+  CHECK(g.tensor(rows).is_dense());
+  const TensorId y = g.add("linear", {}, {columns, rows}, "y")[0], z = g.add("linear", {}, {columns, last}, "z")[0];
+  for (const auto& [shape, offset, stride] :
+       {std::tuple{Shape{4, 3}, 3, 5}, {Shape{4, 3}, -1, 5}, {Shape{4, 3}, 0, 2}, {Shape{7, 3}, 0, 0}})
+    CHECK_THROWS_WITH_AS(g.add_view("outside", x, shape, offset, stride), doctest::Contains("does not lie in x"),
+                         Error);
+
+  PersistentLayout layout;
+  layout.add(g);
+  Program program(compile(g, {y, z}, {}), layout);
+  const Arena arena(program.arena_bytes());
+  ThreadTeam team(1);
+  program.bind(arena, team);
+  for (int i = 0; i < 20; ++i) program.data(x)[i] = static_cast<float>(i % 7 - 3);
+  for (int i = 0; i < 18; ++i) program.data(w)[i] = static_cast<float>(i % 5 - 2);
+  const std::vector<float> in(program.data(x), program.data(x) + 20), weight(program.data(w), program.data(w) + 18);
+  program.run(Phase::forward);
+  for (size_t r = 0; r < 4; ++r)
+    for (size_t o = 0; o < 2; ++o) {
+      float sum = 0;
+      for (size_t k = 0; k < 3; ++k) sum += in[r * 5 + 1 + k] * weight[(2 + o) * 3 + k];
+      CHECK(program.data(y)[r * 2 + o] == sum);
+      if (o == 1) CHECK(program.data(z)[r] == sum);
+    }
+
+  g.add("gelu", {}, {columns}, "a");
+  CHECK_THROWS_WITH_AS(Program(compile(g, {g.find("a")}, {}), layout), doctest::Contains("takes no strides"), Error);
+}
+
 TEST_CASE("autodiff: a tensor used twice, unwanted gradients, ops without one") {
   TensorId x = kNone;
   Graph g = input_graph({1, 2, 3}, x);
@@ -214,17 +253,17 @@ TEST_CASE("row padding: where rows lie a multiple of 4 KiB apart and every op kn
       Trainer dense(config, {.compile = {.fuse = fused, .pad_rows = false}});
       int count = 0;
       for (const Tensor& t : padded.program->graph().tensors) {
-        if (!t.row_padding) continue;
+        if (t.is_dense()) continue;
         ++count;
         CHECK(t.role == Role::activation);
         CHECK(t.shape.last() % 1024 == 0);
-        CHECK(t.bytes() == static_cast<size_t>(t.shape.elements() + 16 * t.shape.rows()) * 4);
+        CHECK(t.storage_bytes() == static_cast<size_t>(t.shape.elements() + 16 * t.shape.rows()) * 4);
       }
       // The product's result or its derivative, what the activation makes of it, and the gradients of both; fused, that of the
       // latter is never there. An activation by itself takes no strides, but swiglu does.
       const int a_layer = config.activation == Activation::swiglu ? 4 : fused ? 3 : 0;
       CHECK(count == a_layer * config.layers);
-      for (const Tensor& t : dense.program->graph().tensors) CHECK(t.row_padding == 0);
+      for (const Tensor& t : dense.program->graph().tensors) CHECK(t.is_dense());
       check_equal(padded.after_steps(2), dense.after_steps(2));
     }
 }
@@ -382,7 +421,7 @@ void check_plan(const Graph& g, const std::vector<TensorId>& results, const Memo
   };
   size_t overlaid = 0;
   const auto start = [&](TensorId id) { return plan.offsets[static_cast<size_t>(id)]; };
-  const auto end = [&](TensorId id) { return start(id) + g.tensor(id).bytes(); };
+  const auto end = [&](TensorId id) { return start(id) + g.tensor(id).storage_bytes(); };
   for (auto& [a, u] : uses) {
     CHECK(end(a) <= plan.bytes);
     CHECK(start(a) % 256 == 0);

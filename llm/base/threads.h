@@ -1,4 +1,4 @@
-// A persistent team of threads: one for the whole program, or one for each rank of a run. The caller is its rank 0 and works too.
+// A persistent team of threads, one for the whole program or one for each rank of a run. The caller is rank 0 and works.
 //
 // Results must not depend on the number of threads: split the outputs among the threads, never a sum. Where a sum runs
 // over tokens, cut it into blocks whose number does not depend on the team and add the blocks' results in order.

@@ -260,7 +260,7 @@ void dump_json(std::ostream& out, const Compiled& c) {
     ordered_json shape = ordered_json::array();
     for (int d = 0; d < t.shape.rank(); ++d) shape.push_back(t.shape[d]);
     ordered_json tensor = {{"id", i},        {"name", t.name},          {"dtype", name_of(t.dtype)},
-                           {"shape", shape}, {"role", name_of(t.role)}, {"bytes", t.bytes()}};
+                           {"shape", shape}, {"role", name_of(t.role)}, {"bytes", t.storage_bytes()}};
     if (t.alias != kNone) tensor["alias"] = t.alias;
     // A tensor that no node uses any more has neither a life nor a place.
     if (const auto [first, last] = c.plan.lifetimes[i]; first >= 0) tensor["lifetime"] = {first, last};

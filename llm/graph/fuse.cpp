@@ -62,10 +62,14 @@ class Fuser {
     writers_.assign(g_.tensors.size(), kOutside);
     for (size_t i = 0; i < g_.nodes.size(); ++i) {
       for (TensorId id : g_.nodes[i].inputs)
-        if (id != kNone) readers_[static_cast<size_t>(id)].push_back(static_cast<int>(i));
+        for (; id != kNone; id = g_.tensor(id).alias)  // who reads a view reads what it is of
+          readers_[static_cast<size_t>(id)].push_back(static_cast<int>(i));
       for (TensorId id : g_.nodes[i].outputs)
         if (id != kNone) writers_[static_cast<size_t>(id)] = static_cast<int>(i);
     }
+    for (size_t i = 0; i < g_.tensors.size(); ++i)
+      if (const TensorId whole = g_.tensors[i].alias; whole != kNone && writers_[i] == kOutside)
+        writers_[i] = writers_[static_cast<size_t>(whole)];
   }
 
   // Tries a pattern at each node, then takes out the nodes that it left without an op.

@@ -80,7 +80,19 @@ std::span<const int64_t> Attributes::list(std::string_view key) const {
 }
 
 TensorId Graph::add_tensor(std::string name, DType dtype, Shape shape, Role role) {
-  tensors.push_back({std::move(name), dtype, shape, role, kNone});
+  tensors.push_back({.name = std::move(name), .dtype = dtype, .shape = shape, .role = role});
+  return static_cast<TensorId>(tensors.size()) - 1;
+}
+
+TensorId Graph::add_view(std::string name, TensorId whole, Shape shape, int64_t offset, int64_t row_stride) {
+  const Tensor owner = tensor(whole);
+  Tensor view{.name = std::move(name), .dtype = owner.dtype, .shape = shape, .role = owner.role, .alias = whole};
+  view.offset = offset, view.row_stride = row_stride;
+  const int64_t end = offset + (shape.rows() - 1) * view.stride() + shape.last();
+  if (offset < 0 || view.stride() < shape.last() || end > owner.shape.rows() * owner.stride())
+    fail("the view ", view.name, " ", shape.text(), " from element ", offset, " on does not lie in ", owner.name, " ",
+         owner.shape.text());
+  tensors.push_back(std::move(view));
   return static_cast<TensorId>(tensors.size()) - 1;
 }
 

@@ -1,7 +1,8 @@
 // The training step as a graph: tensors, nodes in execution order, and the op rows that give them meaning.
 //
 // Every tensor is written by at most one node. Where a node updates memory in place (an optimizer step, a gradient that
-// a second node adds to) its output is a new tensor whose `alias` names the tensor it shares storage with.
+// a second node adds to) its output is a new tensor whose `alias` names the tensor it shares storage with. A part of a tensor
+// (some rows, some columns of all rows) is a tensor with such an alias, too, that no node writes: a view.
 #pragma once
 #include <array>
 #include <span>
@@ -34,13 +35,16 @@ struct Tensor {
   DType dtype = DType::fp32;
   Shape shape;
   Role role = Role::activation;
-  TensorId alias = kNone;   // shares the storage of this tensor; always an earlier one
-  int64_t row_padding = 0;  // elements that are left free behind each row (pad_rows.cpp)
+  TensorId alias = kNone;  // lies in the storage of this tensor, always an earlier one ..
+  int64_t offset = 0;      // .. from this element of it on
+  int64_t row_stride = 0;  // elements from one row to the next; 0: the rows lie side by side
   int64_t spare_rows = 0;  // room behind the last row, of a parameter or its gradient: zeros that a product may take in
 
-  int64_t row_stride() const { return shape.last() + row_padding; }
-  size_t bytes() const { return static_cast<size_t>(shape.rows() * row_stride()) * size_of(dtype); }
-  size_t storage_bytes() const { return bytes() + static_cast<size_t>(spare_rows * row_stride()) * size_of(dtype); }
+  int64_t stride() const { return row_stride ? row_stride : shape.last(); }
+  bool is_dense() const { return stride() == shape.last(); }
+  size_t bytes() const { return static_cast<size_t>(shape.elements()) * size_of(dtype); }
+  // With what lies between the rows and behind them.
+  size_t storage_bytes() const { return static_cast<size_t>((shape.rows() + spare_rows) * stride()) * size_of(dtype); }
 };
 
 // The parts of a step, in their order. `reduce` is what the ranks of a run do together between their last backward pass and the
@@ -132,6 +136,9 @@ struct Graph {
 
   TensorId add_tensor(std::string name, DType dtype, Shape shape, Role role);
   TensorId find(std::string_view name) const;  // kNone when there is none
+  // A view: rows of shape.last() elements, `row_stride` apart (0: side by side), from element `offset` of `whole` on. Throws
+  // Error where that is more than `whole` has.
+  TensorId add_view(std::string name, TensorId whole, Shape shape, int64_t offset, int64_t row_stride = 0);
 
   // Appends a node and its outputs (the op's `infer` makes them); gives the outputs. `name` names them in dumps.
   std::vector<TensorId> add(std::string_view op, Attributes attributes, std::vector<TensorId> inputs,
@@ -147,6 +154,12 @@ struct Graph {
   TensorId storage(TensorId id) const {
     while (tensor(id).alias != kNone) id = tensor(id).alias;
     return id;
+  }
+  size_t bytes_into_storage(TensorId id) const {
+    size_t bytes = 0;
+    for (; tensor(id).alias != kNone; id = tensor(id).alias)
+      bytes += static_cast<size_t>(tensor(id).offset) * size_of(dtype(id));
+    return bytes;
   }
 
   std::string naming;  // the name stem of the node being made

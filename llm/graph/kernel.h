@@ -34,9 +34,9 @@ struct KernelCall {
   bool has_output(size_t i) const { return node.output(i) != kNone; }
   const Shape& in_shape(size_t i) const { return graph.shape(node.inputs[i]); }
   const Shape& out_shape(size_t i) const { return graph.shape(node.outputs[i]); }
-  // Elements from row to row: more than a row has only for ops that say `cpu_takes_padded_rows`.
-  int64_t in_stride(size_t i) const { return graph.tensor(node.inputs[i]).row_stride(); }
-  int64_t out_stride(size_t i) const { return graph.tensor(node.outputs[i]).row_stride(); }
+  // Elements from row to row: more than a row has only for ops that say `cpu_takes_strides`.
+  int64_t in_stride(size_t i) const { return graph.tensor(node.inputs[i]).stride(); }
+  int64_t out_stride(size_t i) const { return graph.tensor(node.outputs[i]).stride(); }
   DType in_dtype(size_t i) const { return graph.tensor(node.inputs[i]).dtype; }
   DType out_dtype(size_t i) const { return graph.tensor(node.outputs[i]).dtype; }
   // Null when the optional tensor is absent. The CPU's kernels know fp32 alone: llm/graph/cast.cpp stands between.
@@ -54,8 +54,8 @@ struct KernelCall {
     return node.workspace == kNone ? nullptr : static_cast<T*>(address(node.workspace));
   }
 
-  // Whether output i, a parameter's gradient, must be added to instead of overwritten: from the second micro-step on,
-  // and where another node of this graph has written it before.
+  // Whether output i, an accumulator, must be added to instead of overwritten: from the second micro-step on, and where
+  // another node of this graph has written it before.
   bool accumulates(size_t i) const {
     const TensorId id = node.output(i);
     if (id == kNone || graph.tensor(id).role != Role::accumulator) return false;

@@ -25,7 +25,7 @@ class Planner {
     for (size_t i = 0; i < g_.tensors.size(); ++i) {
       const auto id = static_cast<TensorId>(i);
       group_of_[i] = static_cast<size_t>(g_.storage(id));
-      groups_[i].bytes = g_.tensors[i].bytes();
+      groups_[i].bytes = g_.tensors[i].storage_bytes();
     }
     const int end = static_cast<int>(g_.nodes.size());
     for (int n = 0; n < end; ++n) {
@@ -50,7 +50,7 @@ class Planner {
     plan.bytes = place();
     plan.offsets.assign(g_.tensors.size(), MemoryPlan::kNowhere);
     for (size_t i = 0; i < g_.tensors.size(); ++i)
-      if (is_placed(group_of_[i])) plan.offsets[i] = group(i).offset;
+      if (is_placed(group_of_[i])) plan.offsets[i] = group(i).offset + g_.bytes_into_storage(static_cast<TensorId>(i));
     plan.live.assign(g_.nodes.size(), 0);
     for (size_t i = 0; i < groups_.size(); ++i)
       if (is_placed(i))

@@ -97,8 +97,8 @@ struct Op {
   // The large products behind a node, which `bench --products` times one by one; null: none. Where they are made by blocks of
   // rows, the last may be smaller but counts as a full one.
   std::vector<Product> (*products)(const Graph&, const Node&) = nullptr;
-  bool cpu_takes_bf16 = false;         // else its CPU kernel sees bf16 tensors as fp32, by casts around it
-  bool cpu_takes_padded_rows = false;  // its CPU kernel asks for the strides of its activations
+  bool cpu_takes_bf16 = false;     // else its CPU kernel sees bf16 tensors as fp32, by casts around it
+  bool cpu_takes_strides = false;  // its CPU kernel asks for the strides of its matrices
 };
 
 // The table lives in llm/ops/table.cpp. `op_named` throws for an unknown name.

@@ -27,12 +27,12 @@ PassReport pad_rows(Graph& graph, const std::vector<TensorId>& results) {
   for (const Tensor& t : graph.tensors)
     if (t.alias != kNone) leave(t.alias), leave(static_cast<TensorId>(&t - graph.tensors.data()));
   for (const Node& node : graph.nodes) {
-    if (node.op->cpu_takes_padded_rows) continue;
+    if (node.op->cpu_takes_strides) continue;
     for (TensorId id : node.inputs) leave(id);
     for (TensorId id : node.outputs) leave(id);
   }
   for (size_t i = 0; i < fits.size(); ++i)
-    if (fits[i]) graph.tensors[i].row_padding = kCacheLine;
+    if (fits[i]) graph.tensors[i].row_stride = graph.tensors[i].shape.last() + kCacheLine;
   if (const auto count = std::count(fits.begin(), fits.end(), true))
     report.detail = std::to_string(count) + " activations a cache line wider";
   return report;

@@ -36,8 +36,9 @@ PassReport narrow_to_fp8(Graph& graph);
 PassReport fuse_scales(Graph& graph);
 
 // The CPU's kernels know fp32: each node with bf16 tensors gets a cast in front of it for every bf16 input and one behind
-// it for every bf16 output. (State in bf16, the key-value cache, is held in fp32 instead.) So the CPU computes what a GPU does that reads bf16, computes in fp32 and rounds what it
-// writes: the reference for bf16 runs. (It is slower than fp32 there, which has no casts.)
+// it for every bf16 output. State in bf16 (the key-value cache) is held in fp32 instead: its values are rounded ones. So the
+// CPU computes what a GPU does that reads bf16, computes in fp32 and rounds what it writes: the reference for bf16 runs.
+// (It is slower than fp32 there, which has no casts.)
 PassReport cast_for_cpu(Graph& graph);
 
 // Rows that lie a multiple of 4 KiB apart share one set of the first-level cache, which has fewer ways than a product's tile

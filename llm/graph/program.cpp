@@ -93,17 +93,24 @@ Program::Program(std::shared_ptr<const Compiled> compiled, const PersistentLayou
   const Graph& g = graph();
   offsets_.assign(g.tensors.size(), MemoryPlan::kNowhere);
   for (size_t i = 0; i < g.tensors.size(); ++i) {
-    const Tensor& owner = g.tensor(g.storage(static_cast<TensorId>(i)));
+    const auto id = static_cast<TensorId>(i);
+    const Tensor& owner = g.tensor(g.storage(id));
     if (is_persistent(owner.role)) {
-      offsets_[i] = layout.offset(owner.name);
+      offsets_[i] = layout.offset(owner.name) + g.bytes_into_storage(id);
     } else if (compiled_->plan.offsets[i] != MemoryPlan::kNowhere) {
       offsets_[i] = base_ + compiled_->plan.offsets[i];
     }
   }
   const bool cuda = compiled_->target.cuda;
-  for (const Node& node : g.nodes)
+  for (const Node& node : g.nodes) {
     if (!(cuda ? node.op->cuda : node.op->cpu))
       fail("op ", node.op->name, " has no ", cuda ? "CUDA" : "CPU", " kernel");
+    if (!cuda && node.op->cpu_takes_strides) continue;
+    for (const auto* ids : {&node.inputs, &node.outputs})
+      for (TensorId id : *ids)
+        if (id != kNone && !g.tensor(id).is_dense())
+          fail("op ", node.op->name, " takes no strides, but the rows of ", g.tensor(id).name, " lie apart");
+  }
 }
 
 Program::~Program() {

@@ -234,7 +234,7 @@ std::vector<Op> linear_ops() {
            .factors = Factors{.transposed = {false, false}},
            .recompute = Recompute::block,
            .products = products,
-           .cpu_takes_padded_rows = true},
+           .cpu_takes_strides = true},
           {.name = "linear_backward_input",
            .summary = "dx = dy W",
            .infer = infer_backward_input,
@@ -245,7 +245,7 @@ std::vector<Op> linear_ops() {
            .slots = {.hidden = 2},
            .factors = Factors{.transposed = {false, true}, .backward = true},
            .products = backward_input_products,
-           .cpu_takes_padded_rows = true},
+           .cpu_takes_strides = true},
           {.name = "linear_backward_weight",
            .summary = "dW = dy^T x, db = sum of dy",
            .infer = infer_backward_weight,
@@ -256,7 +256,7 @@ std::vector<Op> linear_ops() {
            .slots = {.bias_gradient = 1},
            .factors = Factors{.transposed = {true, true}, .backward = true},
            .products = backward_weight_products,
-           .cpu_takes_padded_rows = true}};
+           .cpu_takes_strides = true}};
 }
 
 }  // namespace llm

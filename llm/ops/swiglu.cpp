@@ -76,7 +76,7 @@ std::vector<Op> swiglu_ops() {
            .examples = examples,
            .slots = {.largest = 1},
            .recompute = Recompute::activations,
-           .cpu_takes_padded_rows = true},
+           .cpu_takes_strides = true},
           {.name = "swiglu_backward",
            .summary = "d_gate, d_up",
            .infer = infer_backward,
@@ -85,7 +85,7 @@ std::vector<Op> swiglu_ops() {
            .cuda = cuda::swiglu_backward,
            .in_place = {{0, 1}},
            .slots = {.largest = 1},
-           .cpu_takes_padded_rows = true}};
+           .cpu_takes_strides = true}};
 }
 
 }  // namespace llm
