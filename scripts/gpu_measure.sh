@@ -138,12 +138,12 @@ rm -rf "$work/cache"  # algorithms that were timed while others ran
 qwen="qwen3-0.6B --layers 24 --heads 14 --kv-heads 2 --channels 896 --head-size 64 --hidden 4864 --qk-norm off --context 1024"
 bench="--device cuda --optimizer adamw --batch 16"
 step bench 60 bash -c "\$PREFIX train_gpt bench gpt2-124M $bench --dtype bf16 --steps 20 --nodes --save \$out/made/bench.json"
-step train 60 bash -c "\$PREFIX train_gpt train gpt2-124M --data \$DATA --batch 16 --steps 40 \$quiet --device cuda --dtype bf16 --out \$work/run/train >\$out/made/train.jsonl"
-step train_again 60 bash -c "\$PREFIX train_gpt train gpt2-124M --data \$DATA --batch 16 --steps 40 \$quiet --device cuda --dtype bf16 --out \$work/run/again >\$out/made/train_again.jsonl &&
+step train 60 bash -c "\$PREFIX train_gpt train gpt2-124M --data \$DATA --batch 16 --steps 150 \$quiet --device cuda --dtype bf16 --out \$work/run/train >\$out/made/train.jsonl"
+step train_again 60 bash -c "\$PREFIX train_gpt train gpt2-124M --data \$DATA --batch 16 --steps 150 \$quiet --device cuda --dtype bf16 --out \$work/run/again >\$out/made/train_again.jsonl &&
   cmp <(grep -o '\"loss\":[^,]*' \$out/made/train.jsonl) <(grep -o '\"loss\":[^,]*' \$out/made/train_again.jsonl)"
-step torch 90 "$TORCH" "$here/torch_step.py" --compile --save "$out/made/torch.json"
+step torch 90 "$TORCH" "$here/torch_step.py" --compile --steps 100 --save "$out/made/torch.json"
 step bench_qwen 60 bash -c "\$PREFIX train_gpt bench $qwen $bench --dtype bf16 --steps 10 --save \$out/made/bench_qwen.json"
-step torch_qwen 90 "$TORCH" "$here/torch_step.py" --model qwen --compile --save "$out/made/torch_qwen.json"
+step torch_qwen 90 "$TORCH" "$here/torch_step.py" --model qwen --compile --steps 40 --save "$out/made/torch_qwen.json"
 step torch_kernels 60 "$TORCH" "$here/torch_step.py" --kernels --save "$out/made/torch_kernels.json"
 step bench_fp8 60 bash -c "\$PREFIX train_gpt bench gpt2-124M $bench --dtype fp8 --steps 10 --save \$out/made/bench_fp8.json"
 step bench_muon 60 bash -c "\$PREFIX train_gpt bench gpt2-124M --device cuda --optimizer muon --batch 16 --dtype bf16 --steps 10 --save \$out/made/bench_muon.json"
