@@ -347,8 +347,13 @@ bool CublasLtPlans::fuses(const CudaGemm& gemm, const std::function<void()>& apa
   plan.compared = true;
   const auto kept = remembered_.find(key_of(gemm));
   if (kept != remembered_.end() || !tune_) return plan.fused = kept == remembered_.end() || !is_apart(kept->second);
-  // An accumulating product would add more than once, and differs from the other by its epilogue alone.
-  if (gemm.accumulate) return plan.fused;
+  // A product that adds would do so in each run that is timed. What is faster, its twin that writes over has found.
+  if (gemm.accumulate) {
+    CudaGemm twin = gemm;
+    twin.accumulate = false;
+    const auto found = plans_.find(key_of(twin));
+    return plan.fused = found == plans_.end() || found->second.fused;
+  }
   const auto fused = [&] { run(gemm); };
   fused(), apart();  // each chooses its algorithms first
   const double seconds_fused = clock_.seconds_a_run(fused, kTimedRuns, kTimedSeconds);
