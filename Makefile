@@ -103,8 +103,8 @@ LLM_OBJECTS := $(patsubst %,$(BUILD)/%.o,$(filter-out $(if $(FOR_ONEDNN),,%_oned
 MAIN_OBJECTS := $(BUILD)/train_gpt.cu.o $(if $(COPIES),$(BUILD)/train_gpt_portable.cpp.o $(COPIES))
 TEST_OBJECTS := $(patsubst %,$(BUILD)/%.o,$(wildcard test/*.cpp))
 CUDA_OBJECTS := $(if $(NVCC),$(KERNELS:%=$(BUILD)/cuda/%.o))
-# What only a GPU's libraries can do has a stand-in in test/simt; Hopper's own kernels don't run there.
-SIMT_OBJECTS := $(patsubst %,$(BUILD)/simt/%.o,$(filter-out %_cublaslt.cu %_hopper.cu,$(KERNELS)) $(wildcard test/simt/*.cpp))
+# What only a GPU's libraries can do has a stand-in in test/simt.
+SIMT_OBJECTS := $(patsubst %,$(BUILD)/simt/%.o,$(filter-out %_cublaslt.cu,$(KERNELS)) $(wildcard test/simt/*.cpp))
 
 # The binary in the top directory is the variant built last.
 train_gpt: $(BUILD)/train_gpt FORCE

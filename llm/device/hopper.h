@@ -21,6 +21,37 @@ inline constexpr bool kHopperCode = true;
 inline constexpr bool kHopperCode = false;
 #endif
 
+// A barrier in shared memory. It is in phase 0, 1, 2, ...; a phase ends when `arrivals` threads have arrived and all bytes
+// that they announced are there. One waits for the end of the phase of a parity: of parity 1, a new barrier's wait returns.
+struct alignas(8) Barrier {
+  uint64_t state;
+};
+
+// Where a tensor of bf16 lies, of up to four dimensions, and the box of it that a copy takes. A parameter of a kernel:
+// `const __grid_constant__ TensorMap`.
+using TensorMap = CUtensorMap;
+
+// Rows of kColumns bf16 as copies with 128-byte swizzle leave them: blocks of 64 columns one after the other, in each the
+// rows, 128 bytes long, whose 16-byte chunks are permuted by the row.
+template <int kRows, int kColumns>
+struct alignas(1024) SwizzledTile {
+  static_assert(kColumns % 64 == 0 && kRows % 8 == 0);
+  static constexpr unsigned kBytes = kRows * kColumns * sizeof(bf16);
+  bf16 values[kRows * kColumns];
+
+  __device__ bf16* chunk(int row, int i) { return values + (i / 8 * kRows + row) * 64 + ((i ^ row) % 8) * 8; }
+  __device__ const bf16* chunk(int row, int i) const {
+    return values + (i / 8 * kRows + row) * 64 + ((i ^ row) % 8) * 8;
+  }
+};
+
+// An operand of a product in shared memory, for one step of k: 64 rows of a tile from `row` on (a multiple of 8), or all rows of one,
+// k along its columns 16 step to 16 step + 15 (row_operand); or all columns of a tile, k along its rows (column_operand).
+
+#if !defined(LLM_TEST_BED)
+
+using Operand = uint64_t;  // a matrix descriptor
+
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
@@ -32,11 +63,6 @@ __device__ __forceinline__ T& tile_memory() {
   return *reinterpret_cast<T*>(llm_tile_memory);
 }
 
-// A barrier in shared memory. It is in phase 0, 1, 2, ...; a phase ends when `arrivals` threads have arrived and all bytes
-// that they announced are there. One waits for the end of the phase of a parity: of parity 1, a new barrier's wait returns.
-struct alignas(8) Barrier {
-  uint64_t state;
-};
 __device__ __forceinline__ void initialize(Barrier& barrier, unsigned arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(shared_address(&barrier)), "r"(arrivals) : "memory");
 }
@@ -59,10 +85,6 @@ __device__ __forceinline__ void wait(Barrier& barrier, unsigned parity) {
       "r"(parity)
       : "memory");
 }
-
-// Where a tensor of bf16 lies, of up to four dimensions, and the box of it that a copy takes. A parameter of a kernel:
-// `const __grid_constant__ TensorMap`.
-using TensorMap = CUtensorMap;
 
 // Four dimensions, the innermost first, whose elements lie side by side; bytes from one index of each other to the next,
 // multiples of 16, as the address is. Boxes have 64 elements in a row. Throws Error. On the host.
@@ -132,35 +154,18 @@ __device__ __forceinline__ void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(N));
 }
 
-// Rows of kColumns bf16 as copies with 128-byte swizzle leave them: blocks of 64 columns one after the other, in each the
-// rows, 128 bytes long, whose 16-byte chunks are permuted by the row.
-template <int kRows, int kColumns>
-struct alignas(1024) SwizzledTile {
-  static_assert(kColumns % 64 == 0 && kRows % 8 == 0);
-  static constexpr unsigned kBytes = kRows * kColumns * sizeof(bf16);
-  bf16 values[kRows * kColumns];
-
-  __device__ bf16* chunk(int row, int i) { return values + (i / 8 * kRows + row) * 64 + ((i ^ row) % 8) * 8; }
-  __device__ const bf16* chunk(int row, int i) const {
-    return values + (i / 8 * kRows + row) * 64 + ((i ^ row) % 8) * 8;
-  }
-};
-
 // Matrix descriptor of a tile's beginning: 128-byte swizzle, 1024 bytes from eight rows to the next.
 __device__ __forceinline__ uint64_t descriptor(const void* tile, unsigned bytes_between_column_blocks) {
   return (shared_address(tile) & 0x3ffff) >> 4 | uint64_t{bytes_between_column_blocks >> 4} << 16 |
          uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
 }
 
-// An operand of a product in shared memory, for one step of k, as a matrix descriptor. Rows of a tile from `row` on (a multiple
-// of 8), k along its columns 16 step to 16 step + 15:
 template <int kRows, int kColumns>
-__device__ __forceinline__ uint64_t row_operand(const SwizzledTile<kRows, kColumns>& tile, int row, int step) {
+__device__ __forceinline__ Operand row_operand(const SwizzledTile<kRows, kColumns>& tile, int row, int step) {
   return descriptor(tile.values, 16) + (step / 4 * kRows + row) * 8 + step % 4 * 2;
 }
-// All columns of a tile, k along its rows 16 step to 16 step + 15:
 template <int kRows, int kColumns>
-__device__ __forceinline__ uint64_t column_operand(const SwizzledTile<kRows, kColumns>& tile, int step) {
+__device__ __forceinline__ Operand column_operand(const SwizzledTile<kRows, kColumns>& tile, int step) {
   return descriptor(tile.values, kRows * 128) + step * 128;
 }
 
@@ -195,7 +200,7 @@ __device__ __forceinline__ void hold(float (&d)[N][4]) {
 #define LLM_ACCUMULATORS(d, n) \
   LLM_ACCUMULATOR(d, n), LLM_ACCUMULATOR(d, n + 1), LLM_ACCUMULATOR(d, n + 2), LLM_ACCUMULATOR(d, n + 3)
 template <bool kColumns, int N>
-__device__ __forceinline__ void multiply_async(float (&d)[N][4], uint64_t a, uint64_t b, bool add) {
+__device__ __forceinline__ void multiply_async(float (&d)[N][4], Operand a, Operand b, bool add) {
   if constexpr (N == 8)
     asm volatile(
         "{\n.reg .pred add;\nsetp.ne.b32 add, %34, 0;\n"
@@ -234,7 +239,7 @@ __device__ __forceinline__ void multiply_async(float (&d)[N][4], uint64_t a, uin
     static_assert(N == 8, "no product of this width");
 }
 template <bool kColumns, int N>
-__device__ __forceinline__ void multiply_async(float (&d)[N][4], const uint32_t (&a)[4], uint64_t b, bool add) {
+__device__ __forceinline__ void multiply_async(float (&d)[N][4], const uint32_t (&a)[4], Operand b, bool add) {
   if constexpr (N == 8)
     asm volatile(
         "{\n.reg .pred add;\nsetp.ne.b32 add, %37, 0;\n"
@@ -274,5 +279,7 @@ __device__ __forceinline__ void multiply_async(float (&d)[N][4], const uint32_t 
 }
 #undef LLM_ACCUMULATOR
 #undef LLM_ACCUMULATORS
+
+#endif
 
 }  // namespace llm::simt

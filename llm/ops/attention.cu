@@ -19,10 +19,6 @@ void check_shape(const AttentionShape& s) {
          " tokens is too large for the CUDA kernels; use a smaller --batch");
 }
 
-bool on_hopper(const KernelCall& call, int64_t head_size) {
-  return &has_flash_attention_hopper && has_flash_attention_hopper(*call.cuda, head_size);
-}
-
 }  // namespace
 
 AttentionShape attention_shape(const KernelCall& call, size_t qkv) {
@@ -38,7 +34,7 @@ void attention(const KernelCall& call) {
   const bool flash = call.in_dtype(0) == DType::bf16 && has_flash_attention(s.head_size) && aligned(call.in<bf16>(0)) &&
                      aligned(call.out<bf16>(0));
   if (!flash) return attention_plain(call);
-  on_hopper(call, s.head_size) ? flash_attention_hopper(call) : flash_attention(call);
+  has_flash_attention_hopper(*call.cuda, s.head_size) ? flash_attention_hopper(call) : flash_attention(call);
 }
 
 void attention_backward(const KernelCall& call) {
@@ -48,7 +44,8 @@ void attention_backward(const KernelCall& call) {
   const bool flash = call.in_dtype(1) == DType::bf16 && has_flash_attention(s.head_size) && aligned(call.in<bf16>(0)) &&
                      aligned(call.in<bf16>(1)) && aligned(call.in<bf16>(2)) && aligned(call.out<bf16>(0));
   if (!flash) return attention_backward_plain(call);
-  on_hopper(call, s.head_size) ? flash_attention_backward_hopper(call) : flash_attention_backward(call);
+  has_flash_attention_hopper(*call.cuda, s.head_size) ? flash_attention_backward_hopper(call)
+                                                      : flash_attention_backward(call);
 }
 
 }  // namespace llm::cuda

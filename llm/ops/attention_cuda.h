@@ -97,10 +97,10 @@ bool has_flash_attention(int64_t head_size);
 void flash_attention(const KernelCall& call);
 void flash_attention_backward(const KernelCall& call);
 
-// The same by wgmma and TMA, where the device is a Hopper and the binary has code for sm_90a. Null in the test bed.
-[[gnu::weak]] bool has_flash_attention_hopper(const CudaDevice& device, int64_t head_size);
-[[gnu::weak]] void flash_attention_hopper(const KernelCall& call);
-[[gnu::weak]] void flash_attention_backward_hopper(const KernelCall& call);
+// The same by wgmma and TMA, where the device is a Hopper and the binary has code for sm_90a.
+bool has_flash_attention_hopper(const CudaDevice& device, int64_t head_size);
+void flash_attention_hopper(const KernelCall& call);
+void flash_attention_backward_hopper(const KernelCall& call);
 
 }  // namespace cuda
 }  // namespace llm

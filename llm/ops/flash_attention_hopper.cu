@@ -502,7 +502,7 @@ void forward(const KernelCall& call) {
 }  // namespace
 
 bool has_flash_attention_hopper(const CudaDevice& device, int64_t head_size) {
-#if defined(TRAIN_GPT_SM_90A)
+#if defined(TRAIN_GPT_SM_90A) || defined(LLM_TEST_BED)
   return device.properties().compute_capability == 90 && (head_size == 64 || head_size == 128);
 #else
   return false;

@@ -37,7 +37,7 @@ struct KeyShared {
     simt::SwizzledTile<Tiling::kQueries, Tiling::kHead> queries, d_outs;
   };
   Stage stages[Tiling::kStages];
-  alignas(128) float2 statistics[Tiling::kStages][Tiling::kQueries];
+  alignas(128) float statistics[Tiling::kStages][2 * Tiling::kQueries];  // pairs of each query
   simt::Barrier own_full[Tiling::kItems], own_empty[Tiling::kItems], full[Tiling::kStages], empty[Tiling::kStages];
 };
 
@@ -142,7 +142,8 @@ __device__ __forceinline__ void consume_queries(KeyShared<Tiling>& shared, const
           mask_earlier_documents<true>(p, warp_key, tile * kQueries, documents);
 #pragma unroll
       for (int n = 0; n < kQueries / 8; ++n) {
-        const float4 pair = *reinterpret_cast<const float4*>(&shared.statistics[place.stage][8 * n + 2 * member()]);
+        const float4 pair =
+            *reinterpret_cast<const float4*>(&shared.statistics[place.stage][2 * (8 * n + 2 * member())]);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           p[0][n][i] = simt::exp2_fast(p[0][n][i] * scale_to_base_2 - (i % 2 ? pair.z : pair.x));

@@ -121,6 +121,9 @@ const char* name_of(Operation operation) {
     case Operation::mma: return "mma";
     case Operation::load_matrix:
     case Operation::load_matrix_transposed: return "ldmatrix";
+    case Operation::products: return "products_wait";
+    case Operation::phase: return "a wait for a phase";
+    case Operation::meeting: return "a named barrier";
     case Operation::none: break;
   }
   return "nothing";
@@ -153,6 +156,7 @@ void thread_main() {
 LLM_BED_UNSEEN void resume(Thread& t) {
   bed.running = &t;
   actor = &t;
+  t.others = knowledge_of(t.thread);
   threadIdx = t.index;
   switch_fiber(bed.scheduler, t.fiber);
   actor = nullptr;
@@ -218,12 +222,18 @@ void complete(unsigned warp, const Deposit& call) {
       uint32_t known[32] = {};
       for (const Thread* t : lanes)
         for (int m = 0; t && m < 32; ++m) known[m] = std::max(known[m], t->known[m]);
+      // Notes of reads have one clock for a warp, so the lanes go on with the same.
+      uint32_t clock = 0;
+      for (const Thread* t : lanes)
+        if (t) clock = std::max(clock, t->clock);
       for (int m = 0; m < 32; ++m)
-        if (lanes[m]) known[m] = lanes[m]->clock++;
+        if (lanes[m]) known[m] = clock, lanes[m]->clock = clock + 1;
       for (Thread* t : lanes)
         if (t) std::copy_n(known, 32, t->known);
+      share_knowledge(warp, call.mask);
       break;
     }
+    case Operation::products: break;
     case Operation::ballot:
       for (int l = 0; l < 32; ++l)
         if (lanes[l] && lanes[l]->deposit.value) results[0] |= uint64_t{1} << l;
@@ -273,7 +283,7 @@ void arrive(Thread& t) {
     ++bed.finished;
   } else if (is_block_wide(t.deposit.operation)) {
     ++bed.at_barrier;
-  } else {
+  } else if (t.deposit.operation < Operation::phase) {
     arrive_in_warp(t);
   }
 }
@@ -318,12 +328,14 @@ void run_block() {
   std::fill_n(bed.waiting, 32, 0);
   std::memset(shared_base(), 0xff, bed.shape.shared_bytes + 256);
   next_block();
+  start_asynchronous_block(bed.count);
   for (unsigned i = 0; i < bed.count; ++i) {
     Thread& t = *bed.threads[i];
     t.state = State::ready;
     t.copies.clear();
     t.groups = 0;
     t.barriers = t.warp_barriers = 0;
+    t.others = nullptr;
   }
   __tsan_release(&bed.started);
   std::vector<uint32_t> warps((bed.count + 31) / 32), lanes(32);
@@ -338,6 +350,8 @@ void run_block() {
         for (const uint32_t lane : lanes) {
           if (warp * 32 + lane >= bed.count) continue;
           Thread& t = *bed.threads[warp * 32 + lane];
+          if (t.state == State::waits && t.deposit.operation >= Operation::phase && is_over(t.deposit))
+            release_thread(t, 0);
           if (t.state != State::ready) continue;
           again = progress = true;
           resume(t);
@@ -358,6 +372,7 @@ void run_block() {
     }
   }
   __tsan_acquire(&bed.ended);
+  if (const std::string what = left_behind(); !what.empty()) fail_block(what);
   for (size_t i = 0; i < 256; ++i)
     if (shared_base()[bed.shape.shared_bytes + i] != std::byte{0xff})
       fail_block(concat("shared memory was written ", i, " bytes behind its end"));
@@ -384,8 +399,8 @@ void check_shape() {
   if (threads == 0 || threads > 1024 || s.block[2] > 64) fail_block("a block has 1 to 1024 threads, 64 of them deep");
   if (blocks == 0 || s.grid[0] > 0x7fffffff || s.grid[1] > 65535 || s.grid[2] > 65535)
     fail_block("a grid has 1 to 2^31 - 1, 65535 and 65535 blocks");
-  if (s.shared_bytes > kSharedBytes)
-    fail_block(concat(s.shared_bytes, " bytes of shared memory; there are ", kSharedBytes));
+  if (s.shared_bytes > kHopperSharedBytes)
+    fail_block(concat(s.shared_bytes, " bytes of shared memory; there are ", kHopperSharedBytes));
   bed.count = static_cast<unsigned>(threads);
 }
 

@@ -7,10 +7,13 @@
 // -fsanitize=thread but linked without it (watch.cpp then stands in for the sanitizer's library), every access to global
 // or shared memory that no barrier orders after another thread's. Each is an Error thrown from the launch.
 #pragma once
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
+
+#include "llm/base/bf16.h"
 
 // Code that a sanitizer must not see: what moves between fibers under the hood is no race of the kernel's.
 #define LLM_BED_UNSEEN __attribute__((no_sanitize("thread"), noinline))
@@ -18,7 +21,7 @@
 namespace llm::simt::bed {
 
 // The place of a barrier, wait, bounds test or warp operation in a kernel: what messages name and mutations switch off.
-enum class Kind : uint8_t { none, barrier, warp_barrier, copy_wait, in_bounds };
+enum class Kind : uint8_t { none, barrier, warp_barrier, copy_wait, in_bounds, phase, fence, expected_bytes };
 struct Site {
   const char* file;
   int line;
@@ -76,6 +79,9 @@ enum class Operation : uint8_t {
   mma,
   load_matrix,
   load_matrix_transposed,
+  products,  // a wait for products of a warpgroup
+  phase,     // from here on, each thread for itself: a wait for a barrier in shared memory
+  meeting,   // for a named barrier
 };
 struct Deposit {
   Operation operation = Operation::none;
@@ -87,6 +93,7 @@ struct Deposit {
   uint32_t* a = nullptr;          // mma; what ldmatrix gives
   const uint32_t* b = nullptr;    // mma
   const uint16_t* row = nullptr;  // ldmatrix
+  const void* barrier = nullptr;  // phase
 };
 // Waits for the threads that must take part, and gives the operation's result.
 uint64_t meet_others(const Deposit& deposit);
@@ -95,6 +102,46 @@ void* shared_memory(size_t bytes, const Site& site);
 void copy_async(void* shared, const void* global, bool valid, const Site& site);
 void copy_commit();
 void copy_wait(int still_under_way);
+
+// Hopper's asynchronous instructions (asynchronous.cpp). As late as may be: copies arrive when somebody sees the end of their
+// phase, products are done at the wait for them. Until then NaNs stand where they will write.
+
+struct BoxMap {
+  const std::byte* tensor;
+  int64_t sizes[4], strides[4];  // elements; bytes
+  int box[4];
+};
+// Of a product, for one step of k: 16 columns of rows of a tile with 128-byte swizzle, or all columns of 16 rows.
+struct Operand {
+  const bf16* tile = nullptr;  // null: in registers
+  int rows = 0, columns = 0, row = 0, step = 0;
+  bool by_columns = false;
+};
+struct Product {
+  float (*d)[4] = nullptr;
+  int parts = 0;  // of 64 x 8
+  bool add = false;
+  const uint32_t* left_registers = nullptr;
+  Operand left{}, right{};
+};
+void initialize_barrier(const void* barrier, unsigned arrivals, const Site& site);
+void arrive_at(const void* barrier, unsigned bytes, const Site& site);
+void wait_for_phase(const void* barrier, unsigned parity, const Site& site);
+void copy_box(void* shared, const BoxMap& map, const std::array<int, 4>& at, const void* barrier, const Site& site);
+void copy_bytes(void* shared, const void* global, size_t bytes, const void* barrier, const Site& site);
+void meet_at(int id, int threads, bool waits, const Site& site);
+void fence_async_proxy();
+void products_begin();
+void multiply(const Product& product, const Site& site);
+void products_commit();
+void products_wait(int pending, const Site& site);
+
+// What the scheduler asks.
+void start_asynchronous_block(unsigned threads);
+std::string left_behind();                           // what is under way at a block's end; empty: nothing
+bool is_over(const Deposit& deposit);                // a phase or meeting
+const uint32_t* knowledge_of(unsigned thread);       // Actor::others
+void share_knowledge(unsigned warp, uint32_t mask);  // by __syncwarp
 
 // Memory of the device (memory.cpp).
 
@@ -106,6 +153,7 @@ inline constexpr size_t kDeviceBytes = size_t{1} << 30;
 // What a block may have: the least of today's (compute capability 8.9 and 12.0; the H100 has 227 KiB), so that kernels run there
 // too.
 inline constexpr size_t kSharedBytes = 99 << 10;
+inline constexpr size_t kHopperSharedBytes = 227 << 10;  // for kernels of its own
 std::byte* shared_base();
 void set_shared_bytes(size_t bytes);
 
@@ -117,6 +165,7 @@ struct Actor {
   uint32_t thread = 0;  // in its block
   uint32_t clock = 1;
   uint32_t known[32] = {};
+  const uint32_t* others = nullptr;  // the same of all threads of the block, where barriers in shared memory are used
 };
 extern Actor* actor;  // the thread that is running, null: the host
 void next_epoch();
@@ -125,5 +174,9 @@ void next_launch();  // what follows is ordered after everything
 enum class Access : uint8_t { read, write, atomic };
 // Throws into the bed what is wrong with the access; does nothing where accesses are not watched.
 void see_access(const void* address, size_t bytes, Access access);
+void see_arrival(const void* address, size_t bytes);  // of a copy that everyone waited for who goes on
+// Shared memory's writes by threads, for the question whether copies and products see them.
+void note_plain_write(size_t at, size_t bytes);
+extern bool notes_plain_writes;
 
 }  // namespace llm::simt::bed

@@ -34,6 +34,9 @@ const char* name_of(bed::Kind kind) {
     case bed::Kind::warp_barrier: return "__syncwarp";
     case bed::Kind::copy_wait: return "copy_wait";
     case bed::Kind::in_bounds: return "in_bounds";
+    case bed::Kind::phase: return "wait";
+    case bed::Kind::fence: return "fence";
+    case bed::Kind::expected_bytes: return "expected bytes";
     case bed::Kind::none: break;
   }
   return "?";

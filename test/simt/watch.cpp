@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
+#include <vector>
 
 #include "llm/base/error.h"
 #include "test/simt/bed.h"
@@ -38,7 +40,37 @@ bool watches = false;                          // set by what the compiler put i
   if (__builtin_expect(then <= floor, 1)) return true;
   if (then < block_start) return false;
   if (then < epoch || by == actor->thread) return true;
-  return by / 32u == actor->thread / 32 && actor->known[by % 32] >= clock;
+  if (by / 32u == actor->thread / 32 && actor->known[by % 32] >= clock) return true;
+  return actor->others && by < 1024 && actor->others[by] >= clock;
+}
+
+// Where barriers order some threads of a block alone: of what several warps have read since the last barrier of all, the clock
+// of each thread's latest read.
+std::map<const Note*, std::vector<uint32_t>> read_by_many;
+
+bool others_reads_are_before(const Note& n) {
+  if (n.read_warp == kManyWarps) {
+    const auto found = read_by_many.find(&n);
+    if (found == read_by_many.end()) return false;
+    for (size_t t = 0; t < found->second.size(); ++t)
+      if (t != actor->thread && found->second[t] > actor->others[t]) return false;
+    return true;
+  }
+  for (uint32_t lanes = n.read_lanes; lanes; lanes &= lanes - 1) {
+    const uint32_t thread = n.read_warp * 32u + static_cast<uint32_t>(__builtin_ctz(lanes));
+    if (thread != actor->thread && actor->others[thread] < n.read_clock) return false;
+  }
+  return true;
+}
+
+void note_read_by_many(const Note& n) {
+  auto& clocks = read_by_many[&n];
+  if (n.read_warp != kManyWarps) {
+    clocks.assign(1024, 0);
+    for (uint32_t lanes = n.read_lanes; lanes; lanes &= lanes - 1)
+      clocks[n.read_warp * 32 + __builtin_ctz(lanes)] = n.read_clock;
+  }
+  if (!clocks.empty()) clocks[actor->thread] = actor->clock;
 }
 
 bool reads_are_before(const Note& n, uint32_t floor) {
@@ -46,10 +78,10 @@ bool reads_are_before(const Note& n, uint32_t floor) {
   if (n.read_epoch <= floor) return true;
   if (n.read_epoch < block_start) return false;
   if (n.read_epoch < epoch) return true;
-  if (n.read_warp != actor->thread / 32) return false;
+  if (n.read_warp != actor->thread / 32) return actor->others && others_reads_are_before(n);
   const uint32_t self = 1u << actor->thread % 32;
   for (uint32_t lanes = n.read_lanes & ~self; lanes; lanes &= lanes - 1)
-    if (actor->known[__builtin_ctz(lanes)] < n.read_clock) return false;
+    if (actor->known[__builtin_ctz(lanes)] < n.read_clock) return actor->others && others_reads_are_before(n);
   return true;
 }
 
@@ -60,6 +92,7 @@ bool reads_are_before(const Note& n, uint32_t floor) {
     if (n.read_epoch < block_start) n.others_read_epoch = std::max(n.others_read_epoch, n.read_epoch);
     n.read_lanes = 0;
   } else if (n.read_warp != warp) {
+    if (actor->others) note_read_by_many(n);
     n.read_warp = kManyWarps;
     return;
   } else if (n.read_lanes && actor->clock > n.read_clock && reads_are_before(n, launch_start)) {
@@ -117,6 +150,7 @@ bool reads_are_before(const Note& n, uint32_t floor) {
   for (size_t first = at / kGranule * kGranule; first < end; first += kGranule) {
     Note& n = notes[first / kGranule];
     const bool whole = first >= at && first + kGranule <= end;
+    if (notes_plain_writes && access != Access::read && at >= kShared) note_plain_write(first, kGranule);
     if (whole && !n.split) {
       check_note(n, at, bytes, access, code);
       continue;
@@ -146,8 +180,12 @@ bool reads_are_before(const Note& n, uint32_t floor) {
 
 bool watches_accesses() { return watches; }
 
-void next_epoch() { ++epoch; }
+void next_epoch() {
+  ++epoch;
+  read_by_many.clear();
+}
 void next_block() {
+  read_by_many.clear();
   block_start = ++epoch;
   ++epoch;  // nothing happens at the start itself
 }
@@ -161,6 +199,13 @@ void next_launch() {
 
 void see_access(const void* address, size_t bytes, Access access) {
   if (watches) check(address, bytes, access);
+}
+
+void see_arrival(const void* address, size_t bytes) {
+  if (!watches) return;
+  const size_t at = reinterpret_cast<uintptr_t>(address) - region_start;
+  for (size_t first = at / kGranule * kGranule; first < at + bytes; first += kGranule)
+    notes[first / kGranule] = {block_start, 0, 0, 0, 0, 0, 0, 0, false};
 }
 
 }  // namespace llm::simt::bed
