@@ -7,6 +7,7 @@
 #include "llm/device/cuda_transfer.h"
 #include "llm/graph/autodiff.h"
 #include "llm/graph/passes.h"
+#include "llm/ops/sampling.h"
 
 namespace llm::reference {
 namespace {
@@ -224,6 +225,51 @@ std::string CudaCheck::run(CudaDevice& device, bool thorough, CudaErrors* errors
   return wrong + check_accumulation(sandbox, device);  // last: it changes the results
 }
 
+namespace {
+
+// Products of few rows with what they take along: m rows, k wide.
+std::vector<Subject> few_rows_subjects() {
+  using Ids = std::vector<TensorId>;
+  std::vector<Subject> subjects;
+  const auto input = [](Shape shape, double low = -1, double high = 1) {
+    return Example::Input{.shape = shape, .low = low, .high = high, .role = Role::parameter};
+  };
+  const auto add = [&](const std::string& what, int64_t m, int64_t k, std::vector<Example::Input> more,
+                       std::function<void(Graph&, const Ids&)> build) {
+    std::vector<Example::Input> inputs = {{.shape = {1, m, k}, .low = -2, .high = 2}};
+    inputs.insert(inputs.end(), more.begin(), more.end());
+    subjects.push_back({concat(what, ", ", m, " x ", k), std::move(inputs), std::move(build), true, true});
+  };
+  // Packs and none, rows that no kernel has as many of, shared sums, blocks that go on to further columns.
+  for (const auto& [m, k] : std::initializer_list<std::pair<int64_t, int64_t>>{{1, 768}, {3, 64}, {8, 304}, {5, 37}}) {
+    add("layernorm + linear + gelu", m, k, {input({k}, 0.5, 1.5), input({k}), input({51, k}), input({51})},
+        [](Graph& g, const Ids& in) {
+          const TensorId y = g.add("layernorm", {{"epsilon", 1e-5}}, {in[0], in[1], in[2]}, "normal")[0];
+          g.add("gelu", {}, {g.add("linear", {}, {y, in[3], in[4]}, "hidden")[0]}, "activated");
+        });
+    add("rmsnorm + linear + swiglu", m, k, {input({k}, 0.5, 1.5), input({46, k})}, [](Graph& g, const Ids& in) {
+      const TensorId y = g.add("rmsnorm", {{"epsilon", 1e-5}}, {in[0], in[1]}, "normal")[0];
+      g.add("swiglu", {}, {g.add("linear", {}, {y, in[2]}, "hidden")[0]}, "activated");
+    });
+    add("linear + residual", m, k, {input({301, k}), input({301}), input({1, m, 301})}, [](Graph& g, const Ids& in) {
+      g.add("add", {}, {in[3], g.add("linear", {}, {in[0], in[1], in[2]}, "y")[0]}, "sum");
+    });
+    add("linear + rope", m, k,
+        {input({(3 + 2 * 1) * 6, k}), {.shape = {m, 6}, .differentiable = false, .keeps_fp32 = true}},
+        [](Graph& g, const Ids& in) {
+          g.add("rope", {{"heads", int64_t{3}}, {"kv_heads", int64_t{1}}, {"head_size", int64_t{6}}},
+                {g.add("linear", {}, {in[0], in[1]}, "qkv")[0], in[2]}, "turned");
+        });
+  }
+  add("linear", 2, 4100, {input({9, 4100})}, [](Graph& g, const Ids& in) { g.add("linear", {}, {in[0], in[1]}, "y"); });
+  add("linear, not in shared memory", 8, 3200, {input({21, 3200}), input({21})}, [](Graph& g, const Ids& in) {
+    g.add("linear", {}, {in[0], in[1], in[2]}, "y");
+  });
+  return subjects;
+}
+
+}  // namespace
+
 std::vector<Subject> cuda_subjects() {
   std::vector<Subject> subjects;
   const auto add = [&](const char* op, Attributes attributes, std::vector<Example::Input> inputs,
@@ -300,6 +346,7 @@ std::vector<Subject> cuda_subjects() {
       if (bias) in.push_back(parameter({n}));
       add("linear", {}, in, concat(m, " x ", n, " x ", k, bias ? ", bias" : ""));
     }
+  for (Subject& s : few_rows_subjects()) subjects.push_back(std::move(s));
   for (const char* activation : {"gelu", "relu2"})
     for (const int64_t n : {64, 65}) {
       const std::string half = activation;
@@ -385,7 +432,18 @@ void for_each_cuda_check(const std::function<void(const CudaCheck&)>& use) {
   for (const Op& op : op_table()) {
     if (!op.examples) continue;
     const std::vector<Example> examples = op.examples();
-    for (size_t i = 0; i < examples.size(); ++i) all.emplace_back(subject_of(op, examples[i], i), kLater);
+    for (size_t i = 0; i < examples.size(); ++i) {
+      all.emplace_back(subject_of(op, examples[i], i), kLater);
+      if (!op.moves_step) continue;
+      for (const SamplingOptions& o : {SamplingOptions{.temperature = 0, .seed = 5},
+                                       {.top_k = 3},
+                                       {.top_p = 0.7},
+                                       {.temperature = 2, .top_k = 6, .top_p = 0.9, .seed = 8}}) {
+        StepState sampling{.position = 3, .seed = o.seed, .temperature = o.temperature, .top_p = o.top_p};
+        sampling.top_k = o.top_k, sampling.token_index = 6;
+        all.emplace_back(subject_of(op, examples[i], i), sampling);
+      }
+    }
   }
   for (Subject& s : fused_subjects()) all.emplace_back(std::move(s), StepState{});
   for (Subject& s : cuda_subjects()) {

@@ -184,8 +184,8 @@ void Sandbox::run_nodes(size_t first, size_t end, CudaDevice& device, const Step
   device.copy_in(on_device.get(), &step, sizeof step);
   ThreadTeam none(1);
   for (size_t i = first; i < end; ++i)
-    graph_.nodes[i].op->cuda({graph_, graph_.nodes[i], none, step, addresses.data(), &device,
-                              static_cast<const StepState*>(on_device.get())});
+    graph_.nodes[i].op->cuda(
+        {graph_, graph_.nodes[i], none, step, addresses.data(), &device, static_cast<StepState*>(on_device.get())});
   device.wait();
   for (const Piece& piece : pieces) device.copy_out(piece.host, piece.memory.get(), piece.bytes);
 }

@@ -25,7 +25,8 @@ Arrays linear(const Attributes& a, const Arrays& in, const StepState& step) {
       y[r * O + o] = sum;
     }
   switch (static_cast<ActivationKind>(a.integer("activation", 0))) {
-    case ActivationKind::none: return {y};
+    case ActivationKind::none:
+    case ActivationKind::swiglu: return {y};
     case ActivationKind::gelu: return {y, references().at("gelu")({}, {y}, step)[0]};
     case ActivationKind::relu2: return {y, references().at("relu2")({}, {y}, step)[0]};
   }

@@ -1,6 +1,9 @@
 // Reference loops of the ops that treat rows or elements one by one.
+#include <algorithm>
 #include <cmath>
+#include <numeric>
 
+#include "llm/base/random.h"
 #include "llm/ops/dropout_mask.h"
 #include "test/reference.h"
 
@@ -148,6 +151,35 @@ Arrays dropout(const Attributes& a, const Arrays& in, const StepState& step) {
   return {y};
 }
 
+// The draw is found among the tokens from the likeliest down, or by id where none is left out.
+Arrays sample(const Attributes&, const Arrays& in, const StepState& step) {
+  const int64_t V = in[0].shape.last();
+  std::vector<int64_t> order(static_cast<size_t>(V));
+  std::iota(order.begin(), order.end(), 0);
+  const auto likelier = [&](int64_t a, int64_t b) { return in[0][a] > in[0][b]; };
+  const bool cut = (step.top_k > 0 && step.top_k < V) || step.top_p < 1;
+  const int64_t best = *std::min_element(order.begin(), order.end(), likelier);
+  if (cut) std::stable_sort(order.begin(), order.end(), likelier);
+  if (step.top_k > 0 && step.top_k < V) order.resize(static_cast<size_t>(step.top_k));
+  const auto weight = [&](int64_t id) { return std::exp((in[0][id] - in[0][best]) / step.temperature); };
+  const auto prefix = [&](double share, bool passes) {  // how many tokens reach (or pass) the share
+    double total = 0, reached = 0;
+    for (int64_t id : order) total += weight(id);
+    for (size_t i = 0; i < order.size(); ++i)
+      if ((reached += weight(order[i])) > share * total || (!passes && reached == share * total)) return i + 1;
+    return order.size();
+  };
+  if (step.top_p < 1) order.resize(prefix(step.top_p, false));
+  const double share = Random(step.seed, stream_of("sample")).uniform(static_cast<uint64_t>(step.token_index));
+  const auto id = static_cast<double>(step.temperature == 0 ? best : order[prefix(share, true) - 1]);
+  Array token = in[1], draws = in[2];
+  token[0] = id;
+  const int64_t row = step.token_index % draws.shape[0];
+  draws[4 * row] = id;
+  for (int64_t i = 1; i < 4; ++i) draws[4 * row + i] = 0;
+  return {token, draws};
+}
+
 Arrays select_last(const Attributes&, const Arrays& in, const StepState&) {
   const int64_t B = in[0].shape[0], T = in[0].shape[1], C = in[0].shape[2];
   Array y = zeros({B, 1, C});
@@ -172,6 +204,7 @@ void add_row_references(References& table) {
   table["softcap"] = softcap;
   table["dropout"] = dropout;
   table["select_last"] = select_last;
+  table["sample"] = sample;
 }
 
 }  // namespace llm::reference

@@ -169,9 +169,14 @@ void generate(const GenerateFlags& flags) {
   std::fprintf(stderr, "generate: prompt of %zu tokens%s in %.3f s (%.0f%% of the time), %lld new tokens",
                prompt.size(), note.c_str(), on_prompt, total > 0 ? 100 * on_prompt / total : 0,
                static_cast<long long>(made));
-  if (made > 1)
-    std::fprintf(stderr, " at %.1f tokens/s (%.0f%%)", static_cast<double>(made - 1) / (total - on_prompt),
-                 100 * (1 - on_prompt / total));
+  if (made > 1) {
+    const double per_second = static_cast<double>(made - 1) / (total - on_prompt);
+    const auto context = static_cast<double>(model.config().context);
+    const double bytes = generator.bytes_per_token(
+        std::min(context, static_cast<double>(prompt.size()) + static_cast<double>(made) / 2));
+    std::fprintf(stderr, " at %.1f tokens/s (%.0f%%), %.1f MB read a token: %.1f GB/s", per_second,
+                 100 * (1 - on_prompt / total), bytes * 1e-6, bytes * per_second * 1e-9);
+  }
   std::fprintf(stderr, "\n");
 }
 

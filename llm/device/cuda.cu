@@ -83,6 +83,7 @@ CudaDevice::CudaDevice(int index) : index_(index) {
   try {
     check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "make a stream");
     check_cuda(cudaStreamCreateWithFlags(&copy_stream_, cudaStreamNonBlocking), "make a stream");
+    counters_ = static_cast<uint32_t*>(allocate(kCudaCounters * sizeof(uint32_t)));
     if (make_gemm_plans) gemm_plans_ = make_gemm_plans(*this);
   } catch (...) {
     destroy();
@@ -97,6 +98,7 @@ void CudaDevice::destroy() {
   if (stream_) cudaStreamSynchronize(stream_);
   if (copy_stream_) cudaStreamSynchronize(copy_stream_);
   gemm_plans_.reset();
+  if (counters_) cudaFree(counters_);
   if (copy_stream_) cudaStreamDestroy(copy_stream_);
   if (stream_) cudaStreamDestroy(stream_);
 }

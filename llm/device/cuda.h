@@ -22,6 +22,8 @@ struct CudaProperties {
   size_t shared_memory_bytes = 0;  // that a block may have at the most
 };
 
+inline constexpr int64_t kCudaCounters = 1 << 16;
+
 // What the matrix products need beside the plan's arena; 32 MiB is cuBLAS's own choice for the H100.
 inline constexpr size_t kGemmWorkspaceBytes = size_t{32} << 20;
 
@@ -40,6 +42,7 @@ class CudaDevice {
   CUstream_st* stream() const { return stream_; }              // where everything runs
   CUstream_st* copy_stream() const { return copy_stream_; }    // where batches come in meanwhile
   GemmPlans* gemm_plans() const { return gemm_plans_.get(); }  // null in the test bed: llm/device/gemm_plans.h
+  uint32_t* counters() const { return counters_; }             // zeros: simt::arrives_last uses them and clears them
 
   // Products of fp32 may round their factors to tf32 (10 bits): several times as fast. Off at first.
   bool allow_tf32 = false;
@@ -61,6 +64,7 @@ class CudaDevice {
   CudaProperties properties_;
   int index_ = 0;
   CUstream_st *stream_ = nullptr, *copy_stream_ = nullptr;
+  uint32_t* counters_ = nullptr;
   std::unique_ptr<GemmPlans> gemm_plans_;
 };
 

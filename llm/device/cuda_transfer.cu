@@ -94,7 +94,8 @@ void Upload::consume(std::initializer_list<TransferPiece> pieces) {
   next_ ^= 1;
 }
 
-Download::Download(CudaDevice& device, size_t bytes) : device_(device) {
+Download::Download(CudaDevice& device, size_t bytes, bool beside)
+    : device_(device), stream_(beside ? device.copy_stream() : device.stream()), made_(new_event()) {
   for (int i = 0; i < 2; ++i) {
     pinned_[i] = static_cast<std::byte*>(device.allocate_pinned(bytes));
     arrived_[i] = new_event();
@@ -102,7 +103,8 @@ Download::Download(CudaDevice& device, size_t bytes) : device_(device) {
 }
 
 Download::~Download() {
-  cudaStreamSynchronize(device_.stream());
+  cudaStreamSynchronize(stream_);
+  cudaEventDestroy(made_);
   for (int i = 0; i < 2; ++i) {
     device_.release_pinned(pinned_[i]);
     cudaEventDestroy(arrived_[i]);
@@ -112,10 +114,14 @@ Download::~Download() {
 void Download::submit(std::initializer_list<TransferPiece> pieces) {
   if (submitted_ - taken_ == 2) fail("two results are on their way from the GPU already");
   const int slot = submitted_++ % 2;
+  if (stream_ != device_.stream()) {
+    check_cuda(cudaEventRecord(made_, device_.stream()), "record an event");
+    check_cuda(cudaStreamWaitEvent(stream_, made_, 0), "let a stream wait");
+  }
   for (const TransferPiece& p : pieces)
-    check_cuda(cudaMemcpyAsync(pinned_[slot] + p.offset, p.device, p.bytes, cudaMemcpyDeviceToHost, device_.stream()),
+    check_cuda(cudaMemcpyAsync(pinned_[slot] + p.offset, p.device, p.bytes, cudaMemcpyDeviceToHost, stream_),
                "copy a result");
-  check_cuda(cudaEventRecord(arrived_[slot], device_.stream()), "record an event");
+  check_cuda(cudaEventRecord(arrived_[slot], stream_), "record an event");
 }
 
 const std::byte* Download::wait() {

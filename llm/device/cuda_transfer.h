@@ -44,9 +44,10 @@ class Upload {
 };
 
 // Small results, up to two of which may be on their way: the host waits for the older one while newer work is running.
+// `beside`: they are copied on the copy stream, so that newer work need not wait for the copy; it must not write them.
 class Download {
  public:
-  [[gnu::weak]] Download(CudaDevice& device, size_t bytes);
+  [[gnu::weak]] Download(CudaDevice& device, size_t bytes, bool beside = false);
   [[gnu::weak]] ~Download();
   Download(const Download&) = delete;
   Download& operator=(const Download&) = delete;
@@ -57,8 +58,9 @@ class Download {
 
  private:
   CudaDevice& device_;
+  CUstream_st* stream_;
   std::byte* pinned_[2] = {};
-  CUevent_st* arrived_[2] = {};
+  CUevent_st *made_ = nullptr, *arrived_[2] = {};
   int submitted_ = 0, taken_ = 0;
 };
 

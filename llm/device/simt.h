@@ -56,6 +56,55 @@ void launch(cudaStream_t stream, dim3 grid, dim3 block, size_t shared_bytes, voi
   }
 }
 
+// As `launch`, but from compute capability 9.0 on the kernel may start while the stream's kernel before it is still running,
+// once all blocks of that one have called let_next_start() or ended ("programmatic dependent launch", CUDA C++ Programming
+// Guide). All threads of the kernel call wait_for_inputs() before they touch what another kernel writes or reads; in front
+// of that they may read what does not change while the stream is busy: weights. (What they read behind it must not come through a
+// pointer to const that is __restrict__: the compiler may take that for constant and read it in front of the wait.)
+template <class... Parameters, class... Arguments>
+void launch_early(cudaStream_t stream, dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(Parameters...),
+                  Arguments... arguments) {
+  // A kernel that was compiled for less has no code for the wait.
+  cudaFuncAttributes compiled;
+  cudaError_t status = cudaFuncGetAttributes(&compiled, kernel);
+  if (status == cudaSuccess && compiled.ptxVersion < 90)
+    return launch(stream, grid, block, shared_bytes, kernel, arguments...);
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared_bytes, config.stream = stream;
+  config.attrs = &early, config.numAttrs = 1;
+  if (status == cudaSuccess) status = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+  if (status != cudaSuccess)
+    fail("CUDA: a kernel of ", grid.x, " x ", grid.y, " blocks of ", block.x, " threads and ", shared_bytes,
+         " bytes of shared memory, which may start early: ", cudaGetErrorString(status));
+}
+__device__ inline void wait_for_inputs() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ inline void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// For blocks that add up what several of them have made: whether this block is the last of `of` to come here, in all of its
+// threads; then what the others wrote before can be read. The counter is 0 at first, and again after the last.
+__device__ inline bool arrives_last(uint32_t* counter, uint32_t of) {
+  __threadfence();
+  __syncthreads();
+  const bool last = __syncthreads_or(threadIdx.x == 0 && atomicAdd(counter, 1u) == of - 1) != 0;
+  if (last && threadIdx.x == 0) *counter = 0;
+  if (last) __threadfence();
+  return last;
+}
+
+// Has the memory at the address brought nearer, for a load to come.
+__device__ inline void prefetch(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
+
 // d += a b on the tensor cores: a 16x16 and b 16x8 of bf16 pairs, d 16x8 of float, each spread over the warp as PTX's
 // mma.m16n8k16 says (lane = 4 group + member): a[0..3] rows group, group + 8, group, group + 8 at columns 2 member and (the
 // last two) 2 member + 8; b[0..1] rows 2 member (+ 8) of column group; d[0..1] row group, d[2..3] row group + 8, columns

@@ -240,7 +240,10 @@ class Fuser {
 
 PassReport fuse(Graph& graph, const std::vector<TensorId>& results, const Target& target) {
   PassReport report{"fusion", "", graph.nodes.size(), 0};
+  const int few_rows = target.cuda ? fuse_few_rows(graph, results) : 0;
   report.detail = Fuser(graph, results).run(target);
+  if (few_rows)
+    report.detail += (report.detail.empty() ? "" : ", ") + std::to_string(few_rows) + " into products of few rows";
   report.nodes_after = graph.nodes.size();
   return report;
 }

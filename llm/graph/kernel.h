@@ -16,7 +16,13 @@ struct StepState {
   int64_t micro_step = 0;    // 0: parameter gradients are overwritten; later: added to
   int64_t first_sample = 0;  // of the run, in the micro-step at hand: the sample that its first row is
   int64_t position = 0;      // inference: tokens that are already in the key-value cache
-  uint64_t seed = 0;         // of the run: stochastic rounding and dropout depend on it
+  uint64_t seed = 0;         // of the run: stochastic rounding, dropout and sampling depend on it
+  double temperature = 1;    // sampling: as in llm/ops/sampling.h
+  double top_p = 1;
+  int64_t top_k = 0;
+  int64_t token_index = 0;  // sampling: the number of the token to be drawn
+
+  friend bool operator==(const StepState&, const StepState&) = default;
 };
 
 struct KernelCall {
@@ -26,9 +32,10 @@ struct KernelCall {
   const StepState& step;
   void* const* addresses;  // by TensorId
   // For the CUDA kernels: the device, whose stream they run on, and the step in its memory. A launch may be captured and
-  // replayed, so a kernel takes learning rate, step and position from there; of `step` only `accumulates` may be asked.
+  // replayed, so a kernel takes learning rate, step and position from there; of `step` only `accumulates` may be asked. Ops
+  // that say `moves_step` change it.
   CudaDevice* cuda = nullptr;
-  const StepState* device_step = nullptr;
+  StepState* device_step = nullptr;
 
   bool has_input(size_t i) const { return node.input(i) != kNone; }
   bool has_output(size_t i) const { return node.output(i) != kNone; }

@@ -52,9 +52,12 @@ struct InPlace {
 enum class Recompute : int { none, activations, norms, attention, block };
 
 // An activation function: the value of the attribute "activation", which tells a product what to do with its result.
-enum class ActivationKind : int { none, gelu, relu2 };
+enum class ActivationKind : int { none, gelu, relu2, swiglu };
 inline const char* name_of(ActivationKind kind) {
-  return kind == ActivationKind::gelu ? "gelu" : kind == ActivationKind::relu2 ? "relu2" : "none";
+  return kind == ActivationKind::gelu     ? "gelu"
+         : kind == ActivationKind::relu2  ? "relu2"
+         : kind == ActivationKind::swiglu ? "swiglu"
+                                          : "none";
 }
 
 // The numbers of the inputs and outputs of which passes make use; -1: the op has no such one.
@@ -99,7 +102,14 @@ struct Op {
   std::vector<Product> (*products)(const Graph&, const Node&) = nullptr;
   bool cpu_takes_bf16 = false;     // else its CPU kernel sees bf16 tensors as fp32, by casts around it
   bool cpu_takes_strides = false;  // its CPU kernel asks for the strides of its matrices
+  bool moves_step = false;  // its CUDA kernels leave position and token_index moved on by 1 in the device's StepState
 };
+
+// The inputs of `linear`. Those behind the bias come from fuse_few_rows, which also sets the attribute "epsilon" with a norm,
+// the heads with the angles, and `swiglu` with SwiGLU.
+namespace linear_input {
+enum : size_t { x, weight, bias, addend, norm_weight, norm_bias, angles, count };
+}
 
 // The table lives in llm/ops/table.cpp. `op_named` throws for an unknown name.
 std::span<const Op> op_table();

@@ -1,16 +1,17 @@
 // Graph transformations, one file each, in the order in which `compile` applies them:
 //   recompute.cpp   trades time for memory until the plan fits a budget
 //   fp8.cpp         narrows the blocks' products to 8 bits, where that was asked for
-//   fuse.cpp        joins neighbours that would pass a tensor through memory
+//   fuse.cpp        joins neighbours that would pass a tensor through memory; for products of few rows on the GPU
+//                   fuse_few_rows.cpp comes first
 //   dead_code.cpp   drops nodes whose results nobody wants
 //   fuse_scales.cpp has the scales of 8-bit matrices found by the kernels that write them, on the GPU
 //   cast_for_cpu.cpp  puts casts around the CPU's fp32 kernels in a bf16 graph
 //   pad_rows.cpp    keeps the rows of products' operands from meeting in the CPU's first cache
 //   workspaces.cpp  gives each node the workspace that its kernel needs
 //   memory_plan.cpp places all tensors in one arena
-// But for the products in 8 bits none of them changes a result: in fp32 no bit, except by the head's fusion, whose sums have
-// another order. In bf16 a fused kernel does not round between its parts, so fusion changes last bits, and recomputation, which
-// leaves other neighbours to be fused, does too.
+// But for the products in 8 bits none of them changes a result: in fp32 no bit, except by the head's fusion, and that of norms
+// into products of few rows, whose sums have another order. In bf16 a fused kernel does not round between its parts, so fusion
+// changes last bits, and recomputation, which leaves other neighbours to be fused, does too.
 #pragma once
 #include <string>
 #include <vector>
@@ -27,6 +28,8 @@ struct PassReport {
 // `results` are the tensors that the program around the graph reads after a run.
 PassReport remove_dead_code(Graph& graph, const std::vector<TensorId>& results);
 PassReport fuse(Graph& graph, const std::vector<TensorId>& results, const Target& target);
+// The part of `fuse` that is for products of few rows on a GPU, in front of the rest; gives how many nodes it joined.
+int fuse_few_rows(Graph& graph, const std::vector<TensorId>& results);
 
 // For a bf16 graph after autodiff. Throws Error for widths that 8-bit products cannot have.
 PassReport narrow_to_fp8(Graph& graph);

@@ -124,6 +124,7 @@ void Program::bind(const Arena& arena, ThreadTeam& threads) {
   if (arena.cuda() && !device_step_) {
     cuda_ = arena.cuda();
     device_step_ = static_cast<StepState*>(cuda_->allocate(sizeof(StepState)));
+    store_small(*cuda_, device_step_, &on_device_, sizeof on_device_);
     replay_ = std::make_unique<Replay>();
   }
   addresses_.assign(offsets_.size(), nullptr);
@@ -178,10 +179,12 @@ void Program::read(TensorId id, void* to) const {
 void Program::run(Phases phases, std::vector<double>* seconds) {
   using Clock = std::chrono::steady_clock;
   if (cuda_) {
-    store_small(*cuda_, device_step_, &step, sizeof step);
-    if (!seconds) return enqueue(phases);
+    if (step != on_device_) store_small(*cuda_, device_step_, &step, sizeof step);
+    on_device_ = step;
+    for (const KernelCall& call : calls_)
+      if (call.node.op->moves_step && phases.contain(call.node.phase)) ++on_device_.position, ++on_device_.token_index;
+    return seconds ? time_on_cuda(phases, *seconds) : enqueue(phases);
   }
-  if (cuda_) return time_on_cuda(phases, *seconds);
   for (size_t i = 0; i < calls_.size(); ++i) {
     const Node& node = calls_[i].node;
     if (!phases.contain(node.phase)) continue;

@@ -116,6 +116,7 @@ class Program {
   std::vector<KernelCall> calls_;
   CudaDevice* cuda_ = nullptr;
   StepState* device_step_ = nullptr;
+  StepState on_device_;  // what device_step_ holds after the walks so far
   std::unique_ptr<Replay> replay_;
 };
 

@@ -1,8 +1,11 @@
 #include "llm/infer/generator.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "llm/base/error.h"
+#include "llm/device/cuda_transfer.h"
+#include "llm/model/parameters.h"
 
 namespace llm {
 namespace {
@@ -10,37 +13,80 @@ namespace {
 // As many rows as a matrix product needs to come near the machine's peak; with more the activations leave the caches.
 constexpr int64_t kLargestPiece = 256;
 
-// The programs that take `tokens` new tokens: to the logits, or into the cache alone, without the head, where more follow.
+// A program that takes `tokens` new tokens, and the tensors that it has for the host.
+struct Walk {
+  TensorId input, logits, draws;
+  Program program;
+
+  // Lays out the state of the graph, caches and tokens, which all walks share.
+  Walk(const GenerationGraph& graph, Compiled compiled, PersistentLayout& layout)
+      : input(graph.tokens),
+        logits(graph.logits),
+        draws(graph.draws),
+        program((layout.add(compiled.graph), std::move(compiled)), layout) {}
+
+  void run(int64_t position) {
+    program.step.position = position;
+    program.run(Phase::forward);
+  }
+  void run(int64_t position, const SamplingOptions& sampling, int64_t index) {
+    StepState& s = program.step;
+    s.temperature = sampling.temperature, s.top_k = sampling.top_k, s.top_p = sampling.top_p, s.seed = sampling.seed;
+    s.token_index = index;
+    run(position);
+  }
+};
+
+// The programs that take `tokens` new tokens of a prompt: to the token that comes next, or into the cache alone, without the
+// head, where more follow.
 struct Piece {
   int64_t tokens;
-  TensorId input, logits;
-  Program to_logits, to_cache;
-
-  Piece(const GenerationGraph& graph, Compiled with_logits, const PersistentLayout& layout, const Target& target)
-      : tokens(graph.graph.shape(graph.tokens)[1]),
-        input(graph.tokens),
-        logits(graph.logits),
-        to_logits(std::move(with_logits), layout),
-        to_cache(compile(graph.graph, {}, target), layout) {}
+  std::unique_ptr<Walk> to_token, to_cache;
 };
 
 }  // namespace
 
 struct Generator::Implementation {
   int64_t vocabulary, context;
+  double weight_bytes = 0, position_bytes = 0;  // that a token reads; and for each position before it
   // Of 1, 2, 4, ... tokens. All of them are made at the start, so that the size of the arena is known: a prompt of any
   // length is a sum of them.
-  std::vector<std::unique_ptr<Piece>> pieces;
+  std::vector<Piece> pieces;
+  // On the GPU: from the token that the walk before has left there to the next one.
+  std::unique_ptr<Walk> next_greedy, next;
+  std::unique_ptr<Download> download;
   std::vector<float> logits;  // (V), of the last token
+  int under_way = 0;          // draws that the host has not taken yet
+  Draw draw;                  // on the CPU, the one under way
 
   Implementation(const ModelConfig& config, PersistentLayout layout, const Target& target)
       : vocabulary(config.vocabulary), context(config.context), logits(static_cast<size_t>(config.vocabulary)) {
-    for (int64_t tokens = 1; tokens <= std::min(kLargestPiece, context); tokens *= 2) {
-      const GenerationGraph graph = build_generation_graph(config, 1, tokens, context, dtype_of(target.precision));
-      Compiled with_logits = compile(graph.graph, graph.results(), target);
-      layout.add(with_logits.graph);  // the caches, which all pieces share
-      pieces.push_back(std::make_unique<Piece>(graph, std::move(with_logits), layout, target));
+    const DType dtype = dtype_of(target.precision);
+    for (const Parameter& p : parameter_table(config)) {
+      const bool looked_up =
+          p.group == LearningRateGroup::embedding && !(config.tied_head && p.name == "token_embedding.weight");
+      weight_bytes +=
+          static_cast<double>((looked_up ? p.shape.last() : p.shape.elements()) * static_cast<int64_t>(size_of(dtype)));
     }
+    position_bytes = static_cast<double>(2 * config.layers * config.kv_heads * config.head_size *
+                                         static_cast<int64_t>(size_of(target.cuda ? dtype : DType::fp32)));
+    const auto walk = [&](int64_t tokens, const SamplingForm& sampling, bool with_logits) {
+      const GenerationGraph g = build_generation_graph(config, 1, tokens, context, dtype, sampling);
+      return std::make_unique<Walk>(g, compile(g.graph, with_logits ? g.results() : std::vector<TensorId>{}, target),
+                                    layout);
+    };
+    for (int64_t tokens = 1; tokens <= std::min(kLargestPiece, context); tokens *= 2)
+      pieces.push_back({tokens, walk(tokens, {.sample = true}, true), walk(tokens, {}, false)});
+    if (!target.cuda) return;
+    next_greedy = walk(1, {.sample = true, .greedy = true, .after_token = true}, false);
+    next = walk(1, {.sample = true, .after_token = true}, false);
+  }
+
+  template <class Use>
+  void for_walks(Use use) {
+    for (const Piece& piece : pieces) use(*piece.to_token), use(*piece.to_cache);
+    for (const auto* walk : {&next_greedy, &next})
+      if (*walk) use(**walk);
   }
 
   // What counts of a prompt.
@@ -52,24 +98,39 @@ struct Generator::Implementation {
     return {prompt.end() - std::min(static_cast<int64_t>(prompt.size()), context), prompt.end()};
   }
 
-  // Logits (V) of what follows `tokens`, of which the first `cached` are in the cache already.
-  const float* forward(const std::vector<int32_t>& tokens, int64_t cached) {
+  // Takes `tokens` in, of which the first `cached` are in the cache already, and samples token number `index`; gives the walk
+  // that did.
+  Walk& take_in(const std::vector<int32_t>& tokens, int64_t cached, const SamplingOptions& sampling, int64_t index) {
     const auto count = static_cast<int64_t>(tokens.size());
-    for (size_t i = pieces.size(); cached < count;) {
-      Piece& piece = *pieces[i - 1];
+    for (size_t i = pieces.size();;) {
+      const Piece& piece = pieces[i - 1];
       if (piece.tokens > count - cached) {
         --i;
         continue;
       }
       const bool last = cached + piece.tokens == count;
-      Program& program = last ? piece.to_logits : piece.to_cache;
-      program.write(piece.input, tokens.data() + cached);
-      program.step.position = cached;
-      program.run(Phase::forward);
+      Walk& walk = last ? *piece.to_token : *piece.to_cache;
+      walk.program.write(walk.input, tokens.data() + cached);
+      last ? walk.run(cached, sampling, index) : walk.run(cached);
       cached += piece.tokens;
-      if (last) program.read(piece.logits, logits.data());
+      if (last) return walk;
     }
-    return logits.data();
+  }
+
+  // Has the draw of token number `index`, which the walk makes, brought to the host.
+  void fetch(const Walk& walk, int64_t index) {
+    ++under_way;
+    auto* const from = walk.program.data<std::byte>(walk.draws) + static_cast<size_t>(index % kDraws) * sizeof(Draw);
+    if (download)
+      download->submit({{from, 0, sizeof(Draw)}});
+    else
+      std::memcpy(&draw, from, sizeof draw);
+  }
+  // The oldest draw that was fetched.
+  Draw take() {
+    --under_way;
+    if (download) std::memcpy(&draw, download->wait(), sizeof draw);
+    return draw;
   }
 };
 
@@ -80,39 +141,58 @@ Generator::~Generator() = default;
 
 size_t Generator::arena_bytes() const {
   size_t bytes = 0;
-  for (const auto& piece : implementation_->pieces)
-    bytes = std::max({bytes, piece->to_logits.arena_bytes(), piece->to_cache.arena_bytes()});
+  implementation_->for_walks([&](Walk& walk) { bytes = std::max(bytes, walk.program.arena_bytes()); });
   return bytes;
 }
 
 void Generator::bind(const Arena& arena, ThreadTeam& threads) {
-  for (const auto& piece : implementation_->pieces) {
-    piece->to_logits.bind(arena, threads);
-    piece->to_cache.bind(arena, threads);
-  }
+  implementation_->for_walks([&](Walk& walk) { walk.program.bind(arena, threads); });
+  if (!arena.cuda()) return;
+  implementation_->download = std::make_unique<Download>(*arena.cuda(), sizeof(Draw), true);
+  // The second run captures the walk; what they leave in cache and token, the next prompt overwrites.
+  for (const auto* walk : {&implementation_->next_greedy, &implementation_->next})
+    for (int64_t run = 0; run < 2; ++run) (*walk)->run(0, {}, run);
+}
+
+double Generator::bytes_per_token(double position) const {
+  return implementation_->weight_bytes + position * implementation_->position_bytes;
 }
 
 std::vector<float> Generator::logits(const std::vector<int32_t>& prompt) {
   Implementation& model = *implementation_;
-  const float* logits = model.forward(model.window_of(prompt), 0);
-  return {logits, logits + model.vocabulary};
+  const Walk& walk = model.take_in(model.window_of(prompt), 0, {}, 0);
+  walk.program.read(walk.logits, model.logits.data());
+  return model.logits;
 }
 
 void Generator::generate(const std::vector<int32_t>& prompt, int64_t max_tokens, const SamplingOptions& sampling,
                          int32_t stop_token, const std::function<bool(int32_t)>& on_token) {
   Implementation& model = *implementation_;
-  // The tokens that the next one depends on, the first `cached` of which are in the cache.
+  Sampler(sampling, 1);                      // checks the options
+  while (model.under_way > 0) model.take();  // dropped: what an earlier run has started behind its end
+  Walk* const next = (sampling.temperature == 0 ? model.next_greedy : model.next).get();
+  const int64_t ahead = next ? 2 : 1;
+  // The tokens that the next one depends on, as far as the host knows them. The cache holds the first `cached` of them and of
+  // those that are being made, which come behind.
   std::vector<int32_t> window = model.window_of(prompt);
-  Sampler sampler(sampling, model.vocabulary);
-  int64_t cached = 0;
+  int64_t cached = 0, started = 0;
   for (int64_t index = 0; index < max_tokens; ++index) {
-    if (static_cast<int64_t>(window.size()) > model.context) {
-      window.erase(window.begin(), window.end() - std::max<int64_t>(1, model.context / 2));
-      cached = 0;
+    while (started < std::min(max_tokens, index + ahead)) {
+      if (next && started > 0 && cached < model.context) {
+        next->run(cached++, sampling, started);
+        model.fetch(*next, started++);
+        continue;
+      }
+      if (started > index) break;  // the window must be cut, for which the host has to know all of it
+      if (static_cast<int64_t>(window.size()) > model.context) {
+        window.erase(window.begin(), window.end() - std::max<int64_t>(1, model.context / 2));
+        cached = 0;
+      }
+      const Walk& walk = model.take_in(window, cached, sampling, started);
+      cached = static_cast<int64_t>(window.size());
+      model.fetch(walk, started++);
     }
-    const float* logits = model.forward(window, cached);
-    cached = static_cast<int64_t>(window.size());
-    const int32_t id = sampler.sample(logits, index);
+    const int32_t id = token_of(model.take());
     if (id == stop_token || !on_token(id)) return;
     window.push_back(id);
   }

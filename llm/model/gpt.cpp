@@ -156,15 +156,24 @@ EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch,
 }
 
 GenerationGraph build_generation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, int64_t capacity,
-                                       DType dtype) {
+                                       DType dtype, const SamplingForm& sampling) {
   GenerationGraph n;
   Builder builder(n.graph, config, dtype, capacity);
-  n.tokens = add_input(n.graph, "tokens", DType::int32, batch, tokens);
-  const TensorId last = n.graph.add("select_last", {}, {builder.body(n.tokens)}, "last")[0];
-  n.logits = builder.head(last);
+  TensorId next = kNone;
+  if (sampling.sample) {
+    next = n.graph.add_tensor("next_token", DType::int32, {batch, 1}, Role::state);
+    n.draws = n.graph.add_tensor("draws", DType::int32, {kDraws, 4}, Role::state);
+  }
+  n.tokens = sampling.after_token ? next : add_input(n.graph, "tokens", DType::int32, batch, tokens);
+  const TensorId x = builder.body(n.tokens);
+  const TensorId last = tokens == 1 ? x : n.graph.add("select_last", {}, {x}, "last")[0];
+  const TensorId exact = n.logits = builder.head(last);
   if (dtype != DType::fp32) n.logits = n.graph.add("cast", {{"bf16", false}}, {n.logits}, "logits.fp32")[0];
   if (config.logit_softcap > 0)
     n.logits = n.graph.add("softcap", {{"cap", config.logit_softcap}}, {n.logits}, "logits.capped")[0];
+  if (sampling.sample)  // a cast changes no logit
+    n.graph.add("sample", {{"greedy", sampling.greedy}}, {config.logit_softcap > 0 ? n.logits : exact, next, n.draws},
+                "sample");
   return n;
 }
 

@@ -45,10 +45,18 @@ EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch,
 struct GenerationGraph {
   Graph graph;
   TensorId tokens, logits;
+  TensorId draws = kNone;  // state (kDraws, 4): token number i of a run leaves its Draw in row i modulo kDraws
   std::vector<TensorId> results() const { return {logits}; }
 };
+inline constexpr int64_t kDraws = 4;
+// Of one sequence the token that comes next may be sampled as well (llm/ops/sampling.h), into the state tensor "next_token".
+struct SamplingForm {
+  bool sample = false;
+  bool greedy = false;       // the temperature will be 0
+  bool after_token = false;  // the new token is "next_token", where the run before left it; no input
+};
 GenerationGraph build_generation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, int64_t capacity,
-                                       DType dtype = DType::fp32);
+                                       DType dtype = DType::fp32, const SamplingForm& sampling = {});
 
 // FLOPs that training needs for one token: 6 for each weight of a matrix product (the head's included, embeddings not)
 // and the causal attention's two products, forward and backward (Kaplan et al. 2020, counted without the masked half).

@@ -27,7 +27,6 @@ inline size_t attention_backward_workspace_cuda(const AttentionShape& s, DType) 
 
 // attention_cached: the cache is cut into splits that blocks work on side by side. How many there are follows from the
 // shape alone (a captured launch must serve every position); how long they are, from the position.
-inline constexpr int64_t kDecodeSplitKeys = 64;  // the least that a split is worth
 inline constexpr int64_t kDecodeMaxSplits = 64;
 inline constexpr int64_t kDecodeEnoughBlocks = 1024;
 
@@ -37,11 +36,17 @@ inline int attention_cached_rows(const AttentionShape& s) {
   return rows == 1 ? 1 : rows <= 4 ? 4 : 8;
 }
 
+// The least keys that a split is worth: of fewer the time for adding up the splits would be the larger part.
+LLM_HOST_DEVICE inline constexpr int64_t attention_cached_split_keys(int rows) {
+  return rows == 1 ? 256 : rows == 4 ? 128 : 64;
+}
+
 inline int64_t attention_cached_splits(const AttentionShape& s, int64_t capacity) {
   const int64_t rows = s.heads / s.kv_heads * s.tokens, rows_per_block = attention_cached_rows(s);
   const int64_t blocks = s.batch * s.kv_heads * ((rows + rows_per_block - 1) / rows_per_block);
   const int64_t wanted = (kDecodeEnoughBlocks + blocks - 1) / std::max<int64_t>(1, blocks);
-  const int64_t possible = (capacity + kDecodeSplitKeys - 1) / kDecodeSplitKeys;
+  const int64_t least = attention_cached_split_keys(static_cast<int>(rows_per_block));
+  const int64_t possible = (capacity + least - 1) / least;
   return std::clamp<int64_t>(std::min(wanted, possible), 1, kDecodeMaxSplits);
 }
 

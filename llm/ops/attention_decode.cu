@@ -4,9 +4,10 @@
 // The filled part of the cache is cut into splits (Flash-Decoding, Dao et al. 2023). A block goes through the keys of one
 // split and key-value head for up to kRows query rows: the heads of the group, of one or several new tokens. kLanes lanes
 // share a key, 8 channels each, and keep a running softmax (Milakov and Gimelshein 2018) of the keys they see; the block
-// adds these up and leaves largest score, sum and output per row. A second kernel adds up the splits. All in a fixed order.
-// A launch must serve every position, so the grid is as large as the full cache needs, and blocks without keys end at once.
-// Keys of the new tokens are read from qkv, so nothing waits for the append.
+// adds these up. Where the cache fills one split, that is the result; else the block leaves largest score, sum and output per
+// row, and the last block of the rows adds up the splits. All in a fixed order, whichever block is last. A launch must serve
+// every position, so the grid is as large as the full cache needs, and blocks without keys end at once. Keys of the new tokens
+// are read from qkv, so nothing waits for the append.
 // Bytes: queries, and keys and values up to the position, once (while a group's new rows fit in kRows).
 #include "llm/device/cuda.h"
 #include "llm/device/simt.h"
@@ -21,14 +22,18 @@ using simt::kPack;
 using simt::kWholeWarp;
 using simt::Pack;
 
-constexpr int kThreads = 128;
-constexpr int kWarps = kThreads / 32;
 constexpr int kChannels = 8;        // of a lane
 constexpr float kNoScore = -1e30f;  // less than any score, but finite: differences to it are not NaN
 
+// Threads of a block: as many as leave room on an SM for the blocks of the kernel before.
+template <int kRows>
+inline constexpr int kThreads = kRows == 1 ? 256 : 128;
+
+template <int kRows>
 __device__ int split_keys(int64_t length, int splits) {
+  constexpr int64_t kLeast = attention_cached_split_keys(kRows);
   const int64_t keys = (length + splits - 1) / splits;
-  return static_cast<int>((keys + kDecodeSplitKeys - 1) / kDecodeSplitKeys * kDecodeSplitKeys);
+  return static_cast<int>((keys + kLeast - 1) / kLeast * kLeast);
 }
 
 // A lane's channels of a row of D: in packs of 16 bytes, neighbours on neighbouring lanes.
@@ -93,17 +98,19 @@ template <class T, int kRows, int kLanes>
 struct Shared {
   // So that neighbouring channels, which lie kPack rows of this apart, come from different banks.
   static constexpr int kPadding = kPack<T> == 8 ? 4 : kLanes == 8 ? 0 : 8;
+  static constexpr int kWarps = kThreads<kRows> / 32;
   float outs[kWarps][kRows][kChannels][kLanes + kPadding];
   float largest[kWarps][kRows], sums[kWarps][kRows];
 };
 
-// qkv (B, T, (H + 2 K) D), caches (B, capacity, K, D) -> caches, outs (B, T, H, splits, D), stats (B, T, H, splits, 2).
-// Grid (B K tiles of query rows, splits).
+// qkv (B, T, (H + 2 K) D), caches (B, capacity, K, D) -> out (B, T, H D), caches; outs (B, T, H, splits, D) and stats
+// (B, T, H, splits, 2) are between the blocks. Grid (B K tiles of query rows, splits), a counter for each x.
 template <class T, int kRows, int kLanes>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads<kRows>)
     decode_kernel(PackedHeads heads, float scale, bool packed, int64_t capacity, const StepState* __restrict__ state,
-                  const T* __restrict__ qkv, T* key_cache, T* value_cache, float* __restrict__ outs,
-                  float* __restrict__ stats) {
+                  const T* qkv, T* key_cache, T* value_cache, float* outs, float* stats, T* out_rows,
+                  uint32_t* counters) {
+  constexpr int kThreads = cuda::kThreads<kRows>, kWarps = kThreads / 32;
   constexpr int kKeysAtOnce = kThreads / kLanes;  // by the block
   constexpr int kUnrolled = kRows == 8 ? 2 : 4;   // keys on their way at a time
   auto& shared = simt::shared_memory<Shared<T, kRows, kLanes>>();
@@ -115,9 +122,18 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t batch = static_cast<int>(blockIdx.x) / row_tiles / heads.kv_heads;
   const int splits = static_cast<int>(gridDim.y), split = static_cast<int>(blockIdx.y);
   const int64_t position = state->position, length = position + heads.tokens;
-  const int keys_per_split = split_keys(length, splits);
+  const int keys_per_split = split_keys<kRows>(length, splits);
+  const int filled = static_cast<int>((length + keys_per_split - 1) / keys_per_split);
   const int64_t begin = int64_t{split} * keys_per_split;
   const int64_t end = begin + keys_per_split < length ? begin + keys_per_split : length;
+  simt::let_next_start();
+  if (begin < position) {  // the first keys' way from memory needs no wait
+    const int64_t key = begin + static_cast<int>(threadIdx.x) % (kKeysAtOnce * kUnrolled);
+    const int64_t cached = ((batch * capacity + (key < position ? key : begin)) * heads.kv_heads + kv_head) * D;
+    simt::prefetch(key_cache + cached);
+    simt::prefetch(value_cache + cached);
+  }
+  simt::wait_for_inputs();
   if (begin >= end) return;
   const T* const new_tokens = qkv + batch * heads.tokens * heads.width();
   const auto token_of = [&](int row) { return (row_tile * kRows + row) / group; };
@@ -205,44 +221,32 @@ __global__ void __launch_bounds__(kThreads)
       sum += factor * shared.sums[w][row];
       out += factor * shared.outs[w][row][i][pack % kLanes];
     }
-    const int64_t at = ((batch * heads.tokens + token_of(row)) * heads.heads + head_of(row)) * splits + split;
+    const int64_t of_row = (batch * heads.tokens + token_of(row)) * heads.heads + head_of(row);
+    if (filled == 1) {
+      out_rows[of_row * D + channel] = simt::stored<T>(out / sum);
+      continue;
+    }
+    const int64_t at = of_row * splits + split;
     outs[at * D + channel] = out;
     if (channel == 0) {
       stats[2 * at] = largest;
       stats[2 * at + 1] = sum;
     }
   }
-}
-
-struct CombineShared {
-  float largest[kDecodeMaxSplits], sums[kDecodeMaxSplits];
-};
-
-// outs (B T H, splits, D), stats (B T H, splits, 2) -> out (B, T, H D). A block a row.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    combine_kernel(int tokens, int splits, int head_size, const StepState* __restrict__ state,
-                   const float* __restrict__ outs, const float* __restrict__ stats, T* __restrict__ out) {
-  auto& shared = simt::shared_memory<CombineShared>();
-  const int64_t length = state->position + tokens, row = blockIdx.x;
-  const int keys_per_split = split_keys(length, splits);
-  const int filled = static_cast<int>((length + keys_per_split - 1) / keys_per_split);
-  for (int split = static_cast<int>(threadIdx.x); split < filled; split += kThreads) {
-    shared.largest[split] = stats[2 * (row * splits + split)];
-    shared.sums[split] = stats[2 * (row * splits + split) + 1];
-  }
-  __syncthreads();
-  float largest = kNoScore;
-  for (int split = 0; split < filled; ++split) largest = fmaxf(largest, shared.largest[split]);
-  for (int channel = static_cast<int>(threadIdx.x); channel < head_size; channel += kThreads) {
-    float sum = 0, total = 0;
+  if (filled == 1 || !simt::arrives_last(counters + blockIdx.x, static_cast<uint32_t>(filled))) return;
+  for (int index = static_cast<int>(threadIdx.x); index < kRows * D; index += kThreads) {
+    const int row = index / D, channel = index % D;
+    if (!simt::in_bounds(row_tile * kRows + row < rows)) continue;
+    const int64_t of_row = (batch * heads.tokens + token_of(row)) * heads.heads + head_of(row);
+    float largest = kNoScore, sum = 0, total = 0;
+    for (int s = 0; s < filled; ++s) largest = fmaxf(largest, stats[2 * (of_row * splits + s)]);
 #pragma unroll 4
-    for (int split = 0; split < filled; ++split) {
-      const float factor = simt::exp2_fast(shared.largest[split] - largest);
-      sum += factor * shared.sums[split];
-      total += factor * outs[(row * splits + split) * head_size + channel];
+    for (int s = 0; s < filled; ++s) {
+      const float factor = simt::exp2_fast(stats[2 * (of_row * splits + s)] - largest);
+      sum += factor * stats[2 * (of_row * splits + s) + 1];
+      total += factor * outs[(of_row * splits + s) * D + channel];
     }
-    out[row * head_size + channel] = simt::stored<T>(total / sum);
+    out_rows[of_row * D + channel] = simt::stored<T>(total / sum);
   }
 }
 
@@ -259,12 +263,11 @@ void decode(const KernelCall& call) {
   const bool packed =
       simt::packs(qkv, s.head_size) && simt::packs(key_cache, s.head_size) && simt::packs(value_cache, s.head_size);
   const dim3 grid(static_cast<unsigned>(s.batch * s.kv_heads * row_tiles), static_cast<unsigned>(splits));
-  simt::launch(call.cuda->stream(), grid, dim3(kThreads), sizeof(Shared<T, kRows, kLanes>),
-               decode_kernel<T, kRows, kLanes>, heads, heads.scale(), packed, capacity, call.device_step, qkv,
-               key_cache, value_cache, outs, stats);
-  simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>(rows)), dim3(kThreads), sizeof(CombineShared),
-               combine_kernel<T>, heads.tokens, static_cast<int>(splits), heads.head_size, call.device_step, outs,
-               stats, call.out<T>(0));
+  if (s.batch * s.kv_heads * row_tiles > kCudaCounters)
+    fail("attention_cached: ", s.batch, " x ", s.tokens, " new tokens are too many for the CUDA kernel");
+  simt::launch_early(call.cuda->stream(), grid, dim3(kThreads<kRows>), sizeof(Shared<T, kRows, kLanes>),
+                     decode_kernel<T, kRows, kLanes>, heads, heads.scale(), packed, capacity, call.device_step, qkv,
+                     key_cache, value_cache, outs, stats, call.out<T>(0), call.cuda->counters());
 }
 
 template <class T, int kRows>

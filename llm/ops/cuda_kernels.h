@@ -44,6 +44,7 @@ namespace llm::cuda {
 [[gnu::weak]] void head_loss(const KernelCall& call);
 [[gnu::weak]] void mean_loss(const KernelCall& call);
 [[gnu::weak]] void select_last(const KernelCall& call);
+[[gnu::weak]] void sample(const KernelCall& call);
 [[gnu::weak]] void gradient_norm(const KernelCall& call);
 [[gnu::weak]] void step_guard(const KernelCall& call);
 [[gnu::weak]] void adamw(const KernelCall& call);

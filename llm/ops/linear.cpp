@@ -6,6 +6,8 @@
 // where something else reads it); `linear_backward_input` multiplies by the derivative at h, the product's own input. With
 // "derivative", for the CPU, `linear` gives the derivative at y in y's place, and `linear_backward_input` finds it in h's.
 // With "symmetric", for the CPU too, W is x itself (or dy and x are one): half of the product is copied from the other.
+// For few rows on the GPU fuse_few_rows adds inputs (linear_input in op.h): a norm's weights, with which x is normed first; the
+// angles by which query and key heads are turned; an addend; and with SwiGLU `activated` is (.., O / 2).
 #include "llm/device/gemm_cpu.h"
 
 #include "llm/graph/autodiff.h"

@@ -57,6 +57,7 @@ void multiply_by_derivative(const KernelCall& call, int64_t count, const T* h, T
 
 // x (.., I), W (O, I), [b (O)] -> y (.., O), [activated (.., O)]
 void linear(const KernelCall& call) {
+  if (linear_few_rows(call)) return;
   const int64_t m = call.in_shape(0).rows(), n = call.in_shape(1)[0], k = call.in_shape(1)[1];
   const ActivationKind activation = activation_of(call);
   void *y = call.out<void>(0), *activated = call.out<void>(1);

@@ -28,7 +28,12 @@ inline size_t linear_backward_weight_workspace_cuda(int64_t rows, int64_t O, boo
   return bias ? static_cast<size_t>(std::max<int64_t>(1, chunks) * O) * sizeof(float) : 0;
 }
 
+struct KernelCall;
+
 namespace cuda {
+
+// `linear` by its kernel for few rows, with all that fuse_few_rows adds to it; false: there are more rows, nothing was done.
+bool linear_few_rows(const KernelCall& call);
 
 // db (O) = sum over the rows of dy (rows, O), or db += it. The workspace is linear_backward_weight's.
 void bias_gradient(CUstream_st* stream, const void* dy, DType dtype, int64_t rows, int64_t O, bool accumulate,

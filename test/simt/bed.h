@@ -169,8 +169,9 @@ struct Actor {
 };
 extern Actor* actor;  // the thread that is running, null: the host
 void next_epoch();
-void next_block();   // what follows is unordered with the launch's other blocks
-void next_launch();  // what follows is ordered after everything
+void next_block();             // what follows is unordered with the launch's other blocks
+void next_launch();            // what follows is ordered after everything
+void come_after_all_blocks();  // the same, for the rest of a block that has waited for all others, at its barrier
 enum class Access : uint8_t { read, write, atomic };
 // Throws into the bed what is wrong with the access; does nothing where accesses are not watched.
 void see_access(const void* address, size_t bytes, Access access);

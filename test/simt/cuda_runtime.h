@@ -399,6 +399,26 @@ void launch(StreamHere where, dim3 grid, dim3 block, size_t shared_bytes, void (
       [](const void* b) { (*static_cast<const decltype(body)*>(b))(); }, &body);
 }
 
+// One kernel runs after the other here.
+template <class... Parameters, class... Arguments>
+void launch_early(StreamHere where, dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(Parameters...),
+                  Arguments... arguments) {
+  launch(where, grid, block, shared_bytes, kernel, arguments...);
+}
+inline void wait_for_inputs() {}
+inline void let_next_start() {}
+inline void prefetch(const void*) {}
+
+inline bool arrives_last(uint32_t* counter, uint32_t of, LLM_BED_SITE) {
+  bed::meet_others({.operation = bed::Operation::barrier, .site = {file, line}});
+  const bool last = threadIdx.x == 0 && atomicAdd(counter, 1u) == of - 1;
+  if (last) {
+    bed::come_after_all_blocks();
+    *counter = 0;
+  }
+  return bed::meet_others({.operation = bed::Operation::barrier_or, .site = {file, line}, .value = last}) != 0;
+}
+
 inline void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], LLM_BED_SITE) {
   bed::Deposit call{.operation = bed::Operation::mma, .mask = 0xffffffff, .site = {file, line}};
   call.d = d;

@@ -1,0 +1,338 @@
+// sample on the GPU. One kernel finds the largest logit of each slice of kSampleSlice; one, unless the sampling is greedy, weighs
+// every token, exp((logit - largest) / temperature), and adds up each slice; one block then finds the token.
+//
+// Weights are added as whole numbers of 2^-44, whose sums do not depend on the order. Without top-k and top-p the tokens stand in
+// the order of their ids: the block finds the slice, then the token, in which the running sum passes the drawn share of the
+// total. With them they stand from the likeliest down, equal ones by id, and nothing is sorted: where the count of top-k, the share of
+// top-p, and then the drawn share are passed is found by the logits' bits, 8 at a time, from sums over 256 bins.
+//
+// The token is the host's (sampling.cpp) except where the drawn share falls so close to the border between two tokens that
+// rounding decides: the host adds up doubles, and takes top-p's share before weights are rounded to float; what differs is
+// below 1e-7 of the total.
+// Bytes: the logits once and the weights twice; with top-k or top-p both up to 12 times, out of the cache.
+#include <climits>
+
+#include "llm/base/random.h"
+#include "llm/device/cuda.h"
+#include "llm/graph/kernel.h"
+#include "llm/ops/cuda_kernels.h"
+#include "llm/ops/reduce_cuda.h"
+#include "llm/ops/sample_cuda.h"
+#include "llm/ops/sampling.h"
+
+namespace llm::cuda {
+namespace {
+
+constexpr int kThreads = 256, kDrawThreads = 1024, kDrawWarps = kDrawThreads / 32, kBins = 256;
+constexpr uint64_t kStream = stream_of("sample");
+
+using Sum = unsigned long long;  // of weights, in units of 2^-44
+
+template <class T>
+struct Sampling {
+  const T* logits;  // (V)
+  int vocabulary, slices;
+  Sum* sums;       // (slices)
+  float* largest;  // (slices)
+  int* where;      // (slices), of the largest
+  int* culprit;    // (slices), the first token whose logit is NaN or +inf, or INT_MAX
+  float* weights;  // (V)
+  StepState* step;
+  int32_t* token;  // (1)
+  Draw* draws;     // (rows)
+  int rows;
+};
+
+// The likeliest token of some, of equals the one with the lowest id; and the first whose logit is none.
+struct Best {
+  float logit = -INFINITY;
+  int id = INT_MAX, culprit = INT_MAX;
+
+  __device__ void take(const Best& other) {
+    if (other.logit > logit || (other.logit == logit && other.id < id)) logit = other.logit, id = other.id;
+    culprit = min(culprit, other.culprit);
+  }
+  __device__ void take_from_warp() {
+    for (int offset = 16; offset > 0; offset /= 2)
+      take({__shfl_xor_sync(simt::kWholeWarp, logit, offset), __shfl_xor_sync(simt::kWholeWarp, id, offset),
+            __shfl_xor_sync(simt::kWholeWarp, culprit, offset)});
+  }
+};
+
+// Of the whole block, in all threads.
+template <int kWarps>
+__device__ Best best_of_block(Best best, Best (&of_warp)[kWarps]) {
+  best.take_from_warp();
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = best;
+  __syncthreads();
+  for (int warp = 0; warp < kWarps; ++warp) best.take(of_warp[warp]);
+  return best;
+}
+
+template <class T>
+__device__ Best best_of_slices(const Sampling<T>& p) {
+  Best best;
+  for (int slice = static_cast<int>(threadIdx.x); slice < p.slices; slice += static_cast<int>(blockDim.x))
+    best.take({p.largest[slice], p.where[slice], p.culprit[slice]});
+  return best;
+}
+
+__device__ inline float weight_of(float logit, float largest, double temperature) {
+  return static_cast<float>(exp((static_cast<double>(logit) - static_cast<double>(largest)) / temperature));
+}
+__device__ inline Sum whole(float weight) { return static_cast<Sum>(static_cast<double>(weight) * 0x1p44); }
+
+struct LargestShared {
+  Best of_warp[kThreads / 32];
+};
+
+// A block a slice.
+template <class T>
+__global__ void __launch_bounds__(kThreads) sample_largest_kernel(const Sampling<T> p) {
+  auto& s = simt::shared_memory<LargestShared>();
+  simt::let_next_start();
+  simt::wait_for_inputs();
+  Best best;
+  for (int i = static_cast<int>(threadIdx.x); i < kSampleSlice; i += kThreads) {
+    const int id = static_cast<int>(blockIdx.x * kSampleSlice) + i;
+    if (!simt::in_bounds(id < p.vocabulary)) continue;
+    const float logit = to_float(p.logits[id]);
+    logit < INFINITY ? best.take({logit, id, INT_MAX}) : best.take({-INFINITY, INT_MAX, id});
+  }
+  best = best_of_block(best, s.of_warp);
+  if (threadIdx.x > 0) return;
+  p.largest[blockIdx.x] = best.logit;
+  p.where[blockIdx.x] = best.id;
+  p.culprit[blockIdx.x] = best.culprit;
+}
+
+struct WeighShared {
+  Best of_warp[kThreads / 32];
+  Sum sums[32];
+};
+
+// A block a slice.
+template <class T>
+__global__ void __launch_bounds__(kThreads) sample_weigh_kernel(const Sampling<T> p) {
+  auto& s = simt::shared_memory<WeighShared>();
+  simt::let_next_start();
+  simt::wait_for_inputs();
+  const double temperature = p.step->temperature;
+  const Best best = best_of_block(best_of_slices(p), s.of_warp);
+  if (temperature == 0 || best.culprit < INT_MAX || best.logit == -INFINITY) return;  // the whole block
+  Sum sum = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < kSampleSlice; i += kThreads) {
+    const int id = static_cast<int>(blockIdx.x * kSampleSlice) + i;
+    if (!simt::in_bounds(id < p.vocabulary)) continue;
+    const float weight = weight_of(to_float(p.logits[id]), best.logit, temperature);
+    p.weights[id] = weight;
+    sum += whole(weight);
+  }
+  sum = block_sum(sum, s.sums);
+  if (threadIdx.x == 0) p.sums[blockIdx.x] = sum;
+}
+
+struct DrawShared {
+  Best of_warp[kDrawWarps];
+  Sum of_warps[kDrawWarps], sums[32], before;
+  int found;
+  Sum counts[kBins], weights[kBins];
+};
+
+// Of items that stand in a row, the first with which the running sum passes `target`, and the sum before it. There is one.
+struct Crossing {
+  int item;
+  Sum before;
+};
+template <class Value>
+__device__ Crossing find_crossing(int count, Sum target, DrawShared& s, Value value) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  Sum start = 0;
+  for (int first = 0; first < count; first += kDrawThreads) {
+    const int item = first + static_cast<int>(threadIdx.x);
+    const Sum own = item < count ? value(item) : 0;
+    Sum running = own;
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const Sum lower = __shfl_up_sync(simt::kWholeWarp, running, static_cast<unsigned>(offset));
+      if (lane >= offset) running += lower;
+    }
+    if (lane == 31) s.of_warps[warp] = running;
+    __syncthreads();
+    for (int w = 0; w < warp; ++w) running += s.of_warps[w];
+    running += start;
+    for (int w = 0; w < kDrawWarps; ++w) start += s.of_warps[w];
+    if (running > target && running - own <= target) s.found = item, s.before = running - own;
+    __syncthreads();
+    if (start > target) break;
+  }
+  return {s.found, s.before};
+}
+
+// Larger for likelier logits.
+__device__ inline uint32_t key_of(float logit) {
+  const uint32_t bits = bits_of(logit == 0 ? 0.0f : logit);  // -0 is equal to 0
+  return bits & 0x80000000 ? ~bits : bits | 0x80000000;
+}
+__device__ inline float logit_of(uint32_t key) { return float_of_bits(key & 0x80000000 ? key & 0x7fffffff : ~key); }
+
+// From the likeliest down, the token with which the running count, or sum of weights, passes `target`: its key, and the count
+// and sum of the tokens with larger ones.
+struct Selected {
+  uint32_t key = 0;
+  Sum count = 0, weight = 0;
+};
+template <class T>
+__device__ Selected select(const Sampling<T>& p, bool by_count, Sum target, DrawShared& s) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  Selected selected;
+  for (int shift = 24; shift >= 0; shift -= 8) {
+    for (int bin = static_cast<int>(threadIdx.x); bin < kBins; bin += kDrawThreads) s.counts[bin] = s.weights[bin] = 0;
+    __syncthreads();
+    for (int first = 0; first < p.vocabulary; first += kDrawThreads) {
+      const int id = first + static_cast<int>(threadIdx.x);
+      uint32_t key = 0;
+      Sum weight = 0;
+      bool counts = false;
+      if (simt::in_bounds(id < p.vocabulary)) {
+        key = key_of(to_float(p.logits[id]));
+        counts = shift == 24 || key >> (shift + 8) == selected.key >> (shift + 8);
+        if (counts) weight = whole(p.weights[id]);
+      }
+      // Most tokens of a warp share few bins: one addition a bin.
+      const int bin = kBins - 1 - static_cast<int>(key >> shift & (kBins - 1));
+      for (unsigned left = __ballot_sync(simt::kWholeWarp, counts); left;) {
+        const int leader = __ffs(static_cast<int>(left)) - 1;
+        const int of_leader = __shfl_sync(simt::kWholeWarp, bin, leader);
+        const unsigned same = __ballot_sync(simt::kWholeWarp, counts && bin == of_leader);
+        const Sum sum = warp_sum(counts && bin == of_leader ? weight : Sum{0});
+        if (lane == leader) {
+          atomicAdd(&s.counts[of_leader], static_cast<Sum>(__popc(same)));
+          atomicAdd(&s.weights[of_leader], sum);
+        }
+        left &= ~same;
+      }
+    }
+    __syncthreads();
+    const Crossing crossing = find_crossing(kBins, target - (by_count ? selected.count : selected.weight), s,
+                                            [&](int bin) { return by_count ? s.counts[bin] : s.weights[bin]; });
+    for (int bin = 0; bin < crossing.item; ++bin) selected.count += s.counts[bin], selected.weight += s.weights[bin];
+    selected.key |= static_cast<uint32_t>(kBins - 1 - crossing.item) << shift;
+    __syncthreads();
+  }
+  return selected;
+}
+
+// The token where the sum of weights passes the share that token_index draws of the total.
+template <class T>
+__device__ int draw_by_id(const Sampling<T>& p, double uniform, Sum total, DrawShared& s) {
+  const Sum target = min(static_cast<Sum>(static_cast<double>(total) * uniform), total - 1);
+  const Crossing slice = find_crossing(p.slices, target, s, [&](int i) { return p.sums[i]; });
+  const int first = slice.item * static_cast<int>(kSampleSlice);
+  const int count = min(static_cast<int>(kSampleSlice), p.vocabulary - first);
+  return first +
+         find_crossing(count, target - slice.before, s, [&](int i) { return whole(p.weights[first + i]); }).item;
+}
+
+template <class T>
+__device__ int draw_by_likelihood(const Sampling<T>& p, double uniform, Sum total, float largest, DrawShared& s) {
+  const double temperature = p.step->temperature, top_p = p.step->top_p;
+  const int64_t top_k = p.step->top_k;
+  const auto each = [&](const Selected& tokens) {  // that has the key
+    return whole(weight_of(logit_of(tokens.key), largest, temperature));
+  };
+  if (top_k > 0 && top_k < p.vocabulary) {
+    const Selected last = select(p, true, static_cast<Sum>(top_k - 1), s);
+    total = last.weight + (static_cast<Sum>(top_k) - last.count) * each(last);
+  }
+  if (top_p < 1) {
+    const Sum reached = max(static_cast<Sum>(ceil(static_cast<double>(total) * top_p)), Sum{1});
+    const Selected last = select(p, false, min(reached, total) - 1, s);
+    total = last.weight + ((min(reached, total) - 1 - last.weight) / each(last) + 1) * each(last);
+  }
+  const Sum target = min(static_cast<Sum>(static_cast<double>(total) * uniform), total - 1);
+  const Selected drawn = select(p, false, target, s);
+  const Sum rank = (target - drawn.weight) / each(drawn);  // among those with the same logit, by id
+  const int part = (p.vocabulary + kDrawThreads - 1) / kDrawThreads;
+  const auto has_key = [&](int id) { return id < p.vocabulary && key_of(to_float(p.logits[id])) == drawn.key; };
+  const Crossing of_thread = find_crossing(kDrawThreads, rank, s, [&](int i) {
+    Sum count = 0;
+    for (int id = i * part; id < (i + 1) * part; ++id) count += has_key(id);
+    return count;
+  });
+  return of_thread.item * part + find_crossing(part, rank - of_thread.before, s, [&](int i) {
+                                   return static_cast<Sum>(has_key(of_thread.item * part + i));
+                                 }).item;
+}
+
+__device__ inline double uniform_of(uint64_t seed, int64_t index) {
+  const auto b = philox({static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32),
+                         static_cast<uint32_t>(kStream), static_cast<uint32_t>(kStream >> 32)},
+                        {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
+  return static_cast<double>((uint64_t{b[1]} << 32 | b[0]) >> 11) * 0x1p-53;
+}
+
+// One block.
+template <class T>
+__global__ void __launch_bounds__(kDrawThreads) sample_draw_kernel(const Sampling<T> p, bool greedy) {
+  auto& s = simt::shared_memory<DrawShared>();
+  simt::wait_for_inputs();
+  const StepState step = *p.step;
+  const Best best = best_of_block(best_of_slices(p), s.of_warp);
+  Draw draw;
+  if (best.culprit < INT_MAX) {
+    draw.status = Draw::not_finite;
+    draw.culprit = best.culprit;
+    draw.logit = to_float(p.logits[best.culprit]);
+  } else if (best.logit == -INFINITY) {
+    draw.status = Draw::no_chance;
+  } else if (greedy || step.temperature == 0) {
+    draw.id = best.id;
+  } else {
+    Sum sum = 0;
+    for (int slice = static_cast<int>(threadIdx.x); slice < p.slices; slice += kDrawThreads) sum += p.sums[slice];
+    const Sum total = block_sum(sum, s.sums);
+    const double uniform = uniform_of(step.seed, step.token_index);
+    const bool cut = (step.top_k > 0 && step.top_k < p.vocabulary) || step.top_p < 1;
+    draw.id = cut ? draw_by_likelihood(p, uniform, total, best.logit, s) : draw_by_id(p, uniform, total, s);
+  }
+  __syncthreads();  // all have read the step
+  if (threadIdx.x > 0) return;
+  *p.token = draw.id;
+  p.draws[step.token_index % p.rows] = draw;
+  p.step->position = step.position + 1;
+  p.step->token_index = step.token_index + 1;
+}
+
+template <class T>
+void sample_as(const KernelCall& call) {
+  const int64_t vocabulary = call.in_shape(0).last(), slices = sample_slices(vocabulary);
+  auto* const sums = call.workspace<Sum>();
+  auto* const largest = reinterpret_cast<float*>(sums + slices);
+  auto* const where = reinterpret_cast<int*>(largest + slices);
+  const Sampling<T> p{.logits = call.in<T>(0),
+                      .vocabulary = static_cast<int>(vocabulary),
+                      .slices = static_cast<int>(slices),
+                      .sums = sums,
+                      .largest = largest,
+                      .where = where,
+                      .culprit = where + slices,
+                      .weights = reinterpret_cast<float*>(where + 2 * slices),
+                      .step = call.device_step,
+                      .token = call.out<int32_t>(0),
+                      .draws = call.out<Draw>(1),
+                      .rows = static_cast<int>(call.out_shape(1)[0])};
+  const bool greedy = call.node.attributes.flag("greedy");
+  CUstream_st* const stream = call.cuda->stream();
+  const dim3 grid(static_cast<unsigned>(slices));
+  simt::launch_early(stream, grid, dim3(kThreads), sizeof(LargestShared), sample_largest_kernel<T>, p);
+  if (!greedy) simt::launch_early(stream, grid, dim3(kThreads), sizeof(WeighShared), sample_weigh_kernel<T>, p);
+  simt::launch_early(stream, dim3(1), dim3(kDrawThreads), sizeof(DrawShared), sample_draw_kernel<T>, p, greedy);
+}
+
+}  // namespace
+
+void sample(const KernelCall& call) {
+  call.in_dtype(0) == DType::bf16 ? sample_as<bf16>(call) : sample_as<float>(call);
+}
+
+}  // namespace llm::cuda

@@ -1,0 +1,101 @@
+#include "llm/ops/sampling.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "llm/base/error.h"
+#include "llm/base/random.h"
+
+namespace llm {
+namespace {
+
+using Candidate = SamplingCandidate;
+
+bool likelier(const Candidate& a, const Candidate& b) {
+  return a.first != b.first ? a.first > b.first : a.second < b.second;
+}
+
+// Brings the `count` likeliest of candidates [begin, end) to their front, in order.
+void sort_front(Candidate* begin, Candidate* end, size_t count) {
+  if (begin + count < end) std::nth_element(begin, begin + count, end, likelier);
+  std::sort(begin, begin + count, likelier);
+}
+
+// How many candidates the smallest set has, likeliest first, whose weights reach `share` of the total; they come to the front,
+// in order. That set is small as a rule, so the candidates are sorted by ever larger pieces and not all at once.
+template <class Weight>
+size_t keep_nucleus(Candidate* candidates, size_t size, double share, Weight weight) {
+  double total = 0, reached = 0;
+  for (size_t i = 0; i < size; ++i) total += weight(candidates[i].first);
+  size_t sorted = 0;
+  for (size_t i = 0; i < size; ++i) {
+    if (i == sorted) {
+      const size_t count = std::min(size - sorted, std::max<size_t>(64, 3 * sorted));
+      sort_front(candidates + sorted, candidates + size, count);
+      sorted += count;
+    }
+    reached += weight(candidates[i].first);
+    if (reached >= share * total) return i + 1;
+  }
+  return size;
+}
+
+}  // namespace
+
+int32_t token_of(const Draw& draw) {
+  if (draw.status == Draw::not_finite)
+    fail("the model's logit of token ", draw.culprit, " is ", draw.logit,
+         ": its weights are damaged, or its training diverged");
+  if (draw.status == Draw::no_chance) fail("the model gives no token a chance: all logits are -inf");
+  return draw.id;
+}
+
+double sampling_uniform(uint64_t seed, int64_t index) {
+  return Random(seed, stream_of("sample")).uniform(static_cast<uint64_t>(index));
+}
+
+Draw draw_token(const SamplingOptions& options, const float* logits, int64_t vocabulary, int64_t index,
+                Candidate* scratch) {
+  size_t best = 0, kept = static_cast<size_t>(vocabulary);
+  for (size_t i = 0; i < kept; ++i) {
+    if (!(logits[i] < INFINITY)) return {0, Draw::not_finite, static_cast<int32_t>(i), logits[i]};
+    if (logits[i] > logits[best]) best = i;
+    scratch[i] = {logits[i], static_cast<int32_t>(i)};
+  }
+  const double maximum = logits[best];
+  if (std::isinf(maximum)) return {0, Draw::no_chance};
+  if (options.temperature == 0) return {static_cast<int32_t>(best)};
+
+  // The largest weight is 1, so there is neither overflow nor a total of 0.
+  const auto weight = [&](float logit) {
+    return std::exp((static_cast<double>(logit) - maximum) / options.temperature);
+  };
+  if (options.top_k > 0 && static_cast<size_t>(options.top_k) < kept) {
+    sort_front(scratch, scratch + kept, static_cast<size_t>(options.top_k));
+    kept = static_cast<size_t>(options.top_k);
+  }
+  if (options.top_p < 1) kept = keep_nucleus(scratch, kept, options.top_p, weight);
+
+  double total = 0;
+  for (size_t i = 0; i < kept; ++i)
+    total += static_cast<double>(scratch[i].first = static_cast<float>(weight(scratch[i].first)));
+  const double target = total * sampling_uniform(options.seed, index);
+  double reached = 0;
+  for (size_t i = 0; i < kept; ++i)
+    if ((reached += static_cast<double>(scratch[i].first)) > target) return {scratch[i].second};
+  return {static_cast<int32_t>(best)};  // not reached: target < total
+}
+
+Sampler::Sampler(const SamplingOptions& options, int64_t vocabulary)
+    : options_(options), scratch_(static_cast<size_t>(vocabulary)) {
+  if (!(options.temperature >= 0) || std::isinf(options.temperature))
+    fail_usage("--temperature must be 0 or more, not ", options.temperature);
+  if (options.top_k < 0) fail_usage("--top-k must be 0 or more, not ", options.top_k);
+  if (!(options.top_p >= 0 && options.top_p <= 1)) fail_usage("--top-p must lie in [0, 1], not ", options.top_p);
+}
+
+int32_t Sampler::sample(const float* logits, int64_t index) {
+  return token_of(draw_token(options_, logits, static_cast<int64_t>(scratch_.size()), index, scratch_.data()));
+}
+
+}  // namespace llm

@@ -1,0 +1,220 @@
+// Token by token on the GPU: the products of few rows, the sampling, and the generator that joins them, held against the CPU's.
+// On the test bed, or on a GPU where this file is linked with what nvcc made of the kernels.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "llm/base/random.h"
+#include "llm/graph/passes.h"
+#include "llm/graph/staging.h"
+#include "llm/infer/generator.h"
+#include "llm/model/parameters.h"
+#include "test/helpers.h"
+#include "test/reference.h"
+
+using namespace llm;
+using namespace test;
+
+namespace {
+
+bool has_device() { return cuda_is_built_in() && count_cuda_devices() > 0; }
+
+std::vector<double> numbers(const std::string& name, int64_t count, DType dtype, double range = 1) {
+  return reference::random_values(name, count, dtype, -range, range);
+}
+
+ModelConfig small_config(const std::string& kind) {
+  ModelConfig c;
+  set_architecture(c, kind);
+  c.vocabulary = 61, c.context = 40, c.layers = 2, c.heads = 4, c.kv_heads = kind == "gpt2" ? 4 : 2;
+  c.channels = 24, c.head_size = kind == "qwen3" ? 8 : 6, c.hidden = 40;
+  return c;
+}
+
+// A generator with large made-up weights, so that the tokens depend on the whole context.
+struct Rig {
+  ModelConfig config;
+  PersistentLayout layout;
+  ThreadTeam threads{2};
+  Machine machine;
+  std::unique_ptr<Generator> generator;
+  std::unique_ptr<Arena> arena;
+
+  Rig(const ModelConfig& c, CudaDevice* device, Precision precision = Precision::fp32)
+      : config(c), machine{threads, device} {
+    const DType dtype = dtype_of(precision);
+    Graph parameters;
+    for (const Parameter& p : parameter_table(c)) parameters.add_tensor(p.name, dtype, p.shape, Role::parameter);
+    layout.add(parameters);
+    generator = std::make_unique<Generator>(c, layout, machine.target(precision));
+    arena = std::make_unique<Arena>(generator->arena_bytes(), device);
+    Staging staging(*arena, layout);
+    for (const Parameter& p : parameter_table(c)) {
+      float* const data = staging.room(p.name, p.shape.elements());
+      const Random random(3, stream_of(p.name));
+      const bool norm = p.init == Parameter::Init::ones, table = p.group == LearningRateGroup::embedding;
+      const double scale = norm ? 0.1 : table ? 1.0 : 1.5 / std::sqrt(static_cast<double>(p.shape.last()));
+      for (int64_t i = 0; i < p.shape.elements(); ++i)
+        data[i] = static_cast<float>((norm ? 1.0 : 0.0) + scale * random.normal(static_cast<uint64_t>(i)));
+    }
+    staging.flush();
+    generator->bind(*arena, threads);
+  }
+  std::vector<int32_t> generate(const std::vector<int32_t>& prompt, int64_t count, const SamplingOptions& sampling,
+                                int32_t stop = -1) {
+    std::vector<int32_t> ids;
+    generator->generate(prompt, count, sampling, stop, [&](int32_t id) {
+      ids.push_back(id);
+      return true;
+    });
+    return ids;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("cuda few rows: a row has the same bits however many are beside it") {
+  if (!has_device()) return;
+  CudaDevice device;
+  for (const DType dtype : {DType::fp32, DType::bf16})
+    for (const auto& [n, k] : std::initializer_list<std::pair<int64_t, int64_t>>{{30, 1100}, {200, 200}, {7, 37}}) {
+      CAPTURE(n);
+      CAPTURE(std::string(name_of(dtype)));
+      const std::vector<double> x = numbers("x", 8 * k, dtype), w = numbers("w", n * k, dtype);
+      std::vector<double> first;
+      for (int64_t m = 1; m <= 8; ++m) {
+        Graph g;
+        const TensorId in = g.add_tensor("x", dtype, {1, m, k}, Role::input);
+        const TensorId weight = g.add_tensor("w", dtype, {n, k}, Role::parameter);
+        const TensorId y = g.add("linear", {}, {in, weight}, "y")[0];
+        add_workspaces(g, {1, true});
+        reference::Sandbox sandbox(g);
+        sandbox.fill(in, {x.end() - m * k, x.end()});  // the last row of all is the same
+        sandbox.fill(weight, w);
+        sandbox.run(device, {}, reference::Sandbox::Place::apart);
+        const std::vector<double> all = sandbox.values(y), last(all.end() - n, all.end());
+        if (m == 1) first = last;
+        CHECK(last == first);
+      }
+    }
+}
+
+TEST_CASE("cuda sampling: the tokens of the host's sampler") {
+  if (!has_device()) return;
+  CudaDevice device;
+  for (const DType dtype : {DType::fp32, DType::bf16})
+    for (const int64_t V : {5, 3000}) {
+      CAPTURE(V);
+      CAPTURE(std::string(name_of(dtype)));
+      Graph g;
+      const TensorId logits = g.add_tensor("logits", dtype, {1, 1, V}, Role::input);
+      const TensorId token = g.add_tensor("token", DType::int32, {1, 1}, Role::state);
+      const TensorId draws = g.add_tensor("draws", DType::int32, {4, 4}, Role::state);
+      g.add("sample", {{"greedy", false}}, {logits, token, draws}, "sample");
+      add_workspaces(g, {1, true});
+      const auto sample = [&](const std::vector<double>& values, const SamplingOptions& o, int64_t index) {
+        reference::Sandbox sandbox(g);
+        sandbox.fill(logits, values);
+        sandbox.fill(token, {0});
+        sandbox.fill(draws, std::vector<double>(16, 0));
+        StepState step{.position = 2, .seed = o.seed, .temperature = o.temperature, .top_p = o.top_p, .top_k = o.top_k};
+        step.token_index = index;
+        sandbox.run(device, step, reference::Sandbox::Place::apart);
+        const std::vector<double> left = sandbox.values(draws);
+        CHECK(sandbox.values(token)[0] == left[static_cast<size_t>(index % 4 * 4)]);
+        Draw draw;
+        int32_t words[4];
+        for (size_t i = 0; i < 4; ++i) words[i] = static_cast<int32_t>(left[static_cast<size_t>(index % 4 * 4) + i]);
+        std::memcpy(&draw, words, sizeof draw);
+        return token_of(draw);
+      };
+      const std::vector<double> values = numbers("logits", V, dtype, 4);
+      const std::vector<float> as_float(values.begin(), values.end());
+      for (const SamplingOptions& o : {SamplingOptions{.temperature = 0},
+                                       {},
+                                       {.temperature = 0.7, .seed = 9},
+                                       {.top_k = 4},
+                                       {.top_p = 0.5},
+                                       {.top_k = 3, .top_p = 0.8},
+                                       {.temperature = 3, .top_k = 2000, .top_p = 0.999, .seed = 4},
+                                       {.top_p = 0},
+                                       {.temperature = 1e-300},
+                                       {.temperature = 1e300, .top_k = 1}}) {
+        CAPTURE(o.temperature);
+        CAPTURE(o.top_k);
+        CAPTURE(o.top_p);
+        Sampler sampler(o, V);
+        for (int64_t index : {0, 1, 2, 3, 1000000007})
+          CHECK(sample(values, o, index) == sampler.sample(as_float.data(), index));
+      }
+      std::vector<double> equal(static_cast<size_t>(V), -2.0);
+      equal[1] = equal[3] = equal[4] = 1, equal[2] = -HUGE_VAL;
+      const std::vector<float> equal_as_float(equal.begin(), equal.end());
+      for (const SamplingOptions& o : {SamplingOptions{.temperature = 0}, {.top_k = 2}, {.top_p = 0.01}, {}}) {
+        Sampler sampler(o, V);
+        for (int64_t index : {0, 1, 2, 3, 4, 5})
+          CHECK(sample(equal, o, index) == sampler.sample(equal_as_float.data(), index));
+      }
+      for (const double temperature : {0.0, 1.0}) {
+        const auto error = [&](const std::vector<double>& wrong) {
+          const std::vector<float> wrong_as_float(wrong.begin(), wrong.end());
+          Sampler sampler({.temperature = temperature}, V);
+          const std::string message = error_of([&] { sample(wrong, {.temperature = temperature}, 1); });
+          CHECK(message == error_of([&] { sampler.sample(wrong_as_float.data(), 1); }));
+          return message;
+        };
+        CHECK(has(error(std::vector<double>(static_cast<size_t>(V), -HUGE_VAL)), "all logits"));
+        std::vector<double> wrong = values;
+        wrong[3] = HUGE_VAL, wrong[4] = NAN;
+        CHECK(has(error(wrong), "token 3 is inf"));
+        wrong[3] = NAN;
+        CHECK(has(error(wrong), "token 3 is nan"));
+      }
+    }
+}
+
+TEST_CASE("cuda generation: the tokens of the CPU, whatever the end") {
+  if (!has_device()) return;
+  CudaDevice device;
+  for (const std::string kind : {"gpt2", "llama", "qwen3"}) {
+    CAPTURE(kind);
+    const ModelConfig config = small_config(kind);
+    Rig cpu(config, nullptr), cuda(config, &device);
+    for (const size_t length : {13, 40}) {
+      std::vector<int32_t> prompt(length);
+      for (size_t i = 0; i < length; ++i) prompt[i] = static_cast<int32_t>((i * 37 + length) % 61);
+      // 70 new tokens overflow the context of 40 twice.
+      for (const SamplingOptions& o :
+           {SamplingOptions{.temperature = 0}, {.temperature = 0.9, .seed = 4}, {.top_k = 5, .top_p = 0.9}})
+        if (kind == "llama" || o.temperature == 0)  // the others take long on the test bed
+          CHECK(cuda.generate(prompt, 70, o) == cpu.generate(prompt, 70, o));
+    }
+    const std::vector<int32_t> prompt = {5, 6, 7}, all = cuda.generate(prompt, 30, {});
+    REQUIRE(all.size() == 30);
+    CHECK(cuda.generate(prompt, 30, {}, all[10]) ==
+          std::vector<int32_t>(all.begin(), std::find(all.begin(), all.end(), all[10])));
+    int count = 0;
+    cuda.generator->generate(prompt, 30, {}, -1, [&](int32_t) { return ++count < 4; });
+    CHECK(count == 4);
+    CHECK(cuda.generate(prompt, 30, {}) == all);  // what was started behind that end is forgotten
+    const std::vector<float> logits = cuda.generator->logits(prompt), expected = cpu.generator->logits(prompt);
+    for (size_t i = 0; i < logits.size(); ++i) CHECK(logits[i] == doctest::Approx(expected[i]).epsilon(1e-4));
+    CHECK(has(error_of([&] { cuda.generate(prompt, 1, {.temperature = -1}); }), "--temperature"));
+    const float nan = NAN;
+    cuda.arena->write(cuda.layout.offset("final_norm.weight"), &nan, sizeof nan);
+    CHECK(has(error_of([&] { cuda.generate(prompt, 9, {}); }), "is nan: its weights are damaged"));
+  }
+  Rig narrow(small_config("llama"), &device, Precision::bf16);
+  CHECK(narrow.generate({1, 2, 3}, 20, {.temperature = 0}).size() == 20);
+}
+
+TEST_CASE(
+    "cuda generation: a token takes five nodes a layer, and one that embeds, one for the head, one that samples") {
+  for (const std::string kind : {"gpt2", "llama"}) {
+    const GenerationGraph g = build_generation_graph(small_config(kind), 1, 1, 40, DType::bf16,
+                                                     {.sample = true, .greedy = true, .after_token = true});
+    const Compiled compiled = compile(g.graph, {}, {1, true, Precision::bf16});
+    CHECK(compiled.graph.nodes.size() == 2 * 5 + 3 + (kind == "llama" ? 1 : 0));  // the angles
+  }
+}
