@@ -32,7 +32,8 @@ struct Site {
 enum class Order : uint8_t { random, ascending, descending };  // of warps, lanes and blocks
 struct Settings {
   Order order = Order::random;
-  uint64_t seed = 0;  // of the random order; at first the environment variable SIMT_SEED
+  int compute_capability = 90;  // that the device says it has
+  uint64_t seed = 0;            // of the random order; at first the environment variable SIMT_SEED
 };
 Settings& settings();
 

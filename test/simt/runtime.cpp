@@ -62,8 +62,8 @@ cudaError_t cudaSetDevice(int device) { return note(device == 0 ? cudaSuccess : 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (device != 0) return note(cudaErrorInvalidDevice);
   *properties = {.name = "SIMT test bed",
-                 .major = 9,
-                 .minor = 0,
+                 .major = bed::settings().compute_capability / 10,
+                 .minor = bed::settings().compute_capability % 10,
                  .multiProcessorCount = 4,
                  .warpSize = 32,
                  .l2CacheSize = 50 << 20,

@@ -9,6 +9,7 @@
 
 #include "llm/base/random.h"
 #include "llm/device/cuda.h"
+#include "test/cuda_check.h"
 #include "test/helpers.h"
 #include "test/simt/bed.h"
 #include "test/simt/child.h"
@@ -224,6 +225,25 @@ TEST_CASE("simt: mistakes are seen and named") {
     if (!kRacesAreReported) CHECK(write(shared ? 65 : 41) != "right");
     if (!kSanitized) CHECK(has(write(shared ? 65 : 41), "out of bounds"));
   }
+}
+
+TEST_CASE(
+    "simt: attention by the kernels for GPUs that are no Hoppers, for the head sizes that Hopper has its own for") {
+  simt::bed::Settings& settings = simt::bed::settings();
+  const simt::bed::Settings before = settings;
+  settings.compute_capability = 80;
+  CudaDevice device;
+  size_t checks = 0;
+  reference::for_each_cuda_check([&](const reference::CudaCheck& check) {
+    if (!check.name().starts_with("attention") || !check.name().ends_with("bf16")) return;
+    if (check.name().find("heads of 64") == std::string::npos && check.name().find("heads of 128") == std::string::npos)
+      return;
+    INFO(check.name());
+    CHECK(check.run(device, false) == "");
+    ++checks;
+  });
+  CHECK(checks > 10);
+  settings = before;
 }
 
 TEST_CASE("simt: a site that is switched off is missed") {
