@@ -102,9 +102,6 @@ __device__ inline bool arrives_last(uint32_t* counter, uint32_t of) {
   return last;
 }
 
-// Has the memory at the address brought nearer, for a load to come.
-__device__ inline void prefetch(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
-
 // d += a b on the tensor cores: a 16x16 and b 16x8 of bf16 pairs, d 16x8 of float, each spread over the warp as PTX's
 // mma.m16n8k16 says (lane = 4 group + member): a[0..3] rows group, group + 8, group, group + 8 at columns 2 member and (the
 // last two) 2 member + 8; b[0..1] rows 2 member (+ 8) of column group; d[0..1] row group, d[2..3] row group + 8, columns

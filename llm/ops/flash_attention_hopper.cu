@@ -15,18 +15,13 @@ namespace llm::cuda {
 namespace flash {
 
 // kGroups warpgroups that share tiles of kKeys keys and values, of which there are kStages. kTurns: as said above.
-template <int kHeadSize, int kKeysAtATime, int kConsumers, int kRing, bool kInTurns, bool kLazyRescale = false,
-          bool kInHalves = false, bool kHeldQueries = false>
+template <int kHeadSize, int kKeysAtATime, int kConsumers, int kRing, bool kInTurns>
 struct ForwardTiling {
-  static constexpr bool kHeld = kHeldQueries;
-  static constexpr bool kLazy = kLazyRescale;
   static constexpr int kHead = kHeadSize, kKeys = kKeysAtATime, kGroups = kConsumers, kStages = kRing;
-  static constexpr bool kHalves = kInHalves;
-  static constexpr int kRowsOfGroup = kGroupRows * (kHalves ? 2 : 1), kQueries = kRowsOfGroup * kGroups,
-                       kThreads = kWarpgroup * (1 + kGroups);
+  static constexpr int kQueries = kGroupRows * kGroups, kThreads = kWarpgroup * (1 + kGroups);
   static constexpr bool kTurns = kInTurns;
-  static constexpr int kProducerRegisters = kGroups == 2 ? 40 : kGroups == 3 ? 32 : 24;
-  static constexpr int kConsumerRegisters = kGroups == 2 ? 232 : kGroups == 3 ? 160 : 112;
+  static_assert(kGroups == 2 || kGroups == 3);
+  static constexpr int kProducerRegisters = kGroups == 2 ? 40 : 32, kConsumerRegisters = kGroups == 2 ? 232 : 160;
   static constexpr int kItems = 2;  // stages of queries: the next item's come while this one's are used
 };
 
@@ -88,13 +83,13 @@ __device__ __forceinline__ void produce(ForwardShared<Tiling>& shared, const sim
   Place<Tiling::kItems> own;
   Place<Tiling::kStages> place;
   // The tiles of queries end with the last token; those that the first one has too many lie before the first token.
-  const int end_query = round_up(heads.tokens, Tiling::kRowsOfGroup);
+  const int end_query = round_up(heads.tokens, kGroupRows);
   int any_head, rank;
   for (int round = 0; schedule.next(round, any_head, rank);) {
     const int head = any_head % heads.heads, batch = any_head / heads.heads, kv_head = head / heads.group();
     const DocumentStarts<kDocuments> documents(starts, batch, heads.tokens);
     const int first_query = end_query - (rank + 1) * kQueries;
-    const int end_key = Tiling::kHalves ? first_query + kQueries : min(first_query + kQueries, heads.tokens);
+    const int end_key = min(first_query + kQueries, heads.tokens);
     const Item item = {batch, head, first_query, documents.of(max(first_query, 0)) / kKeys, (end_key - 1) / kKeys};
     auto& queries_full = shared.queries_full[own.stage];
     simt::wait(shared.queries_empty[own.stage], own.parity ^ 1);
@@ -214,12 +209,10 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Pac
       simt::hold(accumulated);
       release(shared.values_empty[value_place.stage]);
       value_place.advance();
-      if (!Tiling::kLazy || __any_sync(simt::kWholeWarp, correction[0] != 1 || correction[1] != 1)) {
 #pragma unroll
-        for (int n = 0; n < kHead / 8; ++n)
+      for (int n = 0; n < kHead / 8; ++n)
 #pragma unroll
-          for (int i = 0; i < 4; ++i) accumulated[n][i] *= correction[i / 2];
-      }
+        for (int i = 0; i < 4; ++i) accumulated[n][i] *= correction[i / 2];
       pack(p, s[0]);
     }
     simt::wait(shared.values_full[value_place.stage], value_place.parity);
@@ -256,191 +249,6 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Pac
   note_largest_of_warp(most, largest);
 }
 
-// The same with two halves of 64 queries in each warpgroup, whose softmax falls together with the other half's products.
-// Twice the queries for each tile of keys and values: half the bytes from the L2 cache.
-template <class Tiling, bool kDocuments>
-__device__ __forceinline__ void consume_in_halves(ForwardShared<Tiling>& shared, const PackedHeads& heads, float scale,
-                                                  float scale_to_base_2, const int32_t* starts, bf16* out,
-                                                  float* log_sum_exp, uint32_t* largest, int consumer) {
-  constexpr int kHead = Tiling::kHead, kKeys = Tiling::kKeys, kStore = 1;
-  static_assert(kKeys == kGroupRows);
-  const int row = 2 * kGroupRows * consumer, warp_row = row + 16 * (warp() % 4), tokens = heads.tokens;
-  Place<Tiling::kItems> own;
-  Place<Tiling::kStages> key_place, value_place;
-  struct Half {
-    float s[1][kKeys / 8][4], accumulated[kHead / 8][4];
-    uint32_t p[kKeys / 16][4];
-    Softmax softmax;
-  };
-  Half first_half, second_half;
-  float most = 0;
-
-  for (;;) {
-    simt::wait(shared.queries_full[own.stage], own.parity);
-    const Item item = shared.items[own.stage];
-    if (item.head == kNoItem) break;
-    const DocumentStarts<kDocuments> documents(starts, item.batch, tokens);
-    auto& queries = shared.queries[own.stage];
-    const int first_query = item.first_row + row;
-    const auto release_keys = [&] {
-      release(shared.keys_empty[key_place.stage]);
-      key_place.advance();
-    };
-    const auto release_values = [&] {
-      release(shared.values_empty[value_place.stage]);
-      value_place.advance();
-    };
-    const auto skip_tile = [&] {
-      simt::wait(shared.keys_full[key_place.stage], key_place.parity);
-      release_keys();
-      simt::wait(shared.values_full[value_place.stage], value_place.parity);
-      release_values();
-    };
-    if (first_query < 0) {
-#pragma unroll 1
-      for (int tile = item.last_tile; tile >= item.first_tile; --tile) skip_tile();
-      __syncwarp();  // all lanes have read the item
-      release(shared.queries_empty[own.stage]);
-      own.advance();
-      continue;
-    }
-    const int first = max(item.first_tile, documents.of(first_query) / kKeys), diagonal = first_query / kKeys;
-#pragma unroll 1
-    for (int tile = item.last_tile; tile > diagonal + 1; --tile) skip_tile();
-
-    [[maybe_unused]] uint32_t held[2][kHead / 16][4];
-    if constexpr (Tiling::kHeld) {
-      const int lane = simt::computed_here(flash::lane());
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-#pragma unroll
-        for (int k = 0; k < kHead / 16; ++k)
-          simt::load_matrix_x4(held[half][k],
-                               queries.chunk(warp_row + kGroupRows * half + lane % 16, 2 * k + lane / 16));
-    }
-    const auto start_scores = [&](Half& x) {
-      if constexpr (Tiling::kHeld) {
-        const int half = &x == &second_half ? 1 : 0;
-#pragma unroll
-        for (int k = 0; k < kHead / 16; ++k)
-          simt::multiply_async<false>(x.s[0], held[half][k], simt::row_operand(shared.keys[key_place.stage], 0, k),
-                                      k > 0);
-      } else
-        row_products_async(x.s[0], queries, &x == &second_half ? row + kGroupRows : row, shared.keys[key_place.stage]);
-      simt::products_commit();
-    };
-    const auto add_values = [&](Half& x, bool add) {
-      weighted_rows_async(x.accumulated, x.p, shared.values[value_place.stage], add);
-    };
-    const auto weigh = [&](Half& x, int tile, auto on_diagonal, float(&correction)[2]) {
-      const int half_query = item.first_row + warp_row + (&x == &second_half ? kGroupRows : 0);
-      simt::hold(x.s[0]);
-      if constexpr (on_diagonal) {
-        x.softmax = Softmax();
-        mask_later_keys<false>(x.s, half_query, tile * kKeys);
-      }
-      if constexpr (kDocuments)
-        if (tile * kKeys < documents.of(min(half_query + 16, tokens) - 1))
-          mask_earlier_documents<false>(x.s, half_query, tile * kKeys, documents);
-      x.softmax.add(x.s[0], correction, scale_to_base_2);
-    };
-    const auto rescale = [&](Half& x, const float(&correction)[2]) {
-      simt::hold(x.accumulated);
-      if (!Tiling::kLazy || __any_sync(simt::kWholeWarp, correction[0] != 1 || correction[1] != 1)) {
-#pragma unroll
-        for (int n = 0; n < kHead / 8; ++n)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) x.accumulated[n][i] *= correction[i / 2];
-      }
-    };
-    constexpr std::true_type kOnDiagonal;
-    constexpr std::false_type kBelow;
-    float correction[2];
-
-    simt::wait(shared.keys_full[key_place.stage], key_place.parity);
-    simt::products_begin();
-    start_scores(second_half);
-    simt::products_wait<0>();
-    release_keys();
-    weigh(second_half, diagonal + 1, kOnDiagonal, correction);
-    pack(second_half.p, second_half.s[0]);
-
-    simt::wait(shared.keys_full[key_place.stage], key_place.parity);
-    simt::wait(shared.values_full[value_place.stage], value_place.parity);
-    simt::products_begin();
-    start_scores(first_half);
-    add_values(second_half, false);
-    start_scores(second_half);
-    simt::products_wait<1>();
-    weigh(first_half, diagonal, kOnDiagonal, correction);
-    pack(first_half.p, first_half.s[0]);
-    simt::products_wait<0>();
-    release_keys();
-    release_values();
-    weigh(second_half, diagonal, kBelow, correction);
-    rescale(second_half, correction);
-    pack(second_half.p, second_half.s[0]);
-
-#pragma unroll 1
-    for (int tile = diagonal - 1; tile >= first; --tile) {
-      simt::wait(shared.keys_full[key_place.stage], key_place.parity);
-      simt::wait(shared.values_full[value_place.stage], value_place.parity);
-      simt::products_begin();
-      add_values(first_half, tile < diagonal - 1);
-      start_scores(first_half);
-      add_values(second_half, true);
-      start_scores(second_half);
-      simt::products_wait<1>();
-      weigh(first_half, tile, kBelow, correction);
-      rescale(first_half, correction);
-      pack(first_half.p, first_half.s[0]);
-      simt::products_wait<0>();
-      release_keys();
-      release_values();
-      weigh(second_half, tile, kBelow, correction);
-      rescale(second_half, correction);
-      pack(second_half.p, second_half.s[0]);
-    }
-    simt::wait(shared.values_full[value_place.stage], value_place.parity);
-    simt::products_begin();
-    add_values(first_half, diagonal > first);
-    simt::products_commit();
-    add_values(second_half, true);
-    simt::products_commit();
-
-    const int64_t of_head = (int64_t{item.batch} * heads.heads + item.head) * tokens;
-    const auto finish = [&](Half& x) {
-      const int half_row = warp_row + (&x == &second_half ? kGroupRows : 0);
-      float factor[2];
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int query = item.first_row + half_row + 8 * half + group();
-        const float total = group_sum(x.softmax.sum[half]);
-        factor[half] = 1 / total;
-        if (simt::in_bounds(query < tokens) && member() == 0)
-          log_sum_exp[of_head + query] = x.softmax.largest[half] * scale + logf(total);
-      }
-      simt::hold(x.accumulated);
-      store_rows(queries, half_row, x.accumulated, factor[0], factor[1],
-                 out + int64_t{item.batch} * tokens * heads.out_width() + heads.query(item.head), heads.out_width(),
-                 item.first_row + half_row, tokens, largest != nullptr, most);
-    };
-    simt::products_wait<1>();
-    simt::meet(kStore + consumer, kWarpgroup);  // no product of the warpgroup reads the queries any more
-    finish(first_half);
-    simt::products_wait<0>();
-    release_values();
-    finish(second_half);
-#pragma unroll 1
-    for (int tile = first - 1; tile >= item.first_tile; --tile) skip_tile();
-    simt::fence_async_proxy();
-    __syncwarp();
-    release(shared.queries_empty[own.stage]);
-    own.advance();
-  }
-  note_largest_of_warp(most, largest);
-}
-
 // qkv (B, T, (H + 2 K) D), starts (B, T) -> out (B, T, H D), log_sum_exp (B, H, T). kDocuments: a query sees no key before its
 // start; otherwise `starts` is not used. query_map, key_map: of qkv, by kQueries and kKeys rows.
 template <class Tiling, bool kDocuments>
@@ -467,11 +275,7 @@ __global__ void __launch_bounds__(Tiling::kThreads, 1)
       if (threadIdx.x == 0) produce<Tiling, kDocuments>(shared, query_map, key_map, heads, schedule, starts);
     } else {
       simt::take_registers<Tiling::kConsumerRegisters>();
-      if constexpr (Tiling::kHalves)
-        consume_in_halves<Tiling, kDocuments>(shared, heads, scale, scale_to_base_2, starts, out, log_sum_exp, largest,
-                                              role - 1);
-      else
-        consume<Tiling, kDocuments>(shared, heads, scale, scale_to_base_2, starts, out, log_sum_exp, largest, role - 1);
+      consume<Tiling, kDocuments>(shared, heads, scale, scale_to_base_2, starts, out, log_sum_exp, largest, role - 1);
     }
   } else {
     __trap();
@@ -509,9 +313,10 @@ bool has_flash_attention_hopper(const CudaDevice& device, int64_t head_size) {
 #endif
 }
 
+// The tilings that were fastest on an H100.
 void flash_attention_hopper(const KernelCall& call) {
   attention_shape(call, 0).head_size == 64 ? forward<ForwardTiling<64, 128, 2, 2, false>>(call)
-                                           : forward<ForwardTiling<128, 128, 2, 2, true>>(call);
+                                           : forward<ForwardTiling<128, 64, 3, 2, true>>(call);
 }
 
 void flash_attention_backward_hopper(const KernelCall& call) {

@@ -455,7 +455,6 @@ inline float exp2_fast(float x) { return std::exp2(x); }
 inline float reciprocal_fast(float x) { return 1.0f / x; }
 template <class T>
 void forget(T&) {}
-inline void prefetch(const void*) {}
 inline bf16 round_bf16(float x) { return nearest_bf16(x); }
 inline uint32_t pack_bf16(float low, float high) {
   return nearest_bf16(low).bits | static_cast<uint32_t>(nearest_bf16(high).bits) << 16;
