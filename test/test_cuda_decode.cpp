@@ -45,7 +45,7 @@ struct Rig {
       : config(c), machine{threads, device} {
     const DType dtype = dtype_of(precision);
     Graph parameters;
-    for (const Parameter& p : parameter_table(c)) parameters.add_tensor(p.name, dtype, p.shape, Role::parameter);
+    add_parameters(parameters, c, dtype);
     layout.add(parameters);
     generator = std::make_unique<Generator>(c, layout, machine.target(precision));
     arena = std::make_unique<Arena>(generator->arena_bytes(), device);

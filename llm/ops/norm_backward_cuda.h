@@ -103,8 +103,7 @@ __global__ void __launch_bounds__(kNormThreads)
     const int64_t next = row + team.teams;
 #pragma unroll
     for (int i = 0; i < kSlots; ++i)
-      if (simt::in_bounds(first + team.teams + team.index < call.block_rows && next < call.rows &&
-                          first_pack + 32 * i < packs)) {
+      if (first + team.teams + team.index < call.block_rows && next < call.rows && first_pack + 32 * i < packs) {
         const int64_t at = next * packs + first_pack + 32 * i;
         simt::prefetch(reinterpret_cast<const Pack*>(call.dy) + at);
         simt::prefetch(reinterpret_cast<const Pack*>(call.x) + at);

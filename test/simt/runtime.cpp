@@ -64,7 +64,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   *properties = {.name = "SIMT test bed",
                  .major = bed::settings().compute_capability / 10,
                  .minor = bed::settings().compute_capability % 10,
-                 .multiProcessorCount = 4,
+                 .multiProcessorCount = 2,  // few, so that a block that stays takes several items of work
                  .warpSize = 32,
                  .l2CacheSize = 50 << 20,
                  .maxThreadsPerBlock = 1024,
