@@ -234,9 +234,10 @@ __device__ int draw_by_id(const Sampling<T>& p, double uniform, Sum total, DrawS
 }
 
 template <class T>
-__device__ int draw_by_likelihood(const Sampling<T>& p, double uniform, Sum total, float largest, DrawShared& s) {
-  const double temperature = p.step->temperature, top_p = p.step->top_p;
-  const int64_t top_k = p.step->top_k;
+__device__ int draw_by_likelihood(const Sampling<T>& p, const StepState& step, double uniform, Sum total, float largest,
+                                  DrawShared& s) {
+  const double temperature = step.temperature, top_p = step.top_p;
+  const int64_t top_k = step.top_k;
   const auto each = [&](const Selected& tokens) {  // that has the key
     return whole(weight_of(logit_of(tokens.key), largest, temperature));
   };
@@ -276,7 +277,7 @@ template <class T>
 __global__ void __launch_bounds__(kDrawThreads) sample_draw_kernel(const Sampling<T> p, bool greedy) {
   auto& s = simt::shared_memory<DrawShared>();
   simt::wait_for_inputs();
-  const StepState step = *p.step;
+  const StepState step = *p.step;  // by all threads before the next barrier, and changed behind it
   const Best best = best_of_block(best_of_slices(p), s.of_warp);
   Draw draw;
   if (best.culprit < INT_MAX) {
@@ -293,9 +294,8 @@ __global__ void __launch_bounds__(kDrawThreads) sample_draw_kernel(const Samplin
     const Sum total = block_sum(sum, s.sums);
     const double uniform = uniform_of(step.seed, step.token_index);
     const bool cut = (step.top_k > 0 && step.top_k < p.vocabulary) || step.top_p < 1;
-    draw.id = cut ? draw_by_likelihood(p, uniform, total, best.logit, s) : draw_by_id(p, uniform, total, s);
+    draw.id = cut ? draw_by_likelihood(p, step, uniform, total, best.logit, s) : draw_by_id(p, uniform, total, s);
   }
-  __syncthreads();  // all have read the step
   if (threadIdx.x > 0) return;
   *p.token = draw.id;
   p.draws[step.token_index % p.rows] = draw;
