@@ -52,6 +52,13 @@ inline llm::ModelConfig small_model() {
   return c;
 }
 
+// Under a sanitizer the test bed takes ten times as long, and what a sanitizer looks for is in every run.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool kSanitized = true;
+#else
+inline constexpr bool kSanitized = false;
+#endif
+
 inline bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 
 }  // namespace test

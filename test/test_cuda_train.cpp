@@ -69,13 +69,6 @@ std::vector<Step> train(const std::string& run, const std::string& text, const M
 
 double relative(double a, double b) { return std::abs(a - b) / std::abs(b); }
 
-// Under a sanitizer this takes ten times as long, and what it looks for is in every run.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kSanitized = true;
-#else
-constexpr bool kSanitized = false;
-#endif
-
 }  // namespace
 
 TEST_CASE("cuda training: the losses of the CPU, and bit for bit the same resumed") {
