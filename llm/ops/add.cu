@@ -6,10 +6,6 @@
 namespace llm::cuda {
 namespace {
 
-struct Add {
-  __device__ float operator()(float a, float b) const { return a + b; }
-};
-
 template <class T>
 void add_as(const KernelCall& call) {
   elementwise(call.cuda->stream(), call.out_shape(0).elements(), Add{}, call.out<T>(0), call.in<T>(0), call.in<T>(1));

@@ -39,6 +39,10 @@ __global__ void __launch_bounds__(kElementThreads)
   if (largest) note_largest(to_float(simt::stored<Out>(most)), largest, simt::shared_memory<LargestShared>());
 }
 
+struct Add {
+  __device__ float operator()(float a, float b) const { return a + b; }
+};
+
 // All (n) and in device memory. Function: __device__ float operator()(float...) const. `largest`: null, or 0.
 template <class Function, class Out, class... In>
 void elementwise_noting(cudaStream_t stream, int64_t n, uint32_t* largest, Function function, Out* out,

@@ -15,9 +15,6 @@ ActivationKind activation_of(const KernelCall& call) {
   return static_cast<ActivationKind>(call.node.attributes.integer("activation", 0));
 }
 
-struct Add {
-  __device__ float operator()(float a, float b) const { return a + b; }
-};
 template <class Activation>
 struct Activate {
   __device__ float operator()(float x) const { return Activation::value(x); }

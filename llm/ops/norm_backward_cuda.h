@@ -1,10 +1,10 @@
 // LayerNorm and RMSNorm backward (formulas: layernorm.cpp, rmsnorm.cpp), with the optional addend that joins the gradient of
 // the residual stream.
 //
-// At most 264 blocks share the rows. A team of warps (one up to 768 channels, of RMSNorm 1024) holds a row's dy and x in registers, and keeps the
-// sums that its columns give to d_weight and d_bias in registers from row to row; at the end the teams' sums are added in
-// shared memory and go to the workspace, one row of them a block, which sum_partials adds up. Every byte is read and
-// written once, the weights once a block.
+// At most 264 blocks share the rows. A team of warps (one up to 768 channels, of RMSNorm 1024) holds a row's dy and x in
+// registers, and keeps the sums that its columns give to d_weight and d_bias there from row to row; at the end the teams' sums
+// are added in shared memory and go to the workspace, one row of them a block, which sum_partials adds up. Every byte is
+// read and written once, the weights once a block.
 #pragma once
 #include "llm/ops/norm_cuda.h"
 
@@ -20,8 +20,7 @@ struct NormBackward {
   const T* addend;    // (rows, columns) or null
   T* dx;              // (rows, columns); may lie in place of dy or the addend
   float* partial;     // (blocks, 1 or of LayerNorm 2, and one more with sums_columns, columns)
-  bool
-      sums_columns;  // of LayerNorm: the columns of dx are summed as well, for the bias of the layer that dx goes on to
+  bool sums_columns;  // of LayerNorm: columns of dx are summed too, for the bias of the layer that dx goes on to
   int64_t rows;
   int columns, block_rows;
   uint32_t* largest;  // (1), of |dx|, or null
@@ -33,11 +32,6 @@ struct alignas(16) NormBackwardShared {
   LargestShared largest;
   float staged[kNormWarps][2][kStaged<kPack>];
   // then weight (columns), of the addend `slots` packs a thread, and sums of dx's columns, `slots` times kStaged a warp
-};
-
-template <int N>
-struct Zeros {
-  float values[N] = {};
 };
 
 // Adds a thread's values to what its places in shared memory hold (see `staged`).
@@ -68,8 +62,10 @@ __global__ void __launch_bounds__(kNormThreads)
   // (warps, slots, kStaged)
   auto* const column_sums = reinterpret_cast<float*>(weight + packs + (call.addend ? kSlots * threads : 0));
   float* const own_column_sums = column_sums + warp * kSlots * kStaged<kPack>;
-  if (kCentered && call.sums_columns)
-    for (int i = 0; i < kSlots; ++i) stage(own_column_sums + i * kStaged<kPack>, team.lane, 32, Zeros<kPack>{}.values);
+  if (kCentered && call.sums_columns) {
+    const float zeros[kPack] = {};
+    for (int i = 0; i < kSlots; ++i) stage(own_column_sums + i * kStaged<kPack>, team.lane, 32, zeros);
+  }
   const int64_t block_row = int64_t{blockIdx.x} * call.block_rows;
   const float inverse = 1.0f / static_cast<float>(call.columns);
   const int first_pack = team.warp * 32 * kSlots + team.lane;  // then each 32nd
@@ -230,12 +226,11 @@ void norm_backward(cudaStream_t stream, const NormBackward<T>& call) {
     return;
   }
   constexpr int kPack = simt::kPack<T>, kUnit = 8 / kPack;  // slots of 8 values
+  constexpr int kMostSlots = (kCentered ? 3 : 4) * kUnit;
   const auto kernel = layout.slots == kUnit       ? norm_backward_kernel<T, kCentered, kUnit>
                       : layout.slots == 2 * kUnit ? norm_backward_kernel<T, kCentered, 2 * kUnit>
                       : layout.slots == 3 * kUnit ? norm_backward_kernel<T, kCentered, 3 * kUnit>
-                                                  : norm_backward_kernel < T,
-             kCentered, kCentered ? 3 * kUnit : 4 * kUnit >
-      ;
+                                                  : norm_backward_kernel<T, kCentered, kMostSlots>;
   const dim3 threads = norm_threads(layout.warps);
   const size_t addend = call.addend ? static_cast<size_t>(layout.slots) * threads.x * sizeof(simt::Pack<T>) : 0;
   const size_t sums = call.sums_columns ? threads.x / 32 * static_cast<size_t>(layout.slots) * kStaged<kPack> * 4 : 0;

@@ -9,15 +9,7 @@
 #include "llm/base/error.h"
 #include "test/simt/bed.h"
 #include "test/simt/region.h"
-
-#if defined(__SANITIZE_THREAD__)
-#include <sanitizer/tsan_interface.h>
-#else
-namespace {
-void __tsan_acquire(void*) {}
-void __tsan_release(void*) {}
-}  // namespace
-#endif
+#include "test/simt/tsan.h"
 
 namespace llm::simt::bed {
 

@@ -16,15 +16,7 @@
 #include "llm/base/random.h"
 #include "test/simt/cuda_runtime.h"
 #include "test/simt/fiber.h"
-
-#if defined(__SANITIZE_THREAD__)
-#include <sanitizer/tsan_interface.h>
-#else
-namespace {
-void __tsan_acquire(void*) {}
-void __tsan_release(void*) {}
-}  // namespace
-#endif
+#include "test/simt/tsan.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
