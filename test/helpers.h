@@ -52,8 +52,8 @@ inline llm::ModelConfig small_model() {
   return c;
 }
 
-// Under a sanitizer the test bed takes ten times as long, and what a sanitizer looks for is in every run.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+// Under AddressSanitizer the test bed takes ten times as long, and what a sanitizer looks for is in every run.
+#if defined(__SANITIZE_ADDRESS__)
 inline constexpr bool kSanitized = true;
 #else
 inline constexpr bool kSanitized = false;

@@ -9,7 +9,6 @@
 #include "llm/base/error.h"
 #include "test/simt/bed.h"
 #include "test/simt/region.h"
-#include "test/simt/tsan.h"
 
 namespace llm::simt::bed {
 
@@ -32,13 +31,11 @@ struct SharedBarrier {
   int64_t expected = 0, issued = 0;  // bytes of this phase
   std::vector<Copy> copies, done;    // of this phase; of earlier ones, which nobody has seen the end of
   Knowledge left, taken;             // by who arrives in this phase; what those take who see the end of an earlier one
-  char token = 0;
 };
 struct NamedBarrier {
   int threads = 0, arrived = 0;
   uint64_t meetings = 0;
   Knowledge left, taken;
-  char token = 0;
 };
 // What accumulators held when the first of the products that are under way began.
 struct Accumulators {
@@ -92,7 +89,7 @@ SharedBarrier& barrier_at(const void* address, const Site& site) {
   return found->second;
 }
 
-LLM_BED_UNSEEN void land(const Copy& copy) {
+void land(const Copy& copy) {
   if (!copy.is_box) {
     std::memcpy(copy.shared, copy.map.tensor, copy.bytes);
     return see_arrival(copy.shared, copy.bytes);
@@ -154,7 +151,7 @@ void end_phase_if_complete(SharedBarrier& b) {
 
 }  // namespace
 
-LLM_BED_UNSEEN void initialize_barrier(const void* barrier, unsigned arrivals, const Site& site) {
+void initialize_barrier(const void* barrier, unsigned arrivals, const Site& site) {
   if (all.barriers.contains(barrier)) fail_thread(site, "a barrier that is initialised already");
   if (!all.used) {
     all.used = notes_plain_writes = true;
@@ -165,34 +162,31 @@ LLM_BED_UNSEEN void initialize_barrier(const void* barrier, unsigned arrivals, c
   b.arrivals = b.pending = arrivals;
 }
 
-LLM_BED_UNSEEN void arrive_at(const void* barrier, unsigned bytes, const Site& site) {
+void arrive_at(const void* barrier, unsigned bytes, const Site& site) {
   SharedBarrier& b = barrier_at(barrier, site);
   if (b.pending == 0) fail_thread(site, concat("more than ", b.arrivals, " arrivals in a phase"));
   leave(b.left);
-  __tsan_release(&b.token);
   --b.pending;
   b.expected += bytes;
   end_phase_if_complete(b);
 }
 
-LLM_BED_UNSEEN void wait_for_phase(const void* barrier, unsigned parity, const Site& site) {
+void wait_for_phase(const void* barrier, unsigned parity, const Site& site) {
   SharedBarrier& b = barrier_at(barrier, site);
   meet_others({.operation = Operation::phase, .site = site, .value = parity, .barrier = barrier});
-  __tsan_acquire(&b.token);
   for (const Copy& copy : b.done) land(copy);
   b.done.clear();
   take(b.taken);
 }
 
-LLM_BED_UNSEEN void copy_box(void* shared, const BoxMap& map, const std::array<int, 4>& at, const void* barrier,
-                             const Site& site) {
+void copy_box(void* shared, const BoxMap& map, const std::array<int, 4>& at, const void* barrier, const Site& site) {
   size_t bytes = sizeof(bf16);
   for (const int n : map.box) bytes *= static_cast<size_t>(n);
   start_copy({static_cast<std::byte*>(shared), map, at, bytes, true}, barrier, site);
   end_phase_if_complete(barrier_at(barrier, site));
 }
 
-LLM_BED_UNSEEN void copy_bytes(void* shared, const void* global, size_t bytes, const void* barrier, const Site& site) {
+void copy_bytes(void* shared, const void* global, size_t bytes, const void* barrier, const Site& site) {
   if (bytes % 16 || reinterpret_cast<uintptr_t>(global) % 16)
     fail_thread(site, "a copy of bytes in a row takes multiples of 16 from an address that is one");
   if (!is_device_memory(global, bytes)) fail_thread(site, "an asynchronous copy from outside the device's memory");
@@ -201,7 +195,7 @@ LLM_BED_UNSEEN void copy_bytes(void* shared, const void* global, size_t bytes, c
   end_phase_if_complete(barrier_at(barrier, site));
 }
 
-LLM_BED_UNSEEN void meet_at(int id, int threads, bool waits, const Site& site) {
+void meet_at(int id, int threads, bool waits, const Site& site) {
   NamedBarrier& b = all.named[id];
   if (id < 1 || id > 15 || threads % 32) fail_thread(site, "named barriers are 1 to 15, of whole warps");
   if (b.arrived > 0 && b.threads != threads)
@@ -209,7 +203,6 @@ LLM_BED_UNSEEN void meet_at(int id, int threads, bool waits, const Site& site) {
   b.threads = threads;
   const uint64_t meeting = b.meetings;
   leave(b.left);
-  __tsan_release(&b.token);
   if (++b.arrived == threads) {
     b.arrived = 0;
     ++b.meetings;
@@ -217,7 +210,6 @@ LLM_BED_UNSEEN void meet_at(int id, int threads, bool waits, const Site& site) {
   }
   if (!waits) return;
   meet_others({.operation = Operation::meeting, .site = site, .value = meeting, .lane = id});
-  __tsan_acquire(&b.token);
   take(b.taken);
 }
 
@@ -233,7 +225,7 @@ void note_plain_write(size_t at, size_t bytes) {
 
 void products_begin() { running().products_may_begin = true; }
 
-LLM_BED_UNSEEN void multiply(const Product& product, const Site& site) {
+void multiply(const Product& product, const Site& site) {
   AsynchronousThread& t = running();
   if (!t.products_may_begin) fail_thread(site, "a product without a products_begin after the last wait");
   const bool known = std::any_of(t.accumulators.begin(), t.accumulators.end(),
@@ -260,7 +252,7 @@ float value_at(const Operand& o, int row, int column) {
 }
 
 // Rows [first, first + rows) of an operand, 16 steps of k: the values, after the questions whether they may be read.
-LLM_BED_UNSEEN std::vector<float> read(const Operand& o, int first, int rows, const Site& site) {
+std::vector<float> read(const Operand& o, int first, int rows, const Site& site) {
   std::vector<float> values(static_cast<size_t>(rows) * 16);
   const auto see = [&](int row, int column) {
     const bf16* at = o.tile + static_cast<size_t>(column / 64 * o.rows + row) * 64 + (column % 64 / 8 ^ row % 8) * 8;
@@ -277,7 +269,7 @@ LLM_BED_UNSEEN std::vector<float> read(const Operand& o, int first, int rows, co
   return values;
 }
 
-LLM_BED_UNSEEN void complete_products(unsigned warp, size_t pending, const Site& site) {
+void complete_products(unsigned warp, size_t pending, const Site& site) {
   AsynchronousThread* threads[32];
   for (unsigned l = 0; l < 32; ++l) threads[l] = &all.threads[warp * 32 + l];
   const size_t groups = threads[0]->groups.size();

@@ -16,7 +16,6 @@
 #include "llm/base/random.h"
 #include "test/simt/cuda_runtime.h"
 #include "test/simt/fiber.h"
-#include "test/simt/tsan.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -44,8 +43,7 @@ struct Thread : Actor {
   Deposit deposit;
   uint64_t result = 0;
   std::vector<Copy> copies;
-  int64_t groups = 0;                        // committed
-  unsigned barriers = 0, warp_barriers = 0;  // of this block so far; picks one of two tokens, see below
+  int64_t groups = 0;  // committed
 };
 
 // What the running launch and block consist of. Only the scheduler, on the OS thread's own stack, changes this.
@@ -62,8 +60,6 @@ struct Bed {
   uint32_t waiting[32] = {};  // by warp: the lanes in a warp operation
   uint64_t draws = 0;         // orders drawn so far: every launch has another one
   Thread* running = nullptr;
-  // Two tokens each: before a thread leaves a barrier for good another may be at the next one, but not at the one after.
-  char started = 0, ended = 0, block_token[2] = {}, warp_token[32][2] = {};
 };
 Bed bed;
 
@@ -127,7 +123,7 @@ bool same_place(const Deposit& a, const Deposit& b) {
 }
 bool is_block_wide(Operation o) { return o >= Operation::barrier && o <= Operation::barrier_count; }
 
-LLM_BED_UNSEEN void finish_thread() {
+void finish_thread() {
   bed.running->state = State::finished;
   switch_fiber(bed.running->fiber, bed.scheduler);
 }
@@ -136,16 +132,14 @@ LLM_BED_UNSEEN void finish_thread() {
 void thread_main() {
   fiber_starts(bed.scheduler);
   for (;;) {
-    __tsan_acquire(&bed.started);
     bed.body(bed.arguments);
     // Copies that were not waited for arrive at some time.
     copy_wait(-1);
-    __tsan_release(&bed.ended);
     finish_thread();
   }
 }
 
-LLM_BED_UNSEEN void resume(Thread& t) {
+void resume(Thread& t) {
   bed.running = &t;
   actor = &t;
   t.others = knowledge_of(t.thread);
@@ -160,7 +154,7 @@ void release_thread(Thread& t, uint64_t result) {
   t.state = State::ready;
 }
 
-LLM_BED_UNSEEN void multiply(Thread* const* lanes) {
+void multiply(Thread* const* lanes) {
   for (int group = 0; group < 8; ++group)
     for (int column = 0; column < 8; ++column) {
       // Lane 4 group + member holds rows group, group + 8; b's column is its lane's group.
@@ -178,7 +172,7 @@ LLM_BED_UNSEEN void multiply(Thread* const* lanes) {
     }
 }
 
-LLM_BED_UNSEEN void load_matrices(Thread* const* lanes, bool transposed) {
+void load_matrices(Thread* const* lanes, bool transposed) {
   for (int lane = 0; lane < 32; ++lane)
     for (int i = 0; i < 4; ++i) {
       uint32_t pair = 0;
@@ -326,10 +320,8 @@ void run_block() {
     t.state = State::ready;
     t.copies.clear();
     t.groups = 0;
-    t.barriers = t.warp_barriers = 0;
     t.others = nullptr;
   }
-  __tsan_release(&bed.started);
   std::vector<uint32_t> warps((bed.count + 31) / 32), lanes(32);
   put_in_order(warps);
   put_in_order(lanes);
@@ -347,10 +339,7 @@ void run_block() {
           if (t.state != State::ready) continue;
           again = progress = true;
           resume(t);
-          if (!bed.error.empty()) {
-            __tsan_acquire(&bed.ended);
-            fail_block(text_of(t) + ": " + bed.error);
-          }
+          if (!bed.error.empty()) fail_block(text_of(t) + ": " + bed.error);
           arrive(t);
         }
       }
@@ -363,7 +352,6 @@ void run_block() {
       fail_stuck();
     }
   }
-  __tsan_acquire(&bed.ended);
   if (const std::string what = left_behind(); !what.empty()) fail_block(what);
   for (size_t i = 0; i < 256; ++i)
     if (shared_base()[bed.shape.shared_bytes + i] != std::byte{0xff})
@@ -445,22 +433,14 @@ void check_pointer(const void* address, const Site& site) {
 
 void fail_thread(const Site& site, const std::string& message) {
   bed.error = site.file ? site.text() + ": " + message : message;
-  __tsan_release(&bed.ended);
   for (;;) switch_fiber(bed.running->fiber, bed.scheduler);
 }
 
-// With SANITIZE_THREAD the other fibers' accesses to `deposit` are the scheduler's alone, in the sanitizer's eyes.
-LLM_BED_UNSEEN uint64_t meet_others(const Deposit& deposit) {
+uint64_t meet_others(const Deposit& deposit) {
   Thread& t = *bed.running;
   t.deposit = deposit;
   t.state = State::waits;
-  const bool block_wide = is_block_wide(deposit.operation);
-  char* token = block_wide                                     ? &bed.block_token[t.barriers++ % 2]
-                : deposit.operation == Operation::warp_barrier ? &bed.warp_token[t.thread / 32][t.warp_barriers++ % 2]
-                                                               : nullptr;
-  if (token) __tsan_release(token);
   switch_fiber(t.fiber, bed.scheduler);
-  if (token) __tsan_acquire(token);
   return t.result;
 }
 
@@ -505,7 +485,7 @@ void copy_wait(int still_under_way) {
 
 // ---- mutation
 
-LLM_BED_UNSEEN bool meet(const Site& site) {
+bool meet(const Site& site) {
   auto& seen =
       mutation.recent[(reinterpret_cast<uintptr_t>(site.file) ^ static_cast<uintptr_t>(site.line * 37)) % 1024];
   if (seen.file != site.file || seen.line != site.line || seen.kind != site.kind) {

@@ -15,7 +15,7 @@
 
 #include "llm/base/bf16.h"
 
-// Code that a sanitizer must not see: what moves between fibers under the hood is no race of the kernel's.
+// For code in a kernel's file that is not the kernel's own: its accesses are not watched.
 #define LLM_BED_UNSEEN __attribute__((no_sanitize("thread"), noinline))
 
 namespace llm::simt::bed {

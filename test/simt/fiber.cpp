@@ -10,8 +10,6 @@
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
-#elif defined(__SANITIZE_THREAD__)
-#include <sanitizer/tsan_interface.h>
 #endif
 
 // llm_switch_stack(void** from, void* to): pushes the registers that a function must keep, changes the stack, pops them.
@@ -79,7 +77,7 @@ namespace llm::simt::bed {
 namespace {
 
 // Sanitizers make frames larger. Pages are given when they are touched.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_ADDRESS__)
 constexpr size_t kStackBytes = 256 << 10;
 #else
 constexpr size_t kStackBytes = 64 << 10;
@@ -95,9 +93,6 @@ void make_stack(Fiber& fiber) {
   fiber.stack = static_cast<char*>(memory) + kGuardBytes;
   fiber.bottom = fiber.stack;
   fiber.bytes = kStackBytes;
-#if defined(__SANITIZE_THREAD__)
-  fiber.tsan = __tsan_create_fiber(0);
-#endif
 }
 
 void prepare(Fiber& fiber, void (*entry)()) {
@@ -119,15 +114,11 @@ void prepare(Fiber& fiber, void (*entry)()) {
   fiber.stack_pointer = top;
 }
 
-LLM_BED_UNSEEN void switch_fiber(Fiber& from, Fiber& to) {
+void switch_fiber(Fiber& from, Fiber& to) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&from.fake_stack, to.bottom, to.bytes);
   llm_switch_stack(&from.stack_pointer, to.stack_pointer);
   __sanitizer_finish_switch_fiber(from.fake_stack, nullptr, nullptr);
-#elif defined(__SANITIZE_THREAD__)
-  if (from.tsan == nullptr) from.tsan = __tsan_get_current_fiber();
-  __tsan_switch_to_fiber(to.tsan, __tsan_switch_to_fiber_no_sync);
-  llm_switch_stack(&from.stack_pointer, to.stack_pointer);
 #else
   llm_switch_stack(&from.stack_pointer, to.stack_pointer);
 #endif

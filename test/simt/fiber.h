@@ -10,7 +10,6 @@ struct Fiber {
   const void* bottom = nullptr;  // what AddressSanitizer knows of it
   size_t bytes = 0;
   void* fake_stack = nullptr;
-  void* tsan = nullptr;
 };
 
 void make_stack(Fiber& fiber);                // once

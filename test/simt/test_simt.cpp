@@ -68,11 +68,9 @@ std::string verdict(const std::function<bool()>& is_right) {
 }
 
 #if defined(__SANITIZE_ADDRESS__)
-constexpr bool kSanitized = true, kRacesAreReported = false;
-#elif defined(__SANITIZE_THREAD__)
-constexpr bool kSanitized = true, kRacesAreReported = true;
+constexpr bool kSanitized = true;
 #else
-constexpr bool kSanitized = false, kRacesAreReported = false;
+constexpr bool kSanitized = false;
 #endif
 
 }  // namespace
@@ -162,7 +160,6 @@ TEST_CASE("simt: barriers, and their lack") {
   };
   in_each_order([&] {
     for (const bool with_barrier : {true, false}) {
-      if (!with_barrier && kRacesAreReported) continue;  // ThreadSanitizer would fail the run, rightly
       const std::string block = verdict([&] {
         const OnDevice<float> data(counted(64));
         samples::reverse(nullptr, data.data, with_barrier);
@@ -212,7 +209,7 @@ TEST_CASE("simt: mistakes are seen and named") {
     CHECK(has(stays_away, "__shfl_xor_sync at test/simt/samples.cpp:"));
     CHECK(has(stays_away, "has finished"));
   });
-  if (!kRacesAreReported && !kSanitized) CHECK(has(says(samples::spoils_another_block), "another block wrote it"));
+  if (!kSanitized) CHECK(has(says(samples::spoils_another_block), "another block wrote it"));
   for (const bool shared : {false, true}) {
     const auto write = [&](int count) {
       return verdict([&] {
@@ -222,7 +219,7 @@ TEST_CASE("simt: mistakes are seen and named") {
       });
     };
     CHECK(write(shared ? 64 : 40) == "right");
-    if (!kRacesAreReported) CHECK(write(shared ? 65 : 41) != "right");
+    CHECK(write(shared ? 65 : 41) != "right");
     if (!kSanitized) CHECK(has(write(shared ? 65 : 41), "out of bounds"));
   }
 }
@@ -258,7 +255,6 @@ TEST_CASE("simt: a site that is switched off is missed") {
   simt::bed::watch_sites(false);
   REQUIRE(sites.size() == 3);  // one wait, two barriers
   for (const simt::bed::Site& site : sites) {
-    if (kRacesAreReported && site.kind == simt::bed::Kind::barrier) continue;
     if (kSanitized && site.kind == simt::bed::Kind::barrier) continue;  // some orders hide it
     CAPTURE(site.text());
     CHECK(verdict([&] {

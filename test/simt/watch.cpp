@@ -212,8 +212,7 @@ void see_arrival(const void* address, size_t bytes) {
 
 }  // namespace llm::simt::bed
 
-// What the compiler calls where ThreadSanitizer's own library is not linked.
-#if !defined(__SANITIZE_THREAD__)
+// What the compiler calls instead of ThreadSanitizer's own library.
 using llm::simt::bed::Access;
 using llm::simt::bed::check;
 
@@ -260,4 +259,3 @@ LLM_ATOMICS(64, uint64_t)
 #undef LLM_ATOMICS
 void __tsan_atomic_thread_fence(int) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 }
-#endif
