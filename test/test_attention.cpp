@@ -8,7 +8,7 @@
 #include <cstring>
 #include <vector>
 
-#include "llm/device/attention_cpu.h"
+#include "llm/ops/attention_cpu.h"
 
 namespace {
 

@@ -13,8 +13,8 @@
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/random.h"
-#include "llm/device/attention_cpu.h"
 #include "llm/model/huggingface.h"
+#include "llm/ops/attention_cpu.h"
 #include "llm/ops/step_guard.h"
 #include "llm/train/rules.h"
 #include "llm/train/trainer.h"

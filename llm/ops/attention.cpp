@@ -1,8 +1,9 @@
-// attention: causal self-attention with grouped queries on packed q, k, v; the CPU kernels are in device/attention_cpu.
+// attention: causal self-attention with grouped queries on packed q, k, v; its CPU kernels are in attention_cpu.cpp (forward,
+// with a cache as well) and attention_backward_cpu.cpp.
 //   attention: qkv (B, T, (H + 2 K) D), [document starts (B, T) int32] -> out (B, T, H D), log_sum_exp (B, H, T)
 //   attention_cached, for inference: qkv of T new tokens, key cache and value cache (B, capacity, K, D) -> out, caches
 // Attributes: heads H, kv_heads K, head_size D. With document starts (document_starts.cpp) a token sees its own document alone.
-#include "llm/device/attention_cpu.h"
+#include "llm/ops/attention_cpu.h"
 
 #include "llm/graph/autodiff.h"
 #include "llm/ops/attention_cuda.h"

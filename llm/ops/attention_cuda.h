@@ -8,7 +8,7 @@
 
 #include "llm/base/bf16.h"
 #include "llm/base/shape.h"
-#include "llm/device/attention_cpu.h"
+#include "llm/ops/attention_cpu.h"
 
 namespace llm {
 

@@ -1,13 +1,13 @@
 // Forward attention. A thread takes the queries of one head by tiles of kColumns; keys and values are read in place.
 // Keys come in blocks of kKeyBlock, counted from key 0: up to that length the softmax needs no rescaling, and a query's
 // bits depend neither on where its tile begins nor on how many queries there are.
-#include "llm/device/attention_cpu.h"
+#include "llm/ops/attention_cpu.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
-#include "llm/device/attention_tiles_cpu.h"
+#include "llm/ops/attention_tiles_cpu.h"
 
 namespace llm {
 namespace {

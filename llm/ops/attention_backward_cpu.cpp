@@ -6,8 +6,8 @@
 #include <cmath>
 #include <utility>
 
-#include "llm/device/attention_cpu.h"
-#include "llm/device/attention_tiles_cpu.h"
+#include "llm/ops/attention_cpu.h"
+#include "llm/ops/attention_tiles_cpu.h"
 
 namespace llm {
 namespace {
