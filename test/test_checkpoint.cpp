@@ -15,8 +15,8 @@
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
+#include "llm/checkpoint/checkpoint.h"
 #include "llm/model/huggingface.h"
-#include "llm/train/checkpoint.h"
 #include "test/helpers.h"
 
 using namespace llm;

@@ -13,9 +13,9 @@
 #include <nlohmann/json.hpp>
 
 #include "llm/base/mapped_file.h"
+#include "llm/checkpoint/loaded_model.h"
 #include "llm/graph/program.h"
 #include "llm/infer/generator.h"
-#include "llm/infer/loaded_model.h"
 #include "llm/model/bin_checkpoint.h"
 #include "llm/model/gpt.h"
 #include "llm/model/huggingface.h"

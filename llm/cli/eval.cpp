@@ -14,9 +14,9 @@
 #include <optional>
 
 #include "llm/base/error.h"
+#include "llm/checkpoint/loaded_model.h"
 #include "llm/cli/commands.h"
 #include "llm/cli/options.h"
-#include "llm/infer/loaded_model.h"
 #include "llm/text/tokenize.h"
 #include "llm/train/evaluate.h"
 #include "llm/train/log.h"

@@ -13,10 +13,10 @@
 #include <vector>
 
 #include "llm/base/error.h"
+#include "llm/checkpoint/loaded_model.h"
 #include "llm/cli/commands.h"
 #include "llm/cli/options.h"
 #include "llm/infer/generator.h"
-#include "llm/infer/loaded_model.h"
 #include "llm/model/huggingface.h"
 
 namespace llm {

@@ -8,11 +8,11 @@
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
+#include "llm/checkpoint/checkpoint.h"
 #include "llm/cli/commands.h"
 #include "llm/model/bin_checkpoint.h"
 #include "llm/model/huggingface.h"
 #include "llm/text/tokenizer.h"
-#include "llm/train/checkpoint.h"
 
 namespace llm {
 namespace {

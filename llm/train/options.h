@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "llm/checkpoint/checkpoint.h"
 #include "llm/model/gpt.h"
-#include "llm/train/checkpoint.h"
 
 namespace llm {
 

@@ -6,12 +6,12 @@
 #include <vector>
 
 #include "llm/base/threads.h"
+#include "llm/checkpoint/checkpoint.h"
 #include "llm/graph/program.h"
 #include "llm/infer/generator.h"
 #include "llm/model/gpt.h"
 #include "llm/text/loader.h"
 #include "llm/text/tokenize.h"
-#include "llm/train/checkpoint.h"
 #include "llm/train/evaluate.h"
 #include "llm/train/log.h"
 #include "llm/train/options.h"

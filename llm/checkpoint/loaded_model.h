@@ -3,10 +3,10 @@
 #include <memory>
 #include <string>
 
+#include "llm/checkpoint/checkpoint.h"
 #include "llm/graph/program.h"
 #include "llm/model/config.h"
 #include "llm/text/tokenizer.h"
-#include "llm/train/checkpoint.h"
 
 namespace llm {
 

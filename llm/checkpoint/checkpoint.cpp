@@ -1,4 +1,4 @@
-#include "llm/train/checkpoint.h"
+#include "llm/checkpoint/checkpoint.h"
 
 #include <algorithm>
 #include <cmath>

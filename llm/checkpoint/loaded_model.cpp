@@ -1,4 +1,4 @@
-#include "llm/infer/loaded_model.h"
+#include "llm/checkpoint/loaded_model.h"
 
 #include <algorithm>
 #include <cmath>
