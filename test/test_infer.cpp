@@ -13,10 +13,10 @@
 #include "llm/base/error.h"
 #include "llm/base/random.h"
 #include "llm/checkpoint/loaded_model.h"
+#include "llm/infer/evaluate.h"
 #include "llm/infer/generator.h"
 #include "llm/model/huggingface.h"
 #include "llm/model/parameters.h"
-#include "llm/train/evaluate.h"
 #include "test/helpers.h"
 
 using namespace llm;

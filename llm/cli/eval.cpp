@@ -17,11 +17,11 @@
 #include "llm/checkpoint/loaded_model.h"
 #include "llm/cli/commands.h"
 #include "llm/cli/options.h"
+#include "llm/infer/evaluate.h"
+#include "llm/infer/score_choices.h"
 #include "llm/text/tokenize.h"
-#include "llm/train/evaluate.h"
 #include "llm/train/log.h"
 #include "llm/train/options.h"
-#include "llm/train/score_choices.h"
 
 namespace llm {
 namespace {

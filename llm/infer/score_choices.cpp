@@ -1,4 +1,4 @@
-#include "llm/train/score_choices.h"
+#include "llm/infer/score_choices.h"
 
 #include <algorithm>
 #include <bit>

@@ -1,4 +1,4 @@
-#include "llm/train/evaluate.h"
+#include "llm/infer/evaluate.h"
 
 #include <algorithm>
 #include <utility>
