@@ -1,25 +1,27 @@
 #!/usr/bin/env bash
-# A lower room of llm/ never includes a higher one: base < device < graph < ops < model < text, train, infer, plan < cli.
+# The rooms of llm/ stand one above the other, and a file includes from its own room and from those below alone. Programs that
+# run a model (infer) come above what reads it from disk (checkpoint), training above what it evaluates and samples with.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+order="base device graph ops model text checkpoint infer train cli"
 
-find llm -name '*.h' -o -name '*.cpp' -o -name '*.cu' | sort | xargs awk '
+for room in $order; do
+  [ -d "llm/$room" ] || { echo "scripts/check_rooms.sh: its order names llm/$room, which does not exist" >&2; exit 1; }
+done
+find llm -name '*.h' -o -name '*.cpp' -o -name '*.cu' | sort | xargs awk -v order="$order" '
   BEGIN {
-    split("base device graph ops model text,train,infer,plan cli", levels, " ")
-    for (level in levels) {
-      rooms = split(levels[level], names, ",")
-      for (i = 1; i <= rooms; ++i) rank[names[i]] = level + 0
-    }
+    rooms = split(order, names, " ")
+    for (i = 1; i <= rooms; ++i) rank[names[i]] = i
   }
   FNR == 1 { split(FILENAME, path, "/"); room = path[2] }
-  FNR == 1 && !(room in rank) { print FILENAME ": llm/" room " is no known room"; bad = 1 }
+  FNR == 1 && !(room in rank) { print FILENAME ": llm/" room " has no place in the order: " order; bad = 1 }
   /^[ \t]*#[ \t]*include[ \t]*"/ {
     split($0, quoted, "\"")
     if (split(quoted[2], included, "/") < 3 || included[1] != "llm") {
       print FILENAME ":" FNR ": \"" quoted[2] "\": write the path from the repository root, llm/ROOM/FILE"
       bad = 1
     } else if (rank[included[2]] == "" || rank[included[2]] > rank[room]) {
-      print FILENAME ":" FNR ": " room " must not include " included[2] " (\"" quoted[2] "\")"
+      print FILENAME ":" FNR ": " room " must not include " included[2] " (\"" quoted[2] "\"); the order: " order
       bad = 1
     }
   }
