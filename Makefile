@@ -13,7 +13,7 @@
 # test/*.cpp; they run the kernels of llm/*/*.cu in a test bed (test/simt), for which the same files are compiled as C++, so
 # they need neither nvcc nor a GPU. (`make gpu-test` runs them on a GPU.) Each variant (release, asan, tsan) has its
 # objects in a directory of its own: build/VARIANT, build/VARIANT/cuda (by nvcc), build/VARIANT/simt (for the test bed).
-# `make portable` has such a directory for each kind of CPU: build/portable/x86-64 and so on.
+# `make portable` (portable/portable.mk) has such a directory for each kind of CPU: build/portable/x86-64 and so on.
 
 CUDA ?= auto
 CUDART ?= static
@@ -73,8 +73,7 @@ WARNINGS := -Wall -Wextra -Wno-restrict -Wshadow -Wnon-virtual-dtor -Woverloaded
 HOST_FLAGS = $($(VARIANT)_flags) -march=$(MARCH) -fno-math-errno -pthread $(WARNINGS)
 COMPILE = $(CXX) -std=c++20 $(HOST_FLAGS) -Wpedantic -I. \
   $(if $(filter test/%,$<),-DDOCTEST_CONFIG_SUPER_FAST_ASSERTS) $(CPPFLAGS) $(CXXFLAGS)
-WRAP_MAIN := -Wl,--wrap=main
-LINK = $(CXX) $(HOST_FLAGS) $(CXXFLAGS) $(LDFLAGS) $(if $(COPIES),$(WRAP_MAIN))
+LINK = $(CXX) $(HOST_FLAGS) $(CXXFLAGS) $(LDFLAGS)
 # A .cu file as C++: main()'s, which holds no kernel, and the kernels for the test bed, whose cuda_runtime.h comes first.
 COMPILE_CU = $(COMPILE) -DTRAIN_GPT_MARCH=$(MARCH) -x c++
 # They are compiled as for ThreadSanitizer, but linked without it: the bed takes its calls and watches every access itself.
@@ -99,13 +98,14 @@ endif
 BUILD = build/$(VARIANT)
 KERNELS := $(wildcard llm/*/*.cu)
 LLM_OBJECTS := $(patsubst %,$(BUILD)/%.o,$(filter-out $(if $(FOR_ONEDNN),,%_onednn.cpp),$(wildcard llm/*/*.cpp)))
-# COPIES is set by `make portable`.
-MAIN_OBJECTS := $(BUILD)/train_gpt.cu.o $(if $(COPIES),$(BUILD)/train_gpt_portable.cpp.o $(COPIES))
+MAIN_OBJECTS := $(BUILD)/train_gpt.cu.o
 # (ThreadSanitizer is for the CPU's threads: the test bed, which has none, watches every access of a kernel by itself.)
 TEST_OBJECTS := $(patsubst %,$(BUILD)/%.o,$(filter-out $(if $(filter tsan,$(VARIANT)),test/test_cuda_%),$(wildcard test/*.cpp)))
 CUDA_OBJECTS := $(if $(NVCC),$(KERNELS:%=$(BUILD)/cuda/%.o))
 # What only a GPU's libraries can do has a stand-in in test/simt.
 SIMT_OBJECTS := $(if $(filter-out tsan,$(VARIANT)),$(patsubst %,$(BUILD)/simt/%.o,$(filter-out %_cublaslt.cu,$(KERNELS)) $(wildcard test/simt/*.cpp)))
+
+include portable/portable.mk
 
 # The binary in the top directory is the variant built last.
 train_gpt: $(BUILD)/train_gpt FORCE
@@ -130,20 +130,6 @@ $(BUILD)/%.cpp.o $(BUILD)/simt/%.o $(BUILD)/%.cu.o: COLOURS := -fdiagnostics-col
 $(BUILD)/%.cpp.o: %.cpp $(BUILD)/compile.stamp
 	$(call compile,$(COMPILE),compile $<)
 
-# The program as one object, for `make portable`: only its main() can be seen, by the name $(COPY_NAME), so that no inline
-# function compiled for AVX-512 takes the place of the same function of another copy. Its constructors stand in a section
-# whose ends the linker tells train_gpt_portable.cpp.
-COPY_NAME = train_gpt_$(subst -,_,$(MARCH))
-$(BUILD)/copy.o: $(MAIN_OBJECTS) $(LLM_OBJECTS)
-	@echo "  join    $@"
-	@$(CXX) -r -nostdlib -Wl,--force-group-allocation $^ -o $@.joined
-	@objcopy --redefine-sym main=$(COPY_NAME) --keep-global-symbol=$(COPY_NAME) \
-	  --rename-section .init_array=$(COPY_NAME:train_gpt%=constructors%) $@.joined $@
-	@rm $@.joined
-	@seen=$$(nm --extern-only --defined-only --format=just-symbols $@ | tr '\n' ' '); \
-	  [ "$$seen" = "$(COPY_NAME) " ] || { echo "$@: can be seen from outside: $$seen" >&2; exit 1; }
-	@! objdump -h $@ | grep -E '\.(init_array|ctors|preinit_array)' || { echo "$@: constructors that would always run" >&2; exit 1; }
-
 $(BUILD)/simt/%.o: % $(BUILD)/compile_simt.stamp
 	$(call compile,$(COMPILE_SIMT),compile $< for the test bed)
 
@@ -163,7 +149,7 @@ $(BUILD)/compile.stamp $(BUILD)/compile_simt.stamp $(BUILD)/compile_cuda.stamp $
 	@mkdir -p $(@D)
 	@{ $($(basename $(@F))_text); } >$@.new; if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
-without-warnings: $(MAIN_OBJECTS) $(if $(filter x86_64,$(shell uname -m)),$(BUILD)/train_gpt_portable.cpp.o) $(LLM_OBJECTS) $(CUDA_OBJECTS) $(SIMT_OBJECTS) $(TEST_OBJECTS)
+without-warnings: $(MAIN_OBJECTS) $(LLM_OBJECTS) $(CUDA_OBJECTS) $(SIMT_OBJECTS) $(TEST_OBJECTS)
 	@said=$$(find $(^:=.warnings) -size +0); [ -z "$$said" ] || { cat $$said >&2; exit 1; }
 
 # What each source included when it was compiled last.
@@ -172,24 +158,6 @@ without-warnings: $(MAIN_OBJECTS) $(if $(filter x86_64,$(shell uname -m)),$(BUIL
 all: ## build ./train_gpt (the default)
 	@$(MAKE) $(JOBS) train_gpt
 	@echo "built ./train_gpt for $(if $(NVCC),CPU and CUDA $(CUDA_VERSION),CPU only$(if $(filter 0,$(CUDA)),, (no CUDA Toolkit found))); next: ./train_gpt train --data FILE.txt, or make demo"
-
-# The plain copy is linked as usual: its code runs everywhere, and CUDA's objects, which are there once, call it. A function's
-# static variables must not be unique in the program, as g++ has them by default: each copy has its own.
-COPY_LEVELS := x86-64-v3 x86-64-v4
-level = MARCH=$(1) BUILD=build/portable/$(1) CXXFLAGS='$(CXXFLAGS) -fno-gnu-unique'
-portable: ## build ./train_gpt for every x86-64 CPU: plain, AVX2 and AVX-512 code in one, chosen when it starts
-	@set -e; for level in $(COPY_LEVELS); do $(MAKE) $(JOBS) CUDA=0 $(call level,$$level) build/portable/$$level/copy.o; done
-	@$(MAKE) $(JOBS) $(call level,x86-64) COPIES='$(COPY_LEVELS:%=build/portable/%/copy.o)' train_gpt
-	@echo "built ./train_gpt for every x86-64 CPU; next: ./train_gpt --version"
-
-# Too long for each run of continuous integration: it compiles everything three times, the tests too.
-portable-test: portable ## test what `make portable` builds: the choice of a copy, and all tests for each (half an hour)
-	@scripts/check_portable.sh
-	@set -e; for level in x86-64 $(COPY_LEVELS); do \
-	  TRAIN_GPT_CPU=$$level ./train_gpt --version >/dev/null || continue; \
-	  $(MAKE) $(JOBS) CUDA=0 $(call level,$$level) build/portable/$$level/run_tests; \
-	  echo "tests of $$level"; \
-	  TRAIN_GPT_BINARY=./train_gpt TRAIN_GPT_CPU=$$level build/portable/$$level/run_tests $(TEST_FLAGS); done
 
 setup: ## install the packages that a build needs (Debian, Ubuntu), if any is missing
 	@$(SETUP) $(FOR_ONEDNN)
@@ -240,7 +208,6 @@ lint: ## check the format, who includes whom, and the compilers' warnings
 	@$(SETUP) lint
 	@scripts/check_rooms.sh
 	@$$(command -v clang-format-14 || echo clang-format) --dry-run --Werror \
-	  $(wildcard *.cu *.cpp llm/*/*.h llm/*/*.cpp llm/*/*.cu test/*.h test/*.cpp test/*/*.h test/*/*.cpp)
 	@$(MAKE) $(JOBS) without-warnings
 	@echo "lint: clean"
 
@@ -270,7 +237,7 @@ clean: ## remove what was built
 	@rm -rf build train_gpt
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile portable/portable.mk
 
 FORCE:
-.PHONY: all portable portable-test setup demo test sweep-test gpu-test gpu-report gpu-pack compdb install asan tsan lint bench fuzz clean help without-warnings FORCE
+.PHONY: all setup demo test sweep-test gpu-test gpu-report gpu-pack compdb install asan tsan lint bench fuzz clean help without-warnings FORCE

@@ -2,7 +2,7 @@
 // here the choice of the copy that this CPU can run. Everything in this file is compiled for the plainest of them.
 //
 // The first copy is linked as usual. The others come as one object each, of which only main() can be seen, under another
-// name, and whose constructors stand in a section of their own (the Makefile says how): they may use instructions that
+// name, and whose constructors stand in a section of their own (portable.mk says how): they may use instructions that
 // this CPU does not have, so they run only if their copy was chosen.
 //
 // Environment variable TRAIN_GPT_CPU: the copy to run, by name, instead of the best one; for tests.

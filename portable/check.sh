@@ -3,7 +3,7 @@
 # each ends well and badly as it should, and how far apart their losses are after 50 steps. Copies that this CPU cannot run are
 # run under qemu-x86_64 (Debian's qemu-user) where that is found, else named and left out.
 #
-#   scripts/check_portable.sh [BINARY]     ./train_gpt, with the objects in build/portable
+#   portable/check.sh [BINARY]     ./train_gpt, with the objects in build/portable
 set -euo pipefail
 cd "$(dirname "$0")/.."
 binary=$(realpath "${1:-train_gpt}")
@@ -11,7 +11,7 @@ levels="x86-64 x86-64-v3 x86-64-v4"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 fail() {
-  echo "check_portable: $*" >&2
+  echo "portable/check.sh: $*" >&2
   exit 1
 }
 

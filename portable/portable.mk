@@ -1,0 +1,48 @@
+# `make portable`: the program once for each kind of x86-64 CPU, in one binary (README.md here says how and why). Included by
+# the Makefile, whose variables it uses and whose MAIN_OBJECTS and LINK it adds to.
+
+CHOICE := $(BUILD)/portable/choose_copy.cpp.o
+
+# The program as one object: only its main() can be seen, by the name $(COPY_NAME), so that no inline function compiled for
+# AVX-512 takes the place of the same function of another copy. Its constructors stand in a section whose ends the linker
+# tells choose_copy.cpp.
+COPY_NAME = train_gpt_$(subst -,_,$(MARCH))
+$(BUILD)/copy.o: $(MAIN_OBJECTS) $(LLM_OBJECTS)
+	@echo "  join    $@"
+	@$(CXX) -r -nostdlib -Wl,--force-group-allocation $^ -o $@.joined
+	@objcopy --redefine-sym main=$(COPY_NAME) --keep-global-symbol=$(COPY_NAME) \
+	  --rename-section .init_array=$(COPY_NAME:train_gpt%=constructors%) $@.joined $@
+	@rm $@.joined
+	@seen=$$(nm --extern-only --defined-only --format=just-symbols $@ | tr '\n' ' '); \
+	  [ "$$seen" = "$(COPY_NAME) " ] || { echo "$@: can be seen from outside: $$seen" >&2; exit 1; }
+	@! objdump -h $@ | grep -E '\.(init_array|ctors|preinit_array)' || { echo "$@: constructors that would always run" >&2; exit 1; }
+
+# COPIES is set by `make portable`, for the last link.
+ifneq ($(COPIES),)
+MAIN_OBJECTS += $(CHOICE) $(COPIES)
+LINK += -Wl,--wrap=main
+endif
+
+# The plain copy is linked as usual: its code runs everywhere, and CUDA's objects, which are there once, call it. A function's
+# static variables must not be unique in the program, as g++ has them by default: each copy has its own.
+COPY_LEVELS := x86-64-v3 x86-64-v4
+level = MARCH=$(1) BUILD=build/portable/$(1) CXXFLAGS='$(CXXFLAGS) -fno-gnu-unique'
+portable: ## build ./train_gpt for every x86-64 CPU: plain, AVX2 and AVX-512 code in one, chosen when it starts
+	@set -e; for level in $(COPY_LEVELS); do $(MAKE) $(JOBS) CUDA=0 $(call level,$$level) build/portable/$$level/copy.o; done
+	@$(MAKE) $(JOBS) $(call level,x86-64) COPIES='$(COPY_LEVELS:%=build/portable/%/copy.o)' train_gpt
+	@echo "built ./train_gpt for every x86-64 CPU; next: ./train_gpt --version"
+
+# Too long for each run of continuous integration: it compiles everything three times, the tests too.
+portable-test: portable ## test what `make portable` builds: the choice of a copy, and all tests for each (half an hour)
+	@portable/check.sh
+	@set -e; for level in x86-64 $(COPY_LEVELS); do \
+	  TRAIN_GPT_CPU=$$level ./train_gpt --version >/dev/null || continue; \
+	  $(MAKE) $(JOBS) CUDA=0 $(call level,$$level) build/portable/$$level/run_tests; \
+	  echo "tests of $$level"; \
+	  TRAIN_GPT_BINARY=./train_gpt TRAIN_GPT_CPU=$$level build/portable/$$level/run_tests $(TEST_FLAGS); done
+
+# So that lint compiles it.
+without-warnings: $(if $(filter x86_64,$(shell uname -m)),$(CHOICE))
+-include $(CHOICE:.o=.d)
+
+.PHONY: portable portable-test
