@@ -4,7 +4,6 @@
 #include <cmath>
 #include <map>
 
-#include "llm/device/cuda_transfer.h"
 #include "llm/graph/autodiff.h"
 #include "llm/graph/passes.h"
 #include "llm/ops/sampling.h"
@@ -18,7 +17,7 @@ constexpr double kBound = 1e-5, kAccumulationBound = 1e-6;
 // tensor cores add products of 8-bit numbers with some 14 bits (DeepSeek-AI 2024, "DeepSeek-V3 technical report", 3.3.2):
 // measured on an H100 4.9e-5.
 constexpr double kFp8BoundOnGpu = 0x1p-13;
-bool on_gpu() { return CudaGraph::supported(); }
+bool on_gpu() { return CudaDevice::captures(); }
 double accumulation_bound() { return on_gpu() ? kBound : kAccumulationBound; }
 
 constexpr size_t kLargest = 3 << 20;  // bytes of a subject that is run more than once

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "llm/device/cpu.h"
 #include "llm/graph/op.h"
 #include "llm/graph/program.h"
 #include "llm/model/gpt.h"
@@ -121,6 +122,7 @@ struct Trainer {
   TrainingGraph graph;
   TensorId logits;
   ThreadTeam team;
+  CpuDevice device{team};
   PersistentLayout layout;
   std::unique_ptr<Program> program;
   std::unique_ptr<Arena> arena;

@@ -8,6 +8,7 @@
 
 #include "llm/base/fp8.h"
 #include "llm/base/random.h"
+#include "llm/device/arena.h"
 #include "llm/device/cuda.h"
 #include "test/reference.h"
 
@@ -148,46 +149,36 @@ void Sandbox::run_node(size_t node, CudaDevice& device, const StepState& step) {
 }
 
 void Sandbox::run_nodes(size_t first, size_t end, CudaDevice& device, const StepState& step, Place place) {
-  struct Release {
-    CudaDevice* device;
-    void operator()(void* memory) const { device->release(memory); }
-  };
-  using Memory = std::unique_ptr<void, Release>;
-  const auto allocate = [&](size_t bytes) { return Memory(device.allocate(bytes), Release{&device}); };
   struct Piece {
-    Memory memory;
+    std::unique_ptr<Arena> memory;
     std::byte* host;
-    size_t bytes;
   };
   std::vector<Piece> pieces;
   std::vector<void*> addresses(addresses_.size());
   if (place == Place::together) {
     // From the first multiple of 256 bytes on.
     const size_t start = offsets_.empty() ? 0 : *std::min_element(offsets_.begin(), offsets_.end()) - kAlign;
-    pieces.push_back({allocate(memory_.size() - start), memory_.data() + start, memory_.size() - start});
-    for (size_t i = 0; i < addresses.size(); ++i)
-      addresses[i] = static_cast<std::byte*>(pieces[0].memory.get()) + (offsets_[i] - start);
+    pieces.push_back({std::make_unique<Arena>(memory_.size() - start, device), memory_.data() + start});
+    for (size_t i = 0; i < addresses.size(); ++i) addresses[i] = pieces[0].memory->data() + (offsets_[i] - start);
   } else {
     std::map<size_t, void*> by_offset;
     for (size_t i = 0; i < addresses.size(); ++i) {
       void*& address = by_offset[offsets_[i]];
       if (!address) {
-        pieces.push_back(
-            {allocate(graph_.tensors[i].bytes()), memory_.data() + offsets_[i], graph_.tensors[i].bytes()});
-        address = pieces.back().memory.get();
+        pieces.push_back({std::make_unique<Arena>(graph_.tensors[i].bytes(), device), memory_.data() + offsets_[i]});
+        address = pieces.back().memory->data();
       }
       addresses[i] = address;
     }
   }
-  for (const Piece& piece : pieces) device.copy_in(piece.memory.get(), piece.host, piece.bytes);
-  const Memory on_device = allocate(sizeof step);
-  device.copy_in(on_device.get(), &step, sizeof step);
-  ThreadTeam none(1);
+  for (const Piece& piece : pieces) piece.memory->write(0, piece.host, piece.memory->bytes());
+  const Arena on_device(sizeof step, device);
+  on_device.write(0, &step, sizeof step);
   for (size_t i = first; i < end; ++i)
-    graph_.nodes[i].op->cuda(
-        {graph_, graph_.nodes[i], none, step, addresses.data(), &device, static_cast<StepState*>(on_device.get())});
+    graph_.nodes[i].op->cuda({graph_, graph_.nodes[i], device.threads(), step, addresses.data(), &device,
+                              reinterpret_cast<StepState*>(on_device.data())});
   device.wait();
-  for (const Piece& piece : pieces) device.copy_out(piece.host, piece.memory.get(), piece.bytes);
+  for (const Piece& piece : pieces) piece.memory->read(0, piece.host, piece.memory->bytes());
 }
 
 std::vector<double> Sandbox::values(TensorId id) const {

@@ -43,8 +43,8 @@ Trainer::Trainer(const ModelConfig& config, const Settings& s)
   if (s.keep_logits) results.push_back(logits);
   program = std::make_unique<Program>(
       llm::compile(g, results, {.threads = s.threads, .precision = s.precision}, s.compile), layout);
-  arena = std::make_unique<Arena>(program->arena_bytes());
-  program->bind(*arena, team);
+  arena = std::make_unique<Arena>(program->arena_bytes(), device);
+  program->bind(*arena);
   Staging staging(*arena, layout);
   for (const Parameter& p : parameter_table(config))
     for (const std::string& name : {p.name, master_of(p.name)})

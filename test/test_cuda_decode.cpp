@@ -6,6 +6,8 @@
 #include <cstring>
 
 #include "llm/base/random.h"
+#include "llm/device/cpu.h"
+#include "llm/device/cuda.h"
 #include "llm/graph/passes.h"
 #include "llm/graph/staging.h"
 #include "llm/infer/generator.h"
@@ -36,18 +38,15 @@ ModelConfig small_config(const std::string& kind) {
 struct Rig {
   ModelConfig config;
   PersistentLayout layout;
-  ThreadTeam threads{2};
-  Machine machine;
   std::unique_ptr<Generator> generator;
   std::unique_ptr<Arena> arena;
 
-  Rig(const ModelConfig& c, CudaDevice* device, Precision precision = Precision::fp32)
-      : config(c), machine{threads, device} {
+  Rig(const ModelConfig& c, Device& device, Precision precision = Precision::fp32) : config(c) {
     const DType dtype = dtype_of(precision);
     Graph parameters;
     add_parameters(parameters, c, dtype);
     layout.add(parameters);
-    generator = std::make_unique<Generator>(c, layout, machine.target(precision));
+    generator = std::make_unique<Generator>(c, layout, target_on(device, precision));
     arena = std::make_unique<Arena>(generator->arena_bytes(), device);
     Staging staging(*arena, layout);
     for (const Parameter& p : parameter_table(c)) {
@@ -59,7 +58,7 @@ struct Rig {
         data[i] = static_cast<float>((norm ? 1.0 : 0.0) + scale * random.normal(static_cast<uint64_t>(i)));
     }
     staging.flush();
-    generator->bind(*arena, threads);
+    generator->bind(*arena);
   }
   std::vector<int32_t> generate(const std::vector<int32_t>& prompt, int64_t count, const SamplingOptions& sampling,
                                 int32_t stop = -1) {
@@ -76,7 +75,8 @@ struct Rig {
 
 TEST_CASE("cuda few rows: a row has the same bits however many are beside it") {
   if (!has_device()) return;
-  CudaDevice device;
+  ThreadTeam threads(2);
+  CudaDevice device(threads);
   for (const DType dtype : {DType::fp32, DType::bf16})
     for (const auto& [n, k] : std::initializer_list<std::pair<int64_t, int64_t>>{{30, 1100}, {200, 200}, {7, 37}}) {
       CAPTURE(n);
@@ -102,7 +102,8 @@ TEST_CASE("cuda few rows: a row has the same bits however many are beside it") {
 
 TEST_CASE("cuda sampling: the tokens of the host's sampler") {
   if (!has_device()) return;
-  CudaDevice device;
+  ThreadTeam threads(2);
+  CudaDevice device(threads);
   for (const DType dtype : {DType::fp32, DType::bf16})
     for (const int64_t V : {5, 3000}) {
       CAPTURE(V);
@@ -176,11 +177,13 @@ TEST_CASE("cuda sampling: the tokens of the host's sampler") {
 
 TEST_CASE("cuda generation: the tokens of the CPU, whatever the end") {
   if (!has_device()) return;
-  CudaDevice device;
+  ThreadTeam threads(2);
+  CudaDevice device(threads);
   for (const std::string kind : {"gpt2", "llama", "qwen3"}) {
     CAPTURE(kind);
     const ModelConfig config = small_config(kind);
-    Rig cpu(config, nullptr), cuda(config, &device);
+    CpuDevice host(threads);
+    Rig cpu(config, host), cuda(config, device);
     for (const size_t length : {13, 40}) {
       if (kSanitized && (length == 40 || kind == "qwen3")) continue;
       std::vector<int32_t> prompt(length);
@@ -206,7 +209,7 @@ TEST_CASE("cuda generation: the tokens of the CPU, whatever the end") {
     cuda.arena->write(cuda.layout.offset("final_norm.weight"), &nan, sizeof nan);
     CHECK(has(error_of([&] { cuda.generate(prompt, 9, {}); }), "is nan: its weights are damaged"));
   }
-  Rig narrow(small_config("llama"), &device, Precision::bf16);
+  Rig narrow(small_config("llama"), device, Precision::bf16);
   CHECK(narrow.generate({1, 2, 3}, 20, {.temperature = 0}).size() == 20);
 }
 

@@ -20,7 +20,8 @@ TEST_CASE("cuda ops: every row of the table, and chains that are fused") {
     MESSAGE("no device: CUDA kernels are not tested");
     return;
   }
-  CudaDevice device;
+  ThreadTeam threads(1);
+  CudaDevice device(threads);
   CudaErrors errors;
   std::set<std::string> executed;
   for_each_cuda_check([&](const CudaCheck& check) {
@@ -49,7 +50,8 @@ TEST_CASE("cuda ops: every row of the table, and chains that are fused") {
 
 TEST_CASE("cuda fp8: the largest values that kernels find on the way are those that quantize finds") {
   if (!cuda_is_built_in() || count_cuda_devices() == 0) return;
-  CudaDevice device;
+  ThreadTeam threads(1);
+  CudaDevice device(threads);
   std::set<std::string> found;
   for (const Op& op : op_table()) {
     if (!op.examples) continue;

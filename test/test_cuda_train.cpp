@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "llm/base/atomic_file.h"
+#include "llm/device/cpu.h"
 #include "llm/device/cuda.h"
 #include "llm/text/tokenize.h"
 #include "llm/train/rules.h"
@@ -42,16 +43,15 @@ struct Step {
 
 // The steps that the run's log holds in the end.
 std::vector<Step> train(const std::string& run, const std::string& text, const ModelConfig& model, Precision precision,
-                        CudaDevice* device, int64_t steps, int64_t resume_from = 0) {
-  ThreadTeam team(2);
+                        Device& device, int64_t steps, int64_t resume_from = 0) {
   TrainOptions o;
   o.data = text, o.out = run, o.batch = 2, o.grad_accum = 2, o.steps = steps, o.lr = 0.01;
   o.optimizer = "adamw", o.parametrization = "standard", o.weight_decay = 0.1, o.zero_projections = false;
   o.eval_every = 3, o.eval_batches = 1, o.save_every = 2, o.sample_every = 0, o.keep_last = 0;
   o.dtype = name_of(precision);
-  Dataset dataset = open_dataset(text, run + "/tokens", team);
+  Dataset dataset = open_dataset(text, run + "/tokens", device.threads());
   apply_rules(o, model, 100);
-  Trainer trainer(model, o, std::move(dataset), {team, device});
+  Trainer trainer(model, o, std::move(dataset), device);
   trainer.allocate();
   if (resume_from > 0)
     trainer.load(run + "/checkpoints/" + std::to_string(resume_from));
@@ -76,7 +76,9 @@ TEST_CASE("cuda training: the losses of the CPU, and bit for bit the same resume
     MESSAGE("no device: training on one is not tested");
     return;
   }
-  CudaDevice device;
+  ThreadTeam threads(2);
+  CpuDevice host(threads);
+  CudaDevice device(threads);
   const Folder folder;
   write_file_atomically(folder / "text.txt", pattern_text(300));
   for (const std::string& kind : std::vector<std::string>{"gpt2", "modern", "relu2"})
@@ -89,8 +91,8 @@ TEST_CASE("cuda training: the losses of the CPU, and bit for bit the same resume
       const std::string stem = folder / (kind + name_of(p));
       for (const char* run : {"-cpu", "-cuda"}) make_directories(stem + run);
       constexpr int64_t kSteps = 4;
-      const auto cpu = train(stem + "-cpu", folder / "text.txt", model, p, nullptr, kSteps);
-      const auto cuda = train(stem + "-cuda", folder / "text.txt", model, p, &device, kSteps);
+      const auto cpu = train(stem + "-cpu", folder / "text.txt", model, p, host, kSteps);
+      const auto cuda = train(stem + "-cuda", folder / "text.txt", model, p, device, kSteps);
       REQUIRE(cpu.size() == kSteps);
       REQUIRE(cuda.size() == kSteps);
       double loss = 0, norm = 0;
@@ -107,7 +109,7 @@ TEST_CASE("cuda training: the losses of the CPU, and bit for bit the same resume
         return std::pair(read_file(in + "/model.safetensors"), read_file(in + "/optimizer.safetensors"));
       };
       const auto whole = files();
-      train(stem + "-cuda", folder / "text.txt", model, p, &device, kSteps, 2);
+      train(stem + "-cuda", folder / "text.txt", model, p, device, kSteps, 2);
       CHECK((files() == whole));
     }
 }

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "llm/base/simd.h"
+#include "llm/device/cpu.h"
 #include "llm/graph/autodiff.h"
 #include "llm/graph/program.h"
 #include "llm/model/gpt.h"
@@ -122,9 +123,10 @@ TEST_CASE("graph: views are parts of tensors, and kernels that know strides read
   PersistentLayout layout;
   layout.add(g);
   Program program(compile(g, {y, z}, {}), layout);
-  const Arena arena(program.arena_bytes());
   ThreadTeam team(1);
-  program.bind(arena, team);
+  CpuDevice device(team);
+  const Arena arena(program.arena_bytes(), device);
+  program.bind(arena);
   for (int i = 0; i < 20; ++i) program.data(x)[i] = static_cast<float>(i % 7 - 3);
   for (int i = 0; i < 18; ++i) program.data(w)[i] = static_cast<float>(i % 5 - 2);
   const std::vector<float> in(program.data(x), program.data(x) + 20), weight(program.data(w), program.data(w) + 18);
@@ -486,9 +488,9 @@ TEST_CASE("program: two micro-batches of one compiled graph in flight, each at a
   const size_t base = placed_bytes(trainer.layout.bytes());
   Program first(compiled, trainer.layout, base), second(compiled, trainer.layout, base + compiled->plan.bytes);
   CHECK(second.arena_bytes() == base + 2 * compiled->plan.bytes);
-  const Arena arena(second.arena_bytes());
+  const Arena arena(second.arena_bytes(), trainer.device);
   std::memcpy(arena.data(), trainer.arena->data(), base);
-  for (Program* program : {&first, &second}) program->bind(arena, trainer.team);
+  for (Program* program : {&first, &second}) program->bind(arena);
   trainer.prepare(first, 0, 0);
   trainer.prepare(second, 0, 1);
   for (const Phase phase : {Phase::forward, Phase::backward})
@@ -534,7 +536,7 @@ TEST_CASE("program: one arena for training and evaluation") {
   CHECK_THROWS_WITH_AS(trainer.layout.offset("nothing"), doctest::Contains("nothing"), Error);
 
   Program evaluation(compile(e.graph, e.results(), {.threads = 2}, {.fuse = false}), trainer.layout);
-  evaluation.bind(*trainer.arena, trainer.team);
+  evaluation.bind(*trainer.arena);
   trainer.run(0, Phase::forward);
   const Words losses = words_of(*trainer.program, trainer.graph.losses);
   const Words tokens = words_of(*trainer.program, trainer.graph.tokens),
@@ -544,10 +546,10 @@ TEST_CASE("program: one arena for training and evaluation") {
   evaluation.run(Phase::forward);
   CHECK(words_of(evaluation, e.losses) == losses);
 
-  const Arena small(1);
+  const Arena small(1, trainer.device);
   CHECK(small.bytes() >= 1);
   CHECK(std::all_of(small.data(), small.data() + small.bytes(), [](std::byte b) { return b == std::byte{0}; }));
   const Graph large = build_training_graph(config, 64, kTokens, {}).graph;
   Program too_large(compile(large, {}, {}), trainer.layout);
-  CHECK_THROWS_WITH_AS(too_large.bind(small, trainer.team), doctest::Contains("needs"), Error);
+  CHECK_THROWS_WITH_AS(too_large.bind(small), doctest::Contains("needs"), Error);
 }

@@ -13,6 +13,7 @@
 #include "llm/base/error.h"
 #include "llm/base/random.h"
 #include "llm/checkpoint/loaded_model.h"
+#include "llm/device/cpu.h"
 #include "llm/infer/evaluate.h"
 #include "llm/infer/generator.h"
 #include "llm/model/huggingface.h"
@@ -62,12 +63,16 @@ struct Rig {
   ModelConfig config;
   PersistentLayout layout;
   ThreadTeam threads{kThreads};
+  CpuDevice device{threads};
   Generator generator;
   Arena arena;
 
   explicit Rig(const ModelConfig& c)
-      : config(c), layout(layout_of(c)), generator(c, layout, {.threads = kThreads}), arena(generator.arena_bytes()) {
-    generator.bind(arena, threads);
+      : config(c),
+        layout(layout_of(c)),
+        generator(c, layout, {.threads = kThreads}),
+        arena(generator.arena_bytes(), device) {
+    generator.bind(arena);
     fill_weights(config, layout, arena);
   }
   std::vector<int32_t> generate(const std::vector<int32_t>& prompt, int64_t count, const SamplingOptions& sampling,
@@ -88,7 +93,7 @@ class Recomputation {
 
   const float* logits(const std::vector<int32_t>& tokens) {
     auto& run = runs_[tokens.size()];
-    if (!run) run = std::make_unique<Run>(config_, static_cast<int64_t>(tokens.size()), threads_);
+    if (!run) run = std::make_unique<Run>(config_, static_cast<int64_t>(tokens.size()), device_);
     std::copy(tokens.begin(), tokens.end(), run->program.data<int32_t>(run->tokens));
     run->program.run(Phase::forward);
     return run->program.data<float>(run->logits);
@@ -100,9 +105,9 @@ class Recomputation {
     TensorId tokens = kNone, logits = kNone;
     Program program;
     Arena arena;
-    Run(const ModelConfig& config, int64_t count, ThreadTeam& threads)
-        : program(build(config, count), layout), arena(program.arena_bytes()) {
-      program.bind(arena, threads);
+    Run(const ModelConfig& config, int64_t count, Device& device)
+        : program(build(config, count), layout), arena(program.arena_bytes(), device) {
+      program.bind(arena);
       fill_weights(config, layout, arena);
     }
     Compiled build(const ModelConfig& config, int64_t count) {
@@ -114,6 +119,7 @@ class Recomputation {
   };
   const ModelConfig& config_;
   ThreadTeam threads_{1};
+  CpuDevice device_{threads_};
   std::map<size_t, std::unique_ptr<Run>> runs_;
 };
 
@@ -323,11 +329,12 @@ TEST_CASE("evaluator: the mean over every token but the first, whatever the batc
   const std::vector<int32_t> tokens = random_tokens(5 * 16 + 6, config.vocabulary, 1);  // 5 windows of 16 and one of 5
   const TokenStream stream = stream_of_tokens(folder, tokens, config.vocabulary);
   ThreadTeam threads(kThreads);
+  CpuDevice device(threads);
   const PersistentLayout layout = layout_of(config);
   const auto evaluate = [&](int64_t batch, int64_t length, int64_t max_batches, const TokenStream& data) {
     Evaluator evaluator(config, batch, length, layout, {.threads = kThreads});
-    const Arena arena(evaluator.arena_bytes());
-    evaluator.bind(arena, threads);
+    const Arena arena(evaluator.arena_bytes(), device);
+    evaluator.bind(arena);
     fill_weights(config, layout, arena);
     int64_t calls = 0, last = 0;
     const Evaluator::Result result = evaluator.run(data, max_batches, [&](int64_t done, int64_t total) {
@@ -379,7 +386,9 @@ TEST_CASE("loaded model: weights, tokenizer and the choice of the checkpoint") {
   ModelConfig config = small_config("gpt2");
   config.vocabulary = 257;
   const PersistentLayout layout = layout_of(config);
-  const Arena arena(layout.bytes());
+  ThreadTeam threads(1);
+  CpuDevice device(threads);
+  const Arena arena(layout.bytes(), device);
   fill_weights(config, layout, arena);
   const std::vector<Parameter> table = parameter_table(config);
   const auto save = [&](int64_t step, double val_loss) {
@@ -403,7 +412,7 @@ TEST_CASE("loaded model: weights, tokenizer and the choice of the checkpoint") {
   REQUIRE(model.tokenizer() != nullptr);
   CHECK(model.tokenizer()->vocabulary() == 257);
 
-  const Arena& loaded = model.load(0);
+  const Arena& loaded = model.load(0, device);
   for (const Parameter& p : table) {
     const auto bytes = static_cast<size_t>(p.shape.elements()) * sizeof(float);
     CHECK(std::memcmp(loaded.data() + model.layout().offset(p.name), arena.data() + layout.offset(p.name), bytes) == 0);

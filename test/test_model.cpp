@@ -11,6 +11,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "llm/device/cpu.h"
 #include "llm/graph/program.h"
 #include "llm/model/gpt.h"
 #include "llm/model/huggingface.h"
@@ -66,6 +67,7 @@ struct Model {
 // A compiled graph with memory of its own and the model's parameters in it.
 struct Run {
   ThreadTeam team{2};
+  CpuDevice device{team};
   PersistentLayout layout;
   std::unique_ptr<Program> program;
   std::unique_ptr<Arena> arena;
@@ -73,8 +75,8 @@ struct Run {
   Run(const Model& model, const Graph& graph, const std::vector<TensorId>& results, bool fused) {
     layout.add(graph);
     program = std::make_unique<Program>(compile(graph, results, {.threads = 2}, {.fuse = fused}), layout);
-    arena = std::make_unique<Arena>(program->arena_bytes());
-    program->bind(*arena, team);
+    arena = std::make_unique<Arena>(program->arena_bytes(), device);
+    program->bind(*arena);
     const std::vector<std::vector<float>> weights = model.read("model.safetensors");
     for (size_t i = 0; i < weights.size(); ++i) {
       const TensorId id = program->graph().find(model.table[i].name);

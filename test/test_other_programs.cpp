@@ -14,6 +14,7 @@
 
 #include "llm/base/mapped_file.h"
 #include "llm/checkpoint/loaded_model.h"
+#include "llm/device/cpu.h"
 #include "llm/graph/program.h"
 #include "llm/infer/evaluate.h"
 #include "llm/infer/generator.h"
@@ -63,6 +64,7 @@ Weights load(const BinCheckpoint& file) {
 struct Training {
   ModelConfig config;
   ThreadTeam threads{2};
+  CpuDevice device{threads};
   PersistentLayout layout;
   TrainingGraph graph;
   TensorId logits;
@@ -76,9 +78,9 @@ struct Training {
         graph(build_training_graph(c, batch, tokens, {0.9, 0.999, 1e-8, 0, 0})),
         logits(graph.graph.find("logits")),
         program(make(with_logits), layout),
-        arena(program.arena_bytes()),
+        arena(program.arena_bytes(), device),
         count(batch * tokens) {
-    program.bind(arena, threads);
+    program.bind(arena);
     const std::vector<Parameter> table = parameter_table(config);
     for (size_t i = 0; i < table.size(); ++i)
       std::copy(weights[i].begin(), weights[i].end(), program.data(program.graph().find(table[i].name)));
@@ -189,7 +191,8 @@ TEST_CASE("Hugging Face: logits of models that transformers has written, in F16,
     CHECK((model.config().rope_factor == 8) == (kind == "llama3"));
     Generator generator(model.config(), model.layout(), {.threads = 2});
     ThreadTeam threads(2);
-    generator.bind(model.load(generator.arena_bytes()), threads);
+    CpuDevice device(threads);
+    generator.bind(model.load(generator.arena_bytes(), device));
     for (size_t i = 0; i < expected["prompts"].size(); ++i) {
       const std::vector<float> logits = generator.logits(expected["prompts"][i]);
       CHECK(reference::relative_error({logits.begin(), logits.end()}, expected["logits"][i]) < 1e-5);
@@ -210,9 +213,10 @@ TEST_CASE("multiple choice: each ending's log-likelihood, and what is counted, a
       CHECK(tasks[i].endings[k].tokens.size() - tasks[i].endings[k].first == expected["tokens"][i][k].get<size_t>());
   }
   ThreadTeam threads(2);
+  CpuDevice device(threads);
   for (const int64_t batch : {0, 1, 7}) {
     ChoiceScorer scorer(model.config(), tasks, batch, model.layout(), {.threads = 2});
-    scorer.bind(model.load(scorer.arena_bytes()), threads);
+    scorer.bind(model.load(scorer.arena_bytes(), device));
     int64_t seen = 0;
     const ChoiceScorer::Result result = scorer.run([&](const ChoiceScorer::Result& so_far, int64_t total) {
       CHECK(so_far.tasks >= seen);
@@ -267,8 +271,9 @@ TEST_CASE("evaluator: a text's loss, perplexity and bits per byte are PyTorch's"
   writer.write(ids.data(), static_cast<int64_t>(ids.size()));
   writer.finish();
   ThreadTeam threads(2);
+  CpuDevice device(threads);
   Evaluator evaluator(model.config(), 2, model.config().context, model.layout(), {.threads = 2});
-  evaluator.bind(model.load(evaluator.arena_bytes()), threads);
+  evaluator.bind(model.load(evaluator.arena_bytes(), device));
   const Evaluator::Result result = evaluator.run(TokenStream({folder / "val.bin"}));
   CHECK(result.tokens == expected["predicted"].get<int64_t>());
   CHECK(result.loss == doctest::Approx(expected["loss"].get<double>()).epsilon(1e-6));
@@ -313,12 +318,13 @@ TEST_CASE("llama2.c and Hugging Face: a trained model's tokens, likelihoods and 
   const Weights weights = load(file);
   const std::vector<Parameter> table = parameter_table(model.config());
   Generator generator(model.config(), model.layout(), {.threads = 2});
-  const Arena& arena = model.load(generator.arena_bytes());
+  ThreadTeam threads(2);
+  CpuDevice device(threads);
+  const Arena& arena = model.load(generator.arena_bytes(), device);
   for (size_t i = 0; i < table.size(); ++i)
     CHECK(std::memcmp(weights[i].data(), arena.data() + model.layout().offset(table[i].name), 4 * weights[i].size()) ==
           0);
-  ThreadTeam threads(2);
-  generator.bind(arena, threads);
+  generator.bind(arena);
   const auto greedy = [&](const std::vector<int32_t>& prompt, size_t total) {
     std::vector<int32_t> ids = prompt;
     generator.generate(prompt, static_cast<int64_t>(total - prompt.size()), {.temperature = 0}, -1, [&](int32_t id) {
@@ -354,7 +360,7 @@ TEST_CASE("llama2.c and Hugging Face: a trained model's tokens, likelihoods and 
   writer.write(ids.data(), static_cast<int64_t>(nll.size()) + 1);
   writer.finish();
   Evaluator evaluator(model.config(), 1, static_cast<int64_t>(nll.size()), model.layout(), {.threads = 2});
-  evaluator.bind(model.load(evaluator.arena_bytes()), threads);
+  evaluator.bind(model.load(evaluator.arena_bytes(), device));
   CHECK(evaluator.run(TokenStream({temporary / "t.bin"})).loss ==
         doctest::Approx(expected["mean_nll_first_63"].get<double>()).epsilon(1e-5));
 }

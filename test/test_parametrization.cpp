@@ -7,6 +7,7 @@
 #include <map>
 
 #include "llm/base/random.h"
+#include "llm/device/cpu.h"
 #include "llm/graph/op.h"
 #include "llm/graph/passes.h"
 #include "llm/graph/program.h"
@@ -51,11 +52,12 @@ std::map<std::string, double> sizes(const ModelConfig& config, OptimizerKind kin
   PersistentLayout layout;
   layout.add(t.graph);
   ThreadTeam team(2);
+  CpuDevice device(team);
   CompileOptions plain;
   plain.fuse = false;
   Program program(compile(t.graph, results, {.threads = 2}, plain), layout);
-  Arena arena(program.arena_bytes());
-  program.bind(arena, team);
+  Arena arena(program.arena_bytes(), device);
+  program.bind(arena);
   std::map<std::string, double> squares;
   for (const uint64_t seed : kSeeds) {
     for (const StateTensor& state : optimizer_state(parameter_table(config), kind))

@@ -13,6 +13,7 @@
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/random.h"
+#include "llm/device/cpu.h"
 #include "llm/model/huggingface.h"
 #include "llm/ops/attention_cpu.h"
 #include "llm/ops/step_guard.h"
@@ -36,12 +37,13 @@ std::string write_text(const Folder& folder) {
 Trainer::Outcome train(const std::string& run, const std::string& text, const ModelConfig& model, TrainOptions o,
                        int threads = 2, int64_t resume_from = 0) {
   ThreadTeam team(threads);
+  CpuDevice device(team);
   o.data = text, o.out = run, o.weight_decay = 0.1;
   o.batch = 4, o.eval_every = 1000, o.sample_every = 0, o.keep_last = 0;
   if (o.lr == 0) o.lr = 0.01;
   Dataset dataset = open_dataset(text, run + "/tokens", team);
   apply_rules(o, model, 100);
-  Trainer trainer(model, o, std::move(dataset), {team});
+  Trainer trainer(model, o, std::move(dataset), device);
   trainer.allocate();
   if (resume_from > 0)
     trainer.load(run + "/checkpoints/" + std::to_string(resume_from));
@@ -53,6 +55,7 @@ Trainer::Outcome train(const std::string& run, const std::string& text, const Mo
 // A graph of a model that runs, with initial values as a training run has them.
 struct Running {
   ThreadTeam team;
+  CpuDevice device{team};
   PersistentLayout layout;
   std::unique_ptr<Program> program;
   std::unique_ptr<Arena> arena;
@@ -64,8 +67,8 @@ struct Running {
     Graph graph = g;
     recompute(graph, recomputed);
     program = std::make_unique<Program>(compile(graph, results, {.threads = threads}, options), layout);
-    arena = std::make_unique<Arena>(program->arena_bytes());
-    program->bind(*arena, team);
+    arena = std::make_unique<Arena>(program->arena_bytes(), device);
+    program->bind(*arena);
     for (const Parameter& p : parameter_table(config)) initialise(team, p, 7, program->data(g.find(p.name)));
   }
   std::vector<double> values(TensorId id) const {

@@ -7,6 +7,7 @@
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
+#include "llm/device/cpu.h"
 #include "llm/train/rules.h"
 #include "llm/train/trainer.h"
 #include "test/helpers.h"
@@ -20,6 +21,7 @@ namespace {
 Trainer::Outcome train(const std::string& run, const std::string& text, int64_t steps, int64_t stop_at, int threads,
                        bool resume, size_t memory_budget = 0, const std::string& optimizer = "adamw") {
   ThreadTeam team(threads);
+  CpuDevice device(team);
   TrainOptions o;
   o.data = text, o.out = run, o.batch = 4, o.grad_accum = 2, o.steps = steps, o.lr = 0.01,
   o.memory_budget = memory_budget, o.optimizer = optimizer;
@@ -27,7 +29,7 @@ Trainer::Outcome train(const std::string& run, const std::string& text, int64_t 
   Dataset dataset = open_dataset(text, run + "/tokens", team);
   const ModelConfig model = small_model();
   apply_rules(o, model, 100);
-  Trainer trainer(model, o, std::move(dataset), {team});
+  Trainer trainer(model, o, std::move(dataset), device);
   trainer.allocate();
   if (resume) {
     trainer.load(run + "/checkpoints/" + std::to_string(stop_at));
@@ -230,12 +232,13 @@ TEST_CASE("a step that is not finite changes nothing, and ten of them end the ru
   const std::string text = d.path + "/text.txt";
   std::ofstream(text) << pattern_text(300);
   ThreadTeam team(1);
+  CpuDevice device(team);
   TrainOptions o;
   o.data = text, o.out = d.path + "/run", o.batch = 2, o.steps = 40, o.lr = 1e30, o.grad_clip = 0;
   o.eval_every = 0, o.save_every = 1, o.sample_every = 0, o.keep_last = 0;
   const ModelConfig model = small_model();
   apply_rules(o, model, 0);
-  Trainer trainer(model, o, open_dataset(text, o.out + "/tokens", team), {team});
+  Trainer trainer(model, o, open_dataset(text, o.out + "/tokens", team), device);
   trainer.allocate();
   trainer.initialise();
   CHECK_THROWS_WITH_AS(trainer.run(0), doctest::Contains("not finite"), Error);

@@ -44,8 +44,8 @@ std::string LoadedModel::description() const {
   return text;
 }
 
-const Arena& LoadedModel::load(size_t arena_bytes, CudaDevice* cuda) {
-  arena_ = std::make_unique<Arena>(std::max(arena_bytes, layout_.bytes()), cuda);
+const Arena& LoadedModel::load(size_t arena_bytes, Device& device) {
+  arena_ = std::make_unique<Arena>(std::max(arena_bytes, layout_.bytes()), device);
   const std::vector<Parameter> table = parameter_table(config_);
   Staging staging(*arena_, layout_);
   load_parameters(checkpoint_.path, table,

@@ -31,9 +31,9 @@ class LoadedModel {
 
   // Where the parameters lie; behind them is room for programs.
   const PersistentLayout& layout() const { return layout_; }
-  // Makes the arena, of at least the parameters' size, on the GPU if given, and reads the weights to their places in it. There is no other
-  // copy of them but the mapped file, while it is read.
-  const Arena& load(size_t arena_bytes, CudaDevice* cuda = nullptr);
+  // Makes the arena, of at least the parameters' size, and reads the weights to their places in it. There is no other copy of
+  // them but the mapped file, while it is read.
+  const Arena& load(size_t arena_bytes, Device& device);
 
  private:
   CheckpointInfo checkpoint_;

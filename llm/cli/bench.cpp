@@ -39,7 +39,7 @@ void bench(BenchFlags& flags) {
   const ModelConfig config = flags.model.resolve(0, "small");
   complete_recipe(flags.recipe, flags.batch, config);
   const auto measure = flags.products ? bench_products : flags.scaling ? bench_scaling : bench_step;
-  const ordered_json result = measure(flags, opened.machine(), config);
+  const ordered_json result = measure(flags, opened.device(), config);
   for (const char* key : {"model", "parameters", "batch", "context", "device", "dtype", "threads", "only"})
     if (!earlier.is_null() && earlier.value(key, ordered_json()) != result[key])
       std::cerr << "bench: " << flags.compare << " was measured with another " << key << ": "

@@ -29,7 +29,7 @@ struct BenchFlags {
 class BenchedStep {
  public:
   // The parameters have their initial values; memory is in place only after a first run.
-  BenchedStep(const BenchFlags& flags, const Machine& on, const ModelConfig& config);
+  BenchedStep(const BenchFlags& flags, Device& on, const ModelConfig& config);
 
   Program& whole() { return *whole_; }
   // The nodes of one op alone, at the same places in memory. Run the whole step first, which fills them.
@@ -43,7 +43,7 @@ class BenchedStep {
  private:
   void fill_inputs(int64_t step);
 
-  Machine on_;
+  Device& on_;
   int64_t tokens_a_step_, vocabulary_;
   TensorId tokens_ = kNone, targets_ = kNone, loss_weights_ = kNone;
   PersistentLayout layout_;
@@ -52,9 +52,9 @@ class BenchedStep {
 };
 
 // The result of `bench --save` and `--format json`.
-nlohmann::ordered_json bench_step(const BenchFlags& flags, const Machine& on, const ModelConfig& config);
-nlohmann::ordered_json bench_products(const BenchFlags& flags, const Machine& on, const ModelConfig& config);
-nlohmann::ordered_json bench_scaling(const BenchFlags& flags, const Machine& on, const ModelConfig& config);
+nlohmann::ordered_json bench_step(const BenchFlags& flags, Device& on, const ModelConfig& config);
+nlohmann::ordered_json bench_products(const BenchFlags& flags, Device& on, const ModelConfig& config);
+nlohmann::ordered_json bench_scaling(const BenchFlags& flags, Device& on, const ModelConfig& config);
 
 // `earlier`: the result of an earlier run to compare with, or null.
 void print_step(const nlohmann::ordered_json& result, const nlohmann::ordered_json& earlier, bool nodes);

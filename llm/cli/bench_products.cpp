@@ -38,10 +38,10 @@ struct Timed {
   }
 };
 
-std::vector<Timed> products_of_step(const BenchFlags& flags, const Machine& on, const ModelConfig& config) {
+std::vector<Timed> products_of_step(const BenchFlags& flags, Device& on, const ModelConfig& config) {
   TrainingGraph t = build_training_graph(config, flags.batch, config.context, optimizer_of(flags.recipe),
                                          dtype_of(flags.device.precision()), recipe_without_data(flags.recipe, config));
-  const Compiled compiled = compile(std::move(t.graph), t.results(), on.target(flags.device.precision()));
+  const Compiled compiled = compile(std::move(t.graph), t.results(), target_on(on, flags.device.precision()));
   std::vector<Timed> all;
   for (const Node& node : compiled.graph.nodes)
     for (const Product& p : products_of(compiled.graph, node)) {
@@ -57,21 +57,21 @@ std::vector<Timed> products_of_step(const BenchFlags& flags, const Machine& on, 
 // Memory as a program has it, for the largest operands.
 class Operands {
  public:
-  Operands(const std::vector<Timed>& all, ThreadTeam& threads) : threads_(threads) {
+  Operands(const std::vector<Timed>& all, Device& device) : threads_(device.threads()) {
     int64_t a = 0, b = 0, c = 0, more = 0;
     for (const Timed& t : all) {
       const Product& p = t.product;
       a = std::max(a, p.m * p.k), b = std::max(b, p.k * p.n), c = std::max(c, p.m * p.n);
-      more = std::max(more, gemm_workspace(p.m, p.n, p.k, threads.size()));
+      more = std::max(more, gemm_workspace(p.m, p.n, p.k, threads_.size()));
     }
     const auto bytes = [](int64_t floats) { return placed_bytes(static_cast<size_t>(floats) * sizeof(float)); };
-    arena_ = std::make_unique<Arena>(bytes(a) + bytes(b) + bytes(c) + bytes(more));
+    arena_ = std::make_unique<Arena>(bytes(a) + bytes(b) + bytes(c) + bytes(more), device);
     a_ = reinterpret_cast<float*>(arena_->data());
     b_ = a_ + bytes(a) / sizeof(float);
     c_ = b_ + bytes(b) / sizeof(float);
     workspace_ = c_ + bytes(c) / sizeof(float);
     const Random random(1, stream_of("bench products"));
-    threads.for_blocks(c_ - a_, 65536, [&](int64_t begin, int64_t end) {
+    threads_.for_blocks(c_ - a_, 65536, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
         a_[i] = static_cast<float>(random.uniform(static_cast<uint64_t>(i))) * 2 - 1;
     });
@@ -127,7 +127,7 @@ void warm_up(Work&& work) {
   while (std::chrono::steady_clock::now() < end) work();
 }
 
-ordered_json result_of(const BenchFlags& flags, const Machine& on, const ModelConfig& config, double peak,
+ordered_json result_of(const BenchFlags& flags, Device& on, const ModelConfig& config, double peak,
                        const std::vector<Timed>& all) {
   ordered_json products = ordered_json::array();
   double log_gflops = 0, log_ratio = 0, seconds = 0, onednn = 0, flops = 0;
@@ -157,18 +157,18 @@ ordered_json result_of(const BenchFlags& flags, const Machine& on, const ModelCo
     total["onednn_ms"] = onednn * 1e3;
     total["ratio"] = onednn / seconds;
   }
-  return {{"model", flags.model_name()},  {"batch", flags.batch},     {"context", config.context},
-          {"threads", on.threads.size()}, {"steps", flags.steps},     {"ceilings", {{"gflops", peak}}},
-          {"products", products},         {"geometric_means", means}, {"total", total}};
+  return {{"model", flags.model_name()},    {"batch", flags.batch},     {"context", config.context},
+          {"threads", on.threads().size()}, {"steps", flags.steps},     {"ceilings", {{"gflops", peak}}},
+          {"products", products},           {"geometric_means", means}, {"total", total}};
 }
 
 }  // namespace
 
-ordered_json bench_products(const BenchFlags& flags, const Machine& on, const ModelConfig& config) {
-  if (on.cuda) fail_usage("--products times the CPU's matrix product; leave out --device cuda");
+ordered_json bench_products(const BenchFlags& flags, Device& on, const ModelConfig& config) {
+  if (on.cuda()) fail_usage("--products times the CPU's matrix product; leave out --device cuda");
   std::vector<Timed> all = products_of_step(flags, on, config);
-  const Operands operands(all, on.threads);
-  std::cerr << "bench: " << all.size() << " products, " << on.threads.size() << " threads"
+  const Operands operands(all, on);
+  std::cerr << "bench: " << all.size() << " products, " << on.threads().size() << " threads"
             << (onednn_gemm ? ", beside oneDNN" : "") << "\n";
   std::vector<double> peaks;
   for (Timed& t : all) {
@@ -180,12 +180,12 @@ ordered_json bench_products(const BenchFlags& flags, const Machine& on, const Mo
   const auto time_onednn = [&](Timed& t) { return seconds_of(t.repeats, [&] { operands.onednn(t.product); }); };
   for (int64_t round = 0; round < flags.steps; ++round) {
     for (Timed& t : all) t.seconds.push_back(time_ours(t));
-    peaks.push_back(measure_held_gflops(on.threads));
+    peaks.push_back(measure_held_gflops(on.threads()));
     if (!onednn_gemm) continue;
     warm_up([&] { time_onednn(all.front()); });
     for (Timed& t : all) t.onednn.push_back(time_onednn(t));
     // OpenMP's threads wait for more work by spinning, for some milliseconds, and would take our cores.
-    if (on.threads.size() > 1) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    if (on.threads().size() > 1) std::this_thread::sleep_for(std::chrono::milliseconds(20));
     warm_up([&] { time_ours(all.front()); });
   }
   return result_of(flags, on, config, median(peaks), all);

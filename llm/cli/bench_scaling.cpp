@@ -9,6 +9,7 @@
 
 #include "llm/base/error.h"
 #include "llm/cli/bench.h"
+#include "llm/device/cpu.h"
 #include "llm/graph/op.h"
 #include "llm/model/gpt.h"
 
@@ -47,8 +48,8 @@ Share median_of(const std::vector<Share>& all) {
 Shares rehearse(const BenchFlags& flags, const ModelConfig& config, int threads) {
   Rehearsal rehearsal;
   ThreadTeam team(threads, rehearsal);
-  const Machine machine{team};
-  BenchedStep step(flags, machine, config);
+  CpuDevice device(team);
+  BenchedStep step(flags, device, config);
   step.run(step.whole(), 0);
   std::map<std::string, std::unique_ptr<Program>> ops;
   for (const Node& node : step.whole().graph().nodes)
@@ -72,7 +73,8 @@ Shares rehearse(const BenchFlags& flags, const ModelConfig& config, int threads)
 // Seconds of a step on a real team, and of a call of it that has nothing to do.
 std::pair<double, double> measure(const BenchFlags& flags, const ModelConfig& config, int threads) {
   ThreadTeam team(threads);
-  BenchedStep step(flags, {team}, config);
+  CpuDevice device(team);
+  BenchedStep step(flags, device, config);
   std::vector<double> steps, calls;
   for (int64_t i = 0; i <= flags.steps; ++i)
     if (const double seconds = step.run(step.whole(), i); i > 0) steps.push_back(seconds);
@@ -102,9 +104,9 @@ Share sum_of(const Shares& shares) {
 
 }  // namespace
 
-ordered_json bench_scaling(const BenchFlags& flags, const Machine& on, const ModelConfig& config) {
-  if (on.cuda) fail_usage("--scaling counts what the CPU's threads cannot share; leave out --device cuda");
-  const int here = on.threads.size();
+ordered_json bench_scaling(const BenchFlags& flags, Device& on, const ModelConfig& config) {
+  if (on.cuda()) fail_usage("--scaling counts what the CPU's threads cannot share; leave out --device cuda");
+  const int here = on.threads().size();
   std::vector<int> teams = {1};
   while (teams.back() < flags.scaling) teams.push_back(std::min(2 * teams.back(), flags.scaling));
   // Every further thread adds as much to a call: the line that all of them write wanders from one to the next.

@@ -79,10 +79,10 @@ std::string shapes_of(const Graph& g, const Node& node) {
 
 class StepBench {
  public:
-  StepBench(const BenchFlags& flags, const Machine& on, const ModelConfig& config)
+  StepBench(const BenchFlags& flags, Device& on, const ModelConfig& config)
       : flags_(flags), on_(on), config_(config), step_(flags, on, config) {
     std::cerr << "bench: " << format_bytes(step_.persistent_bytes() + step_.transient_bytes()) << " of memory, "
-              << (on.cuda ? on.cuda->properties().name : concat(on.threads.size(), " threads")) << ", "
+              << (on.cuda() ? on.cuda()->properties().name : concat(on.threads().size(), " threads")) << ", "
               << name_of(flags.device.precision()) << "\n";
     if (flags.only.empty()) return;
     op_named(flags.only);  // throws for an unknown one
@@ -96,12 +96,12 @@ class StepBench {
     Program& program = part_ ? *part_ : step_.whole();
     const Graph& g = program.graph();
     prepare_rows(g);
-    CeilingMeter meter(on_.threads);
-    const int64_t rounds = on_.cuda ? 1 : std::min(flags_.steps, kCeilingRounds);
+    CeilingMeter meter(on_.threads());
+    const int64_t rounds = on_.cuda() ? 1 : std::min(flags_.steps, kCeilingRounds);
     for (int64_t step = 0, round = 0; step < flags_.steps; ++step) {
       if (step * rounds >= round * flags_.steps) {
-        if (on_.cuda)
-          machine_ = measure_cuda_ceilings(*on_.cuda, dtype_of(flags_.device.precision()));
+        if (on_.cuda())
+          machine_ = measure_cuda_ceilings(*on_.cuda(), dtype_of(flags_.device.precision()));
         else
           meter.round();
         step_.run(program, 1);  // brings back into the caches what a step finds there
@@ -110,7 +110,7 @@ class StepBench {
       std::vector<double> seconds(g.nodes.size(), 0);
       double wall = step_.run(program, step + 2, &seconds);
       // On a GPU the nodes are timed one by one, the step as the captured whole that training launches.
-      if (on_.cuda) wall = step_.run(program, step + 2);
+      if (on_.cuda()) wall = step_.run(program, step + 2);
       double sum = 0;
       for (Row& row : ops_) row.seconds.push_back(0);
       for (Row& row : nodes_) row.seconds.push_back(0);
@@ -122,7 +122,7 @@ class StepBench {
       walls_.push_back(wall);
       sums_.push_back(sum);
     }
-    if (!on_.cuda) machine_ = meter.medians();
+    if (!on_.cuda()) machine_ = meter.medians();
     add_floors(program.compiled());
     const auto slower = [](const Row& a, const Row& b) { return a.time() > b.time(); };
     std::stable_sort(ops_.begin(), ops_.end(), slower);
@@ -155,9 +155,9 @@ class StepBench {
             {"optimizer", flags_.recipe.optimizer},
             {"batch", flags_.batch},
             {"context", config_.context},
-            {"device", on_.cuda ? on_.cuda->properties().name : "cpu"},
+            {"device", on_.cuda() ? on_.cuda()->properties().name : "cpu"},
             {"dtype", name_of(flags_.device.precision())},
-            {"threads", on_.threads.size()},
+            {"threads", on_.threads().size()},
             {"steps", flags_.steps},
             {"only", flags_.only},
             {"memory_bytes", {{"persistent", step_.persistent_bytes()}, {"transient", step_.transient_bytes()}}},
@@ -207,7 +207,7 @@ class StepBench {
   }
 
   const BenchFlags& flags_;
-  Machine on_;
+  Device& on_;
   ModelConfig config_;
   BenchedStep step_;
   std::unique_ptr<Program> part_;  // only the nodes of --only
@@ -219,7 +219,7 @@ class StepBench {
 
 }  // namespace
 
-ordered_json bench_step(const BenchFlags& flags, const Machine& on, const ModelConfig& config) {
+ordered_json bench_step(const BenchFlags& flags, Device& on, const ModelConfig& config) {
   StepBench bench(flags, on, config);
   bench.run();
   return bench.result();

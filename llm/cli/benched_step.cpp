@@ -9,22 +9,22 @@
 
 namespace llm {
 
-BenchedStep::BenchedStep(const BenchFlags& flags, const Machine& on, const ModelConfig& config)
+BenchedStep::BenchedStep(const BenchFlags& flags, Device& on, const ModelConfig& config)
     : on_(on), tokens_a_step_(flags.batch * config.context), vocabulary_(config.vocabulary) {
-  const Target target = on.target(flags.device.precision());
+  const Target target = target_on(on, flags.device.precision());
   TrainingGraph t = build_training_graph(config, flags.batch, config.context, optimizer_of(flags.recipe),
                                          dtype_of(target.precision), recipe_without_data(flags.recipe, config));
   tokens_ = t.tokens, targets_ = t.targets, loss_weights_ = t.loss_weights;
   Compiled compiled = compile(std::move(t.graph), t.results(), target);
   layout_.add(compiled.graph);
   whole_ = std::make_unique<Program>(std::move(compiled), layout_);
-  arena_ = std::make_unique<Arena>(whole_->arena_bytes(), on.cuda);
-  whole_->bind(*arena_, on.threads);
+  arena_ = std::make_unique<Arena>(whole_->arena_bytes(), on);
+  whole_->bind(*arena_);
   Staging staging(*arena_, layout_);
   for (const Parameter& p : parameter_table(config, parametrization_of(flags.recipe))) {
-    initialise(on.threads, p, 1, staging.room(p.name, p.shape.elements()));
+    initialise(on.threads(), p, 1, staging.room(p.name, p.shape.elements()));
     if (layout_.has(master_of(p.name)))
-      initialise(on.threads, p, 1, staging.room(master_of(p.name), p.shape.elements()));
+      initialise(on.threads(), p, 1, staging.room(master_of(p.name), p.shape.elements()));
   }
   staging.flush();
 }
@@ -33,7 +33,7 @@ std::unique_ptr<Program> BenchedStep::only(const std::string& op) const {
   Compiled part = whole_->compiled();
   std::erase_if(part.graph.nodes, [&](const Node& node) { return node.op->name != op; });
   auto program = std::make_unique<Program>(std::move(part), layout_);
-  program->bind(*arena_, on_.threads);
+  program->bind(*arena_);
   return program;
 }
 
@@ -42,7 +42,7 @@ double BenchedStep::run(Program& program, int64_t step, std::vector<double>* sec
   program.step = {.learning_rate = 1e-4f, .step = step};
   const auto start = std::chrono::steady_clock::now();
   program.run(kWholeStep, seconds);
-  if (on_.cuda) on_.cuda->wait();
+  on_.wait();
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 

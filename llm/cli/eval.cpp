@@ -219,7 +219,7 @@ void evaluate_choices(const EvalFlags& flags) {
   if (context > model.config().context)
     fail_usage("--context ", context, " is longer than the model's of ", model.config().context);
   ChoiceScorer scorer(model.config(), read_tasks(flags, model, context), flags.batch, model.layout(), opened.target());
-  scorer.bind(model.load(scorer.arena_bytes(), opened.cuda()), opened.threads());
+  scorer.bind(model.load(scorer.arena_bytes(), opened.device()));
   const bool terminal = ::isatty(STDERR_FILENO) == 1;
   const auto begin = std::chrono::steady_clock::now();
   ProgressLine progress;
@@ -249,7 +249,7 @@ void evaluate(const EvalFlags& flags) {
   // About 4096 tokens fill the threads; more would only take memory.
   const int64_t batch = flags.batch ? flags.batch : std::clamp<int64_t>(4096 / context, 1, 64);
   Evaluator evaluator(model.config(), batch, context, model.layout(), opened.target(), document_token(model));
-  evaluator.bind(model.load(evaluator.arena_bytes(), opened.cuda()), threads);
+  evaluator.bind(model.load(evaluator.arena_bytes(), opened.device()));
   const bool terminal = ::isatty(STDERR_FILENO) == 1;
   ProgressLine progress;
   const Evaluator::Result result = evaluator.run(*data.stream, flags.batches, [&](int64_t done, int64_t total) {

@@ -108,15 +108,15 @@ std::vector<int32_t> prompt_of(const GenerateFlags& flags, const LoadedModel& mo
 void generate(const GenerateFlags& flags) {
   using Clock = std::chrono::steady_clock;
   flags.device.check();
-  LoadedModel model(flags.model, dtype_of(flags.device.precision()));
+  OpenedMachine opened(flags.device);  // before the model, whose arena is the device's
+  LoadedModel model(flags.model, dtype_of(opened.precision()));
   Sampler(flags.sampling, 1);  // checks the options before the weights are read
   const std::vector<int32_t> prompt = prompt_of(flags, model);
   const int32_t stop = model.tokenizer() && !flags.no_stop ? model.tokenizer()->end_of_text() : -1;
   std::vector<int> stops;  // what the model's files name
   if (!flags.no_stop) stops = read_end_tokens(model.checkpoint().path).eos;
-  OpenedMachine opened(flags.device);
   Generator generator(model.config(), model.layout(), opened.target());
-  generator.bind(model.load(generator.arena_bytes(), opened.cuda()), opened.threads());
+  generator.bind(model.load(generator.arena_bytes(), opened.device()));
 
   Output output;
   if (flags.logits) {

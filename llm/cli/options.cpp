@@ -9,6 +9,7 @@
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
+#include "llm/device/cpu.h"
 #include "llm/device/cuda.h"
 #include "llm/device/gemm_plans.h"
 #include "llm/train/rules.h"
@@ -75,18 +76,22 @@ std::string tuning_file(const CudaProperties& device) {
 
 OpenedMachine::OpenedMachine(const DeviceOptions& options)
     : threads_(options.threads), precision_(options.precision()) {
-  if (!options.on_cuda()) return;
-  cuda_ = std::make_unique<CudaDevice>();
-  cuda_->allow_tf32 = options.tf32;
-  if (const std::string file = options.gemm_tuning ? tuning_file(cuda_->properties()) : ""; !file.empty()) {
-    cuda_->gemm_plans()->remember(file);
-    cuda_->gemm_plans()->tune(true);
+  if (!options.on_cuda()) {
+    device_ = std::make_unique<CpuDevice>(threads_);
+    return;
+  }
+  auto cuda = std::make_unique<CudaDevice>(threads_);
+  cuda->allow_tf32 = options.tf32;
+  if (const std::string file = options.gemm_tuning ? tuning_file(cuda->properties()) : ""; !file.empty()) {
+    cuda->gemm_plans()->remember(file);
+    cuda->gemm_plans()->tune(true);
   }
   constexpr int kFirstWithFp8 = 89;  // Ada; Hopper is 90
-  if (const CudaProperties& p = cuda_->properties();
+  if (const CudaProperties& p = cuda->properties();
       precision_ == Precision::fp8 && p.compute_capability < kFirstWithFp8)
     fail_usage("--dtype fp8 needs a GPU of compute capability 8.9 or later, ", p.name, " has ",
                p.compute_capability / 10, ".", p.compute_capability % 10, "; use --dtype bf16");
+  device_ = std::move(cuda);
 }
 
 void ModelOptions::add_to(CLI::App& app, const char* named) {

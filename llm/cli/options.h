@@ -34,14 +34,13 @@ class OpenedMachine {
  public:
   explicit OpenedMachine(const DeviceOptions& options);
   ThreadTeam& threads() { return threads_; }
-  CudaDevice* cuda() { return cuda_.get(); }
-  Machine machine() { return {threads_, cuda_.get()}; }
+  Device& device() { return *device_; }
   Precision precision() const { return precision_; }
-  Target target() { return machine().target(precision_); }
+  Target target() { return target_on(*device_, precision_); }
 
  private:
   ThreadTeam threads_;
-  std::unique_ptr<CudaDevice> cuda_;
+  std::unique_ptr<Device> device_;
   Precision precision_;
 };
 

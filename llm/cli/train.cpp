@@ -348,15 +348,15 @@ void train(Arguments& a) {
     fail(o.data, " has only ", train_tokens, " training tokens, fewer than the context of ", model.context,
          " and one more; lower --context");
   const std::vector<Rule> rules = apply_rules(o, model, val_tokens, !origin.empty());
-  Trainer trainer(model, o, std::move(dataset), opened.machine());
+  Trainer trainer(model, o, std::move(dataset), opened.device());
   print_plan(model, o, a.resume ? std::vector<Rule>{} : rules, trainer);
 
   // What this process holds already stays; the arena comes on top, unless it is the GPU's, and the token files are mapped.
   const size_t data_bytes = static_cast<size_t>(train_tokens + val_tokens) * (model.vocabulary > 65536 ? 4 : 2);
-  const size_t predicted = process_memory("VmRSS:") + (opened.cuda() ? 0 : trainer.arena_bytes()) + data_bytes;
-  if (opened.cuda())
+  const size_t predicted = process_memory("VmRSS:") + (opened.device().cuda() ? 0 : trainer.arena_bytes()) + data_bytes;
+  if (opened.device().cuda())
     std::cout << "device memory: " << (trainer.arena_bytes() + (1 << 19)) / (1 << 20) << " MiB on "
-              << opened.cuda()->properties().name << "\n";
+              << opened.device().cuda()->properties().name << "\n";
   std::cout << "predicted memory: " << (predicted + (1 << 19)) / (1 << 20) << " MiB\n" << std::flush;
   trainer.allocate();
   if (a.resume) {
@@ -367,8 +367,9 @@ void train(Arguments& a) {
   }
   write_file_atomically(o.out + "/config.json", o.json(model));
 
-  const double peak_gflops = opened.cuda() ? measure_cuda_peak_gflops(*opened.cuda(), dtype_of(opened.precision()))
-                                           : measure_peak_gflops(threads);
+  const double peak_gflops = opened.device().cuda()
+                                 ? measure_cuda_peak_gflops(*opened.device().cuda(), dtype_of(opened.precision()))
+                                 : measure_peak_gflops(threads);
   const bool jsonl = a.log_format == "jsonl";
   const Trainer::Outcome outcome = trainer.run(peak_gflops, [&](const LogEntry& entry) {
     if (jsonl) std::cout << entry.json() << "\n" << std::flush;

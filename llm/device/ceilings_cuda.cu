@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "llm/device/cuda_transfer.h"
+#include "llm/device/arena.h"
 #include "llm/device/gemm_cuda.h"
 #include "llm/device/simt.h"
 
@@ -54,34 +54,18 @@ void fill(CudaDevice& device, void* x, int64_t count, DType dtype) {
     simt::launch(device.stream(), blocks, kThreads, 0, fill_kernel<float>, static_cast<float*>(x), count);
 }
 
-class Memory {
- public:
-  Memory(CudaDevice& device, size_t bytes) : device_(device), data_(device.allocate(bytes)) {}
-  ~Memory() { device_.release(data_); }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  template <class T>
-  T* as() const {
-    return static_cast<T*>(data_);
-  }
-
- private:
-  CudaDevice& device_;
-  void* data_;
-};
-
 // The median of kRounds runs of `work`, after one to warm up.
 template <class Work>
 double median_seconds(CudaDevice& device, Work&& work) {
-  Stopwatch watch(device, kRounds + 1);
+  const auto watch = device.new_stopwatch(kRounds + 1);
   work();
-  watch.mark(0);
+  watch->mark(0);
   for (int i = 0; i < kRounds; ++i) {
     work();
-    watch.mark(static_cast<size_t>(i) + 1);
+    watch->mark(static_cast<size_t>(i) + 1);
   }
   double seconds[kRounds];
-  for (int i = 0; i < kRounds; ++i) seconds[i] = watch.seconds(static_cast<size_t>(i), static_cast<size_t>(i) + 1);
+  for (int i = 0; i < kRounds; ++i) seconds[i] = watch->seconds(static_cast<size_t>(i), static_cast<size_t>(i) + 1);
   std::nth_element(seconds, seconds + kRounds / 2, seconds + kRounds);
   return seconds[kRounds / 2];
 }
@@ -95,20 +79,21 @@ Streams measure_streams(CudaDevice& device) {
   Streams result;
   const size_t most = std::min<size_t>(size_t{1} << 29, device.free_bytes() / 4);
   for (size_t bytes = size_t{1} << 20; bytes <= most; bytes *= 8) {
-    const Memory x(device, bytes), y(device, bytes), sums(device, 256);
+    const Arena x(bytes, device), y(bytes, device), sums(256, device);
     const auto packs = static_cast<int64_t>(bytes / sizeof(Packed));
     const auto blocks = static_cast<unsigned>((packs + kThreads * kPacksAThread - 1) / (kThreads * kPacksAThread));
+    const auto packed = [](const Arena& memory) { return reinterpret_cast<Packed*>(memory.data()); };
     const auto run = [&](Packed* to) {
       return median_seconds(device, [&] {
-        simt::launch(device.stream(), blocks, kThreads, 0, stream_kernel, x.as<Packed>(), to, sums.as<float>(), 1.0f,
-                     packs);
+        simt::launch(device.stream(), blocks, kThreads, 0, stream_kernel, packed(x), to,
+                     reinterpret_cast<float*>(sums.data()), 1.0f, packs);
       });
     };
     const auto rate = [&](double seconds, double times) {
       return seconds > 0 ? times * static_cast<double>(bytes) / seconds * 1e-9 : 0;
     };
     const double reading = run(nullptr);
-    result = {rate(reading, 1), rate(run(y.as<Packed>()), 2), rate(run(x.as<Packed>()), 2)};
+    result = {rate(reading, 1), rate(run(packed(y)), 2), rate(run(packed(x)), 2)};
     if (reading > kEnoughSeconds) break;
   }
   return result;
@@ -121,11 +106,10 @@ double measure_cuda_peak_gflops(CudaDevice& device, DType dtype) {
   for (int64_t n = 512; n <= 8192; n *= 2) {
     const auto bytes = static_cast<size_t>(n * n) * size_of(dtype);
     if (3 * bytes > device.free_bytes()) break;
-    const Memory a(device, bytes), b(device, bytes), c(device, bytes);
-    fill(device, a.as<void>(), n * n, dtype);
-    fill(device, b.as<void>(), n * n, dtype);
-    const CudaGemm gemm{n,     n, n, {a.as<void>(), dtype, n, false}, {b.as<void>(), dtype, n, true}, c.as<void>(),
-                        dtype, n};
+    const Arena a(bytes, device), b(bytes, device), c(bytes, device);
+    fill(device, a.data(), n * n, dtype);
+    fill(device, b.data(), n * n, dtype);
+    const CudaGemm gemm{n, n, n, {a.data(), dtype, n, false}, {b.data(), dtype, n, true}, c.data(), dtype, n};
     const double seconds = median_seconds(device, [&] { cuda_gemm(device, gemm); });
     const double n3 = static_cast<double>(n) * static_cast<double>(n) * static_cast<double>(n);
     if (seconds > 0) best = std::max(best, 2 * n3 / seconds * 1e-9);

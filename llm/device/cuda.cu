@@ -69,7 +69,7 @@ int count_cuda_devices() {
   return 0;
 }
 
-CudaDevice::CudaDevice(int index) : index_(index) {
+CudaDevice::CudaDevice(ThreadTeam& threads, int index) : Device(threads), index_(index) {
   const int count = count_cuda_devices();
   if (index < 0 || index >= count)
     fail("CUDA: there is no device ", index, ": ", describe_cuda_devices(), "; --device cpu does without");
@@ -83,7 +83,7 @@ CudaDevice::CudaDevice(int index) : index_(index) {
   try {
     check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "make a stream");
     check_cuda(cudaStreamCreateWithFlags(&copy_stream_, cudaStreamNonBlocking), "make a stream");
-    counters_ = static_cast<uint32_t*>(allocate(kCudaCounters * sizeof(uint32_t)));
+    counters_ = reinterpret_cast<uint32_t*>(allocate(kCudaCounters * sizeof(uint32_t)));
     if (make_gemm_plans) gemm_plans_ = make_gemm_plans(*this);
   } catch (...) {
     destroy();
@@ -103,6 +103,14 @@ void CudaDevice::destroy() {
   if (stream_) cudaStreamDestroy(stream_);
 }
 
+bool CudaDevice::captures() {
+#if defined(LLM_TEST_BED)
+  return false;
+#else
+  return true;
+#endif
+}
+
 void CudaDevice::make_current() { check_cuda(cudaSetDevice(index_), "use device ", index_); }
 
 size_t CudaDevice::free_bytes() {
@@ -111,7 +119,7 @@ size_t CudaDevice::free_bytes() {
   return free;
 }
 
-void* CudaDevice::allocate(size_t bytes) {
+std::byte* CudaDevice::allocate(size_t bytes) {
   void* memory = nullptr;
   const cudaError_t status = cudaMalloc(&memory, std::max<size_t>(1, bytes));
   if (status == cudaErrorMemoryAllocation) {
@@ -122,27 +130,18 @@ void* CudaDevice::allocate(size_t bytes) {
   }
   check_cuda(status, "allocate ", bytes, " bytes");
   check_cuda(cudaMemsetAsync(memory, 0, std::max<size_t>(1, bytes), stream_), "clear ", bytes, " bytes");
-  return memory;
+  return static_cast<std::byte*>(memory);
 }
 
-void CudaDevice::release(void* memory) { check_cuda(cudaFree(memory), "release memory"); }
+void CudaDevice::release(void* memory, size_t) { check_cuda(cudaFree(memory), "release memory"); }
 
-void* CudaDevice::allocate_pinned(size_t bytes) {
-  void* memory = nullptr;
-  check_cuda(cudaMallocHost(&memory, std::max<size_t>(1, bytes)), "allocate ", bytes, " bytes of pinned memory");
-  return memory;
-}
-
-void CudaDevice::release_pinned(void* memory) { check_cuda(cudaFreeHost(memory), "release pinned memory"); }
-
-void CudaDevice::copy_in(void* device, const void* host, size_t bytes) {
-  check_cuda(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_), "copy ", bytes,
-             " bytes to the device");
+void CudaDevice::copy_in(void* to, const void* from, size_t bytes) {
+  check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), "copy ", bytes, " bytes to the device");
   wait();
 }
 
-void CudaDevice::copy_out(void* host, const void* device, size_t bytes) {
-  check_cuda(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_), "copy ", bytes,
+void CudaDevice::copy_out(void* to, const void* from, size_t bytes) {
+  check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_), "copy ", bytes,
              " bytes from the device");
   wait();
 }

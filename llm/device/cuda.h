@@ -6,9 +6,9 @@
 #include <memory>
 #include <string>
 
+#include "llm/device/device.h"
+
 struct CUstream_st;  // what cudaStream_t points to
-struct CUevent_st;
-struct CUgraphExec_st;
 
 namespace llm {
 
@@ -27,36 +27,39 @@ inline constexpr int64_t kCudaCounters = 1 << 16;
 // What the matrix products need beside the plan's arena; 32 MiB is cuBLAS's own choice for the H100.
 inline constexpr size_t kGemmWorkspaceBytes = size_t{32} << 20;
 
-// Used by one thread at a time.
-class CudaDevice {
+class CudaDevice : public Device {
  public:
   // Throws Error naming the reason when the device cannot be used. The calling thread's work goes to it from here on.
-  [[gnu::weak]] explicit CudaDevice(int index = 0);
-  [[gnu::weak]] ~CudaDevice();
-  CudaDevice(const CudaDevice&) = delete;
-  CudaDevice& operator=(const CudaDevice&) = delete;
+  [[gnu::weak]] explicit CudaDevice(ThreadTeam& threads, int index = 0);
+  [[gnu::weak]] ~CudaDevice() override;
 
   [[gnu::weak]] void make_current();  // for the calling thread, where it is not the one that made the device
+  // Whether a walk over kernels can be captured: not in the test bed, which runs each kernel when it is launched.
+  [[gnu::weak]] static bool captures();
 
   const CudaProperties& properties() const { return properties_; }
   CUstream_st* stream() const { return stream_; }              // where everything runs
   CUstream_st* copy_stream() const { return copy_stream_; }    // where batches come in meanwhile
   GemmPlans* gemm_plans() const { return gemm_plans_.get(); }  // null in the test bed: llm/device/gemm_plans.h
   uint32_t* counters() const { return counters_; }             // zeros: simt::arrives_last uses them and clears them
+  [[gnu::weak]] size_t free_bytes();                           // of the device's memory, by now
 
   // Products of fp32 may round their factors to tf32 (10 bits): several times as fast. Off at first.
   bool allow_tf32 = false;
 
-  [[gnu::weak]] void* allocate(size_t bytes);         // throws Error with what is free; the memory holds zeros
-  [[gnu::weak]] void release(void* memory);           // waits until nothing runs; null is nothing
-  [[gnu::weak]] void* allocate_pinned(size_t bytes);  // the host's memory, from which copies run in the background
-  [[gnu::weak]] void release_pinned(void* memory);
-  [[gnu::weak]] size_t free_bytes();  // of the device's memory, by now
-
-  // In the order of the stream; `copy_in` and `copy_out` return when the copy is done.
-  [[gnu::weak]] void copy_in(void* device, const void* host, size_t bytes);
-  [[gnu::weak]] void copy_out(void* host, const void* device, size_t bytes);
-  [[gnu::weak]] void wait();  // until the stream is empty; throws Error for what went wrong on the device
+  CudaDevice* cuda() override { return this; }
+  int ahead() const override { return 1; }
+  [[gnu::weak]] std::byte* allocate(size_t bytes) override;         // the message says what is free
+  [[gnu::weak]] void release(void* memory, size_t bytes) override;  // waits until nothing runs
+  std::byte* on_host(std::byte*) const override { return nullptr; }
+  [[gnu::weak]] void copy_in(void* to, const void* from, size_t bytes) override;
+  [[gnu::weak]] void copy_out(void* to, const void* from, size_t bytes) override;
+  [[gnu::weak]] void store(void* to, const void* from, size_t bytes) override;
+  [[gnu::weak]] void wait() override;
+  [[gnu::weak]] std::unique_ptr<Upload> new_upload(size_t bytes) override;
+  [[gnu::weak]] std::unique_ptr<Download> new_download(size_t bytes, bool beside) override;
+  [[gnu::weak]] std::unique_ptr<Stopwatch> new_stopwatch(size_t marks) override;
+  [[gnu::weak]] std::unique_ptr<Replay> new_replay() override;
 
  private:
   [[gnu::weak]] void destroy();

@@ -1,18 +1,184 @@
-#include "llm/device/cuda_transfer.h"
-
+// Batches on their way to a GPU and results on their way back, beside the work on its stream; and walks over kernels that are
+// captured once and launched as a whole.
+#include <algorithm>
 #include <cstring>
+#include <utility>
+#include <vector>
 
+#include "llm/device/arena.h"
 #include "llm/device/check_cuda.h"
+#include "llm/device/cuda.h"
 #include "llm/device/simt.h"
 
 namespace llm {
 namespace {
 
-cudaEvent_t new_event() {
-  cudaEvent_t event = nullptr;
-  check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "make an event");
-  return event;
-}
+// A point in a stream's work.
+class Event {
+ public:
+  explicit Event(unsigned flags = cudaEventDisableTiming) {
+    check_cuda(cudaEventCreateWithFlags(&event_, flags), "make an event");
+  }
+  ~Event() {
+    if (event_) cudaEventDestroy(event_);
+  }
+  Event(Event&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
+  Event& operator=(Event&&) = delete;
+
+  void record(cudaStream_t stream) { check_cuda(cudaEventRecord(event_, stream), "record an event"); }
+  void hold_back(cudaStream_t stream) { check_cuda(cudaStreamWaitEvent(stream, event_, 0), "let a stream wait"); }
+  void wait(const char* what) { check_cuda(cudaEventSynchronize(event_), what); }
+  double milliseconds_since(const Event& earlier) const {
+    float milliseconds = 0;
+    check_cuda(cudaEventElapsedTime(&milliseconds, earlier.event_, event_), "read a measurement");
+    return static_cast<double>(milliseconds);
+  }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+// The host's memory, from and to which copies run in the background.
+class Pinned {
+ public:
+  explicit Pinned(size_t bytes) {
+    check_cuda(cudaMallocHost(&memory_, std::max<size_t>(1, bytes)), "allocate ", bytes, " bytes of pinned memory");
+  }
+  ~Pinned() { cudaFreeHost(memory_); }
+  Pinned(const Pinned&) = delete;
+  Pinned& operator=(const Pinned&) = delete;
+  std::byte* data() const { return static_cast<std::byte*>(memory_); }
+
+ private:
+  void* memory_ = nullptr;
+};
+
+// The host -> pinned memory -> (copy stream) -> the GPU -> (stream) -> where the kernels read it.
+class CudaUpload final : public Upload {
+ public:
+  CudaUpload(CudaDevice& device, size_t bytes)
+      : device_(device), bytes_(bytes), pinned_{Pinned(bytes), Pinned(bytes)}, staged_(bytes, device) {
+    consumed_.record(device.stream());  // the first copy waits until the stream has cleared the buffer
+  }
+  ~CudaUpload() override { cudaStreamSynchronize(device_.copy_stream()); }
+
+  std::byte* slot() override {
+    copied_[next_].wait("copy a batch");
+    return pinned_[next_].data();
+  }
+  void submit() override {
+    const cudaStream_t copies = device_.copy_stream();
+    consumed_.hold_back(copies);
+    check_cuda(cudaMemcpyAsync(staged_.data(), pinned_[next_].data(), bytes_, cudaMemcpyHostToDevice, copies),
+               "copy a batch");
+    copied_[next_].record(copies);
+  }
+  void consume(std::initializer_list<TransferPiece> pieces) override {
+    const cudaStream_t stream = device_.stream();
+    copied_[next_].hold_back(stream);
+    for (const TransferPiece& p : pieces)
+      check_cuda(cudaMemcpyAsync(p.device, staged_.data() + p.offset, p.bytes, cudaMemcpyDeviceToDevice, stream),
+                 "copy a batch");
+    consumed_.record(stream);
+    next_ ^= 1;
+  }
+
+ private:
+  CudaDevice& device_;
+  size_t bytes_;
+  Pinned pinned_[2];
+  Arena staged_;
+  Event copied_[2], consumed_;
+  int next_ = 0;
+};
+
+class CudaDownload final : public Download {
+ public:
+  CudaDownload(CudaDevice& device, size_t bytes, bool beside)
+      : device_(device),
+        stream_(beside ? device.copy_stream() : device.stream()),
+        pinned_{Pinned(bytes), Pinned(bytes)} {}
+  ~CudaDownload() override { cudaStreamSynchronize(stream_); }
+
+  void submit(std::initializer_list<TransferPiece> pieces) override {
+    if (submitted_ - taken_ == 2) fail("two results are on their way from the GPU already");
+    const int slot = submitted_++ % 2;
+    if (stream_ != device_.stream()) {
+      made_.record(device_.stream());
+      made_.hold_back(stream_);
+    }
+    for (const TransferPiece& p : pieces)
+      check_cuda(cudaMemcpyAsync(pinned_[slot].data() + p.offset, p.device, p.bytes, cudaMemcpyDeviceToHost, stream_),
+                 "copy a result");
+    arrived_[slot].record(stream_);
+  }
+  const std::byte* wait() override {
+    const int slot = taken_++ % 2;
+    arrived_[slot].wait("read a result");
+    return pinned_[slot].data();
+  }
+
+ private:
+  CudaDevice& device_;
+  cudaStream_t stream_;
+  Pinned pinned_[2];
+  Event made_, arrived_[2];
+  int submitted_ = 0, taken_ = 0;
+};
+
+class CudaStopwatch final : public Stopwatch {
+ public:
+  CudaStopwatch(CudaDevice& device, size_t marks) : device_(device) {
+    for (size_t i = 0; i < marks; ++i) events_.emplace_back(cudaEventDefault);
+  }
+  void mark(size_t i) override { events_[i].record(device_.stream()); }
+  double seconds(size_t from, size_t to) override {
+    events_[to].wait("wait for the end of a measurement");
+    return events_[to].milliseconds_since(events_[from]) * 1e-3;
+  }
+
+ private:
+  CudaDevice& device_;
+  std::vector<Event> events_;
+};
+
+// The first run is made kernel by kernel: then products choose their algorithms, which cannot be captured.
+class CudaReplay final : public Replay {
+ public:
+  explicit CudaReplay(CudaDevice& device) : device_(device) {}
+  ~CudaReplay() override {
+    if (executable_) cudaGraphExecDestroy(executable_);
+  }
+
+  void run(const Work& work) override {
+    if (!ran_ || !CudaDevice::captures()) {
+      ran_ = true;
+      return work();
+    }
+    capture(work);
+    check_cuda(cudaGraphLaunch(executable_, device_.stream()), "launch a captured graph");
+  }
+  void prepare(const Work& work) override {
+    if (!ran_) run(work);
+    if (CudaDevice::captures()) capture(work);
+  }
+
+ private:
+  void capture(const Work& work) {
+    if (executable_) return;
+    check_cuda(cudaStreamBeginCapture(device_.stream(), cudaStreamCaptureModeThreadLocal), "begin a capture");
+    work();
+    cudaGraph_t graph = nullptr;
+    check_cuda(cudaStreamEndCapture(device_.stream(), &graph), "end a capture");
+    const cudaError_t status = cudaGraphInstantiate(&executable_, graph, 0);
+    cudaGraphDestroy(graph);
+    check_cuda(status, "make a captured graph run");
+  }
+
+  CudaDevice& device_;
+  bool ran_ = false;
+  cudaGraphExec_t executable_ = nullptr;
+};
 
 struct Small {
   unsigned char bytes[256];
@@ -26,136 +192,21 @@ __global__ void store_bytes(unsigned char* to, Small value, int bytes) {
 
 }  // namespace
 
-void store_small(CudaDevice& device, void* to, const void* from, size_t bytes) {
+void CudaDevice::store(void* to, const void* from, size_t bytes) {
   Small value;
   if (bytes > sizeof value.bytes) fail("only ", sizeof value.bytes, " bytes can be stored at once, not ", bytes);
   std::memcpy(value.bytes, from, bytes);
-  simt::launch(device.stream(), 1, sizeof value.bytes, 0, store_bytes, static_cast<unsigned char*>(to), value,
+  simt::launch(stream(), 1, sizeof value.bytes, 0, store_bytes, static_cast<unsigned char*>(to), value,
                static_cast<int>(bytes));
 }
 
-Stopwatch::Stopwatch(CudaDevice& device, size_t marks) : device_(device), events_(marks) {
-  for (CUevent_st*& event : events_) check_cuda(cudaEventCreate(&event), "make an event");
+std::unique_ptr<Upload> CudaDevice::new_upload(size_t bytes) { return std::make_unique<CudaUpload>(*this, bytes); }
+std::unique_ptr<Download> CudaDevice::new_download(size_t bytes, bool beside) {
+  return std::make_unique<CudaDownload>(*this, bytes, beside);
 }
-
-Stopwatch::~Stopwatch() {
-  for (CUevent_st* event : events_) cudaEventDestroy(event);
+std::unique_ptr<Stopwatch> CudaDevice::new_stopwatch(size_t marks) {
+  return std::make_unique<CudaStopwatch>(*this, marks);
 }
-
-void Stopwatch::mark(size_t i) { check_cuda(cudaEventRecord(events_[i], device_.stream()), "record an event"); }
-
-double Stopwatch::seconds(size_t from, size_t to) {
-  float milliseconds = 0;
-  check_cuda(cudaEventSynchronize(events_[to]), "wait for the end of a measurement");
-  check_cuda(cudaEventElapsedTime(&milliseconds, events_[from], events_[to]), "read a measurement");
-  return static_cast<double>(milliseconds) * 1e-3;
-}
-
-Upload::Upload(CudaDevice& device, size_t bytes) : device_(device), bytes_(bytes) {
-  for (int i = 0; i < 2; ++i) {
-    pinned_[i] = static_cast<std::byte*>(device.allocate_pinned(bytes));
-    copied_[i] = new_event();
-  }
-  staged_ = device.allocate(bytes);
-  consumed_ = new_event();
-  // The first copy waits until the stream has cleared the buffer.
-  check_cuda(cudaEventRecord(consumed_, device.stream()), "record an event");
-}
-
-Upload::~Upload() {
-  cudaStreamSynchronize(device_.copy_stream());
-  for (int i = 0; i < 2; ++i) {
-    device_.release_pinned(pinned_[i]);
-    cudaEventDestroy(copied_[i]);
-  }
-  device_.release(staged_);
-  cudaEventDestroy(consumed_);
-}
-
-std::byte* Upload::slot() {
-  check_cuda(cudaEventSynchronize(copied_[next_]), "copy a batch");
-  return pinned_[next_];
-}
-
-void Upload::submit() {
-  const cudaStream_t copies = device_.copy_stream();
-  check_cuda(cudaStreamWaitEvent(copies, consumed_, 0), "let a stream wait");
-  check_cuda(cudaMemcpyAsync(staged_, pinned_[next_], bytes_, cudaMemcpyHostToDevice, copies), "copy a batch");
-  check_cuda(cudaEventRecord(copied_[next_], copies), "record an event");
-}
-
-void Upload::consume(std::initializer_list<TransferPiece> pieces) {
-  check_cuda(cudaStreamWaitEvent(device_.stream(), copied_[next_], 0), "let a stream wait");
-  for (const TransferPiece& p : pieces)
-    check_cuda(cudaMemcpyAsync(p.device, static_cast<std::byte*>(staged_) + p.offset, p.bytes, cudaMemcpyDeviceToDevice,
-                               device_.stream()),
-               "copy a batch");
-  check_cuda(cudaEventRecord(consumed_, device_.stream()), "record an event");
-  next_ ^= 1;
-}
-
-Download::Download(CudaDevice& device, size_t bytes, bool beside)
-    : device_(device), stream_(beside ? device.copy_stream() : device.stream()), made_(new_event()) {
-  for (int i = 0; i < 2; ++i) {
-    pinned_[i] = static_cast<std::byte*>(device.allocate_pinned(bytes));
-    arrived_[i] = new_event();
-  }
-}
-
-Download::~Download() {
-  cudaStreamSynchronize(stream_);
-  cudaEventDestroy(made_);
-  for (int i = 0; i < 2; ++i) {
-    device_.release_pinned(pinned_[i]);
-    cudaEventDestroy(arrived_[i]);
-  }
-}
-
-void Download::submit(std::initializer_list<TransferPiece> pieces) {
-  if (submitted_ - taken_ == 2) fail("two results are on their way from the GPU already");
-  const int slot = submitted_++ % 2;
-  if (stream_ != device_.stream()) {
-    check_cuda(cudaEventRecord(made_, device_.stream()), "record an event");
-    check_cuda(cudaStreamWaitEvent(stream_, made_, 0), "let a stream wait");
-  }
-  for (const TransferPiece& p : pieces)
-    check_cuda(cudaMemcpyAsync(pinned_[slot] + p.offset, p.device, p.bytes, cudaMemcpyDeviceToHost, stream_),
-               "copy a result");
-  check_cuda(cudaEventRecord(arrived_[slot], stream_), "record an event");
-}
-
-const std::byte* Download::wait() {
-  const int slot = taken_++ % 2;
-  check_cuda(cudaEventSynchronize(arrived_[slot]), "read a result");
-  return pinned_[slot];
-}
-
-CudaGraph::~CudaGraph() {
-  if (executable_) cudaGraphExecDestroy(executable_);
-}
-
-bool CudaGraph::supported() {
-#if defined(LLM_TEST_BED)
-  return false;
-#else
-  return true;
-#endif
-}
-
-void CudaGraph::begin(CudaDevice& device) {
-  check_cuda(cudaStreamBeginCapture(device.stream(), cudaStreamCaptureModeThreadLocal), "begin a capture");
-}
-
-void CudaGraph::end(CudaDevice& device) {
-  cudaGraph_t graph = nullptr;
-  check_cuda(cudaStreamEndCapture(device.stream(), &graph), "end a capture");
-  const cudaError_t status = cudaGraphInstantiate(&executable_, graph, 0);
-  cudaGraphDestroy(graph);
-  check_cuda(status, "make a captured graph run");
-}
-
-void CudaGraph::launch(CudaDevice& device) {
-  check_cuda(cudaGraphLaunch(executable_, device.stream()), "launch a captured graph");
-}
+std::unique_ptr<Replay> CudaDevice::new_replay() { return std::make_unique<CudaReplay>(*this); }
 
 }  // namespace llm

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "llm/device/cuda_transfer.h"
+#include "llm/device/device.h"
 
 namespace llm {
 
@@ -13,7 +13,7 @@ constexpr double kTimedSeconds = 2e-3, kWarmUpSeconds = 0.1;
 
 class TuningClock {
  public:
-  explicit TuningClock(CudaDevice& device) : watch_(device, 2) {}
+  explicit TuningClock(Device& device) : watch_(device.new_stopwatch(2)) {}
 
   // `work` puts a run of something on the stream.
   template <class Work>
@@ -32,13 +32,13 @@ class TuningClock {
  private:
   template <class Work>
   double elapsed(Work& work, int runs) {
-    watch_.mark(0);
+    watch_->mark(0);
     for (int i = 0; i < runs; ++i) work();
-    watch_.mark(1);
-    return watch_.seconds(0, 1);
+    watch_->mark(1);
+    return watch_->seconds(0, 1);
   }
 
-  Stopwatch watch_;
+  std::unique_ptr<Stopwatch> watch_;
   bool warm_ = false;
 };
 

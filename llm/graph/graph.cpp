@@ -1,5 +1,6 @@
 #include "llm/graph/graph.h"
 
+#include "llm/device/device.h"
 #include "llm/graph/op.h"
 #include "llm/graph/target.h"
 
@@ -30,6 +31,10 @@ Precision precision_named(std::string_view name) {
   for (const Precision p : {Precision::fp32, Precision::bf16, Precision::fp8})
     if (name == name_of(p)) return p;
   fail_usage("unknown --dtype ", name, "; known: fp32, bf16, fp8");
+}
+
+Target target_on(Device& device, Precision precision) {
+  return {.threads = device.threads().size(), .cuda = device.cuda() != nullptr, .precision = precision};
 }
 
 const char* name_of(Phase phase) {

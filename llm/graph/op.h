@@ -103,6 +103,9 @@ struct Op {
   bool cpu_takes_bf16 = false;     // else its CPU kernel sees bf16 tensors as fp32, by casts around it
   bool cpu_takes_strides = false;  // its CPU kernel asks for the strides of its matrices
   bool moves_step = false;  // its CUDA kernels leave position and token_index moved on by 1 in the device's StepState
+
+  auto kernel(const Target& target) const { return target.cuda ? cuda : cpu; }
+  bool takes_strides(const Target& target) const { return !target.cuda && cpu_takes_strides; }
 };
 
 // The inputs of `linear`. Those behind the bias come from fuse_few_rows, which also sets the attribute "epsilon" with a norm,

@@ -1,17 +1,17 @@
 // A compiled graph that can run: its tensors have addresses in an arena, its kernels are called in order.
 //
-// One arena serves all programs of a process. Persistent tensors come first, at offsets that a PersistentLayout gives by
+// One arena serves all programs of a rank. Persistent tensors come first, at offsets that a PersistentLayout gives by
 // name, so that the training, evaluation and generation programs share the parameters; behind them each program places
 // its transient tensors in the same bytes.
 #pragma once
+#include <array>
 #include <cstddef>
 #include <map>
+#include <memory>
 #include <string>
-#include <string_view>
 #include <vector>
 
-#include <memory>
-#include "llm/device/cuda.h"
+#include "llm/device/arena.h"
 #include "llm/graph/kernel.h"
 #include "llm/graph/passes.h"
 
@@ -38,36 +38,6 @@ class PersistentLayout {
   size_t bytes_ = 0;
 };
 
-// Zeroed memory: of the host, straight from the system and in huge pages where it gives them, or of a GPU. Nothing is
-// allocated after this.
-class Arena {
- public:
-  explicit Arena(size_t bytes, CudaDevice* cuda = nullptr);  // throws Error when there is not that much
-  ~Arena();
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
-  std::byte* data() const { return data_; }  // an address of the GPU where it lies there
-  size_t bytes() const { return bytes_; }
-  CudaDevice* cuda() const { return cuda_; }
-
-  // To and from the host's memory.
-  void write(size_t offset, const void* from, size_t bytes) const;
-  void read(size_t offset, void* to, size_t bytes) const;
-
- private:
-  std::byte* data_ = nullptr;
-  size_t bytes_ = 0;
-  CudaDevice* cuda_;
-};
-
-// What a process runs its programs on.
-struct Machine {
-  ThreadTeam& threads;
-  CudaDevice* cuda = nullptr;  // null: the CPU
-
-  Target target(Precision precision) const { return {threads.size(), cuda != nullptr, precision}; }
-};
-
 class Program {
  public:
   // Its transient tensors lie from `base` of the arena on. Programs of one graph at different bases run side by side, as the
@@ -76,7 +46,6 @@ class Program {
   // Behind what is persistent.
   Program(Compiled compiled, const PersistentLayout& layout)
       : Program(std::make_shared<const Compiled>(std::move(compiled)), layout, placed_bytes(layout.bytes())) {}
-  ~Program();
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
 
@@ -84,40 +53,44 @@ class Program {
   const Compiled& compiled() const { return *compiled_; }
   size_t arena_bytes() const { return base_ + compiled_->plan.bytes; }
 
-  // A graph for the GPU needs an arena there.
-  void bind(const Arena& arena, ThreadTeam& threads);
+  // The arena is that of a device for which the graph was compiled.
+  void bind(const Arena& arena);
 
   StepState step;  // read by the kernels of the next run
 
-  // Runs the nodes of these phases in order. `seconds`, if given, gets each node's time added (by node index).
-  // On the GPU this returns when the work is handed over; reading a result waits for it.
+  // Hands the nodes of these phases, in order, to the device; reading a result waits for them. `seconds`, if given, gets each
+  // node's time added (by node index).
   void run(Phases phases, std::vector<double>* seconds = nullptr);
+  // Makes the first run of these phases as fast as the later ones will be. What they write is not meant to be read.
+  void prepare(Phases phases);
 
-  // Inputs and results, all `bytes` of a tensor, wherever it lies.
-  void write(TensorId id, const void* from) const;
-  void read(TensorId id, void* to) const;
+  // Inputs and results, all `bytes` of a tensor.
+  void write(TensorId id, const void* from) const { arena_->write(offset(id), from, graph().tensor(id).bytes()); }
+  void read(TensorId id, void* to) const { arena_->read(offset(id), to, graph().tensor(id).bytes()); }
 
-  // The address of a tensor; on the CPU inputs and results may be used in place.
+  // The address of a tensor on the device; on the CPU inputs and results may be used in place.
   template <class T = float>
   T* data(TensorId id) const {
     return static_cast<T*>(addresses_[static_cast<size_t>(id)]);
   }
 
  private:
-  struct Replay;  // captured CUDA graphs
-
-  void enqueue(Phases phases);
-  void time_on_cuda(Phases phases, std::vector<double>& seconds);
+  size_t offset(TensorId id) const { return offsets_[static_cast<size_t>(id)]; }
+  Device& device() const { return arena_->device(); }
+  Replay& replay(Phases phases);
+  void hand_over_step(Phases phases);
+  void walk(Phases phases) const;
 
   std::shared_ptr<const Compiled> compiled_;
   size_t base_;
   std::vector<size_t> offsets_;  // by tensor, in the arena
   std::vector<void*> addresses_;
   std::vector<KernelCall> calls_;
-  CudaDevice* cuda_ = nullptr;
-  StepState* device_step_ = nullptr;
-  StepState on_device_;  // what device_step_ holds after the walks so far
-  std::unique_ptr<Replay> replay_;
+  const Arena* arena_ = nullptr;
+  std::unique_ptr<Arena> device_step_;  // a StepState, which the kernels of a GPU read
+  StepState on_device_;                 // what it holds after the walks so far
+  // By phases. The first micro-step overwrites parameter gradients and the later ones add to them: these are two walks.
+  std::array<std::unique_ptr<Replay>, 2 * Phases::kCount> replays_;
 };
 
 }  // namespace llm

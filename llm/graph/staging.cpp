@@ -7,8 +7,9 @@ namespace llm {
 Staging::~Staging() = default;
 
 float* Staging::in_place(const std::string& name) const {
-  if (arena_.cuda() || layout_.dtype(name) != DType::fp32) return nullptr;
-  return reinterpret_cast<float*>(arena_.data() + layout_.offset(name));
+  std::byte* const memory = arena_.on_host();
+  if (!memory || layout_.dtype(name) != DType::fp32) return nullptr;
+  return reinterpret_cast<float*>(memory + layout_.offset(name));
 }
 
 float* Staging::room(const std::string& name, int64_t elements) {

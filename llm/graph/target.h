@@ -7,6 +7,8 @@
 
 namespace llm {
 
+class Device;
+
 // What --dtype says. A bf16 run holds parameters and activations in bf16, with fp32 master weights for the optimizer;
 // statistics, losses, parameter gradients and moments are fp32 in either. fp8 is bf16 with the blocks' products in 8 bits.
 enum class Precision : uint8_t { fp32, bf16, fp8 };
@@ -21,5 +23,6 @@ struct Target {
   bool cuda = false;
   Precision precision = Precision::fp32;
 };
+Target target_on(Device& device, Precision precision);
 
 }  // namespace llm

@@ -16,7 +16,7 @@ class Evaluator {
             const Target& target, int32_t end_of_text = -1);
 
   size_t arena_bytes() const { return program_.arena_bytes(); }
-  void bind(const Arena& arena, ThreadTeam& threads) { program_.bind(arena, threads); }
+  void bind(const Arena& arena) { program_.bind(arena); }
 
   struct Result {
     double loss = 0;     // nats per token

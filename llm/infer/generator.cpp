@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "llm/base/error.h"
-#include "llm/device/cuda_transfer.h"
 #include "llm/model/parameters.h"
 
 namespace llm {
@@ -52,12 +51,12 @@ struct Generator::Implementation {
   // Of 1, 2, 4, ... tokens. All of them are made at the start, so that the size of the arena is known: a prompt of any
   // length is a sum of them.
   std::vector<Piece> pieces;
-  // On the GPU: from the token that the walk before has left there to the next one.
+  // From the token that the walk before has left on the device to the next one.
   std::unique_ptr<Walk> next_greedy, next;
   std::unique_ptr<Download> download;
   std::vector<float> logits;  // (V), of the last token
   int under_way = 0;          // draws that the host has not taken yet
-  Draw draw;                  // on the CPU, the one under way
+  int64_t ahead = 0;          // walks to be started before the host takes the first one's draw
 
   Implementation(const ModelConfig& config, PersistentLayout layout, const Target& target)
       : vocabulary(config.vocabulary), context(config.context), logits(static_cast<size_t>(config.vocabulary)) {
@@ -68,8 +67,6 @@ struct Generator::Implementation {
       weight_bytes +=
           static_cast<double>((looked_up ? p.shape.last() : p.shape.elements()) * static_cast<int64_t>(size_of(dtype)));
     }
-    position_bytes = static_cast<double>(2 * config.layers * config.kv_heads * config.head_size *
-                                         static_cast<int64_t>(size_of(target.cuda ? dtype : DType::fp32)));
     const auto walk = [&](int64_t tokens, const SamplingForm& sampling, bool with_logits) {
       const GenerationGraph g = build_generation_graph(config, 1, tokens, context, dtype, sampling);
       return std::make_unique<Walk>(g, compile(g.graph, with_logits ? g.results() : std::vector<TensorId>{}, target),
@@ -77,16 +74,17 @@ struct Generator::Implementation {
     };
     for (int64_t tokens = 1; tokens <= std::min(kLargestPiece, context); tokens *= 2)
       pieces.push_back({tokens, walk(tokens, {.sample = true}, true), walk(tokens, {}, false)});
-    if (!target.cuda) return;
     next_greedy = walk(1, {.sample = true, .greedy = true, .after_token = true}, false);
     next = walk(1, {.sample = true, .after_token = true}, false);
+    const DType cached = layout.dtype("layers.0.keys");
+    position_bytes = static_cast<double>(2 * config.layers * config.kv_heads * config.head_size *
+                                         static_cast<int64_t>(size_of(cached)));
   }
 
   template <class Use>
   void for_walks(Use use) {
     for (const Piece& piece : pieces) use(*piece.to_token), use(*piece.to_cache);
-    for (const auto* walk : {&next_greedy, &next})
-      if (*walk) use(**walk);
+    for (const auto* walk : {&next_greedy, &next}) use(**walk);
   }
 
   // What counts of a prompt.
@@ -121,15 +119,13 @@ struct Generator::Implementation {
   void fetch(const Walk& walk, int64_t index) {
     ++under_way;
     auto* const from = walk.program.data<std::byte>(walk.draws) + static_cast<size_t>(index % kDraws) * sizeof(Draw);
-    if (download)
-      download->submit({{from, 0, sizeof(Draw)}});
-    else
-      std::memcpy(&draw, from, sizeof draw);
+    download->submit({{from, 0, sizeof(Draw)}});
   }
   // The oldest draw that was fetched.
   Draw take() {
     --under_way;
-    if (download) std::memcpy(&draw, download->wait(), sizeof draw);
+    Draw draw;
+    std::memcpy(&draw, download->wait(), sizeof draw);
     return draw;
   }
 };
@@ -145,13 +141,13 @@ size_t Generator::arena_bytes() const {
   return bytes;
 }
 
-void Generator::bind(const Arena& arena, ThreadTeam& threads) {
-  implementation_->for_walks([&](Walk& walk) { walk.program.bind(arena, threads); });
-  if (!arena.cuda()) return;
-  implementation_->download = std::make_unique<Download>(*arena.cuda(), sizeof(Draw), true);
-  // The second run captures the walk; what they leave in cache and token, the next prompt overwrites.
-  for (const auto* walk : {&implementation_->next_greedy, &implementation_->next})
-    for (int64_t run = 0; run < 2; ++run) (*walk)->run(0, {}, run);
+void Generator::bind(const Arena& arena) {
+  Implementation& model = *implementation_;
+  model.for_walks([&](Walk& walk) { walk.program.bind(arena); });
+  model.ahead = 1 + arena.device().ahead();
+  model.download = arena.device().new_download(sizeof(Draw), true);
+  // What this leaves in cache and token, the next prompt overwrites.
+  for (const auto* walk : {&model.next_greedy, &model.next}) (*walk)->program.prepare(Phase::forward);
 }
 
 double Generator::bytes_per_token(double position) const {
@@ -170,17 +166,16 @@ void Generator::generate(const std::vector<int32_t>& prompt, int64_t max_tokens,
   Implementation& model = *implementation_;
   Sampler(sampling, 1);                      // checks the options
   while (model.under_way > 0) model.take();  // dropped: what an earlier run has started behind its end
-  Walk* const next = (sampling.temperature == 0 ? model.next_greedy : model.next).get();
-  const int64_t ahead = next ? 2 : 1;
+  Walk& next = *(sampling.temperature == 0 ? model.next_greedy : model.next);
   // The tokens that the next one depends on, as far as the host knows them. The cache holds the first `cached` of them and of
   // those that are being made, which come behind.
   std::vector<int32_t> window = model.window_of(prompt);
   int64_t cached = 0, started = 0;
   for (int64_t index = 0; index < max_tokens; ++index) {
-    while (started < std::min(max_tokens, index + ahead)) {
-      if (next && started > 0 && cached < model.context) {
-        next->run(cached++, sampling, started);
-        model.fetch(*next, started++);
+    while (started < std::min(max_tokens, index + model.ahead)) {
+      if (started > 0 && cached < model.context) {
+        next.run(cached++, sampling, started);
+        model.fetch(next, started++);
         continue;
       }
       if (started > index) break;  // the window must be cut, for which the host has to know all of it

@@ -1,6 +1,6 @@
 // Text generation with a key-value cache: the prompt is processed in pieces, then one token at a time. The tokens are
-// those of a full recomputation. On the GPU a token is one walk that ends with its sampling and leaves the token where the next
-// walk reads it; the host starts a walk ahead of the token it waits for, and drops what comes behind an end.
+// those of a full recomputation. A token is one walk that ends with its sampling and leaves the token where the next walk reads
+// it. Of a GPU the host starts a walk ahead of the token it waits for, and drops what comes behind an end.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -22,7 +22,7 @@ class Generator {
   ~Generator();
 
   size_t arena_bytes() const;
-  void bind(const Arena& arena, ThreadTeam& threads);
+  void bind(const Arena& arena);
 
   // Calls `on_token(id)` for each new token until max_tokens are made, it returns false, or `stop_token` comes (>= 0;
   // it is not handed on). Throws UsageError for sampling options out of range, Error for an empty prompt or one with an id outside the vocabulary. Of a prompt longer

@@ -130,8 +130,8 @@ size_t ChoiceScorer::arena_bytes() const {
   return bytes;
 }
 
-void ChoiceScorer::bind(const Arena& arena, ThreadTeam& threads) {
-  for (const auto& group : groups_) group->scoring->program.bind(arena, threads);
+void ChoiceScorer::bind(const Arena& arena) {
+  for (const auto& group : groups_) group->scoring->program.bind(arena);
 }
 
 void ChoiceScorer::count(size_t task, Result& result) const {

@@ -40,7 +40,7 @@ class ChoiceScorer {
   ~ChoiceScorer();
 
   size_t arena_bytes() const;
-  void bind(const Arena& arena, ThreadTeam& threads);
+  void bind(const Arena& arena);
 
   // How many tasks had the right ending first: by the log-likelihood of all its tokens together, by its mean over them
   // (as llm.c counts), and by the sum over the ending's length in bytes (as lm-evaluation-harness does). Of equals the

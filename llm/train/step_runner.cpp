@@ -3,12 +3,10 @@
 #include <algorithm>
 #include <cmath>
 
-#include "llm/device/cuda_transfer.h"
-
 namespace llm {
 
 StepRunner::StepRunner(Program& program, const Tensors& tensors, Loader& loader, int64_t micro_steps,
-                       int64_t step_samples, CudaDevice* cuda)
+                       int64_t step_samples, Device& device)
     : program_(program),
       tensors_(tensors),
       loader_(loader),
@@ -16,28 +14,16 @@ StepRunner::StepRunner(Program& program, const Tensors& tensors, Loader& loader,
       tokens_(program.graph().shape(tensors.tokens)[1]),
       micro_steps_(micro_steps),
       loss_weight_(static_cast<float>(1.0 / static_cast<double>(step_samples * tokens_))),
-      cuda_(cuda) {
-  if (!cuda) return;
-  upload_ = std::make_unique<Upload>(*cuda, static_cast<size_t>(batch_ * tokens_) * 3 * 4);
-  download_ = std::make_unique<Download>(*cuda, 3 * sizeof(float));
-}
-
-StepRunner::~StepRunner() = default;
+      device_(device),
+      upload_(device.new_upload(static_cast<size_t>(batch_ * tokens_) * 3 * 4)),
+      download_(device.new_download(3 * sizeof(float))) {}
 
 // Before each micro-step: inputs are places in the arena, too, that other tensors take over after their last use.
 void StepRunner::run_micro_step(const StepState& state, int64_t first_sample) {
-  const int64_t count = batch_ * tokens_;
   program_.step = state;
   program_.step.first_sample = first_sample;
-  if (!cuda_) {
-    loader_.read(first_sample, batch_, program_.data<int32_t>(tensors_.tokens),
-                 program_.data<int32_t>(tensors_.targets));
-    std::fill_n(program_.data(tensors_.loss_weights), count, loss_weight_);
-    program_.run(kMicroStep);
-    return;
-  }
   if (prefetched_ != first_sample) prefetch(first_sample);
-  const auto bytes = static_cast<size_t>(count) * 4;
+  const auto bytes = static_cast<size_t>(batch_ * tokens_) * 4;
   upload_->consume({{program_.data<void>(tensors_.tokens), 0, bytes},
                     {program_.data<void>(tensors_.targets), bytes, bytes},
                     {program_.data<void>(tensors_.loss_weights), 2 * bytes, bytes}});
@@ -63,23 +49,18 @@ void StepRunner::start(StepState state, int64_t first_sample) {
   }
   program_.run({Phase::reduce, Phase::optimizer});
   learning_rates_.push_back(static_cast<double>(state.learning_rate));
-  if (cuda_)
-    download_->submit({{program_.data<void>(tensors_.loss), 0, sizeof(float)},
-                       {program_.data<void>(tensors_.gradient_norm), sizeof(float), sizeof(float)},
-                       {program_.data<void>(tensors_.guarded_norm), 2 * sizeof(float), sizeof(float)}});
+  download_->submit({{program_.data<void>(tensors_.loss), 0, sizeof(float)},
+                     {program_.data<void>(tensors_.gradient_norm), sizeof(float), sizeof(float)},
+                     {program_.data<void>(tensors_.guarded_norm), 2 * sizeof(float), sizeof(float)}});
 }
 
 StepRunner::Result StepRunner::take() {
-  Result result;
-  result.learning_rate = learning_rates_.front();
+  const auto* values = reinterpret_cast<const float*>(download_->wait());
+  const Result result = {.loss = values[0],
+                         .gradient_norm = values[1],
+                         .learning_rate = learning_rates_.front(),
+                         .skipped = !std::isfinite(values[2])};
   learning_rates_.pop_front();
-  if (cuda_) {
-    const auto* values = reinterpret_cast<const float*>(download_->wait());
-    result.loss = values[0], result.gradient_norm = values[1], result.skipped = !std::isfinite(values[2]);
-  } else {
-    result.loss = *program_.data(tensors_.loss), result.gradient_norm = *program_.data(tensors_.gradient_norm);
-    result.skipped = !std::isfinite(*program_.data(tensors_.guarded_norm));
-  }
   return result;
 }
 

@@ -1,6 +1,6 @@
-// Runs optimizer steps: batches in, one loss and one gradient norm out. On the CPU a step is done when it returns. On a GPU
-// it is handed over, its batches are copied in ahead of time, and its results are read when the next step is already running,
-// so the device never waits for the host.
+// Runs optimizer steps: batches in, one loss and one gradient norm out. A step is handed over to the device, and its batches
+// are copied in ahead of time. Of a GPU, its results are read when the next step is already running, so it never waits for the
+// host; the CPU is done with a step when it has been handed over.
 #pragma once
 #include <deque>
 #include <memory>
@@ -10,9 +10,6 @@
 #include "llm/text/loader.h"
 
 namespace llm {
-
-class Upload;
-class Download;
 
 class StepRunner {
  public:
@@ -27,11 +24,10 @@ class StepRunner {
   // `program` is bound. A step takes micro_steps x batch samples from the loader, and its loss is the mean over
   // `step_samples`: those that all ranks take together.
   StepRunner(Program& program, const Tensors& tensors, Loader& loader, int64_t micro_steps, int64_t step_samples,
-             CudaDevice* cuda);
-  ~StepRunner();
+             Device& device);
 
   // How many steps may be started beyond the one whose result is waited for.
-  int ahead() const { return cuda_ ? 1 : 0; }
+  int ahead() const { return device_.ahead(); }
   // Starts a step (learning rate, step and seed of `state`) with the samples from `first_sample` on.
   void start(StepState state, int64_t first_sample);
   // The result of the oldest step whose result has not been taken; waits for it.
@@ -46,9 +42,9 @@ class StepRunner {
   Loader& loader_;
   int64_t batch_, tokens_, micro_steps_;
   float loss_weight_;  // of each token
-  CudaDevice* cuda_;
+  Device& device_;
   std::deque<double> learning_rates_;  // of the steps whose results have not been taken
-  int64_t prefetched_ = -1;            // the first sample of the batch that waits on the GPU
+  int64_t prefetched_ = -1;            // the first sample of the batch that waits on the device
   std::unique_ptr<Upload> upload_;
   std::unique_ptr<Download> download_;
 };

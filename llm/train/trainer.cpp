@@ -29,11 +29,11 @@ std::string fixed(double value, int digits) {
 
 }  // namespace
 
-Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset dataset, const Machine& machine)
+Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset dataset, Device& device)
     : model_(model),
       options_(options),
       dataset_(std::move(dataset)),
-      machine_(machine),
+      device_(device),
       table_(parameter_table(model, parametrization_of(options))) {
   schedule_ = {schedule_named(options_.schedule), options_.lr, 0.0, options_.steps, options_.warmup};
   train_stream_ = std::make_unique<TokenStream>(dataset_.train);
@@ -49,7 +49,7 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
     fail("--document-mask: ", dataset_.tokenizer
                                   ? "the data's tokenizer has no end-of-text token"
                                   : "the data has no tokenizer that says which token is the end of a text");
-  const Target target = machine_.target(precision_named(options_.dtype));
+  const Target target = target_on(device_, precision_named(options_.dtype));
   TrainingGraph t = build_training_graph(model_, options_.batch, model_.context, optimizer_of(options_),
                                          dtype_of(target.precision), recipe_of(options_, end_of_text));
   tensors_ = {t.tokens, t.targets, t.loss_weights, t.loss, t.gradient_norm, t.guarded_norm};
@@ -71,18 +71,18 @@ size_t Trainer::arena_bytes() const {
 }
 
 void Trainer::allocate() {
-  arena_ = std::make_unique<Arena>(arena_bytes(), machine_.cuda);
-  training_->bind(*arena_, machine_.threads);
-  if (evaluator_) evaluator_->bind(*arena_, machine_.threads);
-  if (generator_) generator_->bind(*arena_, machine_.threads);
+  arena_ = std::make_unique<Arena>(arena_bytes(), device_);
+  training_->bind(*arena_);
+  if (evaluator_) evaluator_->bind(*arena_);
+  if (generator_) generator_->bind(*arena_);
   runner_ = std::make_unique<StepRunner>(*training_, tensors_, *loader_, options_.grad_accum,
-                                         options_.batch * options_.grad_accum, machine_.cuda);
+                                         options_.batch * options_.grad_accum, device_);
 }
 
 void Trainer::initialise() {
   Staging staging(*arena_, layout_);
   for (const Parameter& p : table_) {
-    llm::initialise(machine_.threads, p, options_.seed, staging.room(weights_of(p), p.shape.elements()));
+    llm::initialise(device_.threads(), p, options_.seed, staging.room(weights_of(p), p.shape.elements()));
   }
   staging.flush();
   round_parameters();
@@ -109,7 +109,7 @@ void Trainer::round_parameters() {
     const int64_t elements = p.shape.elements();
     const float* master = staging.values(master_of(p.name), elements);
     rounded.resize(static_cast<size_t>(elements));
-    machine_.threads.for_blocks(elements, 16384, [&](int64_t begin, int64_t end) {
+    device_.threads().for_blocks(elements, 16384, [&](int64_t begin, int64_t end) {
       if (state_.rounded_step < 0)
         std::transform(master + begin, master + end, rounded.begin() + begin, nearest_bf16);
       else

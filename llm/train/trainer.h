@@ -23,7 +23,7 @@ namespace llm {
 class Trainer {
  public:
   // Builds and compiles all programs; no large memory yet. `options` are complete (apply_rules).
-  Trainer(const ModelConfig& model, const TrainOptions& options, Dataset dataset, const Machine& machine);
+  Trainer(const ModelConfig& model, const TrainOptions& options, Dataset dataset, Device& device);
 
   const Program& program() const { return *training_; }
   size_t arena_bytes() const;
@@ -61,7 +61,7 @@ class Trainer {
   ModelConfig model_;
   TrainOptions options_;
   Dataset dataset_;
-  Machine machine_;
+  Device& device_;
   std::vector<Parameter> table_;
   Schedule schedule_;
   std::unique_ptr<TokenStream> train_stream_, val_stream_;

@@ -81,7 +81,8 @@ TEST_CASE("simt mutation: barriers, waits and bounds tests of the ops' kernels, 
   // The bed's own watch over accesses sees most; with a sanitizer instead of it this would take too long.
   if (!bed::watches_accesses()) return;
   using Clock = std::chrono::steady_clock;
-  CudaDevice device;
+  ThreadTeam threads(1);
+  CudaDevice device(threads);
   std::vector<CudaCheck> checks;
   reference::for_each_cuda_check([&](const CudaCheck& check) {
     if (check.missing().empty()) checks.push_back(check);

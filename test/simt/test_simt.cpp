@@ -229,7 +229,8 @@ TEST_CASE(
   simt::bed::Settings& settings = simt::bed::settings();
   const simt::bed::Settings before = settings;
   settings.compute_capability = 80;
-  CudaDevice device;
+  ThreadTeam threads(1);
+  CudaDevice device(threads);
   size_t checks = 0;
   reference::for_each_cuda_check([&](const reference::CudaCheck& check) {
     if (!check.name().starts_with("attention") || !check.name().ends_with("bf16")) return;
