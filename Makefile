@@ -208,6 +208,7 @@ lint: ## check the format, who includes whom, and the compilers' warnings
 	@$(SETUP) lint
 	@scripts/check_rooms.sh
 	@$$(command -v clang-format-14 || echo clang-format) --dry-run --Werror \
+	  $(wildcard *.cu portable/*.cpp llm/*/*.h llm/*/*.cpp llm/*/*.cu test/*.h test/*.cpp test/*/*.h test/*/*.cpp)
 	@$(MAKE) $(JOBS) without-warnings
 	@echo "lint: clean"
 
