@@ -35,8 +35,9 @@ std::string temporary_name(const std::string& parent, const std::string& name, i
   return concat(parent, "/", kPrefix, name, "-", ::getpid(), "-", attempt);
 }
 
-// Marks a temporary as in use. False: remove_abandoned() of another process was faster and has removed it. A file system
-// without locks leaves it unmarked; remove_abandoned() can't lock anything there either and keeps its hands off.
+// Locks a temporary, which marks it as in use. Returns false when remove_abandoned() of another process removed the
+// temporary before the lock was taken. On a file system without locks the temporary stays unmarked; remove_abandoned()
+// cannot lock anything there either, and removes nothing.
 bool lock_temporary(int file) {
   while (::flock(file, LOCK_EX) != 0 && errno == EINTR) {
   }
@@ -45,7 +46,7 @@ bool lock_temporary(int file) {
 }
 
 void sync(int file, const std::string& path) {
-  // Some file systems can't sync a directory and say EINVAL: nothing more can be done there.
+  // Some file systems cannot sync a directory and return EINVAL: nothing more can be done there.
   if (::fsync(file) != 0 && errno != EINVAL) fail_with("write", path, errno);
 }
 
@@ -62,7 +63,7 @@ void remove_quietly(const std::string& path) {
   std::filesystem::remove_all(path, ignored);
 }
 
-// Renames PARENT/NAME to a temporary name that is free, and returns that; "" when there is no PARENT/NAME.
+// Renames PARENT/NAME to a free temporary name and returns its path; "" when there is no PARENT/NAME.
 std::string set_aside(const std::string& parent, const std::string& name) {
   const std::string path = parent + "/" + name;
   for (int attempt = 0;; ++attempt) {
@@ -144,7 +145,7 @@ AtomicDirectory::~AtomicDirectory() {
 
 void AtomicDirectory::commit() {
   sync(directory_, final_);
-  std::string old;  // where an earlier directory of the name went
+  std::string old;  // the path of an earlier directory of this name, now out of the way
   if (::rename(temporary_.c_str(), final_.c_str()) == 0) {
     committed_ = true;
   } else if (errno != ENOTEMPTY && errno != EEXIST) {
@@ -153,7 +154,7 @@ void AtomicDirectory::commit() {
     committed_ = true;
     old = temporary_;
   } else {
-    // A file system that cannot exchange: for a moment there is neither.
+    // This file system cannot exchange two names: for a moment neither directory has the final name.
     old = set_aside(parent_, final_.substr(parent_.size() + 1));
     if (::rename(temporary_.c_str(), final_.c_str()) != 0) {
       const int reason = errno;

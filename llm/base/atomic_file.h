@@ -18,23 +18,23 @@ class AtomicFile {
   // Appends straight from the caller's memory: nothing is buffered, so write large pieces.
   void write(const void* data, size_t bytes);
   void write(std::string_view text) { write(text.data(), text.size()); }
-  void commit();
+  void commit();  // syncs the file and gives it its final name
 
  private:
   std::string path_, temporary_;
   int file_ = -1;
 };
 
-// A directory that is filled under path() and appears under PARENT/NAME at commit(), in place of one that was there.
+// A directory that is filled under path() and appears as PARENT/NAME at commit(), in place of an earlier one.
 class AtomicDirectory {
  public:
-  AtomicDirectory(std::string parent, const std::string& name);  // creates PARENT, too, where it is missing
+  AtomicDirectory(std::string parent, const std::string& name);  // creates PARENT, too, if it is missing
   ~AtomicDirectory();  // without a commit() the temporary and all in it are removed
   AtomicDirectory(const AtomicDirectory&) = delete;
   AtomicDirectory& operator=(const AtomicDirectory&) = delete;
 
   const std::string& path() const { return temporary_; }
-  void commit();
+  void commit();  // syncs the directory (not the files in it) and gives it its final name
 
  private:
   std::string parent_, final_, temporary_;
@@ -43,14 +43,17 @@ class AtomicDirectory {
 };
 
 void write_file_atomically(const std::string& path, std::string_view content);
+// The whole content of a file, which may also be a pipe or a device.
 std::string read_file(const std::string& path);
+// Creates the directory and its missing parents.
 void make_directories(const std::string& path);
 
-// Removes a directory such that a kill in between leaves nothing that looks like it: it is renamed first.
+// Removes PARENT/NAME, renamed first: a kill in between leaves nothing that looks like the directory.
 void remove_directory(const std::string& parent, const std::string& name);
 
-// Removes the ".tmp-..." entries of `directory` that no living process is writing. Each writer holds a lock on its
-// temporary, which the kernel drops with the process, so process ids (reused, or those of another container) play no part.
+// Removes the ".tmp-..." entries of `directory` that no running process is writing. Each writer holds a lock on its
+// temporary, which the kernel releases when the process ends, so process ids (reused, or of another container) do not
+// matter.
 void remove_abandoned(const std::string& directory);
 
 }  // namespace llm

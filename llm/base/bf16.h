@@ -1,10 +1,10 @@
-// bf16: the upper half of a float. Arithmetic is done in float; this is how values lie in memory.
+// bf16: the upper half of a float. It is how values lie in memory; arithmetic is done in float.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-// Functions that kernels share with the CPU. nvcc compiles them for both.
+// Marks functions that GPU kernels share with the CPU: nvcc compiles them for both.
 #if defined(__CUDACC__)
 #define LLM_HOST_DEVICE __host__ __device__
 #else
@@ -31,15 +31,16 @@ LLM_HOST_DEVICE inline float float_of_bits(uint32_t bits) {
 LLM_HOST_DEVICE inline float to_float(bf16 x) { return float_of_bits(uint32_t{x.bits} << 16); }
 LLM_HOST_DEVICE inline float to_float(float x) { return x; }
 
-// To the nearest, of two equally near ones to the even; a NaN stays one. On a GPU that is one instruction
-// (llm/device/simt.h); here it is what the instruction does.
+// Rounds to the nearest bf16, ties to even; a NaN stays a NaN. On a GPU this is one instruction (llm/device/simt.h),
+// which gives the same bits.
 LLM_HOST_DEVICE inline bf16 nearest_bf16(float x) {
   const uint32_t bits = bits_of(x);
   if ((bits & 0x7fffffff) > 0x7f800000) return {0x7fff};
   return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
 
-// Up or down with a probability that makes the mean exact (Gupta et al. 2015): `random` holds 16 random bits.
+// Rounds up or down, with the probability that makes the mean exact (Gupta et al. 2015). `random` holds 16 random bits.
+// An infinity stays one, a NaN a NaN.
 LLM_HOST_DEVICE inline bf16 stochastic_bf16(float x, uint32_t random) {
   const uint32_t bits = bits_of(x);
   if ((bits & 0x7f800000) == 0x7f800000) return nearest_bf16(x);

@@ -13,7 +13,7 @@ namespace {
 // Not std::tolower, which depends on the locale.
 char lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
 
-// The factor of a unit, 0 for an unknown one.
+// The number of bytes in a unit, in lower case; 0 for an unknown unit.
 double factor_of(std::string_view unit) {
   if (unit.empty() || unit == "b") return 1;
   const size_t power = std::string_view("kmgt").find(unit[0]) + 1;  // npos + 1 is 0
@@ -29,7 +29,7 @@ size_t parse_bytes(const std::string& text) {
   constexpr char kHelp[] = " is not a size; write one like 20GiB, 512MiB or 1.5GB";
   double number = 0;
   const char *begin = text.data(), *end = begin + text.size();
-  // Fixed: "1e9GiB" is rather a slip than a wish.
+  // No exponents: "1e9GiB" is more likely a slip than meant.
   const auto [after, error] = std::from_chars(begin, end, number, std::chars_format::fixed);
   if (error != std::errc() || !std::isfinite(number) || std::signbit(number)) fail_usage("\"", text, "\"", kHelp);
   std::string unit;

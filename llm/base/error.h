@@ -6,12 +6,12 @@
 
 namespace llm {
 
-// A failure while doing what was asked: exit status 1.
+// A failure of what was asked for: exit status 1.
 struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// A wrong command line or a request that cannot be meant: exit status 2.
+// A wrong command line, or a value that cannot be meant: exit status 2.
 struct UsageError : Error {
   using Error::Error;
 };

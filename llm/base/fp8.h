@@ -1,6 +1,6 @@
 // The two 8-bit formats of Micikevicius et al. 2022, "FP8 formats for deep learning": e4m3 (4 bits of exponent, 3 of
-// mantissa, up to 448, no infinity) for weights and activations, e5m2 (up to 57344) for gradients, which need range more
-// than precision.
+// mantissa, up to 448, no infinity) for weights and activations, e5m2 (up to 57344) for gradients, which need range
+// more than precision.
 #pragma once
 #include "llm/base/bf16.h"
 
@@ -28,19 +28,18 @@ struct Fp8Format<e5m2> {
   static constexpr uint8_t kNan = 0x7f;
 };
 
-// To the nearest, of two equally near ones to the even; what is too large becomes the largest, a NaN stays one.
+// Rounds to the nearest value, ties to even; a number that is too large becomes the largest one, a NaN stays a NaN.
 template <class T>
 LLM_HOST_DEVICE inline T nearest_fp8(float x) {
   using F = Fp8Format<T>;
   const uint32_t bits = bits_of(x), sign = bits >> 24 & 0x80, magnitude = bits & 0x7fffffff;
   if (magnitude > 0x7f800000) return {static_cast<uint8_t>(sign | F::kNan)};
   const float size = float_of_bits(magnitude);
-  if (size >= F::kLargest) {  // the largest's bits
+  if (size >= F::kLargest) {  // the bits of the largest number
     constexpr uint32_t largest = F::kMantissa == 3 ? 0x7e : 0x7b;
     return {static_cast<uint8_t>(sign | largest)};
   }
-  // Below the smallest normal number the distance of two neighbours stays the same: adding a number whose last bit has that
-  // distance rounds there.
+  // Below the smallest normal number all numbers lie one `ulp` apart: the value is rounded to a whole number of them.
   constexpr int kLeastExponent = 1 - F::kBias;
   const int exponent = static_cast<int>(magnitude >> 23) - 127;
   if (exponent < kLeastExponent) {

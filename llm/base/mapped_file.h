@@ -1,4 +1,4 @@
-// A file mapped read-only into memory: opening it copies nothing, pages come in as they are read.
+// A file mapped read-only into memory: opening it copies nothing, and its pages are loaded as they are read.
 #pragma once
 #include <cstddef>
 #include <span>

@@ -1,4 +1,4 @@
-// This process: its memory, and a polite end.
+// This process: its memory, and requests to stop it.
 #pragma once
 #include <csignal>
 #include <cstddef>
@@ -8,7 +8,8 @@
 
 namespace llm {
 
-// Bytes from a line of /proc/self/status such as "VmHWM:" (the peak of resident memory) or "VmRSS:" (now); 0 if unknown.
+// The bytes that a line of /proc/self/status names, such as "VmHWM:" (the peak of resident memory) or "VmRSS:"
+// (resident memory now); 0 if unknown.
 inline size_t process_memory(const char* field) {
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);)
@@ -17,7 +18,8 @@ inline size_t process_memory(const char* field) {
   return 0;
 }
 
-// While it lives, the first SIGINT or SIGTERM only sets a flag; a second one ends the process as usual.
+// While a StopRequest exists, the first SIGINT and the first SIGTERM only set a flag, which a loop can look at; a
+// second signal of the same kind ends the process as usual.
 class StopRequest {
  public:
   StopRequest() {
@@ -37,7 +39,7 @@ class StopRequest {
   bool requested() const { return requested_ != 0; }
 
  private:
-  static inline volatile std::sig_atomic_t requested_ = 0;  // a signal handler can reach nothing else
+  static inline volatile std::sig_atomic_t requested_ = 0;  // static: a signal handler gets no pointer
   struct sigaction old_interrupt_ {
   }, old_terminate_{};
 };

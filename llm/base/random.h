@@ -24,15 +24,15 @@ constexpr std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::a
   return counter;
 }
 
-// FNV-1a: names a stream by what it is for ("init/h.0.attn", "sample"), the same on every machine.
+// The stream of a purpose, such as "init/h.0.attn" or "sample": the FNV-1a hash of its name, the same on every machine.
 constexpr uint64_t stream_of(std::string_view name) {
   uint64_t hash = 0xcbf29ce484222325;
   for (char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
   return hash;
 }
 
-// The random bits with which an optimizer step rounds elements 8 `group` to 8 `group` + 7 of a tensor to bf16: 16 bits each,
-// element i's in word i / 2, the lower half first. `stream` is stream_of(the tensor's name).
+// The random bits by which an optimizer step rounds elements 8 `group` to 8 `group` + 7 of a tensor to bf16: 16 bits
+// each, element i's in word i / 2, the lower half first. `stream` is stream_of(the tensor's name).
 constexpr std::array<uint32_t, 4> rounding_bits(uint64_t seed, int64_t step, uint64_t stream, int64_t group) {
   return philox({static_cast<uint32_t>(group), static_cast<uint32_t>(group >> 32) ^ static_cast<uint32_t>(step >> 32),
                  static_cast<uint32_t>(stream), static_cast<uint32_t>(stream >> 32)},
@@ -42,7 +42,7 @@ constexpr uint32_t rounding_bits_of(const std::array<uint32_t, 4>& bits, int ele
   return bits[static_cast<size_t>(element) / 2] >> (element % 2 ? 16 : 0) & 0xffff;
 }
 
-// Rounds elements [begin, end) of a tensor by these bits; `begin` is a multiple of 8.
+// Rounds elements [begin, end) of a tensor to bf16 by rounding_bits(); `begin` is a multiple of 8.
 inline void round_stochastically(const float* from, bf16* to, int64_t begin, int64_t end, uint64_t seed, int64_t step,
                                  uint64_t stream) {
   for (int64_t i = begin; i < end; i += 8) {
@@ -52,6 +52,7 @@ inline void round_stochastically(const float* from, bf16* to, int64_t begin, int
   }
 }
 
+// The random numbers of one stream; `index` numbers them.
 class Random {
  public:
   Random(uint64_t seed, uint64_t stream)
@@ -66,9 +67,9 @@ class Random {
     const auto b = block(index);
     return (uint64_t{b[1]} << 32) | b[0];
   }
-  // In [0, 1), 53 random bits.
+  // Uniform in [0, 1), of 53 random bits.
   double uniform(uint64_t index) const { return static_cast<double>(bits(index) >> 11) * 0x1p-53; }
-  // Standard normal by Box-Muller; each index has its own two uniforms.
+  // Standard normal, by Box and Muller's method; each index has its own two uniforms.
   double normal(uint64_t index) const {
     const auto b = block(index);
     const double u = (static_cast<double>((uint64_t{b[1]} << 32 | b[0]) >> 11) + 1.0) * 0x1p-53;  // (0, 1]

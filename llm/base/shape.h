@@ -26,7 +26,8 @@ inline const char* name_of(DType dtype) {
   return "?";
 }
 
-// Up to four dimensions; the last one is contiguous. There are no strides and no views.
+// Up to four dimensions; the last one is contiguous. A shape knows no strides: those are a tensor's
+// (llm/graph/graph.h). The constructor throws Error for more dimensions or a negative one.
 class Shape {
  public:
   Shape() = default;
@@ -46,7 +47,7 @@ class Shape {
     for (int i = 0; i < rank_; ++i) n *= (*this)[i];
     return n;
   }
-  // The number of rows when all leading dimensions are seen as one: elements / last.
+  // The number of rows when all dimensions but the last are seen as one: elements / last.
   int64_t rows() const { return rank_ == 0 ? 1 : (last() == 0 ? 0 : elements() / last()); }
   bool operator==(const Shape&) const = default;
 

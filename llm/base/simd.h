@@ -1,5 +1,5 @@
-// Vectors of floats in the widest registers of the instruction set the file is compiled for, by the compilers' vector
-// extensions: the same source is AVX-512, AVX2, SSE or NEON. The functions here are the only ones that kernels need.
+// Vectors of floats in the widest registers of the instruction set that the file is compiled for, by the compiler's
+// vector extensions: the same source is AVX-512, AVX2, SSE or NEON. Kernels need no other vector functions than these.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -39,11 +39,12 @@ inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 inline Vec broadcast(float x) { return x - Vec{}; }
 
 #if defined(__AVX512F__)
-// For the forms of instructions that set lanes to zero by a mask: GCC 12 warns of the plain ones' unset operand.
+// The mask of all lanes, for the zero-masking forms of instructions: of the plain forms GCC 12 warns that an operand is
+// not set.
 inline constexpr __mmask16 kAll = 0xffff;
 #endif
 
-// The first `count` lanes; the others read as zero and are not touched in memory.
+// Loads or stores the first `count` lanes; the other lanes are loaded as zero, and their memory is not touched.
 #if defined(__AVX512F__)
 inline Vec load_part(const float* p, int64_t count) {
   return (Vec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
@@ -70,7 +71,7 @@ inline void store_part(float* p, Vec v, int64_t count) {
 }
 #endif
 
-// a > b ? a : b, and a < b ? a : b: where one is NaN it is b. (GCC makes a comparison and a blend of the plain form.)
+// a > b ? a : b, and a < b ? a : b: b where either is NaN. (GCC compiles the plain form to a comparison and a blend.)
 #if defined(__AVX512F__)
 inline Vec max(Vec a, Vec b) { return (Vec)_mm512_maskz_max_ps(kAll, (__m512)a, (__m512)b); }
 inline Vec min(Vec a, Vec b) { return (Vec)_mm512_maskz_min_ps(kAll, (__m512)a, (__m512)b); }
@@ -84,13 +85,13 @@ inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
 
 namespace detail {
 
-// Of each four lanes the two lower ones (or the two upper) of `a` and `b`, by turns.
+// Interleaves the two lower (or the two upper) lanes of each four of `a` and `b`: a0 b0 a1 b1.
 template <bool Upper, int... I>
 inline Vec interleave(Vec a, Vec b, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(a, b, ((I & ~3) + (Upper ? 2 : 0) + (I & 3) / 2 + (I & 1) * kLanes)...);
 }
 
-// Transposes each block of 4 x 4 of four rows: within four lanes the shuffles are the cheapest.
+// Transposes each 4 x 4 block of four rows: shuffles within four lanes are the cheapest.
 inline void transpose_quads(Vec* rows) {
   constexpr auto lanes = std::make_integer_sequence<int, kLanes>{};
   const Vec low = interleave<false>(rows[0], rows[2], lanes), high = interleave<true>(rows[0], rows[2], lanes);
@@ -99,14 +100,14 @@ inline void transpose_quads(Vec* rows) {
   rows[2] = interleave<false>(high, high2, lanes), rows[3] = interleave<true>(high, high2, lanes);
 }
 
-// Of each pair of blocks of `Step` lanes, takes the low one from `a` and `b` (or the high one) and puts them side by
+// From each pair of blocks of `Step` lanes takes the low (or the high) one of `a` and of `b`, and puts the two side by
 // side.
 template <int Step, bool High, int... I>
 inline Vec merge_blocks(Vec a, Vec b, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(a, b, ((I & Step) == 0 ? I + (High ? Step : 0) : kLanes + I - (High ? 0 : Step))...);
 }
 
-// Swaps the off-diagonal blocks of `Step` lanes, then ever larger ones.
+// Swaps the off-diagonal blocks of `Step` lanes, then those of twice as many lanes, and so on.
 template <int Step>
 inline void swap_blocks(Vec* rows) {
   if constexpr (Step < kLanes) {
@@ -132,7 +133,7 @@ inline void transpose(Vec (&rows)[kLanes]) {
 
 namespace detail {
 
-// Every lane i below `Half` meets lane i + Half; the other lanes hold nothing of use.
+// Lane i of the result, for i below `Half`, is lane i + Half of `v`; the other lanes hold nothing of use.
 template <int Half, int... I>
 inline Vec upper(Vec v, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(v, v, (I < Half ? I + Half : I)...);
@@ -169,7 +170,7 @@ inline Vec reciprocal(Vec x) {
 #endif
 }
 
-// p 2^n for a whole n; the AVX-512 form also where the power alone would be no normal number.
+// p 2^n for a whole n. The AVX-512 form is right even where 2^n alone is not a normal number.
 inline Vec times_power_of_two(Vec p, Vec n) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_maskz_scalef_ps(kAll, (__m512)p, (__m512)n);
@@ -184,8 +185,8 @@ inline Vec times_power_of_two(Vec p, Vec n) {
 inline constexpr float kLog2E = 1.44269504088896341f;
 
 // e^x to 0.7 units in the last place: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial of degree 6 for e^r whose first
-// two coefficients are 1 (the others: least largest relative error, 3.2e-9), and n added to the exponent. Below -87.3 the
-// result is 0, above 88.37 it is the largest e^x. A NaN stays one.
+// two coefficients are 1 (the others have the least largest relative error, 3.2e-9), and n added to the exponent. Below
+// -87.3 the result is 0, above 88.37 it is e^88.37. A NaN stays a NaN.
 inline Vec exp(Vec x) {
   const Vec clamped = min(broadcast(88.37f), x);  // in this order of operands a NaN passes through
 #if defined(__AVX512F__)
@@ -207,8 +208,8 @@ inline Vec exp(Vec x) {
   return x < broadcast(-87.3f) ? Vec{} : times_power_of_two(p, n);
 }
 
-// 2^x, relative to 8e-8: a polynomial of degree 6 for the fraction (least largest relative error, 2.0e-9). Above 126 it is
-// 2^126, below -126 it vanishes. A NaN stays one.
+// 2^x to a relative error of 8e-8: a polynomial of degree 6 for the fraction (least largest relative error, 2.0e-9).
+// Above 126 the result is 2^126, below -126 it is 2^-126 or less. A NaN stays a NaN.
 inline Vec exp2(Vec x) {
   const Vec clamped = min(broadcast(126.0f), x);
 #if defined(__AVX512F__)
@@ -229,11 +230,11 @@ inline Vec exp2(Vec x) {
   return times_power_of_two(p, n);
 }
 
-// 1 / (1 + 2^x): a sigmoid whose caller has the factor -log2(e) among its own constants.
+// 1 / (1 + 2^x): a sigmoid for callers that have the factor -log2(e) among their own constants.
 inline Vec sigmoid2(Vec x) { return reciprocal(1.0f + exp2(x)); }
 inline Vec sigmoid(Vec x) { return sigmoid2(x * -kLog2E); }
 
-// tanh by e^(2x), stable at both ends; about 1e-7 absolute.
+// tanh by e^(2x), stable at both ends, to about 1e-7 absolute.
 inline Vec tanh(Vec x) {
   const Vec e = exp(broadcast(2.0f) * min(broadcast(10.0f), max(broadcast(-10.0f), x)));
   return (e - broadcast(1.0f)) * reciprocal(e + broadcast(1.0f));

@@ -10,8 +10,9 @@
 namespace llm {
 namespace {
 
-// Kernels follow each other within microseconds, so a short spin saves the futex call; a longer one would take a core
-// from the other runs of a sweep. Where there are more threads than cores they must not spin at all.
+// How often a waiting thread looks before it sleeps. Kernels follow each other within microseconds, so a short spin
+// saves a futex call; a longer spin would take a core from the other runs of a sweep. Where there are more threads than
+// cores, threads must not spin at all.
 constexpr int kSpins = 4000;
 
 inline void pause() {
@@ -36,7 +37,7 @@ int available_threads() {
   cpu_set_t set;
   int count = 1;
   if (sched_getaffinity(0, sizeof set, &set) == 0) count = std::max(1, CPU_COUNT(&set));
-  // A container may be given fewer CPUs' worth of time than it sees (cgroup v2: "quota period" or "max period").
+  // A container may be given less CPU time than the CPUs that it sees (cgroup v2: "quota period" or "max period").
   std::ifstream file("/sys/fs/cgroup/cpu.max");
   double quota = 0, period = 0;
   if (file >> quota >> period && quota > 0 && period > 0)

@@ -1,7 +1,8 @@
-// A persistent team of threads, one for the whole program or one for each rank of a run. The caller is rank 0 and works.
+// A persistent team of threads, one for the whole program or one for each rank of a run. The calling thread is rank 0
+// of the team and works, too.
 //
 // Results must not depend on the number of threads: split the outputs among the threads, never a sum. Where a sum runs
-// over tokens, cut it into blocks whose number does not depend on the team and add the blocks' results in order.
+// over tokens, cut it into blocks whose number does not depend on the team, and add the blocks' results in order.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -15,26 +16,28 @@
 
 namespace llm {
 
-// What a team would need, from the time of each item on one thread: the items of a call are dealt out in order, each to the
-// thread that is free first, as a team takes them.
+// The time that a team would need, estimated from the time of each item on one thread: the items of a call are dealt
+// out in order, each to the thread that is free first.
 struct Rehearsal {
-  int64_t calls = 0;   // of the whole team
-  double busy = 0;     // seconds in the items of those calls
-  double longest = 0;  // seconds from the begin of each call to the end of its last item, added up
+  int64_t calls = 0;   // of for_items, with more than one item
+  double busy = 0;     // seconds spent in the items of those calls
+  double longest = 0;  // seconds from the beginning of each call to the end of its last item, summed
 };
 
 class ThreadTeam {
  public:
-  // `teams`: how many of this size share what this process may run on. threads = 0: this team's part of that.
+  // `teams`: how many teams of this size share the CPUs that this process may run on. threads = 0: an equal part of
+  // those CPUs.
   explicit ThreadTeam(int threads = 0, int teams = 1);
-  // A team of one thread that does the work of `threads`, cut as for so many, and writes down what they would need.
+  // A team of one thread that does the work of `threads` threads, cut into the same items, and adds the time that they
+  // would need to `rehearsal`.
   ThreadTeam(int threads, Rehearsal& rehearsal);
   ~ThreadTeam();
   ThreadTeam(const ThreadTeam&) = delete;
   ThreadTeam& operator=(const ThreadTeam&) = delete;
 
   int size() const { return size_; }
-  // Whether threads that wait for the next call turn in a loop at first: only where all teams together have a core for each.
+  // Whether a waiting thread spins before it sleeps: only where all teams together have a core for each thread.
   bool spins() const { return spins_; }
 
   // Calls work(rank) once on every thread and returns when all are done. Not reentrant. `work` must not throw.
@@ -45,8 +48,9 @@ class ThreadTeam {
              const_cast<void*>(static_cast<const void*>(&work)));
   }
 
-  // Calls work(item, rank) for each item of [0, count). Each thread begins with a share of neighbouring items, which in
-  // most ops are the same tokens that it had in the op before, and so are in its cache; one that is done helps the others.
+  // Calls work(item, rank) for each item of [0, count). Each thread begins with a share of consecutive items, which in
+  // most ops are the tokens that the thread had in the op before, and so are in its cache. A thread that has finished
+  // its share takes items of the others.
   template <class Work>
   void for_items(int64_t count, Work&& work) {
     if (rehearsal_ && count > 1) {
@@ -75,8 +79,8 @@ class ThreadTeam {
     for_items(ceil_div(n, grain), [&](int64_t block, int) { work(block * grain, std::min(n, (block + 1) * grain)); });
   }
 
-  // The same of several arrays in one call: work(array, block, begin, end), where array i has size_of(i) elements. Blocks
-  // are counted through all arrays. Returns how many there are.
+  // for_blocks over several arrays in one call: work(array, block, begin, end), where array i has size_of(i) elements
+  // and the blocks are numbered through all arrays. Returns the number of blocks.
   template <class SizeOf, class Work>
   int64_t for_blocks_of(size_t arrays, SizeOf&& size_of, int64_t grain, Work&& work) {
     ends_.clear();
@@ -98,13 +102,14 @@ class ThreadTeam {
   int64_t share_begin(int64_t count, int rank) const { return count * rank / size_; }
 
   struct alignas(64) Share {
-    std::atomic<int64_t> next{0};  // item of the share that nobody has begun
+    std::atomic<int64_t> next{0};  // the first item of the share that no thread has begun
   };
 
   int size_;
   bool spins_ = false;
   std::unique_ptr<Share[]> shares_;
-  std::vector<int64_t> ends_;  // of for_blocks_of: a member, so that a step allocates nothing
+  std::vector<int64_t>
+      ends_;  // for_blocks_of: the blocks up to the end of each array; a member so that a step allocates nothing
   Rehearsal* rehearsal_ = nullptr;
   Function function_ = nullptr;
   void* context_ = nullptr;
@@ -114,7 +119,8 @@ class ThreadTeam {
   std::vector<std::thread> workers_;
 };
 
-// How many threads this process may run on (its affinity mask and cgroup quota, not the machine's count).
+// How many threads this process may run at a time, by its affinity mask and its cgroup's quota (not the machine's
+// count).
 int available_threads();
 
 }  // namespace llm

@@ -72,7 +72,7 @@ Trainer read_trainer(const std::string& directory) {
   }
 }
 
-// Throws Error unless all the files are there and as long as they were written.
+// Throws Error unless all files of the checkpoint are there and as long as they were when written.
 CheckpointInfo inspect(const std::string& directory) {
   const Trainer trainer = read_trainer(directory);
   std::error_code error;
@@ -115,7 +115,7 @@ Listed list(const std::string& run) {
       if (info.step != step) fail(info.path, ": its ", kTrainer, " says step ", info.step);
       listed.whole.push_back(std::move(info));
     } catch (const Error& e) {
-      // A trainer may have pruned it just now.
+      // A trainer may have removed the checkpoint a moment ago.
       if (std::error_code gone; fs::exists(parent + "/" + name, gone)) listed.broken.push_back({step, e.what()});
     }
   }
@@ -126,7 +126,8 @@ Listed list(const std::string& run) {
   return listed;
 }
 
-// The index of the lowest validation loss, the later of equals; the newest when none was measured.
+// The index of the checkpoint with the lowest validation loss (the later of two equal ones); of the newest when no loss
+// was measured.
 size_t best_of(const std::vector<CheckpointInfo>& checkpoints) {
   size_t best = checkpoints.size() - 1;
   for (size_t i = checkpoints.size(); i-- > 0;) {

@@ -2,11 +2,11 @@
 //
 //   model.safetensors, config.json, tokenizer.json, generation_config.json    what transformers opens as it is
 //   optimizer.safetensors                                                     optimizer state, F32, bit for bit
-//   trainer.json                                                              step, counters, settings, file sizes; last
+//   trainer.json                            step, counters, settings, the tensor files' sizes; written last
 //
-// The directory is made under a temporary name, synced and renamed, so whatever happens (a kill, a full disk) earlier
-// checkpoints stay whole. Which checkpoint is newest or best is read from the checkpoints themselves: there is no pointer
-// that could be stale.
+// The directory is made under a temporary name, synced and renamed, so earlier checkpoints stay whole whatever happens
+// (a kill, a full disk). Which checkpoint is the newest or the best is read from the checkpoints themselves: there is
+// no pointer that could be stale.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -26,15 +26,15 @@ struct TrainerState {
   int64_t step = 0;     // optimizer steps done
   int64_t samples = 0;  // sequences taken from the loader
   int64_t tokens = 0;
-  int64_t rounded_step = -1;  // the last step that changed the weights; in a bf16 run, whose rounding they have
+  int64_t rounded_step = -1;  // the last step that changed the weights, whose rounding bf16 weights carry; -1: none
   double seconds = 0;         // spent training
-  double val_loss = std::numeric_limits<double>::quiet_NaN();       // measured at this step; NaN: not measured
+  double val_loss = std::numeric_limits<double>::quiet_NaN();       // nats a token, at this step; NaN: not measured
   double best_val_loss = std::numeric_limits<double>::quiet_NaN();  // of the run so far; NaN: none
-  std::string settings_json = "{}";  // the training options: any JSON, kept but for its white space
+  std::string settings_json = "{}";  // the training options: any JSON; kept, but for its white space
 };
 
-// What a checkpoint is made of. The callbacks are called once for each index, in order; a pointer must stay valid until
-// the callback's next call, so a device's memory can pass through one staging buffer.
+// What a checkpoint is made of. Each callback is called once for each index, in order; its pointer must stay valid
+// until the next call, so that the memory of a device can pass through one staging buffer.
 struct CheckpointContent {
   TrainerState state;
   ModelConfig config;
@@ -52,25 +52,28 @@ struct CheckpointInfo {
   int64_t step = -1;                                           // -1: a plain Hugging Face directory
   double val_loss = std::numeric_limits<double>::quiet_NaN();  // NaN: not measured
   bool has_trainer_state = false;
-  std::string skipped;  // newer (or better) checkpoints that were passed over and why; empty: none. To be shown.
+  std::string skipped;  // for people: newer (or better) checkpoints that are damaged, and how; empty: none
 };
 
-// Writes RUN/checkpoints/STEP/, replacing one of the same step, then removes the leftovers of killed processes and all
-// checkpoints but the newest `keep_last` and the one with the lowest validation loss (0: keeps all). Returns its path.
+// Removes the leftovers of killed processes, writes RUN/checkpoints/STEP/ in place of an earlier one of the same step,
+// and removes all whole checkpoints but the newest `keep_last` and the one with the lowest validation loss (0: keeps
+// all). Returns the path of the new one. Throws Error when it was not saved; earlier ones are then as they were.
 std::string save_checkpoint(const std::string& run, const CheckpointContent& content, int keep_last = 0);
 
-// The whole checkpoints of a run by ascending step; none for a run without any. `skipped`, if given, gets one line for
-// each that is not whole.
+// The whole checkpoints of a run by ascending step; none for a run without any. `skipped`, if given, gets one line that
+// says what is wrong with the others; empty: nothing.
 std::vector<CheckpointInfo> list_checkpoints(const std::string& run, std::string* skipped = nullptr);
 
 enum class Which { newest, best };  // best: the lowest validation loss; the newest where none was measured
-// `path`: a run, one of its checkpoints, or a Hugging Face directory. Throws Error saying what is there instead.
+// `path`: a run, one of its checkpoints, or a Hugging Face directory. Throws Error that says what is there instead.
 CheckpointInfo find_checkpoint(const std::string& path, Which which = Which::newest);
 
-// The parts of a checkpoint at CheckpointInfo::path; config and parameters are read by huggingface.h's read_config and
-// load_parameters. Throw Error for a directory that has no trainer state, or another than asked for.
+// The parts of a checkpoint at CheckpointInfo::path; config and parameters are read by huggingface.h's read_config()
+// and load_parameters(). Both functions throw Error where there is no such state, load_optimizer() also where it is
+// that of another optimizer or model.
 TrainerState read_trainer_state(const std::string& checkpoint);
-// `destination(i)` gives room for tensor i, as load_parameters' does. All names and shapes are checked first.
+// `destination(i)` returns room for tensor i, as that of load_parameters() does. All names and shapes are checked
+// first.
 void load_optimizer(const std::string& checkpoint, const std::vector<StateTensor>& tensors,
                     const std::function<float*(size_t index)>& destination);
 

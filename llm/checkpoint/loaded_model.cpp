@@ -17,7 +17,8 @@ LoadedModel::LoadedModel(const std::string& path, DType dtype)
   const std::string tokenizer = tokenizer_of_model(checkpoint_.path);
   has_tokenizer_file_ = !tokenizer.empty();
   if (has_tokenizer_file_) {
-    // Token ids can do without one, so this is an error only where text is asked for.
+    // Work with token ids needs no tokenizer, so a tokenizer that cannot be read is an error only where text is asked
+    // for.
     try {
       tokenizer_ = load_tokenizer(tokenizer);
     } catch (const Error& e) {

@@ -11,7 +11,7 @@ namespace llm {
 
 class Evaluator {
  public:
-  // Batches of `batch` windows of `tokens` tokens (usually the context); `end_of_text` as in RecipeOptions.
+  // B = `batch` windows of T = `tokens` tokens (usually the context) at a time; `end_of_text` as in RecipeOptions.
   Evaluator(const ModelConfig& config, int64_t batch, int64_t tokens, const PersistentLayout& layout,
             const Target& target, int32_t end_of_text = -1);
 
@@ -22,16 +22,17 @@ class Evaluator {
     double loss = 0;     // nats per token
     int64_t tokens = 0;  // predicted
   };
-  // The stream is cut into windows without overlap; every token but the first is predicted once (a last, shorter window
-  // is filled up and not counted there). max_batches > 0 takes that many windows x batch, evenly spaced over the stream.
-  // Losses are summed in double in the stream's order, whatever the batch. Throws Error for a stream of fewer than two
-  // tokens, or with a token outside the vocabulary. `progress(done, total)` counts batches.
+  // The mean loss of the stream, which is cut into windows of T tokens without overlap: every token but the first is
+  // predicted once. (A shorter last window is filled up with targets that do not count.) max_batches > 0: only
+  // max_batches x B windows, evenly spaced over the stream, or all where there are no more. Losses are summed in double
+  // in the order of the stream, whatever the batch. Throws Error for a stream of fewer than two tokens, or with a token
+  // outside the vocabulary. `progress(done, total)` counts batches.
   Result run(const TokenStream& stream, int64_t max_batches = 0,
              const std::function<void(int64_t, int64_t)>& progress = {});
 
  private:
   Evaluator(EvaluationGraph graph, int64_t vocabulary, const PersistentLayout& layout, const Target& target);
-  // Window `begin` of the stream, `count` predictions, as row `row` of the inputs.
+  // Writes the window of `count` predictions that begins at token `begin` of the stream to row `row` of the inputs.
   void fill(const TokenStream& stream, int64_t begin, int64_t count, int64_t row);
 
   int64_t vocabulary_;

@@ -9,15 +9,16 @@
 namespace llm {
 namespace {
 
-// As many rows as a matrix product needs to come near the machine's peak; with more the activations leave the caches.
+// Tokens in the largest piece: as many rows as a matrix product needs to come near the machine's peak; with more rows
+// the activations leave the caches.
 constexpr int64_t kLargestPiece = 256;
 
-// A program that takes `tokens` new tokens, and the tensors that it has for the host.
+// A program that takes new tokens, and the tensors by which the host talks to it.
 struct Walk {
   TensorId input, logits, draws;
   Program program;
 
-  // Lays out the state of the graph, caches and tokens, which all walks share.
+  // Adds the state of the graph (caches, next token, draws), which all walks share, to the layout.
   Walk(const GenerationGraph& graph, Compiled compiled, PersistentLayout& layout)
       : input(graph.tokens),
         logits(graph.logits),
@@ -36,8 +37,8 @@ struct Walk {
   }
 };
 
-// The programs that take `tokens` new tokens of a prompt: to the token that comes next, or into the cache alone, without the
-// head, where more follow.
+// The two programs that take `tokens` new tokens of a prompt: to the token that comes next, or, where more of the
+// prompt follows, into the cache alone, without the head.
 struct Piece {
   int64_t tokens;
   std::unique_ptr<Walk> to_token, to_cache;
@@ -47,16 +48,16 @@ struct Piece {
 
 struct Generator::Implementation {
   int64_t vocabulary, context;
-  double weight_bytes = 0, position_bytes = 0;  // that a token reads; and for each position before it
-  // Of 1, 2, 4, ... tokens. All of them are made at the start, so that the size of the arena is known: a prompt of any
-  // length is a sum of them.
+  double weight_bytes = 0, position_bytes = 0;  // that a token reads: in all, and for each position before it
+  // Pieces of 1, 2, 4, ... tokens, of which a prompt of any length is a sum. All are made at the start, so that the
+  // size of the arena is known.
   std::vector<Piece> pieces;
-  // From the token that the walk before has left on the device to the next one.
+  // The programs that read the token that the walk before left on the device, and sample the next one.
   std::unique_ptr<Walk> next_greedy, next;
   std::unique_ptr<Download> download;
   std::vector<float> logits;  // (V), of the last token
-  int under_way = 0;          // draws that the host has not taken yet
-  int64_t ahead = 0;          // walks to be started before the host takes the first one's draw
+  int under_way = 0;          // draws that were fetched and not taken
+  int64_t ahead = 0;          // how many walks are started before the host takes the draw of the first
 
   Implementation(const ModelConfig& config, PersistentLayout layout, const Target& target)
       : vocabulary(config.vocabulary), context(config.context), logits(static_cast<size_t>(config.vocabulary)) {
@@ -87,7 +88,7 @@ struct Generator::Implementation {
     for (const auto* walk : {&next_greedy, &next}) use(**walk);
   }
 
-  // What counts of a prompt.
+  // The last `context` tokens of a prompt, which are those that count.
   std::vector<int32_t> window_of(const std::vector<int32_t>& prompt) const {
     if (prompt.empty()) fail("generation needs a prompt of at least one token");
     for (const int32_t id : prompt)
@@ -96,8 +97,8 @@ struct Generator::Implementation {
     return {prompt.end() - std::min(static_cast<int64_t>(prompt.size()), context), prompt.end()};
   }
 
-  // Takes `tokens` in, of which the first `cached` are in the cache already, and samples token number `index`; gives the walk
-  // that did.
+  // Runs the pieces that `tokens` is a sum of, but for the first `cached` tokens, which are in the cache already, and
+  // samples token number `index`. Returns the walk that did.
   Walk& take_in(const std::vector<int32_t>& tokens, int64_t cached, const SamplingOptions& sampling, int64_t index) {
     const auto count = static_cast<int64_t>(tokens.size());
     for (size_t i = pieces.size();;) {
@@ -115,13 +116,13 @@ struct Generator::Implementation {
     }
   }
 
-  // Has the draw of token number `index`, which the walk makes, brought to the host.
+  // Starts to copy the draw of token number `index`, which the walk makes, to the host.
   void fetch(const Walk& walk, int64_t index) {
     ++under_way;
     auto* const from = walk.program.data<std::byte>(walk.draws) + static_cast<size_t>(index % kDraws) * sizeof(Draw);
     download->submit({{from, 0, sizeof(Draw)}});
   }
-  // The oldest draw that was fetched.
+  // Waits for the oldest draw that was fetched and not taken.
   Draw take() {
     --under_way;
     Draw draw;
@@ -146,7 +147,7 @@ void Generator::bind(const Arena& arena) {
   model.for_walks([&](Walk& walk) { walk.program.bind(arena); });
   model.ahead = 1 + arena.device().ahead();
   model.download = arena.device().new_download(sizeof(Draw), true);
-  // What this leaves in cache and token, the next prompt overwrites.
+  // The next prompt overwrites what these runs leave in the cache and in the next token.
   for (const auto* walk : {&model.next_greedy, &model.next}) (*walk)->program.prepare(Phase::forward);
 }
 
@@ -165,10 +166,10 @@ void Generator::generate(const std::vector<int32_t>& prompt, int64_t max_tokens,
                          int32_t stop_token, const std::function<bool(int32_t)>& on_token) {
   Implementation& model = *implementation_;
   Sampler(sampling, 1);                      // checks the options
-  while (model.under_way > 0) model.take();  // dropped: what an earlier run has started behind its end
+  while (model.under_way > 0) model.take();  // what an earlier run started beyond its end
   Walk& next = *(sampling.temperature == 0 ? model.next_greedy : model.next);
-  // The tokens that the next one depends on, as far as the host knows them. The cache holds the first `cached` of them and of
-  // those that are being made, which come behind.
+  // `window`: the tokens that the next one depends on, as far as the host knows them. The cache holds the first
+  // `cached` of these and of the tokens under way, which follow them.
   std::vector<int32_t> window = model.window_of(prompt);
   int64_t cached = 0, started = 0;
   for (int64_t index = 0; index < max_tokens; ++index) {
@@ -178,7 +179,7 @@ void Generator::generate(const std::vector<int32_t>& prompt, int64_t max_tokens,
         model.fetch(next, started++);
         continue;
       }
-      if (started > index) break;  // the window must be cut, for which the host has to know all of it
+      if (started > index) break;  // the window must be cut, which needs the tokens under way
       if (static_cast<int64_t>(window.size()) > model.context) {
         window.erase(window.begin(), window.end() - std::max<int64_t>(1, model.context / 2));
         cached = 0;

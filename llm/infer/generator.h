@@ -1,6 +1,7 @@
 // Text generation with a key-value cache: the prompt is processed in pieces, then one token at a time. The tokens are
-// those of a full recomputation. A token is one walk that ends with its sampling and leaves the token where the next walk reads
-// it. Of a GPU the host starts a walk ahead of the token it waits for, and drops what comes behind an end.
+// those of a full recomputation. A token is one walk through the graph, which ends with its sampling and leaves the
+// token where the next walk reads it. On a GPU the host starts the next walk before it has the token, and drops what it
+// started beyond the end of a text.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -24,14 +25,16 @@ class Generator {
   size_t arena_bytes() const;
   void bind(const Arena& arena);
 
-  // Calls `on_token(id)` for each new token until max_tokens are made, it returns false, or `stop_token` comes (>= 0;
-  // it is not handed on). Throws UsageError for sampling options out of range, Error for an empty prompt or one with an id outside the vocabulary. Of a prompt longer
-  // than the context the last `context` tokens count. When the context is full, the last half of it, the newest token
-  // included, is processed anew as the prompt and generation goes on (so a text may be longer than the context).
+  // Calls `on_token(id)` for each new token until max_tokens are made, on_token returns false, or `stop_token` comes
+  // (>= 0; it is not handed on). Of a prompt longer than the context the last `context` tokens count. When the context
+  // is full, its last half, the newest token included, is processed anew as the prompt and generation continues, so
+  // that a text may be longer than the context. Throws UsageError for sampling options out of range, Error for an empty
+  // prompt or one with an id outside the vocabulary.
   void generate(const std::vector<int32_t>& prompt, int64_t max_tokens, const SamplingOptions& sampling,
                 int32_t stop_token, const std::function<bool(int32_t)>& on_token);
 
-  // What a token reads at that position: the weights, of tables that are looked up in one row, and the keys and values before.
+  // Bytes that the token at that position reads: all weights (of tables that are looked up in, one row), and the keys
+  // and values of the positions before.
   double bytes_per_token(double position) const;
 
   // The logits (V) of the token that follows `prompt`, which generate() samples from; errors as there.

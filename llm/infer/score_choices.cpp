@@ -84,7 +84,8 @@ TokenizedChoice tokenize_choice(const Choice& choice, const Tokenizer& tokenizer
     tokenizer.encode(choice.context + (joined_already || is_space(ending[0]) ? "" : " ") + ending, false, tokens);
     auto first = static_cast<size_t>(std::mismatch(alone.begin(), alone.end(), tokens.begin(), tokens.end()).second -
                                      tokens.begin());
-    // Text that merges with the context's very first token has nothing before it to be predicted from: that is given.
+    // Where the ending merges with the context's very first token, nothing comes before that token to predict it from:
+    // it is given.
     first = std::max<size_t>(1, std::min(first, tokens.size() - 1));
     const size_t room = static_cast<size_t>(context) + 1;
     if (tokens.size() - first > room - 1)

@@ -1,4 +1,4 @@
-// Multiple-choice tasks, scored: which ending does the model find likeliest after the context?
+// Scores of multiple-choice tasks: which ending does the model find likeliest after the context?
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -23,18 +23,18 @@ struct TokenizedChoice {
   size_t label = 0;
 };
 
-// Context and ending are joined by a blank, unless the ending begins with white space or the context is empty or ends with
-// it. The ending's tokens are those of the joined text behind what they share with the context's. What the tokenizer puts
-// before a text comes first; where that is nothing and the context is empty, the end-of-text token. Of what is longer than
-// the model's `context` (in tokens) the context's beginning is left out. Throws Error with `where` for an ending that is
-// longer by itself.
+// Context and ending are joined by a blank, unless the ending begins with white space, or the context is empty or ends
+// with white space. The ending's tokens are those of the joined text behind the tokens that it shares with the
+// context's own. What the tokenizer puts before a text comes first; where that is nothing and the context is empty, the
+// end-of-text token. Of a text longer than the model's `context` (in tokens) the beginning is left out. Throws Error
+// with `where` for an ending that is longer by itself.
 TokenizedChoice tokenize_choice(const Choice& choice, const Tokenizer& tokenizer, int64_t context,
                                 const std::string& where);
 
 class ChoiceScorer {
  public:
-  // Texts of similar length share a batch, of about 4096 tokens or `batch` texts (0: the former), so that short ones do not
-  // pay for the longest.
+  // Texts of similar length share a batch of `batch` texts (0: of about 4096 tokens), so that short ones do not cost as
+  // much as the longest.
   ChoiceScorer(const ModelConfig& config, std::vector<TokenizedChoice> tasks, int64_t batch,
                const PersistentLayout& layout, const Target& target);
   ~ChoiceScorer();
@@ -42,15 +42,15 @@ class ChoiceScorer {
   size_t arena_bytes() const;
   void bind(const Arena& arena);
 
-  // How many tasks had the right ending first: by the log-likelihood of all its tokens together, by its mean over them
-  // (as llm.c counts), and by the sum over the ending's length in bytes (as lm-evaluation-harness does). Of equals the
-  // first ending counts.
+  // How many tasks had the right ending first: by the log-likelihood of all its tokens together, by its mean over the
+  // tokens (as llm.c counts), and by the sum divided by the ending's bytes (as lm-evaluation-harness does). Of equally
+  // likely endings the first is taken.
   struct Result {
     int64_t tasks = 0, right = 0, right_per_token = 0, right_per_byte = 0;
   };
-  // `progress(so_far, total)` after each batch. Throws Error for a log-likelihood that is not finite.
+  // Calls `progress(so_far, total)` after each batch. Throws Error for a log-likelihood that is not finite.
   Result run(const std::function<void(const Result&, int64_t)>& progress = {});
-  // Of each ending of a task, in nats; after run().
+  // The log-likelihood of each ending of a task, in nats; after run().
   const std::vector<double>& log_likelihoods(size_t task) const { return scores_[task]; }
 
  private:

@@ -114,11 +114,12 @@ void BinCheckpoint::read_llama2c() {
     }
   }
   take("final_norm.weight", C);
-  take("", c.context * D);  // rotary tables, which nobody needs
+  take("", c.context * D);  // tables of the rotary angles, which are computed anew
   if (!c.tied_head) take("head.weight", c.vocabulary * C);
 }
 
-// Before a table is made of them: a layer has the channels' square and more.
+// A layer has more elements than `channels`: a number of layers that the file cannot hold is refused before a table of
+// the layers is made.
 void BinCheckpoint::check_layers() const {
   const auto elements = static_cast<int64_t>(file_.bytes().size() / width_);
   if (config_.layers > elements / config_.channels)

@@ -1,5 +1,5 @@
-// What a model is: its dimensions and the switches that choose between GPT-2 and the modern GPT. Everything else (the
-// parameter table, the graph, memory, cost) follows from this.
+// What a model is: its dimensions, and the switches that choose between GPT-2 and the modern GPT. Everything else (the
+// parameter table, the graph, memory, cost) follows from them.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -35,7 +35,7 @@ struct ModelConfig {
   int64_t rope_original = 8192;
 
   bool operator==(const ModelConfig&) const = default;
-  void check() const;  // throws UsageError naming the value that cannot be
+  void check() const;  // throws UsageError that names the impossible value
   int64_t query_width() const { return heads * head_size; }
   int64_t qkv_width() const { return (heads + 2 * kv_heads) * head_size; }
 };
@@ -43,25 +43,28 @@ struct ModelConfig {
 const char* name_of(Norm);
 const char* name_of(Positions);
 const char* name_of(Activation);
+// These throw UsageError that lists the known names.
 Norm norm_named(const std::string& name);
 Positions positions_named(const std::string& name);
 Activation activation_named(const std::string& name);
 
-// The bundles of switches behind --architecture; dimensions stay as they are, but for `hidden`, which the caller sets.
-// gpt2: Radford et al. 2019. llama: Touvron et al. 2023. modern: llama with QK-norm. qwen3: modern with a tied head.
+// Sets all switches of a named architecture, and norm_epsilon; dimensions stay as they are, so that `hidden` is the
+// caller's. gpt2: Radford et al. 2019. llama: Touvron et al. 2023. modern: llama with QK-norm. qwen3: modern with a
+// tied head. Throws UsageError for another name.
 void set_architecture(ModelConfig& config, const std::string& name);  // gpt2 | llama | qwen3 | modern
 // The usual MLP width: 4 C, or 8/3 C rounded up to a multiple of 32 for the gated SwiGLU, which has a third matrix.
 int64_t usual_hidden(int64_t channels, Activation activation);
 
-// Dimensions from the number of layers, through the presets tiny (4 layers, 128 channels, context 64) and GPT-2 (12, 768,
-// 1024): a deeper model is wider, its channels a layer growing with the 0.4th power of the channels, and its context longer.
+// Sets the dimensions by the number of layers, on a curve through the presets tiny (4 layers, 128 channels, context 64)
+// and GPT-2 (12, 768, 1024): a deeper model is wider, with channels per layer that grow as channels^0.4, and its
+// context is longer. `hidden` is usual_hidden().
 void set_depth(ModelConfig& config, int64_t layers);  // throws UsageError over 64 layers
 
 struct Preset {
   const char* name;
   const char* summary;
   const char* architecture;
-  int64_t layers, heads, kv_heads, channels, head_size, hidden, context, vocabulary;  // vocabulary 0: the data's
+  int64_t layers, heads, kv_heads, channels, head_size, hidden, context, vocabulary;  // vocabulary 0: that of the data
   bool tied_head;
 };
 std::span<const Preset> presets();

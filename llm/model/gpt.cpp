@@ -44,10 +44,10 @@ class Builder {
     return norm(x, "final_norm");
   }
 
-  // The logits, without their cap.
+  // x (B, T, C) -> logits (B, T, V), before the soft-cap
   TensorId head(TensorId x) { return g_.add("linear", {}, {x, parameter(head_weight(c_))}, "logits")[0]; }
 
-  // (B, T)
+  // x (B, T, C), targets (B, T) -> losses (B, T)
   TensorId losses(TensorId x, TensorId targets, double z_loss) {
     Attributes a;
     if (c_.logit_softcap > 0) a.set("softcap", c_.logit_softcap);
@@ -86,7 +86,7 @@ class Builder {
                   name + "mlp_sum")[0];
   }
 
-  // Each place has a mask of its own.
+  // Every dropout of the graph has a stream of its own, and so its own mask.
   TensorId dropped(TensorId x, const std::string& name) {
     if (dropout_ <= 0) return x;
     return g_.add("dropout", {{"probability", dropout_}, {"stream", dropouts_++}}, {x}, name)[0];
@@ -171,7 +171,7 @@ GenerationGraph build_generation_graph(const ModelConfig& config, int64_t batch,
   if (dtype != DType::fp32) n.logits = n.graph.add("cast", {{"bf16", false}}, {n.logits}, "logits.fp32")[0];
   if (config.logit_softcap > 0)
     n.logits = n.graph.add("softcap", {{"cap", config.logit_softcap}}, {n.logits}, "logits.capped")[0];
-  if (sampling.sample)  // a cast changes no logit
+  if (sampling.sample)  // of the logits before the cast, which changes none
     n.graph.add("sample", {{"greedy", sampling.greedy}}, {config.logit_softcap > 0 ? n.logits : exact, next, n.draws},
                 "sample");
   return n;

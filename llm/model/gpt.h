@@ -1,5 +1,5 @@
-// The GPT, described once: from a config to the graph of its forward pass, and from that the graphs that run. `dtype` is that
-// of parameters and activations, fp32 or bf16.
+// The GPT, described once: from a config to the graph of its forward pass, and from that to the graphs that run.
+// `dtype` is the type of parameters and activations, fp32 or bf16.
 #pragma once
 #include <vector>
 
@@ -10,18 +10,19 @@
 
 namespace llm {
 
-// What a training run may add to the model's forward pass, which a trained model does without, and how it steps.
+// What a training run may add to the model's forward pass, and by which parametrization it begins and steps. Generation
+// needs none of it, evaluation `end_of_text` at most.
 struct RecipeOptions {
-  double z_loss = 0;   // the weight of log(sum(exp(logits)))^2 in the losses (Chowdhery et al. 2022, "PaLM")
-  double dropout = 0;  // of the embeddings and of what each block's halves add (Radford et al. 2019); not of attention
-  int32_t end_of_text = -1;  // the token between documents across which there is no attention; -1: all is one
+  double z_loss = 0;         // the weight of log(sum(exp(logits)))^2 in the losses (Chowdhery et al. 2022, "PaLM")
+  double dropout = 0;        // of the embeddings and of what attention and MLP add to the stream (Radford et al. 2019)
+  int32_t end_of_text = -1;  // the token between documents, across which there is no attention; -1: none
   Parametrization parametrization = {};
 };
 
-// Forward, backward and optimizer. Inputs: tokens and targets (B, T) int32, loss_weights (B, T): the weight of each
-// token's loss in the step's mean (1 / tokens of the step, 0 for targets that do not count). Results: the losses (B, T) of
-// the micro-step, loss (1), their weighted sum over the micro-steps so far, the gradients' norm (1), and the guarded norm (1),
-// which is not finite when the step was left out.
+// Forward, backward and optimizer. Inputs: tokens and targets (B, T) int32; loss_weights (B, T), the weight of each
+// token's loss in the step's mean (1 / tokens of the step; 0 for targets that do not count). Results: losses (B, T) of
+// the micro-step in nats; loss (1), the sum of weights times losses over the micro-steps so far; gradient_norm (1);
+// guarded_norm (1), which is not finite when the step was skipped.
 struct TrainingGraph {
   Graph graph;
   TensorId tokens, targets, loss_weights, losses, loss, gradient_norm, guarded_norm;
@@ -31,7 +32,7 @@ TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int
                                    const OptimizerOptions& options, DType dtype = DType::fp32,
                                    const RecipeOptions& recipe = {});
 
-// Forward alone, to the losses (B, T) of each token; `end_of_text` as in RecipeOptions.
+// The forward pass alone, to the losses (B, T) of all tokens in nats; `end_of_text` as in RecipeOptions.
 struct EvaluationGraph {
   Graph graph;
   TensorId tokens, targets, losses;
@@ -40,8 +41,9 @@ struct EvaluationGraph {
 EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch, int64_t tokens,
                                        DType dtype = DType::fp32, int32_t end_of_text = -1);
 
-// Forward of `tokens` new tokens onto a key-value cache of `capacity` positions (state tensors "layers.N.keys" and
-// "layers.N.values", (B, capacity, K, D)); logits (B, 1, V) of the last one. StepState::position is the cache's fill.
+// The forward pass of `tokens` new tokens (B, tokens) onto a key-value cache of `capacity` positions (state tensors
+// "layers.N.keys" and "layers.N.values", (B, capacity, K, D)), to the logits (B, 1, V) of the last token.
+// StepState::position is the number of positions that the cache holds before.
 struct GenerationGraph {
   Graph graph;
   TensorId tokens, logits;
@@ -49,18 +51,19 @@ struct GenerationGraph {
   std::vector<TensorId> results() const { return {logits}; }
 };
 inline constexpr int64_t kDraws = 4;
-// Of one sequence the token that comes next may be sampled as well (llm/ops/sampling.h), into the state tensor "next_token".
+// With a batch of one sequence the graph may also sample the next token (llm/ops/sampling.h), into the state tensor
+// "next_token" (1, 1).
 struct SamplingForm {
   bool sample = false;
-  bool greedy = false;       // the temperature will be 0
-  bool after_token = false;  // the new token is "next_token", where the run before left it; no input
+  bool greedy = false;       // for a temperature of 0
+  bool after_token = false;  // the graph has no input: its token is "next_token", as the run before left it
 };
 GenerationGraph build_generation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, int64_t capacity,
                                        DType dtype = DType::fp32, const SamplingForm& sampling = {});
 
-// FLOPs that training needs for one token: 6 for each weight of a matrix product (the head's included, embeddings not)
-// and the causal attention's two products, forward and backward (Kaplan et al. 2020, counted without the masked half).
-// What MFU is measured by; recomputation does not count.
+// FLOPs that training needs for one token of a sequence of `tokens`: 6 for each weight of a matrix product (the head's
+// included, embeddings not), and forward and backward of attention's two products, without the masked half (Kaplan et
+// al. 2020). MFU is measured by this number; recomputation does not count.
 double training_flops_per_token(const ModelConfig& config, int64_t tokens);
 
 }  // namespace llm

@@ -17,14 +17,14 @@ using nlohmann::json;
 using nlohmann::ordered_json;
 namespace fs = std::filesystem;
 
-// A JSON value on one line, for messages. Lists and objects may be large or deep: only what they are.
+// A JSON value on one line, for messages. A list or an object may be large or deep: only its kind is shown.
 std::string shown(const json& value) {
   if (value.is_structured()) return value.is_array() ? "a list" : "an object";
   const std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);
   return text.size() > 200 ? text.substr(0, 200) + "..." : text;
 }
 
-// The keys of a config.json. A key that is null counts as absent, as it does in transformers.
+// The keys of a config.json. A key whose value is null counts as absent, as it does in transformers.
 class Keys {
  public:
   Keys(const json& values, const std::string& path) : values_(values), path_(path) {}
@@ -56,7 +56,7 @@ class Keys {
   }
   Keys object(const char* key) const { return Keys(at(key, at(key).is_object(), "an object"), path_); }
 
-  // Throws unless the flag has the only value that this model can do, which is also its default.
+  // Throws Error unless the flag is absent or `value`, the only one that this model supports.
   void require(const char* key, bool value, const char* why) const {
     if (flag(key, value) != value) fail(path_, ": \"", key, "\": ", shown(!value), " is not supported: ", why);
   }
@@ -76,13 +76,13 @@ class Keys {
   const std::string& path_;
 };
 
-// rope_theta beside an optional rope_scaling; transformers 5 has both in rope_parameters.
+// Reads rope_theta and the optional rope_scaling beside it; transformers 5 has both in rope_parameters.
 void read_rope(const Keys& keys, ModelConfig& c) {
   c.rope_theta = keys.number("rope_theta", 10000);
   for (const char* name : {"rope_scaling", "rope_parameters"}) {
     if (!keys.has(name)) continue;
     const Keys rope = keys.object(name);
-    // "type" is the older spelling.
+    // "type" is the older spelling of "rope_type".
     for (const char* key : {"rope_type", "type"}) rope.require(key, {"default", "none", "llama3"});
     if (rope.text(rope.has("rope_type") ? "rope_type" : "type", "default") == "llama3") {
       ModelConfig scaled = c;
@@ -90,7 +90,7 @@ void read_rope(const Keys& keys, ModelConfig& c) {
       scaled.rope_low = rope.number("low_freq_factor");
       scaled.rope_high = rope.number("high_freq_factor");
       scaled.rope_original = rope.count("original_max_position_embeddings");
-      if (scaled.rope_factor != 1) c = scaled;  // stretched by 1: as if nothing was said
+      if (scaled.rope_factor != 1) c = scaled;  // a factor of 1 stretches nothing
     }
     if (rope.number("partial_rotary_factor", 1) != 1)
       fail(keys.path(), ": \"partial_rotary_factor\" is not supported: all of a head is rotated");
@@ -111,7 +111,7 @@ ModelConfig read_gpt2(const Keys& keys) {
   c.head_size = c.channels / c.heads;
   c.hidden = keys.count("n_inner", 4 * c.channels);
   c.norm_epsilon = keys.number("layer_norm_epsilon", 1e-5);
-  // All names of the tanh form; "gelu" is the exact one.
+  // These are all names of GELU's tanh form; "gelu" is the exact GELU.
   keys.require("activation_function", {"gelu_new", "gelu_pytorch_tanh", "gelu_fast"});
   c.tied_head = keys.flag("tie_word_embeddings", true);
   keys.require("scale_attn_weights", true, "attention scores are divided by the root of the head size");
@@ -175,7 +175,8 @@ ModelConfig read_own(const Keys& keys) {
   return c;
 }
 
-// What ModelConfig::check() doesn't see: products that overflow, and tables of names that would fill the memory.
+// Refuses what ModelConfig::check() does not see: products that overflow, and tables of names that would fill the
+// memory.
 void check_size(const ModelConfig& c, const std::string& path) {
   if (c.layers > 100'000) fail(path, ": a model of ", c.layers, " layers");
   const int64_t limit = int64_t{1} << 40;
@@ -202,7 +203,7 @@ std::vector<int64_t> dims(const Shape& shape) {
   return result;
 }
 
-// By its name, which for GPT-2 may lack the prefix. nullptr: not there.
+// Finds a tensor by its name, which in GPT-2's files may lack the prefix. nullptr: there is none.
 const SafetensorsEntry* find_tensor(const ShardedSafetensors& weights, const std::string& name,
                                     std::string& name_in_file) {
   constexpr std::string_view prefix = "transformer.";
@@ -220,7 +221,7 @@ bool is_buffer(const std::string& name) {
   return name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") || name.ends_with(".rotary_emb.inv_freq");
 }
 
-// Names the first few, and says how many more.
+// Appends the first five items, and how many more there are.
 void append_list(std::string& message, const char* title, const std::vector<std::string>& items) {
   if (items.empty()) return;
   message += (message.empty() ? "" : "; ") + std::string(title);
@@ -250,7 +251,7 @@ Found find_parts(const ShardedSafetensors& weights, const std::vector<Parameter>
       }
     }
   }
-  // Some writers store a tied head, too.
+  // Some writers store the head although it is tied.
   const auto head = weights.tensors().find("lm_head.weight");
   if (head != weights.tensors().end() && used.insert("lm_head.weight").second && !table.empty() && found[0][0]) {
     const auto bytes = head->second.bytes, embedding = found[0][0]->bytes;
@@ -269,7 +270,7 @@ Found find_parts(const ShardedSafetensors& weights, const std::vector<Parameter>
   return found;
 }
 
-// Where a part begins in its parameter, in elements.
+// The element of the parameter at which a part begins.
 int64_t offset_of(const Parameter& p, const FilePart& part) {
   return p.shape.rank() < 2 ? part.first_row : part.first_row * p.shape.last();
 }
@@ -277,7 +278,7 @@ int64_t offset_of(const Parameter& p, const FilePart& part) {
 void read_part(const SafetensorsEntry& entry, const Parameter& p, const FilePart& part, float* parameter) {
   float* to = parameter + offset_of(p, part);
   if (!part.transposed) return read_floats(entry, 0, {to, static_cast<size_t>(entry.elements())});
-  // The file's rows, a block at a time, become columns of (rows, columns).
+  // The file's rows, a block at a time, become columns of the parameter (rows, columns).
   const int64_t columns = part.shape[0], rows = part.shape[1];
   const int64_t block = std::max<int64_t>(1, (int64_t{1} << 18) / std::max<int64_t>(1, rows));
   std::vector<float> buffer(static_cast<size_t>(std::min(block, columns) * rows));
@@ -309,7 +310,7 @@ ModelConfig parse_config(const std::string& text, const std::string& path) {
     config.check();
     check_size(config, path);
     return config;
-  } catch (const UsageError& e) {  // check() is worded for a command line; here it is a file that is wrong
+  } catch (const UsageError& e) {  // check() says what is wrong as with a command line; here it is a file
     fail(path, ": ", e.what());
   }
 }
@@ -322,7 +323,7 @@ ModelConfig read_config(const std::string& path) {
 
 EndTokens read_end_tokens(const std::string& directory) {
   EndTokens tokens;
-  // The generation's own settings come before the model's.
+  // generation_config.json, if it is there, decides before config.json does.
   for (const char* name : {"generation_config.json", "config.json"}) {
     std::error_code error;
     const std::string path = directory + "/" + name;

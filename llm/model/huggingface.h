@@ -1,5 +1,5 @@
-// Hugging Face's model directories: config.json and the weights under Hugging Face's names, for GPT-2, Llama, Qwen3, and
-// "train_gpt", the project's own model_type for switches that no class of transformers combines.
+// Hugging Face's model directories: config.json and the weights under Hugging Face's names, for GPT-2, Llama, Qwen3,
+// and "train_gpt", the project's own model_type for switches that no class of transformers combines.
 #pragma once
 #include <functional>
 #include <string>
@@ -10,34 +10,35 @@
 
 namespace llm {
 
-// `path`: a config.json, or a directory with one. Throws Error with the path and the key for what is missing, malformed,
-// or asks for something this model cannot do (scaled rotary positions, attention biases, another activation, ...).
+// `path`: a config.json, or a directory with one. Throws Error with the path and the key for what is missing or
+// malformed, or for what this model cannot do (scalings of rotary positions other than Llama 3's, attention biases,
+// other activations, ...).
 ModelConfig read_config(const std::string& path);
-// The same from text; `path` is for messages only.
+// The same from the text of a config.json; `path` is for messages only.
 ModelConfig parse_config(const std::string& json, const std::string& path);
 
-// The tokens that begin a text and that end one, of which chat models have several.
+// The token that begins a text, and those that end one: chat models have several.
 struct EndTokens {
   int bos = -1;          // -1: none
   std::vector<int> eos;  // empty: none
   EndTokens() = default;
-  // One token for both, as in GPT-2; -1: none.
+  // One token both begins and ends a text, as in GPT-2; -1: none.
   EndTokens(int both) : bos(both) {
     if (both >= 0) eos = {both};
   }
 };
-// What generation_config.json and config.json say, as far as they are there.
+// The tokens that generation_config.json names, else config.json; none where neither file does.
 EndTokens read_end_tokens(const std::string& directory);
 
-// A config.json with all keys transformers needs, for model_type_of(config).
+// The text of a config.json with all keys that transformers needs, for model_type_of(config).
 std::string config_json(const ModelConfig& config, const EndTokens& tokens);
 std::string generation_config_json(const EndTokens& tokens);
 
-// Fills the parameters of `table` from a .safetensors file, or a directory with model.safetensors or with
-// model.safetensors.index.json and its shards; F32, F16, BF16 or F64. GPT-2's names may lack their "transformer.".
-// All names and shapes are checked first: Error lists what is missing, unexpected or misshapen. Then `destination(i)` is
-// called once for each parameter, in order, and gives room for its elements; parameter i is complete when the
-// call for i + 1 comes, the last one on return.
+// Fills the parameters of `table` from a .safetensors file, or from a directory with model.safetensors or with
+// model.safetensors.index.json and its shards; F32, F16, BF16 or F64. GPT-2's names may lack their "transformer.". All
+// names and shapes are checked first: Error lists what is missing, unexpected or misshapen. Then `destination(i)` is
+// called once for each parameter, in order, and returns room for its elements; parameter i is complete when the call
+// for i + 1 comes, the last one when the function returns.
 void load_parameters(const std::string& path, const std::vector<Parameter>& table,
                      const std::function<float*(size_t index)>& destination);
 

@@ -9,7 +9,7 @@
 namespace llm {
 namespace {
 
-// Five steps for singular values in (0, 1), with room for the rounding of bf16 (the schedule of modded-nanogpt: five steps,
+// Five steps for singular values in (0, 1), with room for the rounding of bf16 (as in modded-nanogpt: five steps,
 // safety factor 2e-2, cushion 2).
 constexpr double kMargin = 1.02;
 constexpr std::array<std::array<double, 3>, 5> kPolarExpress = {{
@@ -19,8 +19,8 @@ constexpr std::array<std::array<double, 3>, 5> kPolarExpress = {{
     {3.285753657755655, -2.3681294933425376, 0.46449024233003106},
     {2.3465413258596377, -1.7097828382687081, 0.42323551169305323},
 }};
-constexpr double kGuardAfter = 50;   // steps: before, too little is known
-constexpr double kUpdateSize = 0.2;  // root mean square of an update's elements, in learning rates; AdamW's lies there
+constexpr double kGuardAfter = 50;   // steps; before, too little is known of loss and norm
+constexpr double kUpdateSize = 0.2;  // root mean square of an update's elements, in learning rates; about that of AdamW
 
 template <class T>
 void add_if_new(std::vector<T>& values, const T& value) {
@@ -41,7 +41,7 @@ class Builder {
                      {norm, loss, statistics}, "guarded_norm")[0];
     }
     adamw();
-    // The matrices of one block at a time: few nodes, and little memory between them.
+    // Muon takes the matrices of one block at a time: few nodes, and little memory between them.
     for (size_t i = 0; i < table_.size();) {
       std::vector<size_t> matrices;
       const int layer = table_[i].layer;
@@ -59,7 +59,7 @@ class Builder {
   }
   TensorId master(const Parameter& p) { return bf16_ ? state(p, master_of(p.name)) : kNone; }
 
-  // One node for all parameters of the same settings.
+  // One node for all parameters with the same settings.
   void adamw() {
     using Settings = std::tuple<bool, double, double>;
     const auto settings_of = [](const Parameter& p) { return Settings{p.decay, p.adamw_rate, p.epsilon}; };
@@ -88,8 +88,8 @@ class Builder {
 
   void muon(const std::vector<size_t>& matrices, const std::string& name) {
     std::vector<TensorId> inputs = {norm_};
-    std::vector<int64_t> all_rows;  // of each part
-    std::vector<size_t> parts;      // of each matrix
+    std::vector<int64_t> all_rows;  // rows of each part
+    std::vector<size_t> parts;      // how many each matrix has
     for (size_t i : matrices) {
       const Parameter& p = table_[i];
       inputs.insert(inputs.end(), {gradients_[i], state(p, p.name + ".momentum")});
@@ -122,7 +122,8 @@ class Builder {
     }
   }
 
-  // Each x becomes (nearly) the orthogonal matrix closest to it. A tall x takes the smaller product x^T x and x B.
+  // Makes of each x (nearly) the orthogonal matrix closest to it. A tall x takes the smaller products: x^T x, and x
+  // times the polynomial.
   std::vector<TensorId> orthogonal(std::vector<TensorId> x, const std::string& name) {
     for (const auto& [a, b, c] : kPolarExpress) {
       std::vector<TensorId> squares, products;

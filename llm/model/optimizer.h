@@ -1,11 +1,12 @@
-// The optimizer's part of the training graph: what state each parameter has, and the nodes that step it.
+// The optimizer's part of the training graph: the state of each parameter, and the nodes that step the parameters.
 //
-// AdamW (Loshchilov and Hutter 2019) serves all parameters, or, with Muon (Jordan et al. 2024), those that are no matrices of the
-// blocks: embeddings, head, vectors. Muon steps a matrix along the orthogonal matrix nearest to its momentum. That is
-// found by five steps x = a x + (b A + c A A) x with A = x x^T, which move all singular values towards 1; they are made of
-// the nodes of the linear layers (x x^T is `linear` of x by x), so both devices and the cost model know them already. The
-// five (a, b, c) are the Polar Express's (Amsel et al. 2025, arXiv 2505.16932), the best for singular values of which one knows
-// no more than that they lie in (0, 1). Query, key, value, gate and up projections are matrices of their own.
+// AdamW (Loshchilov and Hutter 2019) steps all parameters or, beside Muon (Jordan et al. 2024), those that are not
+// matrices of the blocks: embeddings, head, vectors. Muon steps a matrix along the orthogonal matrix nearest to its
+// momentum. Five steps x = a x + (b A + c A A) x with A = x x^T, which move all singular values towards 1, find that
+// matrix; they are made of the nodes of linear layers (x x^T is `linear` of x by x), so both devices and the cost model
+// know them already. The five (a, b, c) are the Polar Express's (Amsel et al. 2025, arXiv 2505.16932), the best ones
+// when all that is known of the singular values is that they lie in (0, 1). Query, key, value, gate and up projections
+// are matrices of their own.
 #pragma once
 #include <string>
 #include <vector>
@@ -20,10 +21,10 @@ enum class OptimizerKind { adamw, muon };
 OptimizerKind optimizer_named(const std::string& name);  // throws UsageError
 const char* name_of(OptimizerKind kind);
 
-// Whether Muon steps it; else AdamW does.
+// Whether Muon steps the parameter; AdamW steps all others.
 bool takes_muon(const Parameter& parameter, OptimizerKind kind);
 
-// FLOPs of the products by which Muon makes a step orthogonal.
+// FLOPs of a step's products that make Muon's updates orthogonal.
 double muon_flops(const ModelConfig& config);
 
 struct OptimizerOptions {
@@ -31,13 +32,13 @@ struct OptimizerOptions {
   double weight_decay = 0.1;
   double grad_clip = 1.0;  // 0: none
   OptimizerKind kind = OptimizerKind::adamw;
-  double momentum = 0.95;  // Muon's
-  // Steps whose loss or gradient norm lies more standard deviations above its running mean are left out (step_guard.cpp); 0:
-  // only those that are not finite.
+  double momentum = 0.95;  // of Muon
+  // A step whose loss or gradient norm lies more than this many standard deviations above its running mean is skipped
+  // (llm/ops/step_guard.h); 0: only a step whose norm is not finite is.
   double guard_deviations = 0;
 };
 
-// step_guard's statistics (kGuardStatistics): a state tensor of the training graph, where it has a guard.
+// The state tensor of step_guard's statistics, (kGuardStatistics), in a training graph with a guard.
 inline constexpr char kGuardState[] = "step_guard.statistics";
 
 // The fp32 master of a bf16 parameter: a state tensor of the training graph.
@@ -48,14 +49,15 @@ struct StateTensor {
   std::string name;
   Shape shape;
 };
-// All but masters and guard, in the parameters' order: what a checkpoint holds beside the parameters.
+// All optimizer state but masters and the guard's, in the parameters' order: what a checkpoint holds beside the
+// parameters.
 std::vector<StateTensor> optimizer_state(const std::vector<Parameter>& table, OptimizerKind kind);
 
 struct StepNorms {
   TensorId gradient;  // (1)
-  TensorId guarded;   // (1), not finite when the step is left out; without a guard the same
+  TensorId guarded;   // (1), not finite when the step is skipped; without a guard the gradient's
 };
-// Appends the nodes that step all parameters; `gradients` are in the table's order, `loss` (1) is what the guard looks at.
+// Appends the nodes that step all parameters. `gradients` are in the table's order; `loss` (1) is for the guard.
 StepNorms add_optimizer(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
                         TensorId loss, const OptimizerOptions& options);
 

@@ -20,7 +20,7 @@ class Table {
   }
 
   std::vector<Parameter> make() {
-    // An embedding that is the head's matrix, too, has the head's size and rate: its logits are sums over all channels.
+    // An embedding that is also the head's matrix has the head's size and rate: its logits are sums over all channels.
     const bool as_input = how_.complete_p && !c_.tied_head;
     const double std = c_.positions == Positions::learned ? 0.02 : inverse_root(as_input ? kBaseChannels : c_.channels);
     matrix("token_embedding.weight", {c_.vocabulary, c_.channels}, std, LearningRateGroup::embedding, 0,
@@ -51,8 +51,8 @@ class Table {
     layer_ = l;
     const std::string name = "layers." + std::to_string(l) + ".";
     const std::string file = (gpt2_names_ ? "transformer.h." : "model.layers.") + std::to_string(l) + ".";
-    // GPT-2 draws everything with std 0.02; at other widths the same choice in general form is 1 / sqrt(fan-in). The
-    // projections back into the residual stream are scaled by 1 / sqrt(2 L) (Radford et al. 2019), or by 1 / L.
+    // Weights have a standard deviation of 1 / sqrt(fan-in), in GPT-2's architecture that of gpt2_std(). The
+    // projections into the residual stream are scaled by 1 / sqrt(2 L) (Radford et al. 2019), with CompleteP by 1 / L.
     const double residual =
         how_.complete_p ? inverse_root(2 * kBaseLayers) / deep_ : 1.0 / std::sqrt(2.0 * static_cast<double>(c_.layers));
     const auto std = [](int64_t fan_in) { return inverse_root(fan_in); };
@@ -85,12 +85,13 @@ class Table {
 
   static double inverse_root(int64_t n) { return 1 / std::sqrt(static_cast<double>(n)); }
 
-  // 0.02 at GPT-2's widths; narrower models get the larger 1 / sqrt(fan-in) so that their signal does not fade.
+  // 0.02 at GPT-2's widths (Radford et al. 2019). Narrower models, whose signal would fade, and CompleteP take 0.5 /
+  // sqrt(fan-in), which is about 0.02 at 768.
   double gpt2_std(int64_t fan_in) const {
     return fan_in >= 768 && !how_.complete_p ? 0.02 : 0.5 * inverse_root(fan_in);
   }
 
-  // The multipliers of the parameter that was added last.
+  // Sets the multipliers of the parameter that was added last.
   void multiply(double rate, double epsilon, double forward = 1) {
     Parameter& p = table_.back();
     p.adamw_rate = p.muon_rate = rate, p.epsilon = epsilon, p.forward = forward;
@@ -115,7 +116,8 @@ class Table {
     matrix(name + ".weight", shape, std, LearningRateGroup::matrix, shard_axis, {name});
     table_.back().residual = residual;
     table_.back().file_parts = split(parts, ".weight", shape[1]);
-    // A branch is multiplied by 1 / deep_. Its gradients are, too, but for those of its last product, into which that is folded.
+    // Each branch is multiplied by 1 / deep_, and so are its gradients, but for those of its last product, into which
+    // the factor is folded.
     const double branch = residual ? 1 / deep_ : 1, epsilon = 1 / (residual ? wide_ : wide_ * deep_);
     const int64_t rows = joined.empty() ? shape[0] : joined[0], columns = shape[1];
     multiply(branch * (how_.complete_p ? base_width(name) / static_cast<double>(columns) : 1), epsilon, branch);
@@ -130,14 +132,14 @@ class Table {
     multiply(branch, epsilon, branch);
   }
 
-  // A matrix's step of elements like AdamW's, which Muon makes, to one of spectral norm sqrt(rows / columns), in units of the
-  // base model's square matrices.
+  // The multiplier that makes Muon's step, whose elements are as large as AdamW's, one of spectral norm proportional to
+  // sqrt(rows / columns), in units of the base model's square matrices.
   static double muon_rate(int64_t rows, int64_t columns) {
     const auto out = static_cast<double>(rows), in = static_cast<double>(columns);
     return std::sqrt(kBaseChannels * out / in / std::max(out, in));
   }
 
-  // The inputs of the same product in the base model.
+  // The number of the same product's inputs in the base model.
   double base_width(const std::string& name) const {
     return static_cast<double>(name.ends_with("mlp_out") ? usual_hidden(kBaseChannels, c_.activation) : kBaseChannels);
   }
@@ -170,7 +172,7 @@ class Table {
 
   const ModelConfig& c_;
   Parametrization how_;
-  double wide_ = 1, deep_ = 1;  // in units of the base model
+  double wide_ = 1, deep_ = 1;  // width and depth in units of the base model
   double embedding_rate_ = 1, position_rate_ = 1, head_rate_ = 1;
   bool gpt2_names_;
   int layer_ = -1;

@@ -1,5 +1,6 @@
-// The one table of a model's parameters: name, shape, initial value, decay, learning-rate group and multipliers, shard axis,
-// and where each lies in a Hugging Face checkpoint. Builder, optimizer, initialisation, checkpoints and sharding all read it.
+// The one table of a model's parameters: name, shape, initial value, decay, learning-rate group and multipliers, shard
+// axis, and where each parameter lies in a Hugging Face checkpoint. Graph builder, optimizer, initialisation,
+// checkpoints and sharding all read this table.
 #pragma once
 #include <string>
 #include <vector>
@@ -14,8 +15,8 @@ namespace llm {
 enum class LearningRateGroup { embedding, matrix, vector, head };
 const char* name_of(LearningRateGroup group);
 
-// One tensor of a Hugging Face file: rows [first_row, first_row + rows) of a parameter. `transposed`: the file holds the
-// transpose, (in, out) as GPT-2's Conv1D does. Vectors have one "row" per element.
+// One tensor of a Hugging Face file, which holds rows [first_row, first_row + rows) of a parameter. `transposed`: the
+// file holds the transpose, (in, out), as GPT-2's Conv1D does. Each element of a vector is a row.
 struct FilePart {
   std::string name;
   int64_t first_row = 0, rows = 0;
@@ -25,18 +26,20 @@ struct FilePart {
 
 // How a run begins, and how its steps depend on the model's shape.
 struct Parametrization {
-  // Initial values, learning rates, weight decay and epsilon such that activations and their changes by a step are of the
-  // same size at every width and depth, and so the same learning rate is the best at all of them: muP in width (Yang et al.
-  // 2022, "Tensor Programs V", table 8), CompleteP in depth (Dey et al. 2025, arXiv 2505.01618, table 1 with alpha = 1: each
-  // branch is worth 1 / layers). Its units are those of a base model, whose square matrices have multipliers of 1. A factor
-  // in the forward pass is folded into initial values, rates and epsilon, which gives the same training (Yang et al. 2022,
-  // lemma J.1) and leaves the weights those of an ordinary model. Without it all multipliers are 1.
+  // Chooses initial values, learning rates, weight decay and epsilon such that activations, and their changes by a
+  // step, have the same size at every width and depth; then the same learning rate is the best at all of them. This is
+  // muP in width (Yang et al. 2022, "Tensor Programs V", table 8) and CompleteP in depth (Dey et al. 2025, arXiv
+  // 2505.01618, table 1 with alpha = 1: each branch is worth 1 / layers). The units are those of a base model, whose
+  // square matrices have multipliers of 1. A factor in the forward pass is folded into initial values, rates and
+  // epsilon, which gives the same training (Yang et al. 2022, lemma J.1) and leaves the weights those of an ordinary
+  // model. false: all multipliers are 1.
   bool complete_p = false;
   bool zero_projections = false;  // the projections into the residual stream begin at zero, and so does an untied head
 };
 inline constexpr int64_t kBaseChannels = 128, kBaseLayers = 4;
-// In units of the matrices' rate, at the base model, measured (llm/train/README.md). A learned position gets a gradient in
-// every sequence, a token's embedding only where it occurs.
+// The learning rates of embedding, positions and head in units of the matrices' rate, at the base model, as measured
+// (llm/train/README.md). A learned position gets a gradient from every sequence, a token's embedding only where the
+// token occurs.
 inline constexpr double kEmbeddingRate = 10, kPositionRate = 4, kHeadRate = 3;
 
 struct Parameter {
@@ -45,13 +48,14 @@ struct Parameter {
   enum class Init { zeros, ones, normal } init = Init::zeros;
   double init_std = 0;
   bool decay = false;     // matrices only
-  bool residual = false;  // its product is added to the residual stream
-  // What learning rate and epsilon are multiplied by, and the factor of the forward pass that is folded into the others.
-  // AdamW's elements move by the learning rate whatever the gradient, so a product of n inputs changes n times as much: its
-  // rate falls as 1 / n. Muon's step is orthogonal with elements of a fixed size, so of spectral norm sqrt(max(rows, columns));
-  // its rate makes that sqrt(rows / columns), which changes outputs as much as inputs are large at any shape (Bernstein and
-  // Newhouse 2024, arXiv 2409.20325; Large et al. 2024): it falls as 1 / sqrt(n). Weight decay is divided by the rate's
-  // multiplier, so that its time-scale in steps is the same for all (Dey et al. 2025, table 1).
+  bool residual = false;  // a projection into the residual stream
+  // The multipliers of the learning rate, with AdamW and with Muon, and of epsilon; `forward` is the factor of the
+  // forward pass that is folded into them. AdamW's elements move by the learning rate whatever the gradient, so a
+  // product of n inputs changes n times as much: its rate falls as 1 / n. Muon's step is orthogonal with elements of a
+  // fixed size, so its spectral norm is proportional to sqrt(max(rows, columns)); the multiplier makes that sqrt(rows /
+  // columns), which changes outputs as much as inputs are large, at any shape (Bernstein and Newhouse 2024, arXiv
+  // 2409.20325; Large et al. 2024): it falls as 1 / sqrt(n). Weight decay is divided by the rate's multiplier, so that
+  // its time-scale in steps is the same for all (Dey et al. 2025, table 1).
   double adamw_rate = 1, muon_rate = 1, epsilon = 1, forward = 1;
   LearningRateGroup group = LearningRateGroup::vector;
   int shard_axis = -1;  // the axis tensor parallelism splits; -1: replicated
@@ -63,16 +67,18 @@ struct Parameter {
 std::vector<Parameter> parameter_table(const ModelConfig& config, const Parametrization& parametrization = {});
 int64_t parameter_count(const ModelConfig& config);
 
-// The parameters' tensors. The head's has spare rows: a GPU's products need sizes that are multiples of 8 elements to be fast,
-// and vocabularies are not.
+// Adds a tensor for each parameter. The head's tensor has spare rows: a GPU's products are fast only at sizes that are
+// multiples of 8 elements, and vocabularies are not.
 void add_parameters(Graph& graph, const ModelConfig& config, DType dtype);
-// The name of the parameter that is the head.
+// The name of the parameter that is the matrix of the head.
 const char* head_weight(const ModelConfig& config);
 
-// Which Hugging Face model_type the switches are: "gpt2", "llama", "qwen3", or "train_gpt" for a mix of its own.
+// The Hugging Face model_type that has these switches: "gpt2", "llama" or "qwen3", or else "train_gpt", the project's
+// own.
 std::string model_type_of(const ModelConfig& config);
 
-// Fills `data` (elements of the parameter) with its initial values: each a pure function of (seed, name, element).
+// Fills `data`, one float for each element of the parameter, with its initial values; each is a pure function of (seed,
+// name, element).
 void initialise(ThreadTeam& threads, const Parameter& parameter, uint64_t seed, float* data);
 
 }  // namespace llm

@@ -39,7 +39,7 @@ std::string quoted(const std::string& name) {
 }
 
 json parse_header(std::string_view text, const std::string& path) {
-  // A plain parse would keep the last of two equal keys.
+  // A plain parse would keep the last of two equal keys and say nothing.
   std::vector<std::set<std::string>> keys;
   const auto watch = [&](int depth, json::parse_event_t event, json& parsed) {
     if (depth > 3) fail(path, ": the header is not a safetensors header: nested too deeply");
@@ -54,13 +54,13 @@ json parse_header(std::string_view text, const std::string& path) {
   try {
     return json::parse(text, watch);
   } catch (const json::exception& e) {
-    // The library's message is printable only as far as the text is.
+    // The library's message quotes the text, which need not be printable.
     const std::string reason = quoted(e.what());
     fail(path, ": the header is not JSON: ", reason.substr(1, reason.size() - 2));
   }
 }
 
-// The shape's and offsets' numbers: JSON integers that fit.
+// Reads a list of JSON integers from 0 to 2^63 - 1, such as a shape; false: the value is something else.
 bool read_integers(const json& value, std::vector<int64_t>& result) {
   if (!value.is_array()) return false;
   for (const json& item : value) {
@@ -121,7 +121,7 @@ void check_coverage(const SafetensorsContent& content, std::span<const std::byte
   if (covered != data.size()) fail(path, ": ", data.size() - covered, " bytes at the end belong to no tensor");
 }
 
-// 1 sign bit, 5 exponent bits (bias 15), 10 fraction bits.
+// IEEE half precision: 1 sign bit, 5 exponent bits (bias 15), 10 fraction bits.
 float float_of_half(uint16_t half) {
   const uint32_t sign = uint32_t{half & 0x8000u} << 16, exponent = half >> 10 & 31u, fraction = half & 1023u;
   if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | fraction << 13);
@@ -141,7 +141,7 @@ void convert(const std::byte* from, std::span<float> to, Convert convert_one) {
   }
 }
 
-// Writes the transpose of the (columns, rows) matrix `data` as (rows, columns), some rows, or part of one, at a time.
+// Writes the transpose (rows, columns) of the matrix `data` (columns, rows), some rows, or a part of one, at a time.
 void write_transposed(AtomicFile& file, const float* data, size_t rows, size_t columns, std::vector<float>& buffer) {
   const size_t width = std::min(columns, kBufferFloats);
   const size_t height = std::max<size_t>(1, width == 0 ? 1 : kBufferFloats / width);

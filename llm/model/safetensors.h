@@ -1,5 +1,6 @@
-// The safetensors format (github.com/huggingface/safetensors): the header's length as a little-endian u64, a JSON header
-// {name: {dtype, shape, data_offsets}}, then the tensors' bytes, row-major and little-endian, without holes or overlaps.
+// The safetensors format (github.com/huggingface/safetensors): the header's length as a little-endian u64, a JSON
+// header {name: {dtype, shape, data_offsets}}, then the tensors' bytes, row-major and little-endian, without holes or
+// overlaps.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -24,10 +25,11 @@ struct SafetensorsContent {
   std::map<std::string, std::string> metadata;
 };
 
-// Checks everything the format promises; the spans point into `file`. Throws Error with `path`, the tensor and the fault.
+// Checks everything that the format promises; the spans point into `file`. Throws Error with `path`, the tensor and the
+// fault.
 SafetensorsContent parse_safetensors(std::span<const std::byte> file, const std::string& path);
 
-// A file on disk, mapped: opening it reads the header only.
+// A file on disk, mapped into memory: opening it reads the header only.
 class SafetensorsFile {
  public:
   explicit SafetensorsFile(const std::string& path) : file_(path), content_(parse_safetensors(file_.bytes(), path)) {}
@@ -43,8 +45,8 @@ class SafetensorsFile {
   SafetensorsContent content_;
 };
 
-// The tensors of a .safetensors file, or of a directory: its model.safetensors, or else the shards that its
-// model.safetensors.index.json names, joined. Throws Error for a tensor that two shards have or that none has.
+// The tensors of a .safetensors file, or of a directory: of its model.safetensors, or else of all shards that its
+// model.safetensors.index.json names. Throws Error for a tensor that two shards have, or that none has.
 class ShardedSafetensors {
  public:
   explicit ShardedSafetensors(const std::string& path);
@@ -61,21 +63,22 @@ class ShardedSafetensors {
   std::map<std::string, SafetensorsEntry> tensors_;
 };
 
-// Whether read_floats can read it: F32, F16, BF16 or F64.
+// Whether read_floats() can read the tensor: F32, F16, BF16 or F64.
 bool is_floating(const SafetensorsEntry& entry);
-// Elements [first, first + destination.size()) of the tensor, converted. F32, F16 and BF16 are exact, NaNs' bits included
-// for F32; F64 is rounded. Throws Error for another dtype.
+// Elements [first, first + destination.size()) of the tensor as float. F32, F16 and BF16 are exact, F32 with the bits
+// of NaNs; F64 is rounded. Throws Error for another dtype, or for elements that the tensor does not have.
 void read_floats(const SafetensorsEntry& entry, int64_t first, std::span<float> destination);
 
 // A float tensor to be written. `transposed`: memory holds the transpose of `shape`, which then has two dimensions.
 struct FloatTensor {
   std::string name;
-  std::vector<int64_t> shape;  // as the file shall have it
+  std::vector<int64_t> shape;  // as the file will have it
   bool transposed = false;
 };
 
-// Writes the tensors as F32, in their order, atomically. `source(i)` is called once per tensor, in order, and its pointer
-// must stay valid until the next call; data goes to the file from there, transposes through a buffer of at most 1 MiB.
+// Writes the tensors as F32, in their order, atomically. `source(i)` is called once for each tensor, in order; its
+// pointer must stay valid until the next call. Data is written from there without a copy, transposes through a buffer
+// of at most 1 MiB. Throws Error when two tensors have one name.
 void write_safetensors(const std::string& path, std::span<const FloatTensor> tensors,
                        const std::function<const float*(size_t index)>& source);
 

@@ -31,7 +31,7 @@ RunLog::RunLog(const std::string& run, int64_t keep_up_to) : path_(run + "/log.j
     std::string kept;
     std::istringstream lines(read_file(path_));
     for (std::string line; std::getline(lines, line);) {
-      // A line that a killed process left half-written is no JSON: it is dropped too.
+      // A line that a killed process left half-written is not JSON and is removed, too.
       const auto j = nlohmann::json::parse(line, nullptr, false);
       if (j.is_object() && j.contains("step") && j["step"].is_number_integer() &&
           j["step"].get<int64_t>() <= keep_up_to)

@@ -1,4 +1,4 @@
-// What a run tells: RUN/log.jsonl for programs, one live line for people.
+// What a run reports: RUN/log.jsonl for programs, one live line for people.
 #pragma once
 #include <chrono>
 #include <cstdio>
@@ -7,7 +7,8 @@
 
 namespace llm {
 
-// One line of the log; what is absent is left out. The keys are a contract (scripts read them).
+// One line of the log; absent values are left out. Losses are in nats a token, `ms` is the step's time. The keys are a
+// contract, since scripts read them.
 struct LogEntry {
   int64_t step = 0;  // steps done
   std::optional<double> loss, val_loss, val_bits_per_byte, learning_rate, grad_norm, ms, tokens_per_second, mfu;
@@ -18,7 +19,8 @@ struct LogEntry {
 
 class RunLog {
  public:
-  // Opens RUN/log.jsonl to append. Lines of steps after `keep_up_to` are dropped first: a resumed run writes them again.
+  // Opens RUN/log.jsonl to append. Lines of steps after `keep_up_to` are removed first: a resumed run writes them
+  // again.
   RunLog(const std::string& run, int64_t keep_up_to);
   ~RunLog();
   RunLog(const RunLog&) = delete;
@@ -30,7 +32,8 @@ class RunLog {
   std::FILE* file_ = nullptr;
 };
 
-// The live line on standard error: redrawn in place on a terminal, a line now and then elsewhere.
+// The live line on standard error: redrawn in place on a terminal; elsewhere at most one new line in ten seconds, and
+// the last.
 class ProgressLine {
  public:
   ProgressLine();

@@ -50,7 +50,7 @@ class Rules {
   }
 
  private:
-  // What there is no rule for, only a choice.
+  // A value for which there is no rule, only a choice.
   template <class Value>
   void say(const char* name, const Value& value, const char* reason) {
     rules_.push_back({name, text_of(value), reason, true});
@@ -78,7 +78,7 @@ class Rules {
                    " is not a multiple of --batch x --context = ", micro);
       o_.grad_accum = o_.total_batch_tokens / micro;
     }
-    // The batch beyond which more tokens a step stop paying grows about as the square root of the run's tokens; 1024 tokens
+    // The number of tokens a step beyond which more do not pay grows about as the square root of the run's tokens; 1024
     // serve a run of 16 million.
     const double run = o_.tokens ? static_cast<double>(o_.tokens) : 20 * parameters_;
     const int64_t accumulated =
@@ -96,14 +96,15 @@ class Rules {
     const auto steps = static_cast<double>(o_.steps), step_tokens = static_cast<double>(o_.total_batch_tokens);
     set("schedule", o_.schedule, o_.schedule.empty(), std::string("linear"),
         "straight to zero is best for a run of a known length (Defazio et al. 2023; Bergsma et al. 2025)");
-    // These keep the highest rate for most of the run.
+    // These schedules keep the highest rate for most of the run.
     const bool held = o_.schedule == "wsd" || o_.schedule == "constant";
     const bool standard = o_.parametrization == "standard";
-    // Measured: the best rates over 200 to 6,000 steps (llm/train/README.md).
+    // The best rates over 200 to 6,000 steps, as measured (llm/train/README.md).
     const bool muon = o_.optimizer == "muon";
-    // Attention without QK-norm bears less of AdamW's.
+    // Attention without QK-norm takes only a lower rate of AdamW.
     const double scale = !muon ? 0.08 : held ? 0.26 : 0.22, most = muon ? 0.015 : m_.qk_norm ? 0.006 : 0.002;
-    // Fewer tokens make a noisier direction, which Muon follows at its full length all the same, as long as the rate is held.
+    // Fewer tokens make a noisier direction, and Muon follows it at full length nevertheless, which costs where the
+    // rate is held.
     const double few = muon && held && step_tokens < 1024 ? std::pow(step_tokens / 1024, 0.25) : 1;
     const double rate = std::min(most, scale * few / std::sqrt(steps)) * (is_trained_ ? 0.1 : 1);
     const std::string units = standard ? " x 128 / channels" : "";
@@ -113,7 +114,8 @@ class Rules {
         is_trained_ ? concat("a tenth of a new model's, ", scale, " / sqrt(steps): what is learned should stay")
         : standard  ? rule + " (Defazio et al. 2023; Yang et al. 2022)"
                     : rule + " (Defazio et al. 2023); the same at every size (Yang et al. 2022; Dey et al. 2025)");
-    // Weights are an average of the last 1 / (lr decay) updates: best of the whole run, or of twice as many where the rate is held.
+    // Weights are an average of the last 1 / (lr decay) updates: best is the whole run, or twice as many where the rate
+    // is held.
     set("weight-decay", o_.weight_decay, o_.weight_decay < 0, 1 / (o_.lr * std::max(steps * (held ? 2 : 1), 200.0)),
         concat("1 / (lr x steps", held ? " x 2" : "",
                "): weights average their updates over the run, and over 200 steps or more (Wang and Aitchison 2024)"));
@@ -136,7 +138,7 @@ class Rules {
     set("eval-every", o_.eval_every,
         o_.eval_every<0, val_tokens_> 1 ? std::max<int64_t>(1, std::min<int64_t>(1000, (o_.steps + 9) / 10)) : 0,
         "ten times a run, at least every 1000 steps");
-    // Forward alone costs a third of a step, so this is 5 % of the time between two evaluations.
+    // A forward pass costs a third of a step, so this is 5 % of the time between two evaluations.
     set("eval-batches", o_.eval_batches, !o_.eval_batches, std::max<int64_t>(4, o_.eval_every * o_.grad_accum * 3 / 20),
         "5 % of the time between evaluations; the last one takes all held-out text");
     set("save-every", o_.save_every, o_.save_every < 0,

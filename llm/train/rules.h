@@ -1,4 +1,5 @@
-// The recipe: what a run does where it is not told, by rules that are stated, cited and measured (llm/train/README.md).
+// The recipe: the values of a run that it was not given, by rules that are stated, cited and measured
+// (llm/train/README.md).
 #pragma once
 #include <string>
 #include <vector>
@@ -7,20 +8,22 @@
 
 namespace llm {
 
-// One value of a run: its flag, and why it is what it is.
+// One value of a run: its name (that of its flag), and why it is what it is.
 struct Rule {
   std::string name, value, reason;
-  bool given = false;  // by the user: no rule was asked
+  bool given = false;  // by the user, so that no rule was needed
 };
 
-// "muon", or "adamw" where steps are so small that making matrices orthogonal would cost more than their gradients.
+// "muon"; "adamw" where steps are so small that making matrices orthogonal would cost more than their gradients do.
 const char* usual_optimizer(const ModelConfig& model, int64_t step_tokens);
 
-// Whether projections begin at zero: it helps muon, and holds adamw back.
+// Whether projections begin at zero: that helps Muon and holds AdamW back.
 bool usually_zero_projections(const std::string& optimizer);
 
-// Fills in every 0, -1 and "" of `options` and says so of each of them, and of what was given, in the order of their
-// dependence. `val_tokens`: of the held-out split. `is_trained`: the run goes on from the weights of a trained model.
+// Fills in every value of `options` that is 0, -1 or "" and has a rule. Returns all values, filled in or given, with
+// their reasons, in the order in which they depend on each other. `val_tokens`: the tokens of the held-out split.
+// `is_trained`: the run starts from the weights of a trained model. Throws UsageError where given values contradict
+// each other.
 std::vector<Rule> apply_rules(TrainOptions& options, const ModelConfig& model, int64_t val_tokens,
                               bool is_trained = false);
 

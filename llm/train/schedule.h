@@ -5,10 +5,11 @@
 
 namespace llm {
 
-// cosine:   half a cosine from the peak to the end value (Loshchilov and Hutter 2017)
-// linear:   a straight line to the end value
-// wsd:      constant, then a straight line to the end value over the last fifth (Hu et al. 2024)
-// constant: the peak after the warm-up
+// After the warm-up the learning rate is
+//   cosine:   half a cosine from the peak to the end value (Loshchilov and Hutter 2017)
+//   linear:   a straight line to the end value
+//   wsd:      the peak, then a straight line to the end value over the last fifth of the run (Hu et al. 2024)
+//   constant: the peak
 enum class ScheduleKind { cosine, linear, wsd, constant };
 ScheduleKind schedule_named(const std::string& name);  // throws UsageError
 const char* name_of(ScheduleKind kind);
@@ -18,10 +19,10 @@ struct Schedule {
   double peak = 1e-3;
   double end_fraction = 0;  // the end value as a fraction of the peak
   int64_t steps = 1;
-  int64_t warmup = 0;  // steps; the first step has peak / warmup, step number `warmup` the peak
+  int64_t warmup = 0;  // steps; step 0 has peak / warmup, step warmup - 1 the peak
 
-  // For step 0 .. steps - 1. The decay is spread so that the step after the last would have the end value: with an end
-  // value of 0 the last step still learns. Beyond the last step it stays at the end value.
+  // The learning rate of step 0 .. steps - 1. The decay is such that the step after the last would have the end value:
+  // even with an end value of 0 the last step learns. Beyond the last step the rate stays at the end value.
   double at(int64_t step) const;
 };
 

@@ -18,7 +18,8 @@ StepRunner::StepRunner(Program& program, const Tensors& tensors, Loader& loader,
       upload_(device.new_upload(static_cast<size_t>(batch_ * tokens_) * 3 * 4)),
       download_(device.new_download(3 * sizeof(float))) {}
 
-// Before each micro-step: inputs are places in the arena, too, that other tensors take over after their last use.
+// The inputs are copied to their places before each micro-step, since other tensors take these places after the inputs'
+// last use.
 void StepRunner::run_micro_step(const StepState& state, int64_t first_sample) {
   program_.step = state;
   program_.step.first_sample = first_sample;

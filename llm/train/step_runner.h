@@ -1,6 +1,6 @@
-// Runs optimizer steps: batches in, one loss and one gradient norm out. A step is handed over to the device, and its batches
-// are copied in ahead of time. Of a GPU, its results are read when the next step is already running, so it never waits for the
-// host; the CPU is done with a step when it has been handed over.
+// Runs optimizer steps: batches in, one loss and one gradient norm out. A step is handed over to the device, and its
+// batches are copied in ahead of time. On a GPU the results of a step are read when the next step is already running,
+// so that the GPU never waits for the host; the CPU has finished a step when it has been handed over.
 #pragma once
 #include <deque>
 #include <memory>
@@ -18,15 +18,15 @@ class StepRunner {
   };
   struct Result {
     double loss = 0, gradient_norm = 0, learning_rate = 0;
-    bool skipped = false;  // the weights were left as they were
+    bool skipped = false;  // the weights are as they were before the step
   };
 
-  // `program` is bound. A step takes micro_steps x batch samples from the loader, and its loss is the mean over
-  // `step_samples`: those that all ranks take together.
+  // `program` is bound to an arena. A step takes micro_steps x batch samples from the loader; its loss is the mean over
+  // the `step_samples` samples that all ranks take together.
   StepRunner(Program& program, const Tensors& tensors, Loader& loader, int64_t micro_steps, int64_t step_samples,
              Device& device);
 
-  // How many steps may be started beyond the one whose result is waited for.
+  // How many steps may be started beyond the one whose result take() waits for.
   int ahead() const { return device_.ahead(); }
   // Starts a step (learning rate, step and seed of `state`) with the samples from `first_sample` on.
   void start(StepState state, int64_t first_sample);
@@ -44,7 +44,7 @@ class StepRunner {
   float loss_weight_;  // of each token
   Device& device_;
   std::deque<double> learning_rates_;  // of the steps whose results have not been taken
-  int64_t prefetched_ = -1;            // the first sample of the batch that waits on the device
+  int64_t prefetched_ = -1;            // the first sample of the batch that was copied in last and not used; -1: none
   std::unique_ptr<Upload> upload_;
   std::unique_ptr<Download> download_;
 };
