@@ -1,5 +1,5 @@
-// train_gpt run as a program of its own, for the tests of its command line. TRAIN_GPT_BINARY names it (as `make test` does);
-// without it ./train_gpt, if it is there.
+// Runs train_gpt as a program of its own, for the tests of its command line. TRAIN_GPT_BINARY names the binary (as
+// `make test` does); without it ./train_gpt is run, if it is there.
 #pragma once
 #include <sys/types.h>
 
@@ -15,15 +15,15 @@ namespace test {
 
 using Arguments = std::vector<std::string>;
 
-// Empty: there is none, and nobody promised one.
+// The path of the binary; empty: there is none, and TRAIN_GPT_BINARY named none.
 std::string binary();
 
 struct Result {
-  int status = -1;  // of exit; -1: a signal ended it
+  int status = -1;  // the exit status; -1: a signal ended the process
   std::string out, err;
 };
 
-// A running train_gpt. Its output goes to files, so that it never waits for its reader.
+// A running train_gpt. Its output goes to files, so that it never waits for a reader.
 class Process {
  public:
   Process(const Folder& folder, const Arguments& arguments, const std::string& out = "");
@@ -42,20 +42,20 @@ class Process {
 };
 
 Result run(const Folder& folder, const Arguments& arguments, const std::string& out = "");
-// What it prints; it must end with status 0.
+// Standard output of a run that must end with status 0.
 std::string run_well(const Folder& folder, const Arguments& arguments);
-// It must end with this status and one line, which holds `part`.
+// Checks that the run ends with this status and one line of error, which holds `part`.
 void check_error(const Folder& folder, const Arguments& arguments, int status, const std::string& part = "",
                  const std::string& out = "");
 
-// Words in an order that a small model can learn a little of, with characters of two and three bytes.
+// Text in which a small model can learn something, with characters of two and three bytes.
 std::string sample_text(size_t bytes);
-// A small, short run; `more` are pairs of a flag and its value that come on top or instead.
+// The arguments of a small, short run; `more` are pairs of a flag and its value that are added or replace.
 Arguments train_arguments(const std::string& data, const std::string& out, const Arguments& more = {});
-// The lines of a run's log by their step.
+// The lines of a run's log, by step.
 std::map<int64_t, nlohmann::json> read_log(const std::string& run);
 
-// One small run that several tests look at; none changes it.
+// One small run that several tests read; none changes it.
 struct Trained {
   Folder folder;
   std::string text = folder / "text.txt", run_path = folder / "run";

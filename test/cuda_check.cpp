@@ -11,18 +11,19 @@
 namespace llm::reference {
 namespace {
 
-// In fp32; the largest measured: outputs 7e-7, gradients 1.1e-6, but 5.2e-6 where 50257 terms are summed one by one.
+// Bounds in fp32. The largest errors measured: outputs 7e-7, gradients 1.1e-6, but 5.2e-6 where 50257 terms are summed
+// one by one.
 constexpr double kBound = 1e-5, kAccumulationBound = 1e-6;
-// On a GPU a product that adds to what is there may be made by another algorithm of cuBLASLt's than one that does not, and the
-// tensor cores add products of 8-bit numbers with some 14 bits (DeepSeek-AI 2024, "DeepSeek-V3 technical report", 3.3.2):
-// measured on an H100 4.9e-5.
+// On a GPU cuBLASLt may make a product that adds to its result by another algorithm than one that does not, and tensor
+// cores add products of 8-bit numbers with about 14 bits (DeepSeek-AI 2024, "DeepSeek-V3 technical report", 3.3.2):
+// 4.9e-5 was measured on an H100.
 constexpr double kFp8BoundOnGpu = 0x1p-13;
 bool on_gpu() { return CudaDevice::captures(); }
 double accumulation_bound() { return on_gpu() ? kBound : kAccumulationBound; }
 
 constexpr size_t kLargest = 3 << 20;  // bytes of a subject that is run more than once
 
-// The largest error of rounding to the nearest, relative to the value; 0 for fp32.
+// The largest relative error of rounding to the nearest value; 0 for fp32.
 double rounding_error(DType dtype) {
   switch (dtype) {
     case DType::bf16: return 0x1p-9;
@@ -32,7 +33,7 @@ double rounding_error(DType dtype) {
   }
 }
 
-// Tensors of the same meaning in two builds of a subject: they differ in workspaces, and so in ids.
+// The ids in `to` of the tensors of `from`: two builds of a subject differ in workspaces, and so in ids.
 std::map<TensorId, TensorId> correspondence(const Graph& from, const Graph& to) {
   std::map<TensorId, TensorId> ids;
   for (size_t n = 0; n < from.nodes.size(); ++n) {
@@ -43,8 +44,8 @@ std::map<TensorId, TensorId> correspondence(const Graph& from, const Graph& to) 
   return ids;
 }
 
-// The head as the three ops it stands for: its CUDA kernels keep the logits in the run's precision, as these do, while the
-// CPU's one never rounds them. In the order of the outputs.
+// The outputs of the head, as computed by the three ops that it stands for: its CUDA kernels round the logits to the
+// run's precision, as these ops do, while its CPU kernel never rounds them.
 std::vector<std::vector<double>> plain_head(const Subject& head, const Attributes& attributes, DType precision) {
   const bool gradients = head.inputs.size() > 3;
   Built b;
@@ -85,7 +86,7 @@ CudaCheck::CudaCheck(const Subject& subject, DType precision, const StepState& s
   }
   if (!missing_.empty()) return;
 
-  // What the outputs and gradients should be, and what a plain bf16 computation makes of them.
+  // What the outputs and gradients should be, and what a plain computation in bf16 makes of them.
   const Built unfused = build(subject, {.dtype = precision, .cuda = true, .fuse = false});
   const Built exact = build(subject, {.fuse = false, .casts = false}),
               plain = build(subject, {.dtype = precision, .fuse = false, .casts = false});
@@ -93,7 +94,7 @@ CudaCheck::CudaCheck(const Subject& subject, DType precision, const StepState& s
   ThreadTeam team(1);
   Graph exact_graph = exact.whole, plain_graph = plain.whole;
   for (Graph* g : {&exact_graph, &plain_graph}) {
-    cast_for_cpu(*g);  // some examples have bf16 in an fp32 run as well
+    cast_for_cpu(*g);  // some examples have bf16 tensors even in an fp32 run
     add_workspaces(*g, {});
   }
   Sandbox exact_sandbox(exact_graph), plain_sandbox(plain_graph);
@@ -125,7 +126,7 @@ CudaCheck::CudaCheck(const Subject& subject, DType precision, const StepState& s
     }
     expected_.push_back(std::move(e));
   };
-  // Fusion leaves out tensors that are no results, and adds some.
+  // Fusion leaves out tensors that are not results, and adds some.
   std::set<TensorId> gradients;
   for (auto& [input, gradient] : built_.gradients) gradients.insert(gradient);
   for (const Node& node : built_.whole.nodes)
@@ -154,7 +155,7 @@ std::string CudaCheck::check_values(const Sandbox& sandbox, CudaErrors* errors) 
   return wrong;
 }
 
-// Each node once more on its own, for each way in which its op may work in place.
+// Runs each node again by itself, in each way in which its op may work in place.
 std::string CudaCheck::check_in_place(const Sandbox& done, CudaDevice& device) const {
   const Graph& g = built_.whole;
   Sandbox start(g);
@@ -168,7 +169,7 @@ std::string CudaCheck::check_in_place(const Sandbox& done, CudaDevice& device) c
       const TensorId out = node.output(static_cast<size_t>(pair.output)),
                      in = node.input(static_cast<size_t>(pair.input));
       if (out == kNone || in == kNone || g.tensor(out).alias != kNone) continue;
-      if (g.tensor(out).bytes() != g.tensor(in).bytes()) continue;  // of another type in this precision
+      if (g.tensor(out).bytes() != g.tensor(in).bytes()) continue;  // the two have other types in this precision
       Sandbox sandbox(g, out, in);
       for (TensorId id : node.inputs)
         if (id != kNone) sandbox.copy(id, written.contains(id) ? done : start);
@@ -183,7 +184,7 @@ std::string CudaCheck::check_in_place(const Sandbox& done, CudaDevice& device) c
   return wrong;
 }
 
-// The second micro-step of the same batch doubles the parameters' gradients.
+// A second micro-step of the same batch doubles the gradients of parameters.
 std::string CudaCheck::check_accumulation(Sandbox& sandbox, CudaDevice& device) const {
   const Graph& g = built_.whole;
   std::map<TensorId, std::vector<double>> twice;
@@ -221,12 +222,12 @@ std::string CudaCheck::run(CudaDevice& device, bool thorough, CudaErrors* errors
       wrong += concat(name_, ": ", g.tensors[i].name, " has other bits in another run\n");
   if (const std::string damage = sandbox.damage(); !damage.empty()) wrong += name_ + ": " + damage + " was changed\n";
   wrong += check_in_place(sandbox, device);
-  return wrong + check_accumulation(sandbox, device);  // last: it changes the results
+  return wrong + check_accumulation(sandbox, device);  // last, since it changes the results
 }
 
 namespace {
 
-// Products of few rows with what they take along: m rows, k wide.
+// Products of few rows, with the neighbours that are fused into them: m rows, k columns.
 std::vector<Subject> few_rows_subjects() {
   using Ids = std::vector<TensorId>;
   std::vector<Subject> subjects;
@@ -239,7 +240,8 @@ std::vector<Subject> few_rows_subjects() {
     inputs.insert(inputs.end(), more.begin(), more.end());
     subjects.push_back({concat(what, ", ", m, " x ", k), std::move(inputs), std::move(build), true, true});
   };
-  // Packs and none, rows that no kernel has as many of, shared sums, blocks that go on to further columns.
+  // These sizes have packs of 16 bytes and none, numbers of rows that no kernel is for, sums that a block shares, and
+  // blocks that go on to further columns.
   for (const auto& [m, k] : std::initializer_list<std::pair<int64_t, int64_t>>{{1, 768}, {3, 64}, {8, 304}, {5, 37}}) {
     add("layernorm + linear + gelu", m, k, {input({k}, 0.5, 1.5), input({k}), input({51, k}), input({51})},
         [](Graph& g, const Ids& in) {
@@ -285,7 +287,7 @@ std::vector<Subject> cuda_subjects() {
         .shape = shape, .dtype = DType::int32, .low = static_cast<double>(low), .high = static_cast<double>(high)};
   };
 
-  // Rows in registers, in packs or one by one, of a warp or a block.
+  // Rows that a warp or a block holds in registers, in packs or value by value.
   for (const auto& [rows, C] : std::initializer_list<std::pair<int64_t, int64_t>>{
            {9, 768}, {70, 64}, {3, 1000}, {140, 37}, {3, 1601}, {2, 5120}, {2, 9001}})
     for (const bool delta : {false, true})
@@ -370,7 +372,7 @@ std::vector<Subject> cuda_subjects() {
     add("cast", {{"bf16", bf16}}, {{.shape = {4096}, .dtype = DType::bf16}}, "4096 from bf16");
   }
 
-  // Many tokens, most of them several times; two strides.
+  // Many tokens, most of which occur several times; rows of two strides.
   for (const int64_t C : {64, 37}) {
     add("embedding", {}, {ids({4, 300}, 0, 50), parameter({500, C}), parameter({303, C})}, concat("few tokens, ", C));
     add("embedding", {}, {ids({2, 300}, 0, 50257), parameter({50257, C == 64 ? 8 : 5})}, concat("many tokens, ", C));
@@ -399,7 +401,7 @@ std::vector<Subject> cuda_subjects() {
   };
   add("mean_loss", {}, {plain({4, 1024}, 0, 9, Role::activation), plain({4, 1024}, 0, 1, Role::activation)}, "4096");
 
-  // More tensors than one launch takes.
+  // More tensors than one launch can take.
   std::vector<Example::Input> gradients, all = {plain({1}, 0.5, 3, Role::activation)}, masters = all;
   for (int64_t i = 0; i < 300; ++i) {
     const Shape shape{1 + i * 37 % 101 * (i % 7 == 0 ? 50 : 1)};
@@ -423,7 +425,7 @@ std::vector<Subject> cuda_subjects() {
 }
 
 void for_each_cuda_check(const std::function<void(const CudaCheck&)>& use) {
-  // A later step, some tokens into a text: for the ops that read it from the device's memory.
+  // A later step, some tokens into a text, for ops that read both from the device's memory.
   constexpr StepState kLater{.learning_rate = 0.01f, .step = 7, .position = 3, .seed = 5};
   StepState deep = kLater;
   deep.position = 130;

@@ -1,5 +1,5 @@
-// One subject's CUDA kernels in one precision, held against the double-precision reference (outputs) and the CPU's fp32
-// kernels (gradients; those are held against finite differences in test_ops.cpp).
+// Checks the CUDA kernels of one subject in one precision: outputs against the double-precision reference, gradients
+// against the CPU's fp32 kernels (which test_ops.cpp holds against finite differences).
 #pragma once
 #include <functional>
 #include <set>
@@ -10,11 +10,11 @@
 
 namespace llm::reference {
 
-// Errors are relative to the largest value of the tensor. In fp32 they have a bound. In bf16 an error may be twice that of the
-// plain computation (gradients: three times), which is the CPU's: each op reads bf16, computes in fp32 and rounds what
-// it writes; but one rounding of the largest value at the least.
+// Errors are relative to the largest value of the tensor. In fp32 they have a bound. In lower precision an error may be
+// twice that of the plain computation (gradients: three times), which is the CPU's: each op reads bf16, computes in
+// fp32 and rounds what it writes. At least one rounding of the largest value is allowed.
 struct CudaErrors {
-  double worst[2][2] = {};  // [bf16][gradient]: fp32: the error; bf16: its share of what it may be
+  double worst[2][2] = {};  // [bf16][gradient]: in fp32 the error; in bf16 error / allowed error
   std::string where[2][2];
 };
 
@@ -22,12 +22,13 @@ class CudaCheck {
  public:
   CudaCheck(const Subject& subject, DType precision, const StepState& step = {});
 
-  // The ops of the subject that have no CUDA kernels: then there is nothing to run.
+  // The ops of the subject that have no CUDA kernels; where there are any, nothing can be run.
   const std::set<std::string>& missing() const { return missing_; }
   const std::set<std::string>& ops() const { return ops_; }
   const std::string& name() const { return name_; }
 
-  // What is wrong, one line each; empty: nothing. `thorough`: also run twice, in place, with accumulation (unless it is large).
+  // What is wrong, one line each; empty: nothing. `thorough`: also runs twice, in place, and with accumulation (unless
+  // the subject is large).
   std::string run(CudaDevice& device, bool thorough, CudaErrors* errors = nullptr) const;
 
  private:
@@ -52,9 +53,9 @@ class CudaCheck {
   std::set<std::string> missing_, ops_;
 };
 
-// Beyond the table's examples: sizes at which kernels take another path.
+// Subjects beyond the table's examples: sizes at which kernels take another path.
 std::vector<Subject> cuda_subjects();
-// All of it: the table's examples, fused chains, and those.
+// All subjects: the table's examples, fused chains, and cuda_subjects().
 void for_each_cuda_check(const std::function<void(const CudaCheck&)>& use);
 
 }  // namespace llm::reference

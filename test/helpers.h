@@ -1,4 +1,4 @@
-// What several test files need: a folder of their own, and the message of an error.
+// Helpers of several test files: a folder for a test, the message of an error, a small model.
 #pragma once
 #include <doctest/doctest.h>
 
@@ -13,7 +13,7 @@
 
 namespace test {
 
-// A new folder under the system's place for temporary files, removed with all in it.
+// A new folder in the system's place for temporary files, which is removed with its content at the end.
 struct Folder {
   std::string path = (std::filesystem::temp_directory_path() / "train_gpt-XXXXXX").string();
   Folder() { REQUIRE(::mkdtemp(path.data()) != nullptr); }
@@ -38,7 +38,7 @@ inline std::string error_of(const std::function<void()>& work) {
   return "no error";
 }
 
-// A text that a small model learns something of in a few steps.
+// Text from which a small model learns something in a few steps.
 inline std::string pattern_text(int lines) {
   std::string text;
   for (int i = 0; i < lines; ++i) text += "line " + std::to_string(i * i % 97) + " of the text\n";
@@ -52,7 +52,7 @@ inline llm::ModelConfig small_model() {
   return c;
 }
 
-// Under AddressSanitizer the test bed takes ten times as long, and what a sanitizer looks for is in every run.
+// Whether this is the build with AddressSanitizer: the test bed is ten times as slow there, so tests of it run less.
 #if defined(__SANITIZE_ADDRESS__)
 inline constexpr bool kSanitized = true;
 #else

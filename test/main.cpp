@@ -1,5 +1,5 @@
-// The test binary's main(): doctest's own, and `--jobs=N`, which runs N test cases at a time, each in a process of its own.
-// `make test` builds and runs it; `--help` lists doctest's options.
+// The test binary's main(): doctest's own, and `--jobs=N`, which runs N test cases at a time, each in a process of its
+// own. `make test` runs it with a job for each processor; `--help` lists doctest's options.
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>
 
@@ -17,17 +17,17 @@
 
 namespace {
 
-// What a process tells its parent, in memory that both see.
+// What a test case's process tells its parent, in memory that both share.
 struct Outcome {
-  bool ended;          // the test case came to its end; a process that crashed has not
-  unsigned in_binary;  // test cases
-  unsigned selected;   // by the filters
-  unsigned failed;
+  bool ended;          // the test case came to its end: its process did not crash
+  unsigned in_binary;  // test cases of the binary
+  unsigned selected;   // test cases that the filters select
+  unsigned failed;     // 1: this one
   int assertions, failed_assertions;
 };
 Outcome* outcome = nullptr;
 
-// Prints what doctest prints of a test case, without a start and a summary.
+// Prints what doctest prints for a test case, without doctest's start and summary.
 struct OneTestCase : doctest::ConsoleReporter {
   using ConsoleReporter::ConsoleReporter;
   void test_run_start() override {}
@@ -40,7 +40,7 @@ struct OneTestCase : doctest::ConsoleReporter {
 REGISTER_REPORTER("one_test_case", 0, OneTestCase);
 
 struct Process {
-  int number;  // of its test case, from 1 among those that the filters select
+  int number;  // of its test case, counted from 1 among the selected ones
   std::FILE* output;
   Outcome* outcome;
 };
@@ -116,7 +116,7 @@ int run(int argc, char** argv, int jobs) {
 
 int main(int argc, char** argv) {
   int jobs = 1;
-  bool only_tells = false;  // lists or help, instead of tests
+  bool only_tells = false;  // doctest prints lists or help and runs no tests
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
     if (argument.rfind("--jobs=", 0) == 0) jobs = std::max(1, std::atoi(argument.c_str() + 7));

@@ -112,7 +112,7 @@ Subject document_subject(int64_t batch, int64_t tokens, int64_t heads, int64_t k
           }};
 }
 
-// What the fusion pass makes: products with an activation function at their end or its derivative, norms with a
+// Chains of ops that the fusion pass joins: products followed by an activation function or its derivative, norms with a
 // residual addition, the head with its loss.
 std::vector<Subject> fused_subjects() {
   using Ids = std::vector<TensorId>;
@@ -141,7 +141,8 @@ std::vector<Subject> fused_subjects() {
     if (norm == std::string("layernorm")) inputs.push_back(parameter({18}));
     subjects.push_back({concat("residual + ", norm), inputs, residual, true});
   }
-  // The norm's backward pass gives the gradient of the layer's bias; rows of 16-byte packs and others.
+  // Here the norm's backward pass gives the gradient of the linear layer's bias; one width has packs of 16 bytes, the
+  // other has none.
   for (const int64_t C : {24, 18}) {
     const auto biased = [](Graph& g, const Ids& in) {
       const TensorId sum = g.add("add", {}, {in[3], g.add("linear", {}, {in[0], in[1], in[2]}, "linear")[0]}, "sum")[0];

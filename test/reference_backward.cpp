@@ -1,5 +1,6 @@
-// Reference loops of the backward ops, each the formula's derivative written down once more: with them a whole training
-// graph runs in double. (That the kernels' gradients are right by themselves, test_ops.cpp shows by finite differences.)
+// Reference loops of the backward ops, each written from the derivative of the formula: with them a whole training
+// graph runs in double. (test_ops.cpp checks the kernels' gradients by finite differences and does not need these
+// loops.)
 #include <cmath>
 
 #include "test/reference.h"
@@ -44,8 +45,8 @@ Arrays linear_backward_weight(const Attributes& a, const Arrays& in, const StepS
   return a.flag("bias") ? Arrays{dw, db} : Arrays{dw};
 }
 
-// With x^ = (x - mean) rstd and y = x^ weight, over `count` values from `at` on: adds the weight's gradient and gives
-// dx = rstd (g - x^ average(g x^) - average(g)) for g = dy weight. RMSNorm has no mean, and so no last term.
+// With x^ = (x - mean) rstd and y = x^ weight, over `count` values from `at` on: adds the weight's gradient to d_weight
+// and writes dx = rstd (g - x^ average(g x^) - average(g)) for g = dy weight. RMSNorm has no mean, and so no last term.
 void normalise_backward(const Array& dy, const Array& x, int64_t at, int64_t count, const Array& weight, double mean,
                         double rstd, bool centred, Array& dx, Array& d_weight) {
   double g_sum = 0, gx_sum = 0;
@@ -98,7 +99,7 @@ Arrays qk_norm_backward(const Attributes& a, const Arrays& in, const StepState&)
   return {dx, d_weights[0], d_weights[1]};
 }
 
-// The turn back is the turn by the same angle with the sine negated.
+// The inverse of a rotation is the rotation by the same angle with the sine negated.
 Arrays rope_backward(const Attributes& a, const Arrays& in, const StepState& step) {
   Array back = in[1];
   const int64_t D = a.integer("head_size");
@@ -107,8 +108,8 @@ Arrays rope_backward(const Attributes& a, const Arrays& in, const StepState& ste
   return references().at("rope")(a, {in[0], back}, step);
 }
 
-// P = softmax(Q K^T / sqrt(D)), O = P V: dV = P^T dO, dS = P (dO V^T - row sums of dO O), dQ = dS K / sqrt(D), dK = dS^T Q
-// / sqrt(D).
+// P = softmax(Q K^T / sqrt(D)), O = P V: dV = P^T dO, dS = P (dO V^T - row sums of dO O), dQ = dS K / sqrt(D), dK =
+// dS^T Q / sqrt(D).
 Arrays attention_backward(const Attributes& a, const Arrays& in, const StepState&) {
   const int64_t H = a.integer("heads"), K = a.integer("kv_heads"), D = a.integer("head_size");
   const Array &dout = in[0], &qkv = in[1], &out = in[2], &log_sum_exp = in[3];
@@ -164,7 +165,7 @@ Arrays swiglu_backward(const Attributes&, const Arrays& in, const StepState&) {
   return {dh};
 }
 
-// Without soft-cap or z-loss, which the models that train in double do not use.
+// Soft-cap and z-loss are left out: models that train in double do not use them.
 Arrays cross_entropy_backward(const Attributes& a, const Arrays& in, const StepState&) {
   if (a.has("softcap") || a.has("z_loss")) fail("cross_entropy_backward has no reference with soft-cap or z-loss");
   const int64_t V = in[1].shape.last();

@@ -1,4 +1,4 @@
-// Running graphs: in double precision through the reference, and in fp32 through the kernels inside guarded memory.
+// Runs graphs: in double precision through the reference, and in fp32 through the kernels inside guarded memory.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -15,9 +15,9 @@
 namespace llm::reference {
 namespace {
 
-// By pairs of bytes: a NaN in bf16, two of them one in fp32.
+// Patterns of two bytes: one is a NaN in bf16, and two in a row are a NaN in fp32.
 constexpr uint16_t kUnwritten = 0xffff, kGuard = 0xfffb;
-constexpr size_t kAlign = 256;  // as a program's arena; a guard is as wide
+constexpr size_t kAlign = 256;  // as in a program's arena; a guard has this size, too
 
 void fill_pairs(std::byte* from, size_t bytes, uint16_t pair) {
   for (size_t i = 0; i < bytes; ++i) from[i] = static_cast<std::byte>(pair >> (i % 2 ? 8 : 0));
@@ -53,7 +53,7 @@ void evaluate(const Graph& graph, std::vector<Array>& values, const StepState& s
       Array& to = values[static_cast<size_t>(id)] = std::move(outputs.at(i));
       if (graph.storage(id) == id) continue;
       Array& owner = values[static_cast<size_t>(graph.storage(id))];
-      if (graph.tensor(id).role == Role::accumulator)  // a second writer adds
+      if (graph.tensor(id).role == Role::accumulator)  // a second node that writes it adds
         for (size_t j = 0; j < to.values.size(); ++j) to.values[j] += owner.values[j];
       owner = to;
     }
@@ -81,7 +81,7 @@ double relative_error(const std::vector<double>& a, const std::vector<double>& b
   if (a.size() != b.size()) return std::numeric_limits<double>::infinity();
   double difference = 0, size = 0;
   for (size_t i = 0; i < a.size(); ++i) {
-    if (std::isinf(b[i]) && a[i] == b[i]) continue;  // what was asked for
+    if (std::isinf(b[i]) && a[i] == b[i]) continue;  // both are the same infinity
     if (!std::isfinite(a[i]) || !std::isfinite(b[i])) return std::numeric_limits<double>::infinity();
     difference = std::max(difference, std::abs(a[i] - b[i]));
     size = std::max(size, std::abs(b[i]));
@@ -102,7 +102,7 @@ Sandbox::Sandbox(const Graph& graph, TensorId output, TensorId input) : graph_(g
     bytes += (graph.tensors[i].bytes() + kAlign - 1) / kAlign * kAlign + kAlign;
   }
   memory_.resize(bytes + kAlign);
-  // The vector's own memory may start anywhere.
+  // The vector's memory may start anywhere, so the places begin at a multiple of kAlign in it.
   const size_t start = (kAlign - reinterpret_cast<uintptr_t>(memory_.data()) % kAlign) % kAlign;
   fill_pairs(memory_.data(), memory_.size(), kGuard);
   for (size_t i = 0; i < places.size(); ++i) {
@@ -156,7 +156,7 @@ void Sandbox::run_nodes(size_t first, size_t end, CudaDevice& device, const Step
   std::vector<Piece> pieces;
   std::vector<void*> addresses(addresses_.size());
   if (place == Place::together) {
-    // From the first multiple of 256 bytes on.
+    // Copies from the first multiple of 256 bytes on.
     const size_t start = offsets_.empty() ? 0 : *std::min_element(offsets_.begin(), offsets_.end()) - kAlign;
     pieces.push_back({std::make_unique<Arena>(memory_.size() - start, device), memory_.data() + start});
     for (size_t i = 0; i < addresses.size(); ++i) addresses[i] = pieces[0].memory->data() + (offsets_[i] - start);

@@ -35,7 +35,7 @@ Arrays muon_momentum(const Attributes& a, const Arrays& in, const StepState&) {
   return momenta;
 }
 
-// A rounded parameter is its master as far as this loop knows.
+// This loop takes the master for the parameter, which it does not round.
 Arrays muon_apply(const Attributes& a, const Arrays& in, const StepState& step) {
   const double learning_rate = step.learning_rate * a.number("learning_rate_scale");
   Arrays outputs;

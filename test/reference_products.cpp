@@ -33,7 +33,8 @@ Arrays linear(const Attributes& a, const Arrays& in, const StepState& step) {
   return {};
 }
 
-// One query with the keys and values before it, from `first` on: `key(t)` and `value(t)` give where position t's lie.
+// Attention of one query (D) to positions [first, positions), whose keys and values begin at key(t) and value(t): adds
+// its result to out and returns log(sum(exp(scores))).
 template <class Key, class Value>
 double attend(const Array& query, int64_t query_at, const Array& keys, Key key, const Array& values, Value value,
               int64_t positions, int64_t D, Array& out, int64_t out_at, int64_t first = 0) {
@@ -175,7 +176,8 @@ Arrays step_guard(const Attributes& a, const Arrays& in, const StepState&) {
   return {{Shape{1}, {sticks_out ? std::numeric_limits<double>::infinity() : in[0][0]}}, statistics};
 }
 
-// torch.optim.AdamW after torch.nn.utils.clip_grad_norm_. A rounded parameter is its master as far as this loop knows.
+// torch.optim.AdamW after torch.nn.utils.clip_grad_norm_. This loop takes the master for the parameter, which it does
+// not round.
 Arrays adamw(const Attributes& a, const Arrays& in, const StepState& step) {
   Arrays outputs;
   const double clip = a.number("grad_clip"), norm = in[0][0];
@@ -205,7 +207,7 @@ Arrays bias_gradient(const Attributes&, const Arrays& in, const StepState&) {
   return {db};
 }
 
-// Not rounded: the error of the kernel's results is their rounding.
+// The values are not rounded: the error of the kernel's results is their rounding.
 Arrays quantize(const Attributes& a, const Arrays& in, const StepState&) {
   double most = 0;
   for (double v : in[0].values) most = std::max(most, std::abs(v));

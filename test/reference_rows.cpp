@@ -1,4 +1,4 @@
-// Reference loops of the ops that treat rows or elements one by one.
+// Reference loops of the ops on single rows or elements.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -31,7 +31,7 @@ Arrays add(const Attributes&, const Arrays& in, const StepState&) {
   return {c};
 }
 
-// x, or x + delta where there is a delta.
+// x, or x + delta where the input `delta` is there.
 Array residual_sum(const Arrays& in, size_t delta) {
   if (in.size() <= delta || !in[delta].present()) return in[0];
   return add({}, {in[0], in[delta]}, {})[0];
@@ -53,7 +53,8 @@ Arrays layernorm(const Attributes& a, const Arrays& in, const StepState&) {
   return {y, means, rstds, x};
 }
 
-// Divides the `count` values from x[at] on by their root mean square and multiplies them by the weight; gives 1 / rms.
+// Divides the `count` values from x[at] on by their root mean square and multiplies them by the weight; returns 1 /
+// rms.
 double normalise(const Array& x, int64_t at, int64_t count, const Array& weight, double epsilon, Array& y) {
   double squares = 0;
   for (int64_t c = 0; c < count; ++c) squares += x[at + c] * x[at + c];
@@ -151,7 +152,7 @@ Arrays dropout(const Attributes& a, const Arrays& in, const StepState& step) {
   return {y};
 }
 
-// The draw is found among the tokens from the likeliest down, or by id where none is left out.
+// The drawn token is found among the tokens in order of likelihood, or of ids where top-k and top-p leave none out.
 Arrays sample(const Attributes&, const Arrays& in, const StepState& step) {
   const int64_t V = in[0].shape.last();
   std::vector<int64_t> order(static_cast<size_t>(V));

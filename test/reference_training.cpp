@@ -1,4 +1,4 @@
-// A small model that trains, and its bits.
+// A small model that trains, and the bits of its tensors.
 #include <cstring>
 
 #include "llm/base/random.h"

@@ -11,7 +11,7 @@ import unittest
 HERE = os.path.dirname(os.path.abspath(__file__))
 SCRIPTS = os.path.join(os.path.dirname(HERE), "scripts")
 if not importlib.util.find_spec("scipy") and sys.executable != "/usr/bin/python3":
-    os.execv("/usr/bin/python3", ["/usr/bin/python3", *sys.argv])  # Debian's packages belong to Debian's Python
+    os.execv("/usr/bin/python3", ["/usr/bin/python3", *sys.argv])  # Debian's packages work with Debian's Python
 sys.path.insert(0, SCRIPTS)
 
 import numpy as np  # noqa: E402
@@ -29,7 +29,7 @@ def sweep(*arguments, **options):
 
 
 def grid_points(noise=0.0, seed=0, sizes=8, budgets=8):
-    """Sizes round the optimum of each budget, as an IsoFLOP experiment has them."""
+    """Sizes around the optimum of each budget, as in an IsoFLOP experiment."""
     N, D = [], []
     for C in np.geomspace(1e17, 1e20, budgets):
         best = TRUE.optimum(C)[0]

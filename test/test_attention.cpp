@@ -1,5 +1,5 @@
-// The CPU's attention against the naive formula in double precision: outputs, gradients, the cache, and the promised
-// bits.
+// The CPU's attention against the naive formula in double precision: outputs, gradients, the cache, and that its bits
+// depend on nothing that they should not.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -14,7 +14,7 @@ namespace {
 
 using namespace llm;
 
-// Numbers in [-scale, scale) that differ from place to place.
+// Made-up numbers in [-scale, scale).
 std::vector<float> numbers(int64_t count, uint32_t seed, float scale) {
   std::vector<float> v(static_cast<size_t>(count));
   uint32_t state = seed * 2654435761u + 12345u;
@@ -35,7 +35,7 @@ struct Result {
   std::vector<float> out, log_sum_exp, d_qkv;
 };
 
-// The formula as it stands: softmax of the masked scores, and its gradients by the chain rule.
+// The plain formula: softmax of the masked scores, and its gradients by the chain rule.
 struct Reference {
   std::vector<double> out, log_sum_exp, d_qkv;
 
@@ -87,7 +87,7 @@ struct Reference {
   }
 };
 
-// Buffers start as NaN: what a kernel leaves out or reads too early shows.
+// Buffers start as NaN, which shows what a kernel leaves out or reads too early.
 std::vector<float> nans(int64_t count) { return std::vector<float>(static_cast<size_t>(count), std::nanf("")); }
 
 Result run(const AttentionShape& s, const std::vector<float>& qkv, const std::vector<float>& d_out, int threads) {
@@ -140,7 +140,8 @@ TEST_CASE("attention stays finite and exact for large scores") {
   const auto d_out = numbers(s.batch * s.tokens * s.heads * s.head_size, 6, 1.0f);
   const Reference reference(s, qkv, d_out);
   const Result r = run(s, qkv, d_out, 1);
-  CHECK(largest_error(r.out, reference.out) < 1e-2);  // the scores reach thousands: their rounding alone is 1e-4
+  CHECK(largest_error(r.out, reference.out) <
+        1e-2);  // scores reach thousands here, and their rounding alone makes 1e-4
   CHECK(largest_error(r.log_sum_exp, reference.log_sum_exp) < 1e-2);
 }
 
@@ -158,7 +159,7 @@ TEST_CASE("attention has the same bits for any number of threads") {
   }
 }
 
-// Feeds the sequence in pieces of `piece` tokens through the caches.
+// Feeds the sequence through the caches in pieces of `piece` tokens.
 std::vector<float> through_cache(const AttentionShape& full, const std::vector<float>& qkv, int64_t piece,
                                  int threads) {
   const int64_t capacity = full.tokens + 5, out_stride = full.heads * full.head_size;
@@ -192,7 +193,7 @@ TEST_CASE("attention through the cache agrees with attention over the whole sequ
     const Result whole = run(s, qkv, d_out, 2);
     const std::vector<double> expected(whole.out.begin(), whole.out.end());
     for (int64_t piece : {1, 3, 8}) CHECK(largest_error(through_cache(s, qkv, piece, 2), expected) < 3e-6);
-    // Prompts share the kernel: the same bits, however they are cut.
+    // Long pieces take the kernel of whole sequences: the same bits, however the prompt is cut.
     for (int64_t piece : {10, 35, 530})
       if (s.tokens % piece == 0 || s.tokens % piece > 8)
         for (int threads : {1, 3}) CHECK(same_bits(through_cache(s, qkv, piece, threads), whole.out));

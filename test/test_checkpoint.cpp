@@ -1,4 +1,5 @@
-// Checkpoints: resuming finds what was saved, bit for bit, and a kill, a full disk or a damaged file loses nothing else.
+// Checkpoints: what was saved is found again, bit for bit, and a kill, a full disk or a damaged file loses nothing
+// else.
 #include <doctest/doctest.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -32,7 +33,7 @@ ModelConfig small_config() {
   return c;
 }
 
-// The value every element of a parameter or moment has at a step: a checkpoint mixed from two steps shows.
+// The value of every element of a parameter or moment at a step, which shows a checkpoint mixed from two steps.
 float value_at(int64_t step, size_t index) { return static_cast<float>(step) + static_cast<float>(index) * 0x1p-10f; }
 
 CheckpointContent content_at(int64_t step, double val_loss = std::nan(""), int64_t channels = 8) {
@@ -139,7 +140,7 @@ TEST_CASE("atomic directories: replaced whole; leftovers go, but not those in us
   CHECK(entries(folder / "d") == 1);
   CHECK(entries(folder.path) == 1);
 
-  fs::create_directories(folder / ".tmp-d-1-0/deep");  // process 1 lives, but did not make this
+  fs::create_directories(folder / ".tmp-d-1-0/deep");  // process 1 is running, but did not make this
   write_file_atomically(folder / ".tmp-file-1-0", "");
   {
     AtomicDirectory directory(folder.path, "d");
@@ -188,10 +189,10 @@ TEST_CASE("checkpoints: saved and found again") {
   CHECK(std::isnan(read_trainer_state(run + "/checkpoints/10").best_val_loss));
   CHECK(find_checkpoint(run).step == 10);
   CHECK(find_checkpoint(run, Which::best).step == 5);
-  save_checkpoint(run, content_at(10));  // again, over the first
+  save_checkpoint(run, content_at(10));  // again, in place of the first
   CHECK(steps_of(run) == Steps{5, 10});
 
-  // Without the trainer's state it is a plain Hugging Face directory.
+  // Without the trainer's state a checkpoint is a plain Hugging Face directory.
   fs::copy(path, folder / "hf");
   fs::remove(folder / "hf/trainer.json");
   fs::remove(folder / "hf/optimizer.safetensors");
@@ -247,7 +248,7 @@ TEST_CASE("checkpoints: what is damaged is passed over and named") {
   CHECK(has(info.skipped, "30: its trainer.json says step 3"));
   CHECK(has(info.skipped, "2/optimizer.safetensors: No such file"));
   CHECK(has(error_of([&] { find_checkpoint(parent + "5"); }), "5/model.safetensors: 1000 bytes of the "));
-  save_checkpoint(run, content_at(6), 1);  // damaged ones are not ours to delete
+  save_checkpoint(run, content_at(6), 1);  // damaged checkpoints are not removed
   CHECK(entries(parent) == 6);
   CHECK(find_checkpoint(run).skipped.find("5/model") == std::string::npos);
 
@@ -281,7 +282,7 @@ TEST_CASE("checkpoints: a full disk is one error and costs no earlier checkpoint
   save_checkpoint(folder.path, content_at(1));
   int pipes[2];
   REQUIRE(::pipe(pipes) == 0);
-  // A limit on the size of files, in a process of its own: writes fall short, then fail.
+  // A limit on the size of files stands for a full disk, in a process of its own: writes fall short, then fail.
   const pid_t child = ::fork();
   if (child == 0) {
     ::signal(SIGXFSZ, SIG_IGN);
@@ -312,7 +313,7 @@ TEST_CASE("checkpoints: a directory that cannot be written is one error") {
   const Folder folder;
   write_file_atomically(folder / "file", "");
   CHECK(has(error_of([&] { save_checkpoint(folder / "file", content_at(1)); }), "Not a directory"));
-  if (::geteuid() == 0) return;  // permissions don't bind root
+  if (::geteuid() == 0) return;  // root may write anywhere
   save_checkpoint(folder.path, content_at(1));
   fs::permissions(folder / "checkpoints", fs::perms::owner_read | fs::perms::owner_exec);
   CHECK(has(error_of([&] { save_checkpoint(folder.path, content_at(2)); }), "Permission denied"));
@@ -324,7 +325,7 @@ TEST_CASE("checkpoints: a directory that cannot be written is one error") {
 
 TEST_CASE("checkpoints: killed at any moment, all that are listed are whole and none is lost") {
   const Folder folder;
-  save_checkpoint(folder.path, content_at(1, 1.0), 2);  // the best: never to be pruned
+  save_checkpoint(folder.path, content_at(1, 1.0), 2);  // the best one, which is never removed
   int64_t newest = 1;
   for (int kill = 0; kill < 20; ++kill) {
     CAPTURE(kill);
@@ -332,7 +333,7 @@ TEST_CASE("checkpoints: killed at any moment, all that are listed are whole and 
     REQUIRE(child >= 0);
     if (child == 0) {
       try {
-        // Sometimes a step that is there is saved again, as after going back to an earlier checkpoint.
+        // Sometimes a step that is there is saved again, as when a run continues from an earlier checkpoint.
         for (int64_t step = std::max<int64_t>(2, newest + kill % 2);; ++step)
           save_checkpoint(folder.path, content_at(step, 2.0), 2);
       } catch (...) {

@@ -1,5 +1,6 @@
-// Token by token on the GPU: the products of few rows, the sampling, and the generator that joins them, held against the CPU's.
-// On the test bed, or on a GPU where this file is linked with what nvcc made of the kernels.
+// Generation token by token on the GPU: the products of few rows, the sampling, and the generator that joins them,
+// against the CPU's. The kernels run on the test bed, or on a GPU where this file is linked with what nvcc made of
+// them.
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -90,7 +91,7 @@ TEST_CASE("cuda few rows: a row has the same bits however many are beside it") {
         const TensorId y = g.add("linear", {}, {in, weight}, "y")[0];
         add_workspaces(g, {1, true});
         reference::Sandbox sandbox(g);
-        sandbox.fill(in, {x.end() - m * k, x.end()});  // the last row of all is the same
+        sandbox.fill(in, {x.end() - m * k, x.end()});  // the last row is the same for all
         sandbox.fill(weight, w);
         sandbox.run(device, {}, reference::Sandbox::Place::apart);
         const std::vector<double> all = sandbox.values(y), last(all.end() - n, all.end());
@@ -188,10 +189,10 @@ TEST_CASE("cuda generation: the tokens of the CPU, whatever the end") {
       if (kSanitized && (length == 40 || kind == "qwen3")) continue;
       std::vector<int32_t> prompt(length);
       for (size_t i = 0; i < length; ++i) prompt[i] = static_cast<int32_t>((i * 37 + length) % 61);
-      // 70 new tokens overflow the context of 40 twice.
+      // 70 new tokens fill the context of 40 and overflow it twice.
       for (const SamplingOptions& o :
            {SamplingOptions{.temperature = 0}, {.temperature = 0.9, .seed = 4}, {.top_k = 5, .top_p = 0.9}})
-        if (kind == "llama" || o.temperature == 0)  // the others take long on the test bed
+        if (kind == "llama" || o.temperature == 0)  // the other combinations take long on the test bed
           CHECK(cuda.generate(prompt, 70, o) == cpu.generate(prompt, 70, o));
     }
     const std::vector<int32_t> prompt = {5, 6, 7}, all = cuda.generate(prompt, 30, {});
@@ -201,7 +202,7 @@ TEST_CASE("cuda generation: the tokens of the CPU, whatever the end") {
     int count = 0;
     cuda.generator->generate(prompt, 30, {}, -1, [&](int32_t) { return ++count < 4; });
     CHECK(count == 4);
-    CHECK(cuda.generate(prompt, 30, {}) == all);  // what was started behind that end is forgotten
+    CHECK(cuda.generate(prompt, 30, {}) == all);  // what was started beyond that end has no effect
     const std::vector<float> logits = cuda.generator->logits(prompt), expected = cpu.generator->logits(prompt);
     for (size_t i = 0; i < logits.size(); ++i) CHECK(logits[i] == doctest::Approx(expected[i]).epsilon(1e-4));
     CHECK(has(error_of([&] { cuda.generate(prompt, 1, {.temperature = -1}); }), "--temperature"));
@@ -219,6 +220,6 @@ TEST_CASE(
     const GenerationGraph g = build_generation_graph(small_config(kind), 1, 1, 40, DType::bf16,
                                                      {.sample = true, .greedy = true, .after_token = true});
     const Compiled compiled = compile(g.graph, {}, {1, true, Precision::bf16});
-    CHECK(compiled.graph.nodes.size() == 2 * 5 + 3 + (kind == "llama" ? 1 : 0));  // the angles
+    CHECK(compiled.graph.nodes.size() == 2 * 5 + 3 + (kind == "llama" ? 1 : 0));  // one node for the angles
   }
 }

@@ -1,5 +1,5 @@
-// The CUDA kernels of every op of the table, in fp32 and in bf16: on the test bed, which runs them on the CPU, or on a GPU
-// where this file is linked with what nvcc made of them.
+// The CUDA kernels of every op of the table, in fp32 and in bf16. They run on the test bed, which is on the CPU, or on
+// a GPU where this file is linked with what nvcc made of them.
 #include <doctest/doctest.h>
 
 #include <cstdlib>

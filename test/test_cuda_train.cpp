@@ -1,5 +1,5 @@
-// Training on a device of the CUDA back end (the test bed, or a GPU): the trainer as it is, with its batches copied in ahead,
-// results one step late, evaluation, checkpoints and resuming, held against the same run on the CPU.
+// Training on a CUDA device (the test bed or a GPU): the trainer with batches copied in ahead, results one step late,
+// evaluation, checkpoints and resuming, against the same run on the CPU.
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -21,8 +21,8 @@ using namespace test;
 
 struct Bounds {
   Precision precision;
-  // Of losses and of gradient norms, relative. Measured on the test bed, the largest of the three models (OP_ERRORS prints
-  // them): fp32 8.3e-7 and 3.5e-6; bf16 1.8e-3 and 6.1e-3; fp8 7.1e-3 and 2.8e-2. The bounds are about four times these.
+  // Relative bounds of losses and of gradient norms. The largest measured on the test bed, of three models (the
+  // environment variable OP_ERRORS prints them): fp32 8.3e-7 and 3.5e-6; bf16 1.8e-3 and 6.1e-3; fp8 7.1e-3 and 2.8e-2.
   double loss, norm;
 };
 constexpr Bounds kBounds[] = {
@@ -41,7 +41,7 @@ struct Step {
   double loss, norm;
 };
 
-// The steps that the run's log holds in the end.
+// The steps in the run's log at its end.
 std::vector<Step> train(const std::string& run, const std::string& text, const ModelConfig& model, Precision precision,
                         Device& device, int64_t steps, int64_t resume_from = 0) {
   TrainOptions o;

@@ -1,4 +1,4 @@
-// Data sets: what tokenize_files() makes of texts, and what --data may name.
+// Data sets: what tokenize_files() makes of texts, and what may be opened as the data of a run.
 #include <doctest/doctest.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -30,8 +30,8 @@ using namespace test;
 
 namespace {
 
-// Stands for tokenizers that may cut only at some places, and that need 32 bits: a token is a word and the blank after
-// it. With `fuse` above 0 it throws at that byte of the text.
+// Stands for tokenizers that may cut a text only at some places, and whose tokens need 32 bits: a token is a word and
+// the blank after it. With `fuse` other than 0 it throws where the text has that byte.
 class WordTokenizer : public Tokenizer {
  public:
   explicit WordTokenizer(char fuse = 0) : fuse_(fuse) {}
@@ -82,7 +82,7 @@ TEST_CASE("text: files become shards, joined by end-of-text, the last part held 
     const size_t held_out = static_cast<size_t>(105 * fraction), train = 105 - held_out;
     CHECK(result.val_bytes == static_cast<int64_t>(held_out));
     CHECK(result.train_bytes == static_cast<int64_t>(train));
-    // The token between the files belongs to the first one's end.
+    // The token between the files counts to the end of the first one.
     std::vector<int32_t> joined(60, 'a');
     joined.push_back(256);
     joined.insert(joined.end(), 45, 'b');
@@ -100,7 +100,7 @@ TEST_CASE("text: files become shards, joined by end-of-text, the last part held 
     CHECK(dataset.train_bytes_per_token ==
           doctest::Approx(static_cast<double>(result.train_bytes) / static_cast<double>(result.train_tokens)));
   }
-  // A cut inside a special token's name moves behind it.
+  // A cut inside the name of a special token moves behind the name.
   write_text(directory / "c.txt", "0123456789<|endoftext|>0123456789");
   tokenize_files({directory / "c.txt"}, *tokenizer, out, 0.5, threads);
   CHECK(all_tokens(open_dataset(out, "", threads).train) == encode(*tokenizer, "0123456789<|endoftext|>", true));
@@ -135,7 +135,7 @@ TEST_CASE("text: the shards are the same for every number of threads and every t
       for (const auto& entry : fs::directory_iterator(out))
         if (entry.path().extension() == ".bin") paths.push_back(entry.path().string());
       CHECK(static_cast<int64_t>(paths.size()) == result.shards);
-      CHECK(all_tokens(paths) == whole);  // train comes before val by name, too
+      CHECK(all_tokens(paths) == whole);  // by name, too, train comes before val
       for (const std::string& path : paths) {
         const std::string other = directory / ("out1/" + fs::path(path).filename().string());
         CHECK(read_text(path) == read_text(other));
@@ -159,7 +159,7 @@ TEST_CASE("text: a data set that is written over leaves nothing behind, and a fa
   CHECK(names_in(directory) ==
         std::set<std::string>{"dataset.json", "notes.txt", "tokenizer.json", "train_000000.bin", "val_000000.bin"});
 
-  // Shards that are somebody else's are not removed, and not mixed in.
+  // Shards of another origin are neither removed nor mixed in.
   write_text(directory / "train_mine.bin", "");
   CHECK(contains(error_of([&] { tokenize_files({big}, *tokenizer, out, 0.1, threads); }), "train_mine.bin"));
   CHECK(names_in(directory).count("dataset.json") == 1);
@@ -172,7 +172,7 @@ TEST_CASE("text: a data set that is written over leaves nothing behind, and a fa
     CHECK(names_in(directory) == std::set<std::string>{"notes.txt", "tokenizer.json"});
   }
 
-  // A full disk, played by a limit on the size of files.
+  // A limit on the size of files stands for a full disk.
   rlimit before{}, limit{};
   REQUIRE(::getrlimit(RLIMIT_FSIZE, &before) == 0);
   limit = before;
@@ -207,7 +207,7 @@ TEST_CASE("text: wrong inputs and arguments of tokenize_files are errors that na
     CHECK_THROWS_AS(tokenize_files({text}, *tokenizer, out, fraction, threads), UsageError);
   CHECK_THROWS_AS(tokenize_files({}, *tokenizer, out, 0.1, threads), UsageError);
   CHECK_THROWS_AS(tokenize_files({text}, *tokenizer, out, 0.1, threads, {}, 0), UsageError);
-  // Text that is not UTF-8 is bytes like any other.
+  // Text that is not UTF-8 is taken as bytes like any other.
   write_text(directory / "latin1.txt", "caf\xe9\xff\xfe");
   CHECK(run({directory / "latin1.txt"}, out, 0) == "no error");
   CHECK(tokenizer->decode(all_tokens({out + "/train_000000.bin"})) == "caf\xe9\xff\xfe");
@@ -227,7 +227,7 @@ TEST_CASE("text: --data may name a directory, a pattern, a shard or a text") {
   CHECK(contains(error_of([&] { open(directory / "none"); }), "no such file"));
   CHECK(contains(error_of([&] { open(directory / "*_train_*.bin"); }), "nothing matches"));
 
-  // As llm.c names them.
+  // The names that llm.c gives its shards.
   for (const char* name : {"fineweb_train_000002.bin", "fineweb_train_000001.bin", "fineweb_val_000000.bin"})
     write_shard(directory / name, count_up(10));
   Dataset dataset = open(dir);
@@ -256,7 +256,7 @@ TEST_CASE("text: --data may name a directory, a pattern, a shard or a text") {
   CHECK(contains(error_of([&] { open(dir); }), "tiny_shakespeare_val.bin: not a token shard"));
   CHECK(contains(error_of([&] { open(directory / "tiny_*"); }), "tiny_shakespeare_val.bin: not a token shard"));
 
-  // A text is tokenized once, and again when it, or the fraction, changes.
+  // A text is tokenized once, and again when the text or the fraction changes.
   write_text(directory / "text.txt", std::string(100, 'a'));
   int64_t calls = 0;
   const auto open_text = [&](double fraction) {

@@ -1,5 +1,5 @@
-// The dumps of a graph: they parse, their sums are those of the plan, and folding hides only what is the same. Sizes of
-// memory as people write them.
+// The dumps of a graph: they can be parsed, their sums are those of the plan, and folding hides only layers that are
+// the same. And sizes of memory as people write them.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -95,7 +95,7 @@ TEST_CASE("dump: the tensors of the JSON that live at one time do not overlap") 
   int overlaps = 0;
   for (const auto& a : places)
     for (const auto& b : places) {
-      // One lies over the other, which ends where it begins.
+      // A tensor may lie in the place of another whose use ends where its own begins.
       const bool same_place = a[0] == b[0] && (a[3] == b[2] || b[3] == a[2] || (a[2] == b[2] && a[3] == b[3]));
       if (!same_place && a[0] < b[1] && b[0] < a[1] && a[2] <= b[3] && b[2] <= a[3]) ++overlaps;
     }
@@ -111,7 +111,7 @@ TEST_CASE("dump: the text names what matters") {
   const auto peak = static_cast<size_t>(std::max_element(c.plan.live.begin(), c.plan.live.end()) - c.plan.live.begin());
   CHECK(has(text, "at node " + std::to_string(peak) + " "));
   CHECK(has(text, format_bytes(c.persistent_bytes)));
-  // The curve: 12 rows, and columns that do not outgrow a terminal.
+  // The memory curve has 12 rows, and no more columns than a terminal.
   const auto lines = lines_of(text);
   CHECK(std::count_if(lines.begin(), lines.end(), [](const std::string& l) { return has(l, "│"); }) == 12);
 }
@@ -123,7 +123,7 @@ TEST_CASE("dump: repeated layers are folded, and every node is either shown or f
   std::set<size_t> hidden;
   for (const FoldedLayers& f : folded) {
     CHECK(f.last > f.shown);
-    // As many nodes as the shown layer has, for each layer that is hidden.
+    // Each hidden layer has as many nodes as the shown one.
     const auto shown = std::count_if(c.graph.nodes.begin(), c.graph.nodes.end(), [&](const Node& node) {
       return node.phase == f.phase && layer_of(c.graph, node) == f.shown;
     });

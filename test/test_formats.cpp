@@ -1,4 +1,5 @@
-// safetensors files, good and bad; Hugging Face configs and weights: what is written is what was meant, and reads back.
+// safetensors files, whole and damaged; Hugging Face configs and weights: what is written is what was meant, and can be
+// read back.
 #include <doctest/doctest.h>
 #include <unistd.h>
 
@@ -67,7 +68,7 @@ std::vector<std::vector<float>> load(const std::string& path, const std::vector<
   return weights;
 }
 
-// Writes `tensors` with some names or dtypes changed: a file of another writer.
+// A tensor of a file that another program could have written.
 struct Raw {
   std::string dtype, bytes;
   std::vector<int64_t> shape;
@@ -393,7 +394,7 @@ TEST_CASE("weights: saved and loaded bit for bit, with Hugging Face's shapes and
   CHECK(gpt2.tensor("transformer.wpe.weight").shape == std::vector<int64_t>{16, 24});
   for (const std::string layer : {"transformer.h.0.", "transformer.h.1."})
     for (auto& [name, shape] : gpt2_shapes) CHECK(gpt2.tensor(layer + name).shape == shape);
-  // The square matrix, whose transpose no shape check would miss.
+  // A square matrix, whose missing transpose no check of shapes would find.
   std::vector<float> stored(24 * 24);
   read_floats(gpt2.tensor("transformer.h.1.attn.c_proj.weight"), 0, stored);
   CHECK(stored[3 * 24 + 5] == weight("layers.1.attention_out.weight")[5 * 24 + 3]);

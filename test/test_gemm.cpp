@@ -1,4 +1,5 @@
-// The CPU's matrix product against a naive sum in double precision, and the bits it promises.
+// The CPU's matrix product against a naive sum in double precision, and that its bits depend on nothing that they
+// should not.
 #include <doctest/doctest.h>
 
 #include <array>
@@ -13,7 +14,7 @@ namespace {
 
 using namespace llm;
 
-// Numbers in [-1, 1) that differ from place to place.
+// Made-up numbers in [-1, 1).
 std::vector<float> numbers(int64_t count, uint32_t seed) {
   std::vector<float> v(static_cast<size_t>(count));
   uint32_t state = seed * 2654435761u + 12345u;
@@ -26,7 +27,8 @@ std::vector<float> numbers(int64_t count, uint32_t seed) {
 
 constexpr float kUntouched = 777.0f;
 
-// A product with all its buffers. The matrices have rows wider than they need, C too; the gaps must stay untouched.
+// A product C = A B with all its buffers. The rows of the three matrices are wider than needed, and the gaps must stay
+// untouched.
 struct Problem {
   int64_t m, n, k;
   bool transpose_a, transpose_b;
@@ -222,7 +224,7 @@ TEST_CASE("gemm has the same bits for any number of threads") {
     }
 }
 
-// Rows of a larger batch: the first `m` rows of A are the same numbers, the product must be as well.
+// The first `m` rows of a larger A: the product's rows must have the same bits as in the larger product.
 void check_rows(int64_t m, const std::vector<float>& full, int64_t n, int64_t k, bool tb) {
   const Problem p(m, n, k, false, tb);
   const auto part = p.run(2);

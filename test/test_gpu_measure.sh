@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# scripts/gpu_measure.sh must end with a report whatever its programs do: fail, hang, die, or be told that there is no GPU.
+# Tests that scripts/gpu_measure.sh ends with a report whatever its programs do: fail, hang, die, or find no GPU.
 #
 #   test/test_gpu_measure.sh [TRAIN_GPT]      also with the real program, which finds no GPU where there is none
 set -euo pipefail
@@ -19,7 +19,7 @@ measure() { # NAME SETTINGS...: the exit status in `status`
 }
 mkdir "$folder/bin"
 
-# The tests hang, the program fails: both are said, and the steps after them run.
+# The tests hang and the program fails: the report names both, and the steps after them run.
 program run_gpu_tests 'sleep 1000'
 program train_gpt 'echo "error: no GPU for this test" >&2; exit 1'
 measure broken
@@ -30,7 +30,7 @@ expect broken "$folder/broken/report.md" '^\| bench \| \*\*failed'
 expect broken "$folder/broken/report.md" '^\| torch \| \*\*failed'
 expect broken "$folder/broken/report.md" '^\| profile \| \*\*failed'
 
-# Killed from outside, a step is one that failed; a step that nobody asked for is left out.
+# A step that is killed from outside has failed; a step that was not asked for is left out.
 program run_gpu_tests 'kill -9 $$'
 program train_gpt 'exit 0'
 measure killed ONLY='tests bench'
@@ -38,7 +38,7 @@ expect killed "$folder/killed/report.md" '^\| tests \| \*\*(failed|timed out)'
 expect killed "$folder/killed/report.md" '^\| bench \| ok'
 expect killed "$folder/killed/report.md" '^\| train \| left out'
 
-# No time: what was not run is said.
+# When no time is left, the report names the steps that were not run.
 measure late BUDGET=1 ONLY='bench train'
 expect late "$folder/late/report.md" '^\| bench \| no time was left'
 

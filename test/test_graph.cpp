@@ -25,7 +25,7 @@ using reference::Trainer;
 using reference::Words;
 using reference::words_of;
 
-// Another order of the same sums: 5.5e-7 of a tensor's largest value was the most that was measured.
+// The noise of the same sums in another order: at most 5.5e-7 of a tensor's largest value was measured.
 constexpr double kNoise = 2e-6;
 
 Snapshot train(const ModelConfig& config, const Trainer::Settings& settings, int steps = 3) {
@@ -75,7 +75,7 @@ TEST_CASE("graph: attributes") {
   a.set("rows", std::vector<int64_t>{4, 2});
   CHECK(a.list("rows").size() == 2);
   CHECK(a.list("rows")[1] == 2);
-  CHECK(a.number("heads") == 5);  // a whole number is a number, but not the other way round
+  CHECK(a.number("heads") == 5);  // a whole number is a number, but a number need not be whole
   CHECK_THROWS_WITH_AS(a.integer("epsilon"), doctest::Contains("not a whole number"), Error);
   CHECK_THROWS_WITH_AS(a.number("bias"), doctest::Contains("\"bias\" is not a number"), Error);
   CHECK_THROWS_WITH_AS(a.flag("heads"), doctest::Contains("not a flag"), Error);
@@ -156,7 +156,8 @@ TEST_CASE("autodiff: a tensor used twice, unwanted gradients, ops without one") 
   CHECK(g.tensor(gradients.of(w)).role == Role::accumulator);
   CHECK(g.tensor(gradients.of(w)).name == "w.grad");
   CHECK(g.tensor(seed).name == "seed");
-  // linear, add, gelu; then seed + seed and the weight's product, but none for x or for what leads nowhere.
+  // The forward pass is linear, add, gelu; the backward adds seed + seed and the weight's product, but nothing for x or
+  // for what leads to no loss.
   CHECK(count_ops(g) ==
         std::map<std::string, int>{{"linear", 1}, {"add", 2}, {"gelu", 1}, {"linear_backward_weight", 1}});
   CHECK(g.nodes.back().phase == Phase::backward);
@@ -202,7 +203,7 @@ TEST_CASE("dead code: what nobody wants goes, what changes persistent memory sta
   const PassReport report = remove_dead_code(whole, {});
   CHECK(report.nodes_before == t.graph.nodes.size());
   CHECK(report.nodes_after == whole.nodes.size());
-  // Only the losses are for the eye: their node stays, for its log-sum-exp is what the gradients are made from.
+  // No node can go: the losses are only shown, but their node also gives the log-sum-exp from which gradients are made.
   CHECK(count_ops(whole) == count_ops(t.graph));
 }
 
@@ -232,7 +233,8 @@ TEST_CASE("fusion: which nodes are left") {
     CHECK(report.nodes_before - report.nodes_after == static_cast<size_t>(4 * L + (swiglu ? 0 : 2 * L) + 4));
     CHECK(report.nodes_after == g.nodes.size());
     CHECK(report.detail.find("6 residual + norm") != std::string::npos);
-    // Only the CPU's products leave the derivative in the place of their result, and only where nothing is rounded to bf16.
+    // Only products of the CPU leave the derivative in the place of their result, and only where nothing is rounded to
+    // bf16.
     const auto derivatives = [&](Graph graph, const Target& target) {
       fuse(graph, t.results(), target);
       return std::count_if(graph.nodes.begin(), graph.nodes.end(),
@@ -261,8 +263,9 @@ TEST_CASE("row padding: where rows lie a multiple of 4 KiB apart and every op kn
         CHECK(t.shape.last() % 1024 == 0);
         CHECK(t.storage_bytes() == static_cast<size_t>(t.shape.elements() + 16 * t.shape.rows()) * 4);
       }
-      // The product's result or its derivative, what the activation makes of it, and the gradients of both; fused, that of the
-      // latter is never there. An activation by itself takes no strides, but swiglu does.
+      // Each layer pads the product's result or its derivative, what the activation makes of it, and the gradients of
+      // both; with fusion the gradient of the latter does not exist. An activation by itself takes no strides, but
+      // swiglu does.
       const int a_layer = config.activation == Activation::swiglu ? 4 : fused ? 3 : 0;
       CHECK(count == a_layer * config.layers);
       for (const Tensor& t : dense.program->graph().tensors) CHECK(t.is_dense());
@@ -276,7 +279,7 @@ TEST_CASE("fusion changes no bit, but for the head's rounding") {
     const ModelConfig config = small_config(architecture);
     const Snapshot plain = train(config, {.compile = {.fuse = false}, .keep_logits = true});
     check_equal(plain, train(config, {.compile = {.fuse = true}, .keep_logits = true}));
-    // One step: later ones compare parameters that Adam has moved by the sign of gradients near zero.
+    // Only one step is compared: in later steps Adam has moved parameters by the sign of gradients near zero.
     const Snapshot once = train(config, {.compile = {.fuse = false}}, 1);
     Trainer fused(config, {});
     fused.run(0, Phase::backward);
@@ -304,8 +307,8 @@ TEST_CASE("recomputation changes no bit, and each level takes less memory than t
           Trainer trainer(
               config, {.threads = 1, .compile = {.fuse = fused}, .recompute = {static_cast<Recompute>(level), layers}});
           check_equal(without, trainer.after_steps(2));
-          // One layer more brings nothing where the peak is elsewhere already; its clones then may cost a little, which
-          // the kernels' workspaces decide, and so the width of the CPU's vectors: 2.6 % with four lanes.
+          // One more layer saves nothing where the peak is elsewhere already. Its clones may then cost a little, which
+          // depends on the kernels' workspaces, and so on the width of the CPU's vectors: 2.6 % with four lanes.
           constexpr double kMost = simd::kLanes > 4 ? 1.02 : 1.03;
           CHECK(static_cast<double>(trainer.program->compiled().plan.bytes) <= kMost * static_cast<double>(bytes));
           bytes = trainer.program->compiled().plan.bytes;
@@ -362,7 +365,7 @@ TEST_CASE("memory budget: the first choice that fits, or an error that says what
 
 TEST_CASE("memory budget: an fp8 step recomputes too, with its products in 8 bits") {
   ModelConfig config = small_config("modern");
-  config.channels = 48, config.head_size = 12, config.hidden = 80;  // 8-bit products need multiples of 16
+  config.channels = 48, config.head_size = 12, config.hidden = 80;  // products in 8 bits need multiples of 16
   const auto layers = static_cast<int>(config.layers);
   const TrainingGraph t = build_training_graph(config, kBatch, kTokens, {}, DType::bf16);
   const Target gpu{.cuda = true, .precision = Precision::fp8};
@@ -384,8 +387,8 @@ TEST_CASE("memory budget: an fp8 step recomputes too, with its products in 8 bit
   CHECK(c.recomputation.level != Recompute::none);
   CHECK(c.persistent_bytes + c.plan.bytes <= budget);
 
-  // Where nothing is fused, to the same bits: a fused sum and norm do not round between them, a norm made again starts from the
-  // rounded sum.
+  // Without fusion the bits are the same. (A fused sum and norm do not round between them, while a norm that is
+  // computed again starts from the rounded sum.)
   Trainer::Settings settings{.compile = {.fuse = false}, .precision = Precision::fp8};
   const Snapshot without = train(config, settings, 2);
   for (int level = 1; level <= static_cast<int>(Recompute::block); ++level) {
@@ -396,8 +399,8 @@ TEST_CASE("memory budget: an fp8 step recomputes too, with its products in 8 bit
 
 namespace {
 
-// From the nodes alone, without the planner's groups: when each storage is used, and that no two in use at the same time
-// overlap, but where a node works in place as its op allows.
+// Checks a plan from the nodes alone, without the planner's groups: finds when each storage is used, and that no two in
+// use at the same time overlap, except where a node works in place as its op allows.
 void check_plan(const Graph& g, const std::vector<TensorId>& results, const MemoryPlan& plan) {
   struct Use {
     int first = -1, last = -1;
@@ -500,7 +503,7 @@ TEST_CASE("program: two micro-batches of one compiled graph in flight, each at a
   int gradients = 0;
   for (size_t i = 0; i < g.tensors.size(); ++i) {
     const auto id = static_cast<TensorId>(i);
-    // The loss is of the forward pass: there the second micro-batch adds to the first.
+    // The loss belongs to the forward pass, where the second micro-batch adds to the first.
     if (g.tensors[i].role != Role::accumulator || g.tensors[i].alias != kNone) continue;
     CHECK_MESSAGE(words_of(second, id) == words_of(*trainer.program, id), g.tensors[i].name);
     ++gradients;
@@ -529,7 +532,7 @@ TEST_CASE("program: one arena for training and evaluation") {
   EvaluationGraph e = build_evaluation_graph(config, kBatch, kTokens);
   const size_t bytes = trainer.layout.bytes();
   trainer.layout.add(e.graph);
-  CHECK(trainer.layout.bytes() == bytes);  // the same parameters by name, nothing new
+  CHECK(trainer.layout.bytes() == bytes);  // the same parameters by name, so nothing new
   CHECK(trainer.layout.has("final_norm.weight"));
   CHECK_FALSE(trainer.layout.has("tokens"));
   CHECK(trainer.layout.offset("final_norm.weight") % 256 == 0);

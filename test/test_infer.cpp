@@ -1,4 +1,4 @@
-// Sampling, generation with the key-value cache against full recomputation, evaluation, models loaded from disk.
+// Sampling, generation with the key-value cache against full recomputation, evaluation, and models loaded from disk.
 #include <doctest/doctest.h>
 #include <unistd.h>
 
@@ -29,7 +29,7 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int kThreads = 2;
 
-// gpt2, llama with grouped queries, qwen3, and a mix of switches that no transformers class has.
+// gpt2, llama with grouped queries, qwen3, and "mix": switches that no class of transformers combines.
 ModelConfig small_config(const std::string& kind) {
   ModelConfig c;
   set_architecture(c, kind == "mix" ? "modern" : kind);
@@ -39,7 +39,7 @@ ModelConfig small_config(const std::string& kind) {
   return c;
 }
 
-// Larger than fresh weights, so that the tokens depend on the whole context.
+// Fills the weights with larger values than initial ones, so that tokens depend on the whole context.
 void fill_weights(const ModelConfig& config, const PersistentLayout& layout, const Arena& arena) {
   for (const Parameter& p : parameter_table(config)) {
     auto* data = reinterpret_cast<float*>(arena.data() + layout.offset(p.name));
@@ -86,7 +86,7 @@ struct Rig {
   }
 };
 
-// Logits by one program for exactly these tokens, from position 0, in an arena of its own.
+// The logits by a program for exactly these tokens, from position 0, in an arena of its own.
 class Recomputation {
  public:
   explicit Recomputation(const ModelConfig& config) : config_(config) {}
@@ -154,7 +154,7 @@ TokenStream stream_of_tokens(const Folder& folder, const std::vector<int32_t>& t
   return TokenStream({path});
 }
 
-// Counts of each token over `draws` draws.
+// How often each token comes in `draws` draws.
 std::vector<int> draw(const std::vector<float>& logits, const SamplingOptions& options, int draws) {
   Sampler sampler(options, static_cast<int64_t>(logits.size()));
   std::vector<int> counts(logits.size());
@@ -162,7 +162,7 @@ std::vector<int> draw(const std::vector<float>& logits, const SamplingOptions& o
   return counts;
 }
 
-// Pearson's chi-square of the counts against the probabilities; where one is 0 the count must be, too.
+// Pearson's chi-square of the counts against the probabilities; where a probability is 0 the count must be, too.
 double chi_square(const std::vector<int>& counts, const std::vector<double>& probabilities) {
   const double draws = std::accumulate(counts.begin(), counts.end(), 0.0);
   double sum = 0;
@@ -195,14 +195,14 @@ TEST_CASE("sampler: frequencies are the softmax's, of what top-k and top-p leave
   for (double t : thousandths) logits.push_back(t > 0 ? static_cast<float>(std::log(t)) : -kInfinity);
   const std::vector<bool> all = {true, true, true, true, false, true, true},
                           three = {false, true, false, true, false, true, false};
-  constexpr double kBound = 24;  // of at most 5 degrees of freedom: one seed in 4000 would exceed it
+  constexpr double kBound = 24;  // with at most 5 degrees of freedom one seed in 4000 exceeds it
   CHECK(chi_square(draw(logits, {}, 20000), softmax(logits, 1, all)) < kBound);
   CHECK(chi_square(draw(logits, {.seed = 9}, 20000), softmax(logits, 1, all)) < kBound);
   CHECK(chi_square(draw(logits, {.temperature = 2}, 20000), softmax(logits, 2, all)) < kBound);
   CHECK(chi_square(draw(logits, {.top_k = 3}, 20000), softmax(logits, 1, three)) < kBound);
-  // 400 + 300 do not reach 0.71, 400 + 300 + 150 do.
+  // A top-p of 0.71 is 710: 400 + 300 do not reach it, 400 + 300 + 150 do.
   CHECK(chi_square(draw(logits, {.top_p = 0.71}, 20000), softmax(logits, 1, three)) < kBound);
-  // Of the three (850), 400 + 300 reach 0.8 = 680: top-p counts what top-k has left.
+  // top-p is a part of what top-k has left, 850: 0.8 of it is 680, which 400 + 300 reach.
   std::vector<bool> two = three;
   two[5] = false;
   CHECK(chi_square(draw(logits, {.top_k = 3, .top_p = 0.8}, 20000), softmax(logits, 1, two)) < kBound);
@@ -274,7 +274,7 @@ TEST_CASE("generator: the tokens are those of a full recomputation") {
     CAPTURE(kind);
     const ModelConfig config = small_config(kind);
     Rig machine(config);
-    // 70 new tokens overflow the context of 40 twice; the prompts take pieces of all sizes.
+    // 70 new tokens fill the context of 40 and overflow it twice; the prompts take pieces of all sizes.
     for (const int64_t length : {1, 13, 31, 40}) {
       CAPTURE(length);
       const std::vector<int32_t> prompt = random_tokens(length, config.vocabulary, static_cast<uint64_t>(length));
@@ -282,7 +282,7 @@ TEST_CASE("generator: the tokens are those of a full recomputation") {
            {SamplingOptions{.temperature = 0}, SamplingOptions{.temperature = 0.9, .seed = 4}}) {
         const std::vector<int32_t> ids = machine.generate(prompt, 70, sampling);
         CHECK(ids == generate_by_recomputation(config, prompt, 70, sampling));
-        CHECK(machine.generate(prompt, 70, sampling) == ids);  // nothing of an earlier run is left
+        CHECK(machine.generate(prompt, 70, sampling) == ids);  // an earlier run has no effect
       }
     }
   }
@@ -318,7 +318,7 @@ TEST_CASE("generator: where it ends") {
   weight[0] = NAN;
   CHECK(has(error_of([&] { machine.generate(prompt, 1, {}); }), "nan"));
 
-  config.context = 1;  // every token depends on the one before it alone
+  config.context = 1;  // every token depends only on the one before it
   Rig shortest(config);
   CHECK(shortest.generate({4, 9}, 5, {.temperature = 0}).size() == 5);
 }
@@ -345,7 +345,7 @@ TEST_CASE("evaluator: the mean over every token but the first, whatever the batc
     return result;
   };
 
-  // Each token's loss from the logits that a generation program gives for its window's beginning.
+  // The loss of each token, from the logits that a generation program gives for the tokens of its window before it.
   Recomputation recomputation(config);
   std::vector<double> losses;
   for (size_t i = 1; i < tokens.size(); ++i) {
@@ -364,14 +364,14 @@ TEST_CASE("evaluator: the mean over every token but the first, whatever the batc
     CHECK(result.tokens == 85);
     CHECK(result.loss == doctest::Approx(one.loss).epsilon(1e-6));
   }
-  // Of six windows every second one, at 0, 32 and 64.
+  // Three batches of one window are every second of the six windows, at 0, 32 and 64.
   const Evaluator::Result some = evaluate(1, 16, 3, stream);
   CHECK(some.tokens == 48);
   double sum = 0;
   for (size_t window : {0, 2, 4})
     for (size_t i = 0; i < 16; ++i) sum += losses[window * 16 + i];
   CHECK(some.loss == doctest::Approx(sum / 48).epsilon(1e-5));
-  CHECK(evaluate(2, 16, 3, stream).tokens == 85);  // all of it
+  CHECK(evaluate(2, 16, 3, stream).tokens == 85);  // the whole stream
   CHECK(evaluate(2, 16, 100, stream).tokens == 85);
   CHECK(evaluate(2, 7, 0, stream).tokens == 85);
 

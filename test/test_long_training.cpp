@@ -1,5 +1,6 @@
-// Fifty steps of training by the kernels, as a program runs them: fused, in shared memory, on threads. Held against the same
-// graph in double precision, naive loops from end to end.
+// Fifty steps of training by the kernels, as a program runs them (fused, in shared memory, on threads), against the
+// same graph in double precision, naive loops from end to end. The environment variable MODEL_ERRORS prints what is
+// measured.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -17,7 +18,8 @@ using namespace reference;
 constexpr int64_t kRows = 2, kSteps = 50;
 constexpr float kRate = 3e-3f;
 
-// Another batch each step, of a language that can be learned: from a token to that times 3, plus a number for the row.
+// A new batch each step, of a language that can be learned: a token is followed by 3 times itself plus a number that
+// depends on the row.
 int32_t token_at(int64_t step, int64_t row, int64_t t) {
   int64_t token = step * 7 + row;
   for (int64_t i = 0; i < t; ++i) token = (3 * token + 1 + row) % 70;
@@ -54,7 +56,7 @@ std::vector<double> losses_of_kernels(Trainer& trainer) {
   return losses;
 }
 
-// From the same parameters.
+// The losses in double, from the same initial parameters.
 std::vector<double> losses_in_double(const Trainer& start) {
   const Graph& g = start.graph.graph;
   std::vector<Array> values(g.tensors.size());
@@ -98,6 +100,6 @@ TEST_CASE("fifty steps of training have the losses of naive loops in double prec
       std::cout << architecture << " losses of " << kSteps << " steps " << worst << " from " << expected.front()
                 << " to " << expected.back() << "\n";
     CHECK(worst <= 1e-5);
-    CHECK(expected.back() < 0.8 * expected.front());  // it did learn
+    CHECK(expected.back() < 0.8 * expected.front());  // the model did learn
   }
 }

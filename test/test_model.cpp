@@ -1,6 +1,6 @@
-// Whole models against PyTorch's float64 numbers: loss, logits, every gradient, and ten steps of AdamW. The files are made
-// by scripts/make_reference.py; test/data/reference/README.md says what they hold. Tolerances are multiples of the error
-// that PyTorch's own float32 makes on the same model, which the files hold too.
+// Whole models against PyTorch's float64 numbers: loss, logits, every gradient, and ten steps of AdamW.
+// scripts/make_reference.py makes the files; test/data/reference/README.md says what they hold. Tolerances are
+// multiples of the error of PyTorch's own float32 on the same model, which the files hold too.
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -25,9 +25,10 @@ using nlohmann::json;
 
 const char* const kFolder = "test/data/reference";
 
-// How often PyTorch's own float32 error is allowed. Set the environment variable MODEL_ERRORS to see what is measured.
+// The allowed error, in units of PyTorch's own float32 error. The environment variable MODEL_ERRORS prints what is
+// measured.
 constexpr double kFactor = 3;
-// Some of PyTorch's errors are zero by luck; no number is held closer than a few units in the last place.
+// Some of PyTorch's errors are zero by luck; the bound is never below a few units in the last place.
 constexpr double kLeast = 4 * 0x1p-24;
 
 json read_json(const std::string& path) {
@@ -37,7 +38,7 @@ json read_json(const std::string& path) {
   return json::parse(file);
 }
 
-// A training or generation program of a reference model with the weights loaded.
+// A reference model: its config, its weights and the expected numbers.
 struct Model {
   std::string folder;
   json expected;
@@ -55,7 +56,7 @@ struct Model {
     const json& o = expected["optimizer"];
     return {o["beta1"], o["beta2"], o["epsilon"], o["weight_decay"], o["grad_clip"]};
   }
-  // The tensors of a .safetensors file in the parameter table's order and form.
+  // The tensors of a .safetensors file, in the order and form of the parameter table.
   std::vector<std::vector<float>> read(const std::string& file) const {
     std::vector<std::vector<float>> values;
     for (const Parameter& p : table) values.emplace_back(static_cast<size_t>(p.shape.elements()));
@@ -64,7 +65,7 @@ struct Model {
   }
 };
 
-// A compiled graph with memory of its own and the model's parameters in it.
+// A compiled graph with memory of its own, which holds the model's parameters.
 struct Run {
   ThreadTeam team{2};
   CpuDevice device{team};
@@ -102,7 +103,7 @@ struct Training : Run {
     a.insert(a.end(), b.begin(), b.end());
     return a;
   }
-  // Gives the mean loss of `batch`; the optimizer runs too with last = Phase::optimizer.
+  // Runs the phases up to `last` and returns the mean loss of `batch`; with Phase::optimizer that is a whole step.
   double step(const json& batch, Phase last) {
     fill_int(graph.tokens, batch["tokens"]);
     fill_int(graph.targets, batch["targets"]);
@@ -116,7 +117,7 @@ struct Training : Run {
 
 double relative(double a, double b) { return std::abs(a - b) / std::abs(b); }
 
-// Holds `error` against PyTorch's and, if asked, prints both.
+// Checks `error` against PyTorch's.
 void hold(const std::string& what, double error, double baseline) {
   if (std::getenv("MODEL_ERRORS"))
     std::cout << what << " " << error << " " << baseline << " " << error / baseline << "\n";
@@ -127,7 +128,8 @@ void hold(const std::string& what, double error, double baseline) {
 void check_gradients(const Model& model, const std::string& name, const Training& training) {
   const std::vector<std::vector<float>> expected = model.read("gradients.safetensors");
   const json& baselines = model.expected["float32_error"]["gradients"];
-  // One tensor's error is a single draw: where PyTorch's is below the average of the model's tensors, that average counts.
+  // The error of one tensor is a single draw: where PyTorch's is below the average over the model's tensors, the
+  // average counts.
   double average = 0;
   for (const json& baseline : baselines) average += baseline.get<double>() / static_cast<double>(baselines.size());
   for (size_t i = 0; i < model.table.size(); ++i) {
@@ -181,7 +183,7 @@ void check_training(const std::string& kind, bool fused) {
        relative(training.step(expected["batches"][0], Phase::forward), expected["loss_after"]), baseline["loss_after"]);
 }
 
-// The same logits through the key-value cache: the whole text at once, and token by token.
+// The logits through the key-value cache are the same, with the whole text at once or token by token.
 void check_generation(const std::string& kind) {
   const Model model(kind);
   const json& tokens = model.expected["batches"][0]["tokens"];

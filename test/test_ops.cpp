@@ -1,7 +1,7 @@
-// Every op of the table by one loop over its examples: the kernel against the double-precision reference, its gradient
-// against finite differences of the reference, threads, accumulation, in-place use, memory and cost. Nothing here names
-// an op that the table's row could name, so a new op is tested by being in the table. Chains of ops that the fusion pass
-// joins go the same way.
+// Every op of the table, by one loop over its examples: the kernel against the double-precision reference, its gradient
+// against finite differences of the reference, threads, accumulation, in-place use, memory and cost. The loop takes
+// everything that it needs from the table, so a new op is tested by being in the table. Chains of ops that the fusion
+// pass joins are tested the same way.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -17,9 +17,9 @@ namespace {
 using namespace llm;
 using namespace llm::reference;
 
-// Relative to the largest value of the tensor. The largest errors measured (AVX-512, g++ 12 -O3; set the environment
-// variable OP_ERRORS to print them): outputs 2.3e-7, gradients 9.5e-7 (GELU: 1 - sigmoid cancels), accumulation 5.6e-8.
-// The bounds are about four times these.
+// Bounds relative to the largest value of the tensor. The largest errors measured (AVX-512, g++ 12 -O3; the environment
+// variable OP_ERRORS prints them): outputs 2.3e-7, gradients 9.5e-7 (GELU, where 1 - sigmoid cancels), accumulation
+// 5.6e-8. The bounds are about four times these.
 constexpr double kOutputBound = 1e-6, kGradientBound = 4e-6, kAccumulationBound = 2.5e-7;
 
 struct Worst {
@@ -43,7 +43,8 @@ std::vector<double> finite_differences(const Subject& subject, const Built& b, T
       for (size_t i = 0; i < seed.size(); ++i) sum += seed[i] * values[static_cast<size_t>(output)].values[i];
     return sum;
   };
-  // Rounding costs about 1e-16 * |objective| / step, the third derivative step^2: both stay below 1e-9.
+  // The error by rounding is about 1e-16 * |objective| / step, that by the third derivative step^2: both stay below
+  // 1e-9.
   constexpr double kStep = 1e-5;
   std::vector<double> gradient(values[static_cast<size_t>(input)].values.size());
   for (size_t i = 0; i < gradient.size(); ++i) {
@@ -76,7 +77,7 @@ void check_cost(const Graph& g, const Node& node) {
   // The last block of a head counts as a full one.
   if (products > 0) CHECK(products >= cost.flops), CHECK(products <= 1.1 * cost.flops);
   if (!name.starts_with("linear")) return;
-  const Shape rows = g.shape(node.inputs[0]);  // times the (n, k) of the weight, or of its gradient
+  const Shape rows = g.shape(node.inputs[0]);  // (m, k), times the (n, k) of the weight or of its gradient
   const Shape weight = g.shape(name == "linear_backward_weight" ? node.outputs[0] : node.inputs[1]);
   CHECK(cost.flops == 2.0 * static_cast<double>(rows.rows() * weight.elements()));
 }
@@ -88,7 +89,7 @@ void check_same(const Graph& g, const Sandbox& a, const Sandbox& b) {
   }
 }
 
-// Each node once more on its own, for each way in which its op may work in place.
+// Runs each node again by itself, in each way in which its op may work in place.
 void check_in_place(const Built& b, const Sandbox& done, const Sandbox& start, ThreadTeam& team) {
   const Graph& g = b.whole;
   for (size_t n = 0; n < g.nodes.size(); ++n) {
@@ -128,14 +129,15 @@ void check_outputs(const Subject& subject, ThreadTeam& one, ThreadTeam& three, c
   CHECK(sandbox.damage() == "");
   CHECK(sandbox3.damage() == "");
   check_same(b.whole, sandbox, sandbox3);
-  // Fusion may leave out tensors that are no results.
+  // Fusion may leave out tensors that are not results.
   for (const Node& node : b.whole.nodes)
     for (TensorId id : node.outputs) {
       if (id == kNone || static_cast<size_t>(id) >= expected.size()) continue;
       const std::string name = subject.name + ": " + b.whole.tensor(id).name;
       const double error = relative_error(sandbox.values(id), expected[static_cast<size_t>(id)].values);
       INFO(name);
-      // The last bit, of AdamW's parameters rounded up or down by chance; of 8 bits half of it.
+      // An error of a whole last bit, since AdamW rounds parameters up or down by chance; of 8 bits of half the last
+      // bit.
       switch (b.whole.dtype(id)) {
         case DType::bf16: CHECK(error <= 0x1p-7); break;
         case DType::e4m3: CHECK(error <= 0x1p-4); break;
@@ -167,7 +169,7 @@ void check_gradients(const Subject& subject, ThreadTeam& one, ThreadTeam& three,
     worst_gradient.add(error, name);
     if (b.whole.tensor(input).role == Role::parameter) of_parameters.emplace_back(gradient, sandbox.values(gradient));
   }
-  // The second micro-step of the same batch doubles the parameters' gradients.
+  // A second micro-step of the same batch doubles the gradients of parameters.
   sandbox.run(one, {.micro_step = 1});
   sandbox3.run(three, {.micro_step = 1});
   check_same(b.whole, sandbox, sandbox3);
@@ -185,7 +187,7 @@ void check(const Subject& subject, std::set<std::string>& executed) {
   ThreadTeam one(1), three(3);
   check_outputs(subject, one, three, {});
   if (!subject.fused) {
-    // A later step, some tokens into a text; most ops do not care.
+    // A later step, some tokens into a text: it makes no difference to most ops.
     check_outputs(subject, one, three, {.learning_rate = 0.01f, .step = 7, .position = 3});
   }
   const Built b = build(subject);
@@ -231,7 +233,7 @@ TEST_CASE("ops: every row of the table") {
 }
 
 TEST_CASE("ops: a head whose logits take several blocks of rows") {
-  // A block holds at most 128 MiB of logits: at this vocabulary 512 rows, so 514 rows are two blocks.
+  // A block holds at most 128 MiB of logits, at this vocabulary 512 rows, so 514 rows are two blocks.
   constexpr int64_t kRows = 514, kVocabulary = (int64_t{128} << 20) / 4 / 512, kChannels = 3;
   const Subject subject{"blocks",
                         {{.shape = {1, kRows, kChannels}},

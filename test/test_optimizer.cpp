@@ -23,8 +23,8 @@ Values values_of(const Snapshot& snapshot, const std::string& name) {
   return {floats.begin(), floats.end()};
 }
 
-// The step's x of a part, in double: five steps of the iteration (I a + b A + c A^2) x with A = x x^T, by matrices of the
-// rows' side whatever the shape, from the published coefficients.
+// The orthogonal matrix of one part's step, in double: five steps of the iteration (I a + b A + c A^2) x with A = x
+// x^T, always by matrices of the rows' side, with the published coefficients.
 Values orthogonal(Values x, int64_t rows, int64_t columns) {
   const double coefficients[5][3] = {{8.156554524902461, -22.48329292557795, 15.878769915207462},
                                      {4.042929935166739, -2.808917465908714, 0.5000178451051316},
@@ -59,7 +59,7 @@ Values orthogonal(Values x, int64_t rows, int64_t columns) {
 struct Muon {
   double learning_rate, weight_decay, scale;
 
-  // The parameter after a step; `momentum` is stepped too.
+  // Returns the parameter after a step, and steps `momentum`, too.
   Values step(const Parameter& p, const Values& parameter, const Values& gradient, Values& momentum) const {
     const int64_t columns = p.shape[1];
     const std::vector<int64_t> parts = p.joined.empty() ? std::vector{p.shape[0]} : p.joined;
@@ -90,7 +90,8 @@ Trainer::Settings with_muon() {
 }  // namespace
 
 TEST_CASE("optimizer: steps of Muon on a whole model are those of a naive one in double precision") {
-  // fp32 rounding through five steps of the iteration, relative to the largest of a step: 2e-5 was the most measured.
+  // The rounding of fp32 through five steps of the iteration, relative to the largest value of a step: 2e-5 was the
+  // most measured.
   constexpr double kBound = 1e-4;
   for (const char* architecture : {"gpt2", "modern"}) {
     const ModelConfig config = small_config(architecture);

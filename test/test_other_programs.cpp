@@ -1,8 +1,8 @@
-// Files of other programs, and the numbers those make of them: llm.c's checkpoints with the losses of its own test, llama2.c's
-// checkpoints, multiple-choice tasks (scripts/make_format_reference.py makes the files); what transformers has written
-// (scripts/check_transformers.py). With TRAIN_GPT_SHARED=FOLDER also
-// FOLDER/data/llmc and FOLDER/data/models; with TRAIN_GPT_LLMC=FOLDER the gpt2_124M.bin and gpt2_124M_debug_state.bin that
-// llm.c's download_starter_pack.sh puts into FOLDER.
+// Files of other programs, and the numbers that those programs make of them: checkpoints of llm.c with the losses of
+// its own test, checkpoints of llama2.c, multiple-choice tasks (scripts/make_format_reference.py makes the files),
+// models that transformers has written (scripts/check_transformers.py). Optional further files: in
+// TRAIN_GPT_SHARED/data/llmc and TRAIN_GPT_SHARED/data/models; in TRAIN_GPT_LLMC the gpt2_124M.bin and
+// gpt2_124M_debug_state.bin of llm.c's download_starter_pack.sh.
 #include <doctest/doctest.h>
 
 #include <bit>
@@ -60,7 +60,7 @@ Weights load(const BinCheckpoint& file) {
   return weights;
 }
 
-// Training as llm.c's test does it: the same batch at each step, AdamW without decay, no clipping.
+// Training as in llm.c's test: the same batch at each step, AdamW without decay, no clipping.
 struct Training {
   ModelConfig config;
   ThreadTeam threads{2};
@@ -103,8 +103,8 @@ struct Training {
   }
 };
 
-// The test that llm.c's test_gpt2.c makes with a checkpoint and its debug state: logits and loss of one batch, and the losses
-// of ten steps on it. `tolerance` is absolute, for the losses; for logits it is twice that.
+// The test of llm.c's test_gpt2.c, with a checkpoint and its debug state: logits and loss of one batch, and the losses
+// of ten steps on it. `tolerance` is absolute and for the losses; that of the logits is twice as large.
 void check_llmc(const std::string& checkpoint, const std::string& state, const std::vector<double>& losses,
                 double tolerance) {
   const BinCheckpoint file(checkpoint);
@@ -115,7 +115,7 @@ void check_llmc(const std::string& checkpoint, const std::string& state, const s
   REQUIRE(header[1] == 2);
   const int64_t B = header[2], T = header[3], V = file.config().vocabulary;
   std::vector<int32_t> tokens(static_cast<size_t>(2 * B * T));
-  std::vector<float> logits(static_cast<size_t>(B * T * V) + 1);  // the loss behind them
+  std::vector<float> logits(static_cast<size_t>(B * T * V) + 1);  // and the loss, which follows them
   REQUIRE(bytes.size() >= sizeof header + 4 * (tokens.size() + logits.size()));
   std::memcpy(tokens.data(), bytes.data() + sizeof header, 4 * tokens.size());
   std::memcpy(logits.data(), bytes.data() + sizeof header + 4 * tokens.size(), 4 * logits.size());
@@ -135,7 +135,7 @@ void check_llmc(const std::string& checkpoint, const std::string& state, const s
   }
 }
 
-// A version-5 file of a version-3 one: the same with the upper halves of the floats.
+// Makes a file of version 5 (bf16) of one of version 3: the same with the upper halves of the floats.
 std::string as_bf16(const std::string& version3) {
   std::string bytes = version3.substr(0, 1024);
   const int32_t version = 5;
@@ -299,7 +299,7 @@ TEST_CASE("llm.c: the twelve losses of llm.c's own trainer (TRAIN_GPT_SHARED)") 
 TEST_CASE("llm.c: the ten losses of its test for GPT-2 124M (TRAIN_GPT_LLMC)") {
   const char* folder = std::getenv("TRAIN_GPT_LLMC");
   if (!folder) return;
-  // From llm.c's test_gpt2.c, with its tolerance.
+  // The numbers and the tolerance of llm.c's test_gpt2.c.
   check_llmc(std::string(folder) + "/gpt2_124M.bin", std::string(folder) + "/gpt2_124M_debug_state.bin",
              {5.270007133483887, 4.059706687927246, 3.3751230239868164, 2.8007826805114746, 2.315382242202759,
               1.8490285873413086, 1.3946564197540283, 0.9991465210914612, 0.6240804195404053, 0.37651097774505615},
@@ -311,7 +311,7 @@ TEST_CASE("llama2.c and Hugging Face: a trained model's tokens, likelihoods and 
   if (!shared) return;
   const std::string folder = std::string(shared) + "/data/models/";
   const json expected = read_json(folder + "stories260K/expected.json");
-  // The same weights from both files, once the rotary pairs have been sorted.
+  // Both files hold the same weights, once the rotary pairs of one have been sorted.
   const BinCheckpoint file(folder + "stories260K/stories260K.bin");
   LoadedModel model(folder + "stories260K_hf");
   CHECK(file.config() == model.config());

@@ -1,5 +1,5 @@
-// muP and CompleteP: the coordinate check (Yang et al. 2022, appendix D.1; Dey et al. 2025, figure 3). Activations after a few
-// steps must be of the same size at every width and depth; and what the table's multipliers are.
+// muP and CompleteP: the coordinate check (Yang et al. 2022, appendix D.1; Dey et al. 2025, figure 3), that activations
+// after a few steps have the same size at every width and depth; and the multipliers of the parameter table.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -30,7 +30,7 @@ ModelConfig shaped(int64_t channels, int64_t layers) {
   return c;
 }
 
-// Root mean squares of activations, of several seeds together, after so many steps on the same few tokens.
+// Root mean squares of activations over several seeds, after kSteps steps on the same few tokens.
 std::map<std::string, double> sizes(const ModelConfig& config, OptimizerKind kind, const Parametrization& how,
                                     float learning_rate) {
   constexpr int64_t kBatch = 2, kTokens = 32;
@@ -86,7 +86,7 @@ std::map<std::string, double> sizes(const ModelConfig& config, OptimizerKind kin
   return squares;
 }
 
-// Of log(value) over log(size), by least squares.
+// The slope of log(value) over log(size), by least squares.
 double slope(const std::vector<std::pair<double, double>>& points) {
   double n = 0, x = 0, y = 0, xx = 0, xy = 0;
   for (const auto& [size, value] : points) {
@@ -135,7 +135,7 @@ TEST_CASE("parametrization: coordinate check, activations keep their size over 4
     }
     double worst = 0;
     for (const auto& [name, value] : slopes(complete)) {
-      if (name == "attention_sum") continue;  // without the last branch: its part of all is another at each depth
+      if (name == "attention_sum") continue;  // it lacks the last branch, whose share differs with the depth
       CHECK_MESSAGE(std::abs(value) <= 0.05, name_of(kind), " ", name, " grows as the power ", value);
     }
     for (const auto& [name, value] : slopes(standard)) worst = std::max(worst, std::abs(value));
@@ -182,7 +182,7 @@ TEST_CASE("parametrization: the table's multipliers") {
     CHECK(p.muon_rate == 1);
     CHECK(p.epsilon == 1);
   }
-  // Drawn, a branch's last product is the smaller the deeper the model is.
+  // Where the last product of a branch is drawn, it is the smaller the deeper the model is.
   const Parametrization drawn{.complete_p = true};
   const double deep = find(parameter_table(config, drawn), "layers.0.mlp_out.weight").init_std;
   config.layers /= 2;

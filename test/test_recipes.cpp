@@ -1,5 +1,5 @@
-// The switches of a recipe in whole models: initial values, caps and extra terms of the loss, masks, dropout, and what happens
-// to steps that stick out.
+// The switches of a recipe in whole models: initial values, caps and extra terms of the loss, masks, dropout, and what
+// happens to outlier steps.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -33,7 +33,8 @@ std::string write_text(const Folder& folder) {
   return path;
 }
 
-// A run of `steps` steps with a checkpoint after each `save_every`; `resume_from` > 0 goes on from there.
+// A run of o.steps steps with a checkpoint after each o.save_every; resume_from > 0 continues from the checkpoint of
+// that step.
 Trainer::Outcome train(const std::string& run, const std::string& text, const ModelConfig& model, TrainOptions o,
                        int threads = 2, int64_t resume_from = 0) {
   ThreadTeam team(threads);
@@ -52,7 +53,7 @@ Trainer::Outcome train(const std::string& run, const std::string& text, const Mo
   return trainer.run(0);
 }
 
-// A graph of a model that runs, with initial values as a training run has them.
+// A model's graph, ready to run, with the initial values of a training run.
 struct Running {
   ThreadTeam team;
   CpuDevice device{team};
@@ -111,7 +112,7 @@ TEST_CASE("recipes: projections into the residual stream can begin at zero") {
             (table[i].name.ends_with("attention_out.weight") || table[i].name.ends_with("mlp_out.weight")));
       double sum = 0;
       for (float v : values[i]) sum += v * v;
-      // One step of AdamW moves each element by the learning rate at the most.
+      // One step of AdamW moves each element by at most the learning rate.
       const double rms = std::sqrt(sum / static_cast<double>(values[i].size()));
       if (table[i].residual) CHECK((rms <= 0.0101) == zero);
     }
@@ -156,7 +157,7 @@ TEST_CASE("recipes: capped logits and the z-loss in a whole model") {
   CHECK(reference::relative_error(plain->values(t.losses), losses) < 1e-6);
   CHECK(reference::relative_error(fused->values(t.gradient_norm), plain->values(t.gradient_norm)) < 1e-6);
 
-  // Generation has the same cap, and no z-loss.
+  // Evaluation has the same cap and no z-loss.
   const EvaluationGraph e = build_evaluation_graph(config, kBatch, kTokens);
   Running evaluation(e.graph, e.results(), config);
   evaluation.put(e.tokens, tokens), evaluation.put(e.targets, targets);
@@ -179,7 +180,7 @@ TEST_CASE("recipes: capped logits and the z-loss in a whole model") {
     CHECK(losses[last] == doctest::Approx(loss + 0.1 * std::pow(std::log(sum), 2)).epsilon(1e-6));
   }
 
-  // transformers has no such model: the config says so, and survives.
+  // transformers has no such model: the config is of the project's own type and can be read back.
   CHECK(model_type_of(config) == "train_gpt");
   CHECK(parse_config(config_json(config, {}), "here") == config);
 }
@@ -191,13 +192,14 @@ TEST_CASE("recipes: a step that sticks out is left out, named, and left out agai
     std::ofstream file(text);
     for (int i = 0; i < 300; ++i) {
       file << "line " << i * i % 97 << " of the text\n";
-      if (i == 150)  // signs that are nowhere else
+      if (i == 150)  // characters that come nowhere else
         for (uint64_t k = 0; k < 64; ++k) file << static_cast<char>('A' + Random(1, 2).bits(k) % 26);
     }
   }
   ModelConfig model = small_model();
   TrainOptions o;
-  // At a rate so low that losses are alike whatever the width of the CPU's vectors: above it they are noise of their own.
+  // The rate is so low that losses are alike whatever the width of the CPU's vectors; at a higher rate they would be
+  // noise.
   o.steps = 300, o.save_every = 50, o.schedule = "constant", o.warmup = 10, o.lr = 0.003;
   struct Line {
     double loss;
@@ -221,7 +223,7 @@ TEST_CASE("recipes: a step that sticks out is left out, named, and left out agai
   const auto count = std::count_if(whole.begin(), whole.end(), [](const Line& l) { return l.skipped; });
   CAPTURE(messages.str());
   CHECK(count >= 1);
-  CHECK(count <= 12);  // the odd text comes up to five times in each of three and a half epochs
+  CHECK(count <= 12);  // in each of three and a half epochs the odd text comes up to five times
   const auto step =
       std::find_if(whole.begin(), whole.end(), [](const Line& l) { return l.skipped; }) - whole.begin() + 1;
   REQUIRE(step <= 300);
@@ -229,7 +231,7 @@ TEST_CASE("recipes: a step that sticks out is left out, named, and left out agai
   CHECK(has(messages.str(), concat("step ", step, ": loss ")));
   CHECK(has(messages.str(), "far above those before, the step was skipped; its batch: samples "));
   CHECK(has(messages.str(), concat("samples ", 4 * (step - 1), " to ", 4 * step - 1, ", the first at token ")));
-  CHECK(has(messages.str(), ": \""));  // the text
+  CHECK(has(messages.str(), ": \""));  // the text of the batch
   CHECK(has(messages.str(), "\\nline"));
 
   // The same again from a checkpoint before it; its weights are those of the step before.
@@ -260,7 +262,7 @@ TEST_CASE("recipes: the guard accepts what stays, and noise") {
   const GuardRule rule{6, 50};
   float statistics[kGuardStatistics] = {};
   const auto look = [&](double norm, double loss) { return rule.look(norm, loss, statistics); };
-  // A fast fall at the start, then noise, also of norms by a factor of two.
+  // Losses that fall fast at the start, then noise, with norms that vary by a factor of two, too.
   for (int i = 0; i < 400; ++i)
     CHECK(!look(std::exp2(std::sin(i * 1.7)), 3 + 3 * std::exp(-i / 20.0) + 0.1 * std::sin(i * 2.3)));
   CHECK(!look(3.5, 3.3));
@@ -281,7 +283,7 @@ TEST_CASE("recipes: documents packed behind one another are as if apart") {
     std::vector<int32_t> tokens = some_tokens(kBoth, config.vocabulary - 1, 1),
                          targets = some_tokens(kBoth, config.vocabulary, 2);
     for (int32_t& id : tokens) ++id;
-    tokens[0] = tokens[kFirst] = 0;  // end of text, which opens a document
+    tokens[0] = tokens[kFirst] = 0;  // end of text, which begins a document
     struct Result {
       std::vector<double> losses;
       std::map<std::string, std::vector<double>> gradients;
@@ -376,7 +378,7 @@ TEST_CASE("recipes: dropout is a function of seed and step alone") {
   train(folder / "without", text, small_model(), o);
   CHECK(weights("without") != weights("whole"));
 
-  // The same bits with everything made again in the backward pass.
+  // The bits are the same when everything is computed again in the backward pass.
   const ModelConfig config = reference::small_config("modern");
   const TrainingGraph t = build_training_graph(config, 2, 8, {}, DType::fp32, {.dropout = 0.3});
   const auto step = [&](RecomputeChoice choice, int64_t number, uint64_t seed) {
@@ -395,7 +397,7 @@ TEST_CASE("recipes: dropout is a function of seed and step alone") {
   CHECK(step({}, 1, 1) != once);
   CHECK(step({}, 0, 2) != once);
 
-  // However a step is cut into micro-steps, its samples have the same masks.
+  // The samples of a step have the same masks, however the step is cut into micro-steps.
   const auto gradients = [&](int64_t batch) {
     const TrainingGraph g = build_training_graph(config, batch, 8, {}, DType::fp32, {.dropout = 0.3});
     Running running(g.graph, g.results(), config);
@@ -412,7 +414,7 @@ TEST_CASE("recipes: dropout is a function of seed and step alone") {
   const std::vector<double> whole = gradients(4);
   for (const int64_t batch : {1, 2}) CHECK(reference::relative_error(gradients(batch), whole) < 2e-6);
 
-  // Each place has its own mask, and who only evaluates or generates has none.
+  // Each dropout has its own mask; evaluation and generation have no dropout.
   std::set<int64_t> streams;
   size_t count = 0;
   for (const Node& node : t.graph.nodes)

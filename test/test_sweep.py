@@ -15,7 +15,7 @@ import sys
 import time
 import unittest
 
-from sweep_testing import BINARY, SCRIPTS, Folder, sweep  # first: it finds the packages
+from sweep_testing import BINARY, SCRIPTS, Folder, sweep  # first: this import finds the packages
 
 import numpy as np
 
@@ -121,7 +121,7 @@ class Plan(Folder):
         prediction = ask.predict(self.folder, plan)
         self.assertIsNone(ask.outcome(self.folder, prediction))
         finish(prediction["runs"])
-        done = sweep("test", "--out", self.folder, "--binary", sys.executable)  # all results are there: nothing is run
+        done = sweep("test", "--out", self.folder, "--binary", sys.executable)  # with all results, nothing is run
         self.assertEqual(done.returncode, 0, done.stderr)
         for row in ask.outcome(self.folder, prediction)["runs"]:
             self.assertLess(abs(row["error"]), 0.01)
@@ -191,7 +191,7 @@ class Run(Folder):
         for name, changed in before.items():
             self.assertEqual(os.stat(self.path("sweep", "runs", name, "log.jsonl")).st_mtime_ns, changed)
 
-        # A branch has the very loss of a run of its own.
+        # A branch has exactly the loss of a run of its own.
         branch = next(r for r in plan["runs"] if r["parent"])
         loss = store.result_of(directory, branch)["loss"]
         shutil.rmtree(store.run_path(directory, branch))
@@ -270,9 +270,9 @@ class Run(Folder):
             time.sleep(rng.uniform(0, 0.8))
             if process.poll() is not None:
                 process.stderr.close()
-                break  # it was faster than its killer
+                break  # the sweep ended before it was killed
             trainings = children(process.pid) if rng.random() < 0.5 else []
-            for pid in (process.pid, *trainings):  # with its trainings, or leaving them behind
+            for pid in (process.pid, *trainings):  # half of the time together with its trainings
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:

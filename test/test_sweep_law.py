@@ -9,7 +9,7 @@ import sys
 import time
 import unittest
 
-from sweep_testing import SHARED, TRUE, Folder, grid_points, sweep  # first: it finds the packages
+from sweep_testing import SHARED, TRUE, Folder, grid_points, sweep  # first: this import finds the packages
 
 import numpy as np
 
@@ -104,7 +104,7 @@ class Refined(unittest.TestCase):
     TRUTH = RefinedLaw(1.0, 20, 40, 0.36, 0.34, 1.4, 0.02)
 
     def points(self, truth, noise, seed=0):
-        """Six budgets, seven sizes round the best of each, two seeds, shapes that miss the usual aspect by up to 1.6."""
+        """Six budgets, seven sizes around the best of each, two seeds, shapes off the usual aspect by a factor of up to 1.6."""
         rng = np.random.default_rng(seed)
         N = np.concatenate([truth.optimum(C)[0] * np.geomspace(0.25, 4, 7) for C in np.geomspace(1e12, 3.2e13, 6)] * 2)
         C = np.repeat(np.geomspace(1e12, 3.2e13, 6), 7)
@@ -141,7 +141,8 @@ class Refined(unittest.TestCase):
                 self.assertGreater(truth.loss(N * factor, D / factor), truth.loss(N, D))
 
     def test_it_takes_runs_that_ask_for_it(self):
-        """Beyond the grid the sum of two terms misses by a percent what the refinement knows; runs of the sum do not get one."""
+        """Beyond the grid the sum of two terms is a percent off where the refined law is right; runs that follow the sum get no
+        refinement."""
         points = self.points(self.TRUTH, 0.003)
         result = fit.analyse(points, 4e-3, 100)
         self.assertGreater(result.gain, 10)

@@ -1,4 +1,4 @@
-// Text: the bytes tokenizer, token shards, the loader's order.
+// Text: the tokenizer of bytes, token shards, the order in which the loader takes samples.
 #include <doctest/doctest.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -74,7 +74,7 @@ TEST_CASE("text: a tokenizer.json of the bytes kind is read back, others are ref
     return error_of([&] { load_tokenizer(path); });
   };
   CHECK(load(json) == "no error");
-  CHECK(load_tokenizer(directory.path)->vocabulary() == 257);  // the directory that holds it
+  CHECK(load_tokenizer(directory.path)->vocabulary() == 257);  // by the directory that holds the file
 
   std::string other;
   for (const auto& [from, to, message] : std::vector<std::array<const char*, 3>>{
@@ -163,7 +163,7 @@ TEST_CASE("text: a shard whose header or length is wrong is refused, by name") {
     CHECK(contains(open(good + "x"), path + ": damaged"));
     CHECK(contains(open(std::string(2000, 'x')), "magic"));
   }
-  // A token that no int32 holds, in the 32-bit form.
+  // A token of 32 bits that no int32 holds.
   write_shard(path, {1, 2, 3}, 100'000);
   std::string shard = read_text(path);
   shard[1024 + 3] = '\x80';
@@ -183,7 +183,7 @@ TEST_CASE("text: a shard that cannot be written is an error, and nothing is left
   CHECK(contains(write({1, 2, -5}, 100'000), "token -5 (number 2)"));
   CHECK(names_in(directory).empty());
   if (fs::exists("/dev/full")) {
-    for (const int64_t size : {10, 2'000'000}) {  // less and more than a buffer
+    for (const int64_t size : {10, 2'000'000}) {  // bytes: less than a buffer, and more
       fs::create_symlink("/dev/full", path + ".tmp");
       CHECK(contains(write(std::vector<int32_t>(static_cast<size_t>(size)), 257),
                      "cannot write " + path + ": No space left on device"));
@@ -196,7 +196,7 @@ TEST_CASE("text: a shard that cannot be written is an error, and nothing is left
 TEST_CASE("text: a stream joins its shards in the order of their names") {
   const Folder directory;
   const std::vector<int32_t> tokens = count_up(100);
-  write_shard(directory / "b.bin", count_up(70, 30), 100'000);  // the widths may differ
+  write_shard(directory / "b.bin", count_up(70, 30), 100'000);  // the shards' tokens may have different widths
   write_shard(directory / "a.bin", count_up(30));
   write_shard(directory / "aa.bin", {});
   const TokenStream stream({directory / "b.bin", directory / "aa.bin", directory / "a.bin"});
@@ -239,12 +239,12 @@ TEST_CASE("text: permute is a bijection, and another one for each seed and epoch
   CHECK(permutation(1000, 1, 0) != permutation(1000, 2, 0));
   CHECK(permutation(1000, 1, 0) != permutation(1000, 1, 1));
   CHECK(permutation(1000, 1, 0) != permutation(1000, 1ull << 32 | 1, 0));
-  // Neighbours go their own ways: the mean distance is n / 3, as of two random places.
+  // Neighbours are scattered: their mean distance is n / 3, that of two random places.
   double distance = 0;
   for (int64_t i = 0; i < 9999; ++i)
     distance += static_cast<double>(std::abs(permute(i + 1, 10'000, 7, 7) - permute(i, 10'000, 7, 7))) / 9999;
   CHECK(distance == doctest::Approx(10'000 / 3.0).epsilon(0.05));
-  // Every index goes to every place equally often: here 6 x 6 pairs, 1000 times each.
+  // Every index comes to every place equally often: here 6 x 6 pairs, 1000 times each.
   std::vector<int> times(36);
   for (uint64_t epoch = 0; epoch < 6000; ++epoch)
     for (int64_t i = 0; i < 6; ++i) ++times[static_cast<size_t>(6 * i + permute(i, 6, 3, epoch))];
@@ -276,7 +276,7 @@ TEST_CASE("text: the loader's windows tile each epoch, lie inside the stream, an
       REQUIRE(positions.back() + context + 1 <= size);
       for (size_t w = 1; w < positions.size(); ++w) REQUIRE(positions[w] == positions[w - 1] + context);
     }
-    // The offsets vary as far as the stream has room.
+    // The offsets take all values for which the stream has room.
     CHECK(static_cast<int64_t>(offsets.size()) == std::min(context, size - windows * context));
 
     const int64_t count = 2 * windows + 3;

@@ -1,4 +1,4 @@
-// The team of threads: every item is done once, whoever takes it; and what a rehearsal counts.
+// The team of threads: every item is done once, by whichever thread; and what a rehearsal counts.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 namespace llm {
 namespace {
 
-// Some items take long, so that threads run out of their own and help.
+// Takes time in proportion to `rounds`: with some long items threads finish their share early and help others.
 void work_for(int64_t rounds) {
   std::atomic<int64_t> sum{0};
   for (int64_t i = 0; i < rounds; ++i) sum.fetch_add(i, std::memory_order_relaxed);
@@ -44,7 +44,7 @@ TEST_CASE("threads: blocks of several arrays meet every element once") {
     ThreadTeam team(threads);
     std::vector<std::vector<int>> done(sizes.size());
     for (size_t i = 0; i < sizes.size(); ++i) done[i].assign(static_cast<size_t>(sizes[i]), 0);
-    std::vector<std::atomic<int>> blocks(3 + 1 + 1 + 9);  // of four elements
+    std::vector<std::atomic<int>> blocks(3 + 1 + 1 + 9);  // blocks of four elements
     team.for_blocks_of(
         sizes.size(), [&](size_t i) { return sizes[i]; }, 4,
         [&](size_t i, int64_t block, int64_t begin, int64_t end) {
@@ -74,10 +74,10 @@ TEST_CASE("threads: a rehearsal does all the work and counts what a team would n
   team.for_items(10, work);
   CHECK(std::accumulate(done.begin(), done.end(), 0) == 10);
   CHECK(rehearsal.calls == 1);
-  // Four threads cannot be done sooner than after a fourth of the work, nor later than one would be.
+  // Four threads need at least a fourth of the time that one thread needs, and less than all of it.
   CHECK(rehearsal.longest >= 0.999 * rehearsal.busy / 4);
   CHECK(rehearsal.longest < rehearsal.busy);
-  // One item needs no team.
+  // A single item needs no team.
   const double before = rehearsal.busy;
   team.for_items(1, work);
   CHECK(rehearsal.calls == 1);

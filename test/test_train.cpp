@@ -1,4 +1,4 @@
-// The training loop: schedules at their ends, rules, the log, and bit equality of interrupted runs.
+// The training loop: the ends of schedules, rules, the log, and that interrupted runs have the same bits.
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -17,7 +17,7 @@ using namespace test;
 
 namespace {
 
-// A run of `steps` steps in RUN; parameters and losses are compared through the files it leaves.
+// A run of `steps` steps in the directory `run`; tests compare parameters and losses through the files that it leaves.
 Trainer::Outcome train(const std::string& run, const std::string& text, int64_t steps, int64_t stop_at, int threads,
                        bool resume, size_t memory_budget = 0, const std::string& optimizer = "adamw") {
   ThreadTeam team(threads);
@@ -87,18 +87,18 @@ TEST_CASE("rules fill in what is not given and nothing else") {
     if (r.name == "batch" || r.name == "weight-decay" || r.name == "beta2") CHECK(!r.given);
   }
 
-  // A model that is trained already keeps most of what it knows.
+  // A run from a trained model has a lower rate, to keep most of what the model knows.
   TrainOptions fresh, trained;
   fresh.steps = trained.steps = 1000;
   apply_rules(fresh, m, 0), apply_rules(trained, m, 0, true);
   CHECK(trained.lr == doctest::Approx(0.1 * fresh.lr));
-  // Four times the steps, half the rate; the weights average over as great a part of the run.
+  // Four times the steps, half the rate; the weights average over the same part of the run.
   TrainOptions longer;
   longer.steps = 4000;
   apply_rules(longer, m, 0);
   CHECK(longer.lr == doctest::Approx(0.5 * fresh.lr));
   CHECK(longer.warmup == 4 * fresh.warmup);
-  // One rate at every size, unless each parameter is to have the same.
+  // The rate is the same at every size; with the standard parametrization it depends on the width.
   ModelConfig wide = m;
   wide.channels *= 4, wide.heads *= 4, wide.kv_heads *= 4;
   TrainOptions large, standard;
@@ -106,7 +106,7 @@ TEST_CASE("rules fill in what is not given and nothing else") {
   apply_rules(large, wide, 0), apply_rules(standard, wide, 0);
   CHECK(large.lr == fresh.lr);
   CHECK(standard.lr == doctest::Approx(fresh.lr));  // 128 channels
-  // AdamW has a smaller rate, and blocks that are not the identity at first.
+  // AdamW has a smaller rate, and its blocks do not begin as the identity.
   TrainOptions adamw;
   adamw.steps = 1000, adamw.optimizer = "adamw";
   apply_rules(adamw, m, 0);
@@ -119,7 +119,7 @@ TEST_CASE("rules fill in what is not given and nothing else") {
   CHECK(without.lr < adamw.lr);
   CHECK(fresh.zero_projections.value());
   CHECK(!adamw.zero_projections.value());
-  // Muon where a step has tokens enough to pay for it.
+  // Muon is the default where a step has enough tokens to pay for its products.
   CHECK(std::string(usual_optimizer(config_of(preset_named("tiny")), 768)) == "muon");
   CHECK(std::string(usual_optimizer(config_of(preset_named("gpt2-124M")), 256)) == "adamw");
   CHECK(std::string(usual_optimizer(config_of(preset_named("gpt2-124M")), 16384)) == "muon");
@@ -179,7 +179,7 @@ TEST_CASE("a run is bit for bit the same resumed, on other threads, and with rec
   const std::string weights = read_file(d.path + "/whole/checkpoints/12/model.safetensors");
   const std::string moments = read_file(d.path + "/whole/checkpoints/12/optimizer.safetensors");
   CHECK(whole.val_loss > 0);
-  CHECK(whole.val_loss < 5.0);  // below ln 257: it has learned something
+  CHECK(whole.val_loss < 5.0);  // below ln 257: the model has learned something
 
   SUBCASE("resumed from its sixth step") {
     std::filesystem::create_directories(d.path + "/resumed/checkpoints");
@@ -209,7 +209,7 @@ TEST_CASE("a run is bit for bit the same resumed, on other threads, and with rec
     CHECK(weights_at_12("/muon_resumed") == weights_at_12("/muon"));
     CHECK(read_file(d.path + "/muon_resumed/checkpoints/12/optimizer.safetensors") ==
           read_file(d.path + "/muon/checkpoints/12/optimizer.safetensors"));
-    // Another optimizer's state is refused.
+    // The state of another optimizer is refused.
     CHECK_THROWS_WITH_AS(train(d.path + "/muon", text, 12, 6, 2, true),
                          doctest::Contains("not the state of this optimizer"), Error);
   }

@@ -1,4 +1,4 @@
-// A config.json: one that is accepted is written as one that says the same.
+// A config.json: a config that is accepted is written, and read back as the same.
 #include "llm/model/huggingface.h"
 #include "test/fuzz/fuzz.h"
 

@@ -1,4 +1,4 @@
-// For the fuzz targets: readers that open files get the input as one. An Error is the expected end of wrong input, anything
+// For the fuzz targets: readers of files get the input as a file. An Error is the expected end of wrong input; anything
 // else is a finding.
 #pragma once
 #include <sys/mman.h>
@@ -13,7 +13,7 @@
 
 namespace fuzz {
 
-// The path of a file in memory that holds the input.
+// Writes the input to a file in memory and returns its path.
 inline std::string file_of(const uint8_t* data, size_t size) {
   static const int file = ::memfd_create("fuzz", 0);
   if (::ftruncate(file, 0) != 0 || ::pwrite(file, data, size, 0) != static_cast<ssize_t>(size)) std::abort();

@@ -1,4 +1,4 @@
-// GPT-2's merges, with a small vocabulary beside them.
+// GPT-2's merges (vocab.bpe), with a small vocabulary beside them.
 #include <fcntl.h>
 
 #include "llm/text/rank_files.h"

@@ -1,4 +1,4 @@
-// tiktoken's rank files (first byte 0 to 2: which split pattern), and llama2.c's tokenizers (3).
+// tiktoken's rank files (a first byte of 0 to 2 chooses the split pattern), and llama2.c's tokenizers (3).
 #include "llm/text/rank_files.h"
 #include "test/fuzz/fuzz.h"
 

@@ -1,7 +1,8 @@
-// Barriers in shared memory, copies of tiles, products of warpgroups and named barriers: what llm/device/hopper.h stands for.
+// Barriers in shared memory, copies of tiles, products of warpgroups and named barriers: the instructions that the
+// wrappers of llm/device/hopper.h stand for.
 //
-// What a thread knows of the others' accesses (Actor::others) goes with arrivals and waits: whoever arrives leaves what it knows
-// at the barrier, whoever sees the end of the phase takes it.
+// What a thread knows of other threads' accesses (Actor::others) travels with arrivals and waits: a thread that arrives
+// at a barrier leaves there what it knows, and a thread that sees the end of the phase takes it.
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -20,7 +21,7 @@ using Knowledge = std::vector<uint32_t>;  // by thread
 
 struct Copy {
   std::byte* shared;
-  BoxMap map;  // of bytes in a row: no box, sizes[0] of them
+  BoxMap map;  // !is_box: sizes[0] bytes in a row
   std::array<int, 4> at;
   size_t bytes;
   bool is_box;
@@ -29,15 +30,15 @@ struct Copy {
 struct SharedBarrier {
   unsigned arrivals = 0, pending = 0, phase = 0;
   int64_t expected = 0, issued = 0;  // bytes of this phase
-  std::vector<Copy> copies, done;    // of this phase; of earlier ones, which nobody has seen the end of
-  Knowledge left, taken;             // by who arrives in this phase; what those take who see the end of an earlier one
+  std::vector<Copy> copies, done;    // of this phase; of earlier phases whose end no thread has seen
+  Knowledge left, taken;             // by arrivals in this phase; for threads that see the end of an earlier phase
 };
 struct NamedBarrier {
   int threads = 0, arrived = 0;
   uint64_t meetings = 0;
   Knowledge left, taken;
 };
-// What accumulators held when the first of the products that are under way began.
+// What accumulators held when the first product under way began.
 struct Accumulators {
   float (*d)[4];
   std::vector<float> values;
@@ -113,7 +114,7 @@ void land(const Copy& copy) {
   see_arrival(copy.shared, copy.bytes);
 }
 
-// That no thread's write is unseen by copies and products.
+// Fails the thread when a copy or product would not see a thread's write to these bytes.
 void check_fenced(const void* address, size_t bytes, const Site& site) {
   const size_t at = reinterpret_cast<uintptr_t>(address) - region_start - kShared;
   for (size_t i = at / 4; i < (at + bytes) / 4; ++i) {
@@ -221,7 +222,7 @@ void note_plain_write(size_t at, size_t bytes) {
       all.plain_writes[i] = {all.block, running().fences, static_cast<uint16_t>(actor->thread)};
 }
 
-// ---- products
+// Products.
 
 void products_begin() { running().products_may_begin = true; }
 
@@ -251,7 +252,7 @@ float value_at(const Operand& o, int row, int column) {
   return to_float(o.tile[static_cast<size_t>(column / 64 * o.rows + row) * 64 + chunk * 8 + column % 8]);
 }
 
-// Rows [first, first + rows) of an operand, 16 steps of k: the values, after the questions whether they may be read.
+// The values of rows [first, first + rows) of an operand, 16 of k each (rows, 16), after a check that they may be read.
 std::vector<float> read(const Operand& o, int first, int rows, const Site& site) {
   std::vector<float> values(static_cast<size_t>(rows) * 16);
   const auto see = [&](int row, int column) {
@@ -302,7 +303,7 @@ void complete_products(unsigned warp, size_t pending, const Site& site) {
     }
   for (AsynchronousThread* t : threads) {
     if (groups > pending) t->groups.erase(t->groups.begin(), t->groups.end() - static_cast<std::ptrdiff_t>(pending));
-    // Those of which no product is left are there to be read.
+    // Accumulators to which no product under way belongs may be read from here on.
     const auto is_under_way = [&](const Accumulators& a) {
       const auto is_of = [&](const Product& p) { return p.d == a.d; };
       return std::any_of(t->open.begin(), t->open.end(), is_of) ||
@@ -321,14 +322,14 @@ void complete_products(unsigned warp, size_t pending, const Site& site) {
 
 void products_wait(int pending, const Site& site) {
   running().products_may_begin = false;
-  // One lane does the warp's products, while the others wait.
+  // One lane does the warp's products while the other lanes wait.
   const Deposit deposit{.operation = Operation::products, .mask = 0xffffffff, .site = site};
   meet_others(deposit);
   if (actor->thread % 32 == 0) complete_products(actor->thread / 32, static_cast<size_t>(pending), site);
   meet_others(deposit);
 }
 
-// ---- for the scheduler
+// For the scheduler.
 
 void start_asynchronous_block(unsigned threads) {
   all.used = notes_plain_writes = false;

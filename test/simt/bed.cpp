@@ -1,4 +1,4 @@
-// Blocks, warps and what their threads do together.
+// Runs blocks: the scheduler of their threads, and what threads do together.
 #include "test/simt/bed.h"
 
 #include <algorithm>
@@ -46,10 +46,10 @@ struct Thread : Actor {
   int64_t groups = 0;  // committed
 };
 
-// What the running launch and block consist of. Only the scheduler, on the OS thread's own stack, changes this.
+// The running launch and its running block. Only the scheduler, on the stack of the OS thread, changes them.
 struct Bed {
-  std::vector<std::unique_ptr<Thread>> threads;  // as many as any block had so far
-  unsigned count = 0;                            // of this block
+  std::vector<std::unique_ptr<Thread>> threads;  // as many as the largest block so far had
+  unsigned count = 0;                            // threads of this block
   Fiber scheduler;
   LaunchShape shape{};
   Site site{};
@@ -58,7 +58,7 @@ struct Bed {
   std::string error;
   unsigned finished = 0, at_barrier = 0;
   uint32_t waiting[32] = {};  // by warp: the lanes in a warp operation
-  uint64_t draws = 0;         // orders drawn so far: every launch has another one
+  uint64_t draws = 0;         // orders drawn so far, so that every launch has another one
   Thread* running = nullptr;
 };
 Bed bed;
@@ -128,7 +128,7 @@ void finish_thread() {
   switch_fiber(bed.running->fiber, bed.scheduler);
 }
 
-// What a thread does, over and over: one block's work, then back to the scheduler.
+// A fiber's endless loop: one block's work of a thread, then back to the scheduler.
 void thread_main() {
   fiber_starts(bed.scheduler);
   for (;;) {
@@ -157,7 +157,8 @@ void release_thread(Thread& t, uint64_t result) {
 void multiply(Thread* const* lanes) {
   for (int group = 0; group < 8; ++group)
     for (int column = 0; column < 8; ++column) {
-      // Lane 4 group + member holds rows group, group + 8; b's column is its lane's group.
+      // Lane 4 group + member holds rows group and group + 8 of d; a column of b is held by the lanes of the group of
+      // that number.
       float* d = lanes[4 * group + column / 2]->deposit.d + column % 2;
       for (int half = 0; half < 2; ++half) {  // row group, then row group + 8
         float sum = d[2 * half];
@@ -186,7 +187,8 @@ void load_matrices(Thread* const* lanes, bool transposed) {
     }
 }
 
-// The lane that a shuffle reads, CUDA C++ Programming Guide, "Warp Shuffle Functions": subsections of `width` lanes.
+// The lane that a shuffle reads, in a subsection of `width` lanes (CUDA C++ Programming Guide, "Warp Shuffle
+// Functions").
 int source_of(const Deposit& d, int lane) {
   const int start = lane / d.width * d.width, end = start + d.width;
   switch (d.operation) {
@@ -197,7 +199,7 @@ int source_of(const Deposit& d, int lane) {
   }
 }
 
-// All lanes of the mask are there.
+// Does the warp operation, once all lanes of its mask have come.
 void complete(unsigned warp, const Deposit& call) {
   Thread* lanes[32] = {};
   for (unsigned l = 0; l < 32; ++l)
@@ -208,7 +210,7 @@ void complete(unsigned warp, const Deposit& call) {
       uint32_t known[32] = {};
       for (const Thread* t : lanes)
         for (int m = 0; t && m < 32; ++m) known[m] = std::max(known[m], t->known[m]);
-      // Notes of reads have one clock for a warp, so the lanes go on with the same.
+      // A note of reads holds one clock for the whole warp, so its lanes go on with the same clock.
       uint32_t clock = 0;
       for (const Thread* t : lanes)
         if (t) clock = std::max(clock, t->clock);
@@ -253,7 +255,7 @@ void arrive_in_warp(const Thread& t) {
     complain(": the mask ", mine.mask, " names lanes that the block does not have");
   uint32_t& waiting = bed.waiting[warp];
   waiting |= 1u << lane;
-  if ((waiting & mine.mask) != mine.mask) return;  // lanes that never come are found when nobody can go on
+  if ((waiting & mine.mask) != mine.mask) return;  // a lane that never comes is found when no thread can go on
   for (unsigned l = 0; l < 32; ++l) {
     if (!(mine.mask >> l & 1)) continue;
     const Deposit& other = bed.threads[warp * 32 + l]->deposit;
@@ -291,7 +293,7 @@ void complete_barrier() {
   next_epoch();
 }
 
-// Nobody can go on: a thread that waits for one that never comes.
+// No thread can go on: names one that waits for a thread that never comes.
 [[noreturn]] void fail_stuck() {
   const auto find = [&](auto matches) -> const Thread* {
     for (unsigned i = 0; i < bed.count; ++i)
@@ -328,7 +330,7 @@ void run_block() {
   while (bed.finished < bed.count) {
     bool progress = false;
     for (const uint32_t warp : warps) {
-      // As far as the warp gets on its own.
+      // Runs the warp as far as it gets without the other warps.
       for (bool again = true; again;) {
         again = false;
         for (const uint32_t lane : lanes) {
@@ -417,7 +419,7 @@ void run(const LaunchShape& shape, const Site& site, void (*body)(const void*), 
       run_block();
     }
   } catch (...) {
-    // The threads are left where they stand; their stacks are used again from the top.
+    // The threads stay where they are; their stacks are used again from the top.
     bed.error.clear();
     for (auto& t : bed.threads) prepare(t->fiber, thread_main);
     throw;
@@ -429,7 +431,7 @@ void check_pointer(const void* address, const Site& site) {
     fail(site.text(), ": a kernel is given an address that is not the device's");
 }
 
-// ---- called by a kernel's threads
+// Called by a kernel's threads.
 
 void fail_thread(const Site& site, const std::string& message) {
   bed.error = site.file ? site.text() + ": " + message : message;
@@ -458,7 +460,7 @@ void copy_async(void* shared, const void* global, bool valid, const Site& site) 
     fail_thread(site, "an asynchronous copy from outside the device's memory");
   if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % 16)
     fail_thread(site, "an asynchronous copy of 16 bytes from or to an address that is no multiple of 16");
-  see_access(shared, 16, Access::write);  // from now on it may arrive
+  see_access(shared, 16, Access::write);  // the copy may arrive from now on
   bed.running->copies.push_back({to, static_cast<const std::byte*>(global), valid, bed.running->groups});
 }
 
@@ -483,7 +485,7 @@ void copy_wait(int still_under_way) {
   t.copies.resize(left);
 }
 
-// ---- mutation
+// Mutation.
 
 bool meet(const Site& site) {
   auto& seen =
@@ -512,7 +514,7 @@ std::vector<Site> watched_sites() {
 
 void disable(const Site& site) {
   std::fill_n(mutation.recent, 1024, Mutation::Seen{});
-  static std::string file;  // the caller's may go
+  static std::string file;  // a copy: the caller's text may not live long
   file = site.kind == Kind::none ? "" : site.file;
   mutation.disabled = {file.c_str(), site.line, site.kind};
   sites_matter = mutation.watching || site.kind != Kind::none;

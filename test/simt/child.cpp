@@ -16,7 +16,7 @@ namespace {
 
 struct Child {
   pid_t process;
-  int from;  // a pipe
+  int from;  // the reading end of its pipe
   size_t work;
 };
 
@@ -31,8 +31,8 @@ Child start(const std::function<std::string()>& work, size_t number, int seconds
     return {child, ends[0], number};
   }
   ::close(ends[0]);
-  ::close(2);  // a sanitizer's report of what is expected to be wrong
-  // The test framework's handlers would tell of a failed test.
+  ::close(2);  // silences a sanitizer's report, since the work may be wrong on purpose
+  // The test framework's handlers of signals would report a failed test.
   for (int signal : {SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTERM}) std::signal(signal, SIG_DFL);
   ::alarm(static_cast<unsigned>(seconds));
   std::string said;
@@ -41,7 +41,7 @@ Child start(const std::function<std::string()>& work, size_t number, int seconds
   } catch (const std::exception& e) {
     said = e.what();
   }
-  said.resize(std::min<size_t>(said.size(), 4000));  // what a pipe holds
+  said.resize(std::min<size_t>(said.size(), 4000));  // a pipe holds this much without a reader
   [[maybe_unused]] const auto written = ::write(ends[1], said.data(), said.size());
   ::_exit(0);
 }

@@ -1,6 +1,6 @@
-// Stands in for CUDA's header of this name where the test bed compiles kernels as C++: the language, the built-in functions
-// that kernels may use, the bodies of llm/device/simt.h's wrappers, and the runtime library's calls (runtime.cpp), which run
-// everything at once.
+// Stands in for CUDA's header of this name where the test bed compiles kernels as C++: the language, the built-in
+// functions that kernels may use, the bodies of the wrappers in llm/device/simt.h, and the calls of the runtime library
+// (runtime.cpp), which do everything at once.
 #pragma once
 #include <math.h>  // the C functions without std::, as CUDA has them
 
@@ -66,7 +66,7 @@ inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint3 make_uint3(unsigned x, unsigned y, unsigned z) { return {x, y, z}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
-// ---- the runtime library
+// The runtime library.
 
 struct CUstream_st;
 struct CUevent_st;
@@ -170,7 +170,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = nullptr);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventQuery(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end);
-// Not supported.
+// Capturing a graph is not supported: these fail.
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
@@ -195,7 +195,7 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, i
   return cudaSuccess;
 }
 
-// ---- arithmetic
+// Arithmetic.
 
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
@@ -232,7 +232,7 @@ requires(std::is_arithmetic_v<A>&& std::is_arithmetic_v<B>) constexpr auto max(A
   return static_cast<C>(a) < static_cast<C>(b) ? static_cast<C>(b) : static_cast<C>(a);
 }
 
-// ---- memory
+// Memory.
 
 template <class T>
 T __ldg(const T* p) {
@@ -257,7 +257,8 @@ void __stcg(T* p, T v) {
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 
-// Threads switch at barriers alone, so plain operations are atomic. For integers: sums of floats have one order.
+// Threads switch only at barriers, so plain operations are atomic. Only integers: a sum of floats would depend on the
+// order.
 template <class T, class Change>
 LLM_BED_UNSEEN T llm_bed_atomic(T* p, Change change) {
   static_assert(std::is_integral_v<T>, "atomics on floats depend on the order of threads");
@@ -299,7 +300,7 @@ T atomicCAS(T* p, std::type_identity_t<T> compare, std::type_identity_t<T> v) {
   return llm_bed_atomic(p, [=](T old) { return old == compare ? v : old; });
 }
 
-// ---- what threads do together. `file` and `line` are the caller's.
+// What threads do together. `file` and `line` are the caller's.
 
 #define LLM_BED_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
@@ -364,7 +365,7 @@ inline unsigned __ballot_sync(unsigned mask, int value, LLM_BED_SITE) {
 inline int __any_sync(unsigned mask, int value, LLM_BED_SITE) { return __ballot_sync(mask, value, file, line) != 0; }
 inline int __all_sync(unsigned mask, int value, LLM_BED_SITE) { return __ballot_sync(mask, value, file, line) == mask; }
 
-// ---- llm/device/simt.h's wrappers
+// Llm/device/simt.h's wrappers.
 
 namespace llm::simt {
 
@@ -399,7 +400,7 @@ void launch(StreamHere where, dim3 grid, dim3 block, size_t shared_bytes, void (
       [](const void* b) { (*static_cast<const decltype(body)*>(b))(); }, &body);
 }
 
-// One kernel runs after the other here.
+// The bed runs one kernel after the other, so none begins early.
 template <class... Parameters, class... Arguments>
 void launch_early(StreamHere where, dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(Parameters...),
                   Arguments... arguments) {

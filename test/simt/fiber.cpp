@@ -12,7 +12,8 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-// llm_switch_stack(void** from, void* to): pushes the registers that a function must keep, changes the stack, pops them.
+// llm_switch_stack(void** from, void* to): pushes the registers that a function must keep, changes the stack, pops
+// them.
 #if defined(__x86_64__)
 asm(R"(
 .text
@@ -76,13 +77,13 @@ extern "C" void llm_switch_stack(void** from, void* to);
 namespace llm::simt::bed {
 namespace {
 
-// Sanitizers make frames larger. Pages are given when they are touched.
+// AddressSanitizer makes frames larger. Pages take memory only when they are touched.
 #if defined(__SANITIZE_ADDRESS__)
 constexpr size_t kStackBytes = 256 << 10;
 #else
 constexpr size_t kStackBytes = 64 << 10;
 #endif
-constexpr size_t kGuardBytes = 4096 * 16;  // a whole page where pages are 64 KiB
+constexpr size_t kGuardBytes = 4096 * 16;  // a multiple of the page size, even of pages of 64 KiB
 
 }  // namespace
 
@@ -97,7 +98,7 @@ void make_stack(Fiber& fiber) {
 
 void prepare(Fiber& fiber, void (*entry)()) {
 #if defined(__SANITIZE_ADDRESS__)
-  __asan_unpoison_memory_region(fiber.stack, kStackBytes);  // a thread may have been left where it stood
+  __asan_unpoison_memory_region(fiber.stack, kStackBytes);  // a fiber may have been left in the middle of a function
   fiber.fake_stack = nullptr;
 #endif
   auto* top = reinterpret_cast<uint64_t*>(fiber.stack + kStackBytes);

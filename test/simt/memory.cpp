@@ -1,4 +1,4 @@
-// The device's memory: allocations with gaps between them, and behind them a block's shared memory.
+// The device's memory: allocations with gaps between them, and behind all of them the shared memory of a block.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -33,9 +33,10 @@ constexpr size_t kAlign = 256;
 
 struct Memory {
   std::byte* region = static_cast<std::byte*>(reserve(kRegion));
-  size_t* end_of = static_cast<size_t*>(reserve(kDeviceBytes / kAlign * sizeof(size_t)));  // by 256 bytes; 0: free
-  std::map<size_t, size_t> allocated;                                                      // offset -> bytes
-  size_t next = 0;  // where to look for room first, so that addresses are long not used again
+  size_t* end_of =
+      static_cast<size_t*>(reserve(kDeviceBytes / kAlign * sizeof(size_t)));  // one for each 256 bytes; 0: free
+  std::map<size_t, size_t> allocated;                                         // offset -> bytes
+  size_t next = 0;  // where to look for room first, so that it is long until an address is used again
   size_t shared_bytes = 0;
 
   Memory() {
@@ -44,13 +45,13 @@ struct Memory {
   }
 };
 Memory& memory() {
-  static Memory& all = *new Memory;  // for whatever runs at the end of the process
+  static Memory& all = *new Memory;  // never destroyed: destructors at the end of the process may still use it
   return all;
 }
 
 size_t padded(size_t bytes) { return (std::max<size_t>(bytes, 1) + kAlign - 1) / kAlign * kAlign; }
 
-// The first room at or behind `from`; kDeviceBytes when there is none.
+// The offset of the first room at or behind `from`; kDeviceBytes when there is none.
 size_t find_room(size_t from, size_t bytes) {
   const Memory& m = memory();
   auto after = m.allocated.lower_bound(from);

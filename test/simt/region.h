@@ -1,4 +1,4 @@
-// The one region of addresses in which all memory of the device lies, for memory.cpp and watch.cpp.
+// The one region of addresses in which all memory of the device lies, shared by memory.cpp and watch.cpp.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -8,12 +8,12 @@
 
 namespace llm::simt::bed {
 
-inline constexpr size_t kGap = 256 << 10;  // behind an allocation: a wrong index should not meet the next one
+inline constexpr size_t kGap = 256 << 10;  // behind an allocation, so that a wrong index does not meet the next one
 inline constexpr size_t kShared = kDeviceBytes + kGap, kRegion = kShared + (size_t{1} << 20);
-extern uintptr_t region_start;  // until there is one, far from all addresses
+extern uintptr_t region_start;  // before there is a region, far from all addresses
 
-void* reserve(size_t bytes);          // zeros, of which only what is touched takes memory
-size_t end_of_allocation(size_t at);  // of the one that holds the address region_start + at; 0: there is none
+void* reserve(size_t bytes);          // zeros; only touched pages take memory
+size_t end_of_allocation(size_t at);  // that holds the address region_start + at; 0: none does
 std::string text_of_place(size_t at);
 
 }  // namespace llm::simt::bed

@@ -1,4 +1,5 @@
-// The CUDA runtime's calls on the test bed: one device, whose memory is the host's and whose streams run everything at once.
+// The calls of the CUDA runtime on the test bed: one device, whose memory is the host's, and whose streams do
+// everything at once.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -24,7 +25,7 @@ cudaError_t note(cudaError_t status) {
 }
 
 bool is_device(const void* p) { return bed::is_device_memory(p, 1); }
-// Bytes of the device, all in one allocation, or wholly the host's.
+// Whether the bytes are the device's, all in one allocation, or (!device) the host's.
 bool is_side(const void* p, size_t bytes, bool device) {
   return device ? bed::is_device_memory(p, bytes) : !is_device(p);
 }
@@ -64,7 +65,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   *properties = {.name = "SIMT test bed",
                  .major = bed::settings().compute_capability / 10,
                  .minor = bed::settings().compute_capability % 10,
-                 .multiProcessorCount = 2,  // few, so that a block that stays takes several items of work
+                 .multiProcessorCount = 2,  // few, so that persistent blocks take several items of work
                  .warpSize = 32,
                  .l2CacheSize = 50 << 20,
                  .maxThreadsPerBlock = 1024,

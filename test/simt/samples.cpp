@@ -1,4 +1,4 @@
-// Kernels with a known result or a known mistake. Compiled as the ops' kernels are.
+// Kernels with a known result or a known mistake, compiled as the ops' kernels are.
 #include "test/simt/samples.h"
 
 #include "llm/device/simt.h"

@@ -6,15 +6,16 @@ struct CUstream_st;
 
 namespace llm::samples {
 
-// data[i] = data[31 - i] through shared memory, by one block of 64 threads: with the barrier or without.
+// data[i] = data[63 - i] through shared memory, by one block of 64 threads, with a barrier or without.
 void reverse(CUstream_st* stream, float* data, bool with_barrier);
-// The same inside one warp: with __syncwarp or without.
+// data[i] = data[31 - i] inside one warp, with __syncwarp or without.
 void reverse_in_warp(CUstream_st* stream, float* data, bool with_barrier);
 // to[i] = from[i] by asynchronous copies of 16 bytes, two in flight; 256 floats.
 void copy(CUstream_st* stream, float* to, const float* from);
 // data[i] = shared memory that nobody wrote.
 void uninitialised(CUstream_st* stream, float* data);
-// Half of the block goes to another barrier; some threads leave before it; a lane stays away from a shuffle.
+// Mistakes: half of the block waits at another barrier; a thread ends before the barrier; a lane stays away from a
+// shuffle; a lane is not in its own mask.
 void divergent(CUstream_st* stream, float* data);
 void left_out(CUstream_st* stream, float* data);
 void short_of_a_lane(CUstream_st* stream, float* data);

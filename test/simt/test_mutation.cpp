@@ -1,5 +1,6 @@
-// Would the tests of the CUDA kernels see a mistake? Each barrier, wait and bounds test that the ops' kernels meet is left
-// out once, and the tests run again, in several orders of threads: something must go wrong.
+// Would the tests of the CUDA kernels see a mistake? Each barrier, wait, fence and bounds test that the ops' kernels
+// meet is left out once, and the tests run again, in several orders of threads: something must go wrong. The
+// environment variable MUTANTS prints every outcome.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -18,15 +19,15 @@ using namespace llm;
 using namespace llm::simt;
 using reference::CudaCheck;
 
-// Places whose absence changes nothing that a test could see, by the text of their line.
+// Places that may be left out without a change that a test could see, by the text of their line.
 struct Exception {
   const char *file, *text;
 };
 constexpr Exception kExceptions[] = {
-    // Rows behind the last token are copied from the last row instead of as zeros: their scores are masked, what belongs to
-    // them is not stored.
+    // Without it, rows behind the last token are copies of the last row instead of zeros: their scores are masked, and
+    // their results are not stored.
     {"flash_attention_cuda.h", "valid = simt::in_bounds(first + row <"},
-    // Turns of warpgroups are for speed: nothing that one reads is another's.
+    // The warpgroups take turns for speed only: none reads what another writes.
     {"_hopper.cu", "if constexpr (Tiling::kTurns) simt::meet(kTurn + consumer, 2 * kWarpgroup);"},
 };
 
@@ -59,10 +60,10 @@ bool is_exception(const bed::Site& site) {
 
 struct Mutant {
   bed::Site site;
-  std::vector<std::pair<double, const CudaCheck*>> checks;  // (seconds, which meets the site)
+  std::vector<std::pair<double, const CudaCheck*>> checks;  // (seconds that it takes, a check that meets the site)
 };
 
-// Quick tests first.
+// What goes wrong without the site, by the quickest checks first; empty: nothing.
 std::string first_complaint(const Mutant& mutant, CudaDevice& device) {
   bed::disable(mutant.site);
   for (const bed::Settings& settings : {bed::Settings{.order = bed::Order::ascending},
@@ -78,7 +79,8 @@ std::string first_complaint(const Mutant& mutant, CudaDevice& device) {
 }  // namespace
 
 TEST_CASE("simt mutation: barriers, waits and bounds tests of the ops' kernels, each left out once") {
-  // The bed's own watch over accesses sees most; with a sanitizer instead of it this would take too long.
+  // The bed's own watch over accesses sees most mistakes. AddressSanitizer's build does without it, and would take too
+  // long.
   if (!bed::watches_accesses()) return;
   using Clock = std::chrono::steady_clock;
   ThreadTeam threads(1);
@@ -94,7 +96,7 @@ TEST_CASE("simt mutation: barriers, waits and bounds tests of the ops' kernels, 
     try {
       if (!check.run(device, false).empty()) continue;
     } catch (const Error&) {
-      continue;  // it fails as it is, which test_cuda_ops.cpp reports
+      continue;  // the check fails without a mutation, which test_cuda_ops.cpp reports
     }
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     for (const bed::Site& site : bed::watched_sites()) {

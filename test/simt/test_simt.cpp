@@ -1,5 +1,5 @@
-// The SIMT test bed itself: tiny kernels with a known result, and tiny kernels with a known mistake, which it must see. And
-// whether the tests of the ops' kernels would see a mistake there: see "mutation" below.
+// The SIMT test bed itself: tiny kernels with a known result, and tiny kernels with a known mistake, which the bed must
+// see. (test_mutation.cpp asks whether the tests of the ops' kernels would see a mistake.)
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -61,8 +61,8 @@ void in_each_order(Work work) {
   settings = before;
 }
 
-// What the bed says of a launch: its error, or "wrong" or "right" by the result. In a process of its own, which a sanitizer may
-// stop: then "crash".
+// The bed's verdict on a launch: its error, or "right" or "wrong" by the result. The launch runs in a process of its
+// own, which a sanitizer may stop: then the verdict is "crash".
 std::string verdict(const std::function<bool()>& is_right) {
   return simt::bed::outcome_of([&] { return is_right() ? "right" : "wrong"; }, 10);
 }
@@ -256,7 +256,8 @@ TEST_CASE("simt: a site that is switched off is missed") {
   simt::bed::watch_sites(false);
   REQUIRE(sites.size() == 3);  // one wait, two barriers
   for (const simt::bed::Site& site : sites) {
-    if (kSanitized && site.kind == simt::bed::Kind::barrier) continue;  // some orders hide it
+    if (kSanitized && site.kind == simt::bed::Kind::barrier)
+      continue;  // without the watch some orders hide that it is missing
     CAPTURE(site.text());
     CHECK(verdict([&] {
             simt::bed::disable(site);

@@ -1,9 +1,9 @@
-// Who accessed what: bounds, alignment and the order of the kernels' accesses, where the compiler reports them.
+// Checks bounds, alignment and order of the kernels' accesses, where the compiler reports these.
 //
-// For each four bytes, or each byte where smaller things are accessed, there is a note of the last write and the last reads.
-// Two accesses by different threads, one of them a write, must be ordered: by a launch, by a barrier of the block, or by
-// __syncwarp within a warp. Shuffles order nothing (CUDA C++ Programming Guide, "Warp Shuffle Functions"), nor does anything
-// order two blocks of a launch.
+// Each four bytes, or each byte where smaller values are accessed, have a note of the last write and the last reads.
+// Two accesses by different threads, one of them a write, must be ordered: by a launch, by a barrier of the block, or
+// by __syncwarp within a warp. Shuffles order nothing (CUDA C++ Programming Guide, "Warp Shuffle Functions"), and
+// nothing orders two blocks of a launch.
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -19,23 +19,24 @@
 namespace llm::simt::bed {
 namespace {
 
-constexpr uint16_t kManyWarps = 0xffff;  // of readers
-constexpr uint16_t kByAtomics = 0xfffe;  // the writer: atomic operations of anyone
+constexpr uint16_t kManyWarps = 0xffff;  // the reader: threads of several warps
+constexpr uint16_t kByAtomics = 0xfffe;  // the writer: atomic operations of any threads
 struct Note {
   uint32_t write_epoch, write_clock;
   uint32_t read_epoch, read_clock, read_lanes;
   uint32_t others_read_epoch;  // the latest read by another block
   uint16_t writer, read_warp;
-  bool split;  // each of the four bytes has its own
+  bool split;  // each of the four bytes has a note of its own
 };
 constexpr size_t kGranule = 4;
 
 // Epochs count launches, blocks and their barriers.
 uint32_t epoch = 1, block_start = 1, launch_start = 1;
-Note *notes = nullptr, *byte_notes = nullptr;  // by four bytes and by one
-bool watches = false;                          // set by what the compiler put into the kernels' files
+Note *notes = nullptr, *byte_notes = nullptr;  // one for each four bytes; one for each byte
+bool watches = false;                          // set by the initialiser that the compiler adds to the kernels' files
 
-// Whether an access of thread `by` at that time comes before whatever the actor does now. What happened up to `floor` does.
+// Whether an access of thread `by` at epoch `then` and clock `clock` comes before all that the actor does now. Whatever
+// happened up to the epoch `floor` does.
 [[gnu::always_inline]] inline bool is_before(uint32_t floor, uint32_t then, uint32_t clock, uint16_t by) {
   if (__builtin_expect(then <= floor, 1)) return true;
   if (then < block_start) return false;
@@ -44,8 +45,8 @@ bool watches = false;                          // set by what the compiler put i
   return actor->others && by < 1024 && actor->others[by] >= clock;
 }
 
-// Where barriers order some threads of a block alone: of what several warps have read since the last barrier of all, the clock
-// of each thread's latest read.
+// For blocks in which barriers order only some threads: where several warps have read since the last barrier of the
+// whole block, the clock of each thread's latest read.
 std::map<const Note*, std::vector<uint32_t>> read_by_many;
 
 bool others_reads_are_before(const Note& n) {
@@ -96,7 +97,7 @@ bool reads_are_before(const Note& n, uint32_t floor) {
     n.read_warp = kManyWarps;
     return;
   } else if (n.read_lanes && actor->clock > n.read_clock && reads_are_before(n, launch_start)) {
-    n.read_lanes = 0;  // whoever comes after this read comes after those as well
+    n.read_lanes = 0;  // an access that comes after this read comes after those as well
   }
   n.read_clock = n.read_lanes ? std::max(n.read_clock, actor->clock) : actor->clock;
   n.read_lanes |= lane;
@@ -104,7 +105,7 @@ bool reads_are_before(const Note& n, uint32_t floor) {
   n.read_epoch = epoch;
 }
 
-// With a place in the binary, for addr2line.
+// Fails the thread, with the place of the access in the binary, for addr2line.
 [[noreturn, gnu::noinline]] void fail_access(const void* code, size_t at, size_t bytes, Access access,
                                              const std::string& what) {
   Dl_info info{};
@@ -138,7 +139,7 @@ bool reads_are_before(const Note& n, uint32_t floor) {
   if (!after_write) fail_order(n, false, code, at, bytes, access);
   if (access == Access::read) return note_read(n);
   if (!reads_are_before(n, floor)) fail_order(n, true, code, at, bytes, access);
-  // Whoever comes after this write comes after those reads as well.
+  // An access that comes after this write comes after those reads as well.
   n = {epoch, actor->clock, 0, 0, 0, 0, access == Access::atomic ? kByAtomics : static_cast<uint16_t>(actor->thread),
        0,     n.split};
 }
@@ -170,7 +171,7 @@ bool reads_are_before(const Note& n, uint32_t floor) {
 
 [[gnu::always_inline]] inline void check(const void* address, size_t bytes, Access access, bool aligned = true) {
   const size_t at = reinterpret_cast<uintptr_t>(address) - region_start;
-  if (__builtin_expect(at >= kRegion, 1)) return;  // a stack, the host's memory
+  if (__builtin_expect(at >= kRegion, 1)) return;  // a stack or other memory of the host
   const void* code = __builtin_return_address(0);
   if (aligned && at % bytes) fail_access(code, at, bytes, access, "the address is no multiple of the size");
   check_access(at, bytes, access, code);
@@ -187,7 +188,7 @@ void next_epoch() {
 void next_block() {
   read_by_many.clear();
   block_start = ++epoch;
-  ++epoch;  // nothing happens at the start itself
+  ++epoch;  // so that no access has the epoch of the start itself
 }
 void next_launch() {
   if (watches && !notes) {
@@ -212,7 +213,7 @@ void see_arrival(const void* address, size_t bytes) {
 
 }  // namespace llm::simt::bed
 
-// What the compiler calls instead of ThreadSanitizer's own library.
+// The functions that the compiler's code calls, in place of ThreadSanitizer's own library.
 using llm::simt::bed::Access;
 using llm::simt::bed::check;
 
@@ -237,7 +238,7 @@ LLM_ACCESS(16)
 void __tsan_read_range(void* p, size_t bytes) { check(p, bytes, Access::read, false); }
 void __tsan_write_range(void* p, size_t bytes) { check(p, bytes, Access::write, false); }
 
-// std::atomic and the guards of static variables in the host's part of the files.
+// These are for std::atomic and the guards of static variables, in the host's part of the kernels' files.
 #define LLM_ATOMICS(bits, T)                                                                                        \
   T __tsan_atomic##bits##_load(const volatile T* p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }           \
   void __tsan_atomic##bits##_store(volatile T* p, T v, int) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }           \
