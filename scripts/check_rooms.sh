@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The rooms of llm/ stand one above the other, and a file includes from its own room and from those below alone. Programs that
-# run a model (infer) come above what reads it from disk (checkpoint), training above what it evaluates and samples with.
+# The rooms of llm/ stand one above the other, and a file may include files only from its own room and from those below.
+# Programs that run a model (infer) come above what reads it from disk (checkpoint), training above what evaluates and
+# samples for it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 order="base device graph ops model text checkpoint infer train cli"

@@ -3,11 +3,13 @@
 
   python3 -m venv .venv && .venv/bin/pip install torch transformers     this script installs nothing by itself
   .venv/bin/python scripts/check_transformers.py [--binary ./train_gpt]  takes about a minute; status 1 where they differ
-  .venv/bin/python scripts/check_transformers.py --write                 also keeps the table and two of the models in test/data/transformers
+  .venv/bin/python scripts/check_transformers.py --write                 also keeps the table and two of the models in
+                                                                         test/data/transformers
 
-In: transformers makes a model and writes it (one or several safetensors files; F32, BF16 or F16); `train_gpt generate --logits`
-and greedy `generate --ids` on that directory are compared with transformers' own. Out: `train_gpt import`, `export`, and
-transformers reads what comes out. A logit's error is relative to the largest logit; transformers computes in float32.
+In: transformers makes a model and writes it (one or several safetensors files; F32, BF16 or F16); `train_gpt generate
+--logits` and greedy `generate --ids` on that directory are compared with transformers' own results. Out: `train_gpt import`,
+then `export`, and transformers reads the exported files. The error of a logit is relative to the largest logit; transformers
+computes in float32.
 """
 import argparse, json, shutil, subprocess, sys, tempfile
 from pathlib import Path
@@ -20,7 +22,7 @@ PROMPTS = [[1], [5, 9, 2, 77, 30], [(7 * i * i + 3 * i) % 160 for i in range(40)
 SMALL = dict(vocab_size=160, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
              max_position_embeddings=64, bos_token_id=1, eos_token_id=2)
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
-# Tested without transformers, too: what no other test's files have.
+# These models are kept for tests without transformers: no other test has such files.
 KEPT = {"llama 2, F16": "llama2", "llama 3, BF16, many files": "llama3"}
 
 
@@ -29,13 +31,13 @@ def gpt2(**more):
 
 
 def rotary(theta, scaling=None):
-    """transformers 5 has one dictionary for both; older versions have two keys."""
+    """The keys of the rotary settings: transformers 5 has one dictionary, older versions have two keys."""
     if int(transformers.__version__.split(".")[0]) >= 5:
         return dict(rope_parameters=dict(scaling or dict(rope_type="default"), rope_theta=theta))
     return dict(rope_theta=theta, rope_scaling=scaling)
 
 
-# name: (config, how the weights are stored, largest file; several come of a small one)
+# name: (config, how the weights are stored, size of the largest file, where a small one makes several files)
 MODELS = {
     "gpt2": (lambda: gpt2(), torch.float32, None),
     "gpt2, inner width, untied": (lambda: gpt2(n_inner=80, tie_word_embeddings=False), torch.float32, None),
@@ -49,7 +51,7 @@ MODELS = {
 
 
 def randomize(model):
-    """Far from an initialisation, so that attention is not uniform and norms and biases matter."""
+    """Fills the model with weights far from initial ones, so that attention is not uniform and norms and biases matter."""
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Finds the CUDA Toolkit for the Makefile and prints what it needs as words: nvcc=FILE version=13.0 lib=DIR..., and
-# arch=90 for each kind of GPU that this machine has; or nothing, where there is no CUDA. A toolkit that is there but cannot be built with is an error, not a build without it.
+# Finds the CUDA Toolkit for the Makefile and prints what the Makefile needs as words: nvcc=FILE version=13.0
+# lib=DIR..., and arch=90a for each kind of GPU that this machine has; or nothing, where there is no CUDA. A toolkit
+# that is there but cannot be used is an error, which is printed as a line that begins with "CUDA:".
 #
 #   scripts/find_cuda.sh auto|1 static|shared    (CUDA=, CUDART= of the Makefile)
 set -euo pipefail
@@ -14,7 +15,7 @@ die() {
 case $wanted in auto | 1) ;; *) die "CUDA=$wanted is none of auto, 0, 1" ;; esac
 case $runtime in static | shared) ;; *) die "CUDART=$runtime is none of static, shared" ;; esac
 
-# $CUDA_HOME is the more explicit wish, so it goes before PATH. One that names no directory is left over from elsewhere.
+# $CUDA_HOME is more explicit than PATH, so it decides. One that names no directory is left over from elsewhere.
 nvcc=
 if [ -d "${CUDA_HOME:-}" ]; then
   nvcc=$CUDA_HOME/bin/nvcc
@@ -33,11 +34,11 @@ version=$(sed -n 's/.*release \([0-9]*\.[0-9]*\).*/\1/p' <<<"$about")
 [ -n "$version" ] || die "$nvcc --version names no release"
 [ "${version%%.*}" -ge 12 ] || die "$nvcc is of CUDA $version, C++20 needs 12.0 or later"
 
-# nvcc itself knows best where it belongs (it may be a link or a wrapper).
+# nvcc itself knows best where its toolkit is (nvcc may be a link or a wrapper).
 root=$("$nvcc" --dryrun -x cu -c /dev/null -o /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p') || true
 root=$(cd "${root:-$(dirname "$(readlink -f "$nvcc")")/..}" && pwd -P) || die "$nvcc does not say where its toolkit is"
 
-# The directory among "$@"[1:] that has file $1.
+# `holder FILE DIRECTORY...` prints the first of the directories that has the file.
 holder() {
   local file=$1 directory
   shift
@@ -60,7 +61,8 @@ for library in $cudart libcublasLt.so; do
   case " $libraries " in *" lib=$directory "*) ;; *) libraries+=" lib=$directory" ;; esac
 done
 
-# The GPUs' compute capabilities, without repeats: "8.6" -> 86, "9.0" -> 90a, which has Hopper's own instructions. A driver that does not answer means there is none to build for.
+# The GPUs' compute capabilities, without repeats: "8.6" -> 86, "9.0" -> 90a, which has Hopper's own instructions. A
+# driver that does not answer counts as no GPU.
 archs=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | grep -xE '[0-9]+' | sort -nu |
   sed 's/^90$/90a/; s/^/ arch=/' | tr -d '\n') || true
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Gets a text to train on and prints its path: the King James Bible from Debian's package bible-kjv, one verse a line
 # and a blank line between chapters (4.1 MB). Where there is no such package, tiny Shakespeare (1.1 MB) is downloaded
-# instead. Both are in the public domain. What is there already is not fetched again.
+# instead. Both are in the public domain. A text that is there already is not fetched again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,7 +20,7 @@ for text in $bible $shakespeare; do
 done
 
 mkdir -p data/corpus
-# A file has its name only once it is whole.
+# A file gets its name only when it is whole.
 partial=$(mktemp data/corpus/partial.XXXXXX)
 trap 'rm -f "$partial"' EXIT
 publish() {
@@ -30,7 +30,7 @@ publish() {
   echo "$1"
 }
 
-# Each line is "Ge1:1 In the beginning ..."; the reference goes, a new chapter gets a blank line before it.
+# Each line is "Ge1:1 In the beginning ...": the reference is removed, and a blank line comes before a new chapter.
 if command -v bible >/dev/null || scripts/setup.sh demo; then
   bible -f gen1:1-rev22:21 </dev/null | awk '
     { split($1, reference, ":") }

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Figures for gpu_measure.sh from what its steps made.
+"""Figures for gpu_measure.sh from the files that its steps made.
 
-  gpu_figures.py losses DIR      holds DIR/NAME-cuda.jsonl against DIR/NAME-cpu.jsonl, step by step
-  gpu_figures.py profile CSV     a line for each kernel of Nsight Compute's raw page
+  gpu_figures.py losses DIR      compares DIR/NAME-cuda.jsonl with DIR/NAME-cpu.jsonl, step by step
+  gpu_figures.py profile CSV     a line for each kernel on Nsight Compute's raw page
   gpu_figures.py report OUT      Markdown of all that is found in OUT/made
 """
 import csv
@@ -12,7 +12,7 @@ import os
 import statistics
 import sys
 
-# Largest relative difference of a step's loss that rounding explains, after a few steps at a low rate.
+# The largest relative difference of a loss that rounding explains, after a few steps at a low learning rate.
 BOUNDS = {"fp32": 1e-4, "bf16": 5e-3, "fp8": 2e-2}
 
 

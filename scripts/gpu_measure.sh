@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# What one wants to know of train_gpt on a GPU, in one run of a few minutes: is it right, how fast is it beside PyTorch, and where
-# does the time go? Into OUT come report.md (also printed), a log of each step, and what the steps made.
+# Measures train_gpt on a GPU in one run of a few minutes: is it right, how fast is it beside PyTorch, and where does
+# the time go? OUT gets report.md (also printed), a log of each step, and the files that the steps made.
 #
-#   scripts/gpu_measure.sh BIN OUT          BIN: a folder with train_gpt and run_gpu_tests (gzipped, too)
+#   scripts/gpu_measure.sh BIN OUT          BIN: a folder with train_gpt and run_gpu_tests (or gzipped ones)
 # Settings by environment:
-#   BUDGET=480     seconds in all; each step has a limit of its own, and what no time is left for is said
+#   BUDGET=480     seconds in all; each step has a limit of its own; the report names steps without time left
 #   STEP_LIMIT=S   no step takes longer than S seconds
-#   SKIP='a b'     steps to leave out, ONLY='a b': all others (their names are in the report)
-#   DATA=DIR       token shards of GPT-2's vocabulary; without them the text that TEXT names, by bytes
-#   TEXT=FILE      a text
+#   SKIP='a b'     steps to leave out; ONLY='a b': the only steps to run (their names are in the report)
+#   DATA=DIR       token shards of GPT-2's vocabulary; without them the text that TEXT names is taken, by bytes
+#   TEXT=FILE      a text; without it a made-up one
 #   TORCH=python3  a Python with PyTorch, for the comparison
 #   PREFIX=COMMAND what stands before each command, e.g. a simulator
-# A step that fails or hangs stops nothing. Exit status 1 when one failed.
+# A step that fails or hangs stops nothing. The exit status is 1 when a step failed.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 bin=${1:?scripts/gpu_measure.sh BIN OUT} out=${2:?scripts/gpu_measure.sh BIN OUT}
@@ -31,7 +31,7 @@ for tool in /opt/nvidia/nsight-compute/*/; do [ ! -x "$tool/ncu" ] || PATH=$PATH
 
 if [ -z "${TEXT:-}" ]; then
   TEXT=$work/text.txt
-  # A made-up text of words that follow one another by rule, so that there is something to learn.
+  # A made-up text, of words that follow one another by rule, so that a model can learn it.
   awk 'BEGIN { srand(1); split("the old king of a far land went to see his own people and gave them bread for each day", w, " ")
     for (i = 0; i < 60000; ++i) printf "%s%s", w[1 + int(19 * rand() * rand())], i % 11 ? " " : ".\n" }' >"$TEXT"
 fi
@@ -44,7 +44,7 @@ wanted() {
   case $SKIP in *" $1 "*) return 1 ;; esac
   [ "$ONLY" = "  " ] || case $ONLY in *" $1 "*) ;; *) return 1 ;; esac
 }
-# step NAME LIMIT COMMAND...: within the limit and the budget, what it prints in logs/NAME.log.
+# `step NAME LIMIT COMMAND...` runs the command within its limit and the budget; its output goes to logs/NAME.log.
 step() {
   local name=$1 limit=$2 start=$SECONDS status room log=$out/logs/$1.log
   shift 2
@@ -90,8 +90,8 @@ trap 'exit 130' INT TERM
   $PREFIX train_gpt --version 2>&1
 } >"$work/facts"
 
-# ---- is it right? all at once, since nothing here is timed
-# Rates are low: at high ones training blows rounding up, and two devices that round differently part.
+# Is it right? These steps run all at once, since none of them is timed. Learning rates are low: at high ones training
+# amplifies rounding, and the losses of two devices that round differently drift apart.
 quiet="--eval-every 0 --save-every 0 --sample-every 0 --optimizer adamw --grad-accum 1 --lr 0.0005 --log-format jsonl"
 train() { # NAME DEVICE DTYPE ARGUMENTS...
   local name=$1 device=$2 dtype=$3
@@ -133,8 +133,8 @@ step racecheck 120 bash -c 'sanitize racecheck' &
 wait
 step losses_compared 10 python3 "$here/gpu_figures.py" losses "$out/made"
 
-# ---- how fast? alone on the machine
-rm -rf "$work/cache"  # algorithms that were timed while others ran
+# How fast is it? These steps run alone on the machine.
+rm -rf "$work/cache"  # its algorithms were timed while other steps ran
 qwen="qwen3-0.6B --layers 24 --heads 14 --kv-heads 2 --channels 896 --head-size 64 --hidden 4864 --qk-norm off --context 1024"
 bench="--device cuda --optimizer adamw --batch 16"
 step bench 60 bash -c "\$PREFIX train_gpt bench gpt2-124M $bench --dtype bf16 --steps 20 --nodes --save \$out/made/bench.json"
@@ -149,7 +149,7 @@ step bench_fp8 60 bash -c "\$PREFIX train_gpt bench gpt2-124M $bench --dtype fp8
 step bench_muon 60 bash -c "\$PREFIX train_gpt bench gpt2-124M --device cuda --optimizer muon --batch 16 --dtype bf16 --steps 10 --save \$out/made/bench_muon.json"
 step train_accumulated 60 bash -c "\$PREFIX train_gpt train gpt2-124M --data \$DATA --batch 32 --steps 6 ${quiet/--grad-accum 1/--grad-accum 16} --device cuda --dtype bf16 --out \$work/run/accumulated >\$out/made/train_accumulated.jsonl"
 
-# ---- where does it go?
+# Where does the time go?
 counters="--section SpeedOfLight --section Occupancy --section LaunchStats --section WarpStateStats"
 step profile 90 bash -c "ncu --clock-control none -f -o \$out/made/profile $counters -k 'regex:llm|flash|classifier|norm|adamw|bias|sum_|embedding|merge|sort|mean_loss|elementwise' -c 48 \
   \$work/bin/train_gpt train gpt2-124M --layers 1 --data \$DATA --batch 16 --steps 1 \$quiet --no-gemm-tuning --device cuda --dtype bf16 --out \$work/run/profile &&

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Builds for a GPU that is elsewhere, on a machine that cannot build (no packages, perhaps no compiler), and packs what
-# `make gpu-report` would measure there into a folder and an archive.
+# Builds for a GPU on another machine, which cannot build (no packages, perhaps no compiler), and packs what `make
+# gpu-report` would measure there into a folder and an archive.
 #
 #   scripts/gpu_pack.sh [DIR]       build/gpu-pack by default; beside it DIR.tar
 # Settings by environment:
-#   CUDA_ARCHS=90a  the compute capabilities there      MARCH=x86-64-v3  the CPU there
+#   CUDA_ARCHS=90a  the compute capabilities of the other machine's GPUs
+#   MARCH=x86-64-v3 the CPU of the other machine
 #   TEXT=FILE       the text to train on (get_corpus.sh's by default)
-#   BPE=FILE        GPT-2's vocabulary (encoder.json or tokenizer.json), to cut that text with; by bytes without it
+#   BPE=FILE        GPT-2's vocabulary (encoder.json or tokenizer.json), to tokenize that text; without it by bytes
 #   CXX, NVCC       the compilers
-# There: tar xf gpu-pack.tar && gpu-pack/run.sh OUT
+# On the other machine: tar xf gpu-pack.tar && gpu-pack/run.sh OUT
 set -euo pipefail
 cd "$(dirname "$0")/.."
 pack=${1:-build/gpu-pack}
@@ -21,7 +22,7 @@ make -j"$(nproc)" "${flags[@]}" $BUILD/train_gpt $BUILD/run_gpu_tests
 rm -rf "$pack"
 mkdir -p "$pack/bin" "$pack/lib"
 for binary in train_gpt run_gpu_tests; do strip -o "$pack/bin/$binary" "$BUILD/$binary"; done
-# Taken there only where the loader misses them.
+# run.sh takes these libraries only where the loader finds no others.
 for library in libpcre2-8.so.0 libstdc++.so.6 libgcc_s.so.1; do
   file=$(ldd "$pack/bin/train_gpt" | awk -v l=$library '$1 == l { print $3 }')
   [ -z "$file" ] || cp -L "$file" "$pack/lib/$library"

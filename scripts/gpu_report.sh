@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds here, tests and measures on this machine's GPU, and writes what came out as Markdown (gpu_measure.sh says what).
+# Builds on this machine, tests and measures on its GPU, and writes the results as Markdown (gpu_measure.sh says which).
 #
 #   scripts/gpu_report.sh FILE.md
 set -euo pipefail

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Does a training step take the same time and memory per token, whatever the context? All but attention's products must.
+"""Does a training step take the same time and memory per token at every context? All ops but attention must.
 
     scripts/linear_in_context.py [MODEL] [--contexts 256,512,1024,2048,4096] [--tokens 4096] [--threads 1] [--steps 5]
                                  [--tolerance 0.25] [bench's other flags]
 
-Runs `./train_gpt bench MODEL --format json` with ever longer contexts at the same number of tokens a step, and prints a Markdown table:
-of each class of ops the time per token, of attention also its FLOPs per token and their rate, and the memory. It ends with status 1
-where the time per token of the other ops, or the memory of the activations, is not the same to within the tolerance, or attention's
-FLOPs are not in proportion to T + 1.
+Runs `./train_gpt bench MODEL --format json` with several contexts T at the same number of tokens a step, and prints a Markdown
+table: for each class of ops the time per token, for attention also its FLOPs per token and their rate, and the memory. The
+exit status is 1 when the time per token of the other ops, or the memory of the activations, differs by more than the
+tolerance, or when attention's FLOPs are not in proportion to T + 1.
 """
 import argparse
 import json
@@ -33,7 +33,7 @@ def measure(arguments, rest, context):
 
 
 def per_token(result, arguments):
-    """Of each class microseconds per token, and attention's FLOPs per token."""
+    """Microseconds per token for each class of ops, and attention's FLOPs per token."""
     times, flops = dict.fromkeys(CLASSES, 0.0), 0.0
     for op in result["ops"]:
         name = next(name for name, holds in CLASSES.items() if holds(op["name"]))
@@ -44,7 +44,7 @@ def per_token(result, arguments):
 
 
 def spread(values):
-    """How far the values lie from their middle one, as a part of it."""
+    """The largest distance of a value from the median, relative to the median."""
     middle = sorted(values)[len(values) // 2]
     return max(abs(v - middle) / middle for v in values)
 

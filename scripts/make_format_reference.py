@@ -3,10 +3,11 @@
 
   python3 scripts/make_format_reference.py                   needs torch, numpy and tokenizers (pip); takes seconds
 
-test/data/llmc/     a GPT-2 as llm.c writes it (model.bin, version 3), and what llm.c's own test checks, in the format of its
-                    gpt2_124M_debug_state.bin: one batch, logits, loss and gradients; losses.json: ten steps on that batch
-test/data/choices/  a Llama with a tokenizer of 37 tokens, choices.jsonl (tasks in HellaSwag's format), expected.json: each
-                    ending's log-likelihood, computed on its own without a batch, in float64; and a text's loss
+test/data/llmc/     a GPT-2 as llm.c writes it (model.bin, version 3); what llm.c's own test checks, in the format of its
+                    gpt2_124M_debug_state.bin (debug_state.bin): one batch, logits, loss and gradients; losses.json: the
+                    losses of ten steps on that batch
+test/data/choices/  a Llama with a tokenizer of 37 tokens; choices.jsonl, tasks in HellaSwag's format; expected.json: the
+                    log-likelihood of each ending, computed without a batch in float64, and the loss of a text
 """
 import json, math, struct
 from pathlib import Path
@@ -21,7 +22,7 @@ GPT2 = dict(vocab_size=61, context=20, layers=2, heads=2, kv_heads=2, channels=1
             positions="learned", activation="gelu", qk_norm=False, bias=True, tied_head=True, norm_epsilon=1e-5, rope_theta=0.0)
 LLAMA = dict(vocab_size=37, context=80, layers=2, heads=4, kv_heads=2, channels=16, head_size=4, hidden=24, norm="rmsnorm",
              positions="rope", activation="swiglu", qk_norm=False, bias=False, tied_head=False, norm_epsilon=1e-5, rope_theta=1e4)
-PADDED = 64                                                   # rows of llm.c's embedding, whose number is a multiple of 128 there
+PADDED = 64                                                   # rows of the file's embedding (llm.c: n x 128)
 BATCH, TOKENS, STEPS = 4, 16, 10
 
 
@@ -46,7 +47,7 @@ def write_llmc(folder):
     walk = rng.randint(0, c["vocab_size"], (BATCH, TOKENS + 1))
     x, y = torch.tensor(walk[:, :-1]), torch.tensor(walk[:, 1:])
     w = {name: torch.tensor(p, dtype=torch.float64, requires_grad=True) for name, p in weights.items()}
-    # As llm.c's test: its decay of 0.01 moves the losses by less than its tolerance, so there is none here.
+    # As in llm.c's test, but without its decay of 0.01, which moves the losses by less than the test's tolerance.
     adamw = torch.optim.AdamW(list(w.values()), lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     losses = []
     for step in range(STEPS):
@@ -110,7 +111,7 @@ def write_choices(folder):
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     words = "the a hen in winter ran into barn then ate her dinner. and thin air is there other quiz fox jumps over".split()
     text = lambda n: " ".join(words[i] for i in rng.randint(0, len(words), n))
-    # All of 40: short and long ones, one that does not fit the context, an empty context, blanks at the seam.
+    # 40 tasks: short and long ones, one that does not fit the context, an empty context, blanks at the seam.
     tasks = [dict(ctx=text(rng.randint(1, 9)), endings=[text(rng.randint(1, 7)) for _ in range(4)], label=int(rng.randint(4)))
              for _ in range(40)]
     tasks[3]["ctx"], tasks[5]["ctx"], tasks[9]["endings"][2] = text(40), "", " " + text(2)

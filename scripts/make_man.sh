@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The manual page and bash's completion, made of what the program's own --help says.
+# Writes the manual page, or bash's completion, from what the program's own --help says.
 #
 #   scripts/make_man.sh man BINARY > train_gpt.1
 #   scripts/make_man.sh completion BINARY > train_gpt
@@ -8,7 +8,7 @@ binary=${2:?scripts/make_man.sh man|completion BINARY}
 commands=$("$binary" --help | sed -n '/^Subcommands:/,/^$/s/^  \([a-z]*\) .*/\1/p')
 
 man() {
-  # Text as it stands: backslashes and leading dots mean something to troff.
+  # Escapes text: backslashes and leading dots mean something to troff.
   text() { sed 's/\\/\\e/g; s/^\([.'"'"']\)/\\\&\1/; s/-/\\-/g'; }
   printf '.TH TRAIN_GPT 1 "" "%s" "User Commands"\n.SH NAME\ntrain_gpt \\- from text to a trained GPT\n' "$("$binary" --version | head -n 1)"
   printf '.SH SYNOPSIS\n.B train_gpt\n.I COMMAND\n[OPTIONS]\n.SH DESCRIPTION\n.nf\n'

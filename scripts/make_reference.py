@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes PyTorch's numbers for four small GPTs to test/data/reference/<kind>/: the whole-model tests compare with them.
 
-  python3 scripts/make_reference.py                          needs torch and numpy, nothing else; takes seconds
-  python3 scripts/make_reference.py --check-transformers     Hugging Face's own classes, given these files, agree
+  python3 scripts/make_reference.py                          needs only torch and numpy; takes seconds
+  python3 scripts/make_reference.py --check-transformers     checks these files with Hugging Face's own classes
 
 Files of a kind:
   model.safetensors      the weights, float32, Hugging Face's names, shapes and transposes
@@ -23,7 +23,8 @@ BATCH, TOKENS, STEPS = 3, 11, 10
 LOGIT_POSITIONS = [(0, 0), (0, 10), (1, 4), (2, 7)]          # (row of batch 0, position)
 OPTIMIZER = dict(learning_rate=3e-3, beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.1, grad_clip=1.0)
 
-# The sizes keep all the files together below 400 KB, most of which are weights and gradients: hence one layer in two kinds.
+# All files together are to stay below 400 KB, most of which are weights and gradients: hence only one layer in two
+# kinds.
 KINDS = {
     "gpt2": dict(vocab_size=61, context=16, layers=2, heads=2, kv_heads=2, channels=24, head_size=12, hidden=96, norm="layernorm",
                  positions="learned", activation="gelu", qk_norm=False, bias=True, tied_head=True, norm_epsilon=1e-5, rope_theta=0.0),
@@ -94,7 +95,7 @@ def rms_norm(x, weight, epsilon):
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon) * weight
 
 
-def rope(x, theta):                                          # x: (B, heads, T, head_size); rotates halves, as Hugging Face does
+def rope(x, theta):                          # x: (B, heads, T, head_size); rotates halves, as Hugging Face does
     T, d = x.shape[-2:]
     frequency = theta ** (-torch.arange(0, d, 2, dtype=x.dtype) / d)
     angle = torch.arange(T, dtype=x.dtype)[:, None] * frequency                      # (T, d/2)
@@ -103,7 +104,7 @@ def rope(x, theta):                                          # x: (B, heads, T, 
     return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1)
 
 
-def attention(q, k, v):                                      # q: (B, heads, T, d), k and v: (B, kv_heads, T, d) -> (B, T, heads * d)
+def attention(q, k, v):                      # q: (B, heads, T, d), k and v: (B, kv_heads, T, d) -> (B, T, heads * d)
     B, heads, T, d = q.shape
     k, v = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (k, v))
     scores = q @ k.transpose(-2, -1) / math.sqrt(d)
@@ -153,7 +154,7 @@ def forward(kind, w, c, tokens):                             # -> logits (B, T, 
 
 def run(kind, c, weights, batches, dtype):
     """Loss, logits and gradients of batch 0 at the initial weights, then STEPS steps of AdamW, one batch each."""
-    w = {name: torch.tensor(x, dtype=dtype, requires_grad=True) for name, x in weights.items()}      # copies: AdamW writes them
+    w = {name: torch.tensor(x, dtype=dtype, requires_grad=True) for name, x in weights.items()}  # copies, which AdamW writes
     o = OPTIMIZER
     matrices, vectors = ([p for p in w.values() if (p.dim() == 2) == matrix] for matrix in (True, False))
     adamw = torch.optim.AdamW([dict(params=matrices, weight_decay=o["weight_decay"]), dict(params=vectors, weight_decay=0.0)],
@@ -283,7 +284,7 @@ def check(out):
         gradient_error = max(((w[n].grad - g).abs().max() / g.abs().max()).item() for n, g in gradients.items())
         print(f"{kind}: {who} differs by at most: loss {abs(loss.item() - expected['loss']):.1e}, logits {logit_error:.1e}, "
               f"gradients {gradient_error:.1e}")
-        assert max(abs(loss.item() - expected["loss"]), logit_error, gradient_error) < 1e-5      # transformers' norms and RoPE stay in float32
+        assert max(abs(loss.item() - expected["loss"]), logit_error, gradient_error) < 1e-5  # transformers' norms and RoPE are float32
 
 
 def main():

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Evidence for the default recipe of `train_gpt train`: short runs, one after another, and a table of them.
 
-  scripts/recipe.py transfer FILE.txt     is the best learning rate the same over 8 x the width and 4 x the depth?
+  scripts/recipe.py transfer FILE.txt     is the best learning rate the same at 8 times the width and 4 times the depth?
   scripts/recipe.py neighbours FILE.txt   the default of three sizes against the values beside it
   scripts/recipe.py ablation FILE.txt     what each ingredient gives: the loss without it, steps and time to a fixed loss
 
-Finished runs are kept in --out and not made again, so an interrupted call goes on. Only Python's standard library is needed.
+Finished runs are kept in --out and not made again, so an interrupted call can be continued. Only Python's standard library is needed.
 Flags behind `--` go to every run (-- --threads 1).
 """
 import argparse
@@ -28,12 +28,12 @@ class Runs:
     def __init__(self, arguments):
         self.binary, self.data, self.out, self.more = arguments.binary, arguments.data, arguments.out, arguments.more
         os.makedirs(self.out, exist_ok=True)
-        # Runs on other text, or by other flags, are other runs.
+        # Runs on another text, or with other flags, have other names.
         name = os.path.splitext(os.path.basename(self.data))[0]
         self.prefix = "-".join([name, *self.more]).replace("/", "_").replace(" ", "_")
 
     def log(self, name, flags):
-        """The lines of the run's log, made now unless it is there."""
+        """The lines of the run's log; the run is made now unless its log is there."""
         path = os.path.join(self.out, f"{self.prefix}-{name}")
         kept = path + ".jsonl"
         if not os.path.exists(kept):
@@ -49,13 +49,13 @@ class Runs:
             return [json.loads(line) for line in file]
 
     def loss(self, name, flags):
-        """On all held-out text after the last step; infinite where that is not a number."""
+        """The loss on all held-out text after the last step; infinite where it is not a number."""
         loss = self.log(name, flags)[-1].get("val_loss")
         return loss if isinstance(loss, float) and math.isfinite(loss) else math.inf
 
 
 def explained(binary, flags):
-    """What the binary chooses by its rules."""
+    """The values that the binary chooses by its rules, for a run with these flags."""
     text = subprocess.run([binary, "train", "--explain", *map(str, flags)], check=True, capture_output=True, text=True).stdout
     return {line.split()[0]: line.split()[1] for line in text.splitlines()}
 
@@ -72,12 +72,12 @@ def number(value):
 
 
 def lowest(points):
-    """Where the parabola y = a + b x + c x^2 nearest to {x: y} has its lowest, at most the outermost x."""
+    """The x at which the parabola y = a + b x + c x^2 nearest to {x: y} is lowest, within the range of x."""
     center = sum(points) / len(points)
     xs, ys = [x - center for x in points], list(points.values())
     if not all(map(math.isfinite, ys)):
         return min(points, key=points.get)
-    # x is symmetric about 0, so the normal equations fall apart: b from x, c from x^2 less its mean.
+    # x is symmetric about 0, so the normal equations decouple: b follows from x, c from x^2 less its mean.
     square = sum(x * x for x in xs) / len(xs)
     b = sum(x * y for x, y in zip(xs, ys)) / sum(x * x for x in xs)
     c = sum((x * x - square) * y for x, y in zip(xs, ys)) / sum((x * x - square) ** 2 for x in xs)
@@ -88,7 +88,7 @@ def lowest(points):
 
 def transfer(runs, arguments):
     """Rates a factor sqrt(2) apart, two on either side of the lowest loss; the best rate is where the parabola nearest to
-    these five has its lowest. Losses are means over four seeds, of the smallest over eight."""
+    these five is lowest. Losses are means over four seeds, for the smallest models over eight."""
     shapes = [("width", 32, 4), ("width", 64, 4), ("width", 128, 4), ("width", 256, 4),
               ("depth", 64, 2), ("depth", 64, 4), ("depth", 64, 8)]
     for optimizer in arguments.optimizers.split(","):
@@ -151,7 +151,7 @@ def neighbours(runs, arguments):
                 changed = ["--beta2", value]
             elif flag == "warmup":
                 changed = ["--warmup", round(int(rules["warmup"]) * factor)]
-            elif flag == "batch":  # as many tokens in fewer or more steps
+            elif flag == "batch":  # the same number of tokens in fewer or more steps
                 batch = round(12 * factor)
                 steps = round(arguments.steps * 12 / batch)
                 changed = ["--batch", batch, "--steps", steps, "--eval-every", steps]
@@ -171,7 +171,7 @@ def neighbours(runs, arguments):
 
 
 def ablation(runs, arguments):
-    """Each ingredient left out; `until` is passed where the mean of the last three evaluations is under it."""
+    """The recipe without each ingredient; a run has passed the loss `until` when the mean of its last three evaluations is lower."""
     every = max(1, arguments.steps // 40)
     flags = ["tiny", "--batch", 12, "--steps", arguments.steps, "--eval-every", every, "--eval-batches", 16]
     variants = {

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Installs what the build needs on Debian 12+ and Ubuntu 22.04+, and only what is missing; when nothing is, it needs
-# neither the network nor root.
+# Installs what the build needs on Debian 12+ and Ubuntu 22.04+, and only what is missing. When nothing is missing, it
+# needs neither the network nor root.
 #
 #   scripts/setup.sh [demo] [lint] [fuzz] [onednn]
-#                                     the build's and the tests' packages; also the demo's text, the formatter, clang, oneDNN
+#                                     the packages of the build and the tests; also those of the demo's text,
+#                                     of `make lint` (the formatter), of `make fuzz` (clang), and oneDNN
 #   scripts/setup.sh --check          installs nothing: one line that names what is missing, exit status 1
 #   scripts/setup.sh --compiler       prints the C++ compiler to use ($CXX, or the first g++ of version 12 or later)
 set -euo pipefail
@@ -13,7 +14,7 @@ die() {
   exit 1
 }
 
-# What `#include` needs which package.
+# Which header comes with which package.
 headers="
 CLI/CLI.hpp        libcli11-dev
 doctest/doctest.h  doctest-dev
@@ -21,7 +22,7 @@ nlohmann/json.hpp  nlohmann-json3-dev
 pcre2.h            libpcre2-dev
 "
 
-# A compiler will do if it takes C++20 and, being GCC, is of version 12 or later.
+# Whether a compiler takes C++20 and, if it is GCC, is of version 12 or later.
 works() {
   echo '
 #if __cplusplus < 202002L || (defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12)
@@ -48,18 +49,18 @@ find_missing() {
 
   if ! compiler=$(find_compiler); then
     [ -z "${CXX:-}" ] || die "CXX=$CXX does not run, or is not a C++20 compiler (g++ 12 or later)"
-    # Ubuntu 22.04's g++ is version 11; it has g++-12 beside it.
+    # Ubuntu 22.04's g++ is of version 11, but there is a package g++-12.
     if [ "$release" = "ubuntu 22.04" ]; then missing+=(g++-12); else missing+=(g++); fi
   fi
   command -v make >/dev/null || missing+=(make)
   case " $* " in *" onednn "*) wanted+="dnnl.h libdnnl-dev"$'\n' ;; esac
-  # One run of the preprocessor says which headers are not there. Without a compiler nobody knows what it would find:
-  # all are named then, and apt leaves alone what is installed.
+  # One run of the preprocessor finds out which headers are missing. Without a compiler all packages are named, and apt
+  # skips those that are installed.
   while read -r header package; do
     [ -n "$header" ] || continue
     probe+="#if !__has_include(<$header>)"$'\n'"missing $package"$'\n'"#endif"$'\n'
   done <<<"$wanted"
-  # $compiler and $CPPFLAGS may be several words.
+  # $compiler and $CPPFLAGS may be several words, so they are not quoted.
   while read -r _ package; do missing+=("$package"); done < <(
     echo "$probe" | if [ -n "$compiler" ]; then $compiler ${CPPFLAGS:-} -std=c++20 -E -P -x c++ -; else cat; fi | grep '^missing '
   )
@@ -67,7 +68,7 @@ find_missing() {
     case $purpose in
       demo) command -v bible >/dev/null || missing+=(bible-kjv) ;;
       lint)
-        # Versions of clang-format differ in what they make of the same settings: 14 where it can be had.
+        # Versions of clang-format differ in what they make of the same settings: version 14 where there is one.
         command -v clang-format-14 >/dev/null || command -v clang-format >/dev/null ||
           case $release in
             "debian 12" | "ubuntu 22.04" | "ubuntu 24.04") missing+=(clang-format-14) ;;
@@ -106,7 +107,7 @@ as_root=()
 if [ "$(id -u)" != 0 ]; then
   command -v sudo >/dev/null || die "missing: ${missing[*]}; run as root: apt-get install ${missing[*]}"
   as_root=(sudo)
-  # Nobody is there to type a password.
+  # Without a terminal nobody can type a password.
   [ -t 0 ] || as_root=(sudo -n)
   "${as_root[@]}" true 2>/dev/null || die "missing: ${missing[*]}; sudo refuses, run as root: apt-get install ${missing[*]}"
 fi
@@ -120,8 +121,8 @@ first_error() { grep -m1 '^[EW]:' "$log" || tail -n1 "$log"; }
 install() { apt install -y --no-install-recommends "${missing[@]}" </dev/null >"$log" 2>&1; }
 
 echo "setup: installing ${missing[*]}" >&2
-# The package lists are fetched only where there are none or they are too old to install from. A third-party source that
-# fails to update need not matter: what counts is whether the packages can be installed.
+# The package lists are fetched only where there are none, or where they are too old to install from. A third-party
+# source that cannot be updated may not matter: what counts is whether the packages can be installed.
 if ! install; then
   apt -o Acquire::Retries=2 -o APT::Update::Error-Mode=any update </dev/null >"$log" 2>&1 || updated="$(first_error)"
   install || die "cannot install ${missing[*]}: ${updated:-$(first_error)}"

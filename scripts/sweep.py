@@ -10,7 +10,7 @@ try:
     import numpy  # noqa: F401
     import scipy  # noqa: F401
 except ImportError as missing:
-    # Debian's python3-numpy belongs to Debian's python3, which need not be the first in PATH.
+    # Debian's python3-numpy works with Debian's python3, which need not be the first in PATH.
     if os.path.exists("/usr/bin/python3") and not os.environ.get("TRAIN_GPT_SWEEP_PYTHON"):
         os.environ["TRAIN_GPT_SWEEP_PYTHON"] = "tried"
         os.execv("/usr/bin/python3", ["/usr/bin/python3", *sys.argv])
@@ -20,7 +20,7 @@ from sweep import SweepError  # noqa: E402  (the package beside this file, which
 
 
 class Parser(argparse.ArgumentParser):
-    def error(self, message):  # one line, as the binary does it; argparse would print the usage before it
+    def error(self, message):  # one line, as from the binary; argparse would print the usage before it
         print(f"{self.prog}: {message}; {self.prog} --help lists what there is", file=sys.stderr)
         sys.exit(2)
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""A plain PyTorch GPT on a GPU, to hold train_gpt's figures against: the same shapes, bf16 autocast, flash attention, fused AdamW.
+"""A plain PyTorch GPT on a GPU, for comparison with train_gpt: the same shapes, bf16 autocast, flash attention, fused AdamW.
 
   torch_step.py [--model gpt2|qwen] [--batch 16] [--compile] [--steps 20]     a training step
   torch_step.py --kernels                                                      ceilings, and attention alone
-Prints a line a result, and writes them to --save FILE as a JSON list.
+Prints one line for each result; --save FILE writes the results as a JSON list.
 """
 import argparse
 import json

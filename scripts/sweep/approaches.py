@@ -1,7 +1,7 @@
 """Approaches 1 and 2 of Hoffmann et al. 2022 (sec. 3.1, 3.2): exponents of N_opt ~ C^a without assuming a law L(N, D).
 
 A table of finished runs holds no training curves. Where each size has several D, the size's curve is its loss over
-compute, interpolated in logarithms; it is what both approaches read. Otherwise runs of about equal compute are grouped.
+compute, interpolated in logarithms, and both approaches read these curves. Otherwise runs of about equal compute are grouped.
 """
 import numpy as np
 from scipy.interpolate import PchipInterpolator
@@ -69,7 +69,7 @@ def isoflop_groups(table, count=10):
     groups = []
     if len(found) >= 3:
         common = common_budgets(table)
-        if len(common) >= 4:  # the budgets are the grid's own: even a size with one run has its place
+        if len(common) >= 4:  # the budgets are those of the grid, so even a size with one run is on a curve
             found = curves(table, 1)
         for c in common if len(common) >= 4 else levels(found, count, 3):
             at = [(N, float(np.exp(f(c)))) for N, span, f in found if covers(span, c)]

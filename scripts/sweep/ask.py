@@ -20,12 +20,12 @@ from .table import Table
 
 # Dense bf16 peaks, FLOP/s, of the vendor's data sheets.
 GPUS = {"h100": 989e12, "h200": 989e12, "a100": 312e12, "b200": 2250e12, "l40s": 362e12, "rtx4090": 165e12}
-EFFICIENT = 1.345  # standard deviations: 95 % of least squares' precision where the noise is normal (Holland and Welsch 1977)
+EFFICIENT = 1.345  # standard deviations; 95 % as precise as least squares with normal noise (Holland, Welsch 1977)
 FAR = 1000  # times the largest fitted compute: beyond it an interval from the scatter of runs says too little
 
 
 def sweep_table(directory, plan, kinds=("grid", "repeat")):
-    """The table that the law is fitted to: never the test's runs."""
+    """The table that the law is fitted to, which never holds the test's runs."""
     rows = [row for row in table_rows(directory, plan) if row["kind"] in kinds]
     if not rows:
         raise SweepError(f"no run of {directory} is finished yet: sweep.py run --out {directory}")
@@ -39,8 +39,8 @@ def sweep_table(directory, plan, kinds=("grid", "repeat")):
 
 
 def analyse_sweep(directory, plan, samples=1000):
-    """The law of the sweep's runs. What the Huber loss takes for stray is by the noise between its seeds: at the papers' 1e-3,
-    far less than that noise, it would be the absolute error, which needs half as many runs again for the same precision."""
+    """The law of the sweep's runs. The Huber loss's delta comes from the noise between seeds: with the papers' 1e-3, which is far
+    less than that noise, the loss would be the absolute error, which needs half as many runs again for the same precision."""
     table = sweep_table(directory, plan)
     result = analyse(table, max(DELTA, EFFICIENT * (seed_noise(table) or 0)), samples)
     if result.reasons:
@@ -160,7 +160,7 @@ def test_command(arguments):
         write_json(os.path.join(directory, "plan.json"), plan)
     gpus = plan["setting"]["gpus"]
     slots, threads = make_slots(arguments.jobs or min(plan["setting"]["slots"], len(os.sched_getaffinity(0))), gpus)
-    if len(runs) == 1 and not gpus:  # alone, it has all the cores; its bits are the same for any number of threads
+    if len(runs) == 1 and not gpus:  # a single run gets all cores; its bits are the same for any number of threads
         cores = [core for slot in slots for core in slot.cores]
         slots, threads = [Slot(cores=cores)], len(cores)
     try:
@@ -174,7 +174,7 @@ def test_command(arguments):
 
 
 def outcome(directory, prediction):
-    """Predicted against measured, or None while a run is missing."""
+    """The prediction beside what was measured; None while a run is missing."""
     rows = []
     for run in prediction["runs"]:
         measured = result_of(directory, run)

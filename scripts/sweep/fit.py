@@ -15,7 +15,7 @@ WIDEST_RATIO, WIDEST_A = 3.0, 0.3  # of the 95 % intervals: high / low of alpha 
 
 
 class Result:
-    """A fit with everything beside it; `reasons` is empty when its exponents can be believed."""
+    """A fit and all that comes with it; `reasons` is empty when its exponents can be trusted."""
 
     def __init__(self, table, law, objective, problem, laws, delta):
         self.table, self.law, self.objective, self.problem, self.laws = table, law, objective, problem, laws
@@ -41,7 +41,7 @@ class Result:
 
     def loss_interval(self, N, D, aspect=1.0, level=0.95, seed=2):
         """Interval for the loss of one new run: the predictors of the bootstrap, each with a run's scatter on top."""
-        scatter = max(self.scatter(self.unexplained()), self.noise or 0)  # either may be small by chance
+        scatter = max(self.scatter(self.unexplained()), self.noise or 0)  # either one may be small by chance
         noise = np.random.default_rng(seed).normal(0, scatter, len(self.laws.alpha))
         return interval(self.predictors.loss(N, D, aspect) * np.exp(noise), level)
 
@@ -64,7 +64,7 @@ class Result:
 
 
 def check_grid(table):
-    """Why no fit is even tried, or None."""
+    """The reason why no fit is tried, or None."""
     groups = len(sizes(table.N))
     if len(table) < MIN_RUNS:
         return f"too few points: {len(table)} runs for five parameters; at least {MIN_RUNS} are needed"
@@ -81,7 +81,7 @@ def check_grid(table):
 
 
 def check_fit(result):
-    """Reasons why the exponents cannot be believed."""
+    """The reasons why the exponents cannot be trusted."""
     law, table, reasons = result.law, result.table, []
     for name, term in (("alpha", law.A / table.N**law.alpha), ("beta", law.B / table.D**law.beta)):
         value, (low, high) = getattr(law, name), interval(getattr(result.laws, name))
@@ -120,7 +120,7 @@ def optimum_at_edge(result):
 
 
 def jackknife(problem, law, N):
-    """a with each size left out in turn: how much the exponent hangs on one size."""
+    """a with each size left out in turn: how much the exponent depends on one size."""
     groups = sizes(N)
     weights = np.ones((len(groups), len(N)))
     for row, rows in zip(weights, groups):
@@ -155,7 +155,7 @@ def seed_noise(table):
 
 
 def analyse(table, delta=DELTA, samples=1000, seed=1):
-    """All of it. Throws SweepError where not even a fit can be tried; other doubts are in .reasons."""
+    """The Result for a table. Raises SweepError where no fit can be tried; other doubts are in .reasons."""
     if reason := check_grid(table):
         raise SweepError(f"no exponents from this grid: {reason}")
     law, objective, problem = fit(table.N, table.D, table.loss, delta)

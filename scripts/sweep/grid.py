@@ -1,8 +1,8 @@
-"""Which runs a sweep makes: sizes round the expected optimum, several D a size from one trunk, and what that costs.
+"""Which runs a sweep makes: sizes around the expected optimum, several D for each size from one trunk, and what they cost.
 
 A WSD run is constant in its learning rate until the last fifth (Hu et al. 2024, sec. 4). So the run of K steps IS the
-first 4/5 K steps of any longer one, plus its own K/5 steps of cool-down: a trunk gives every shorter K for a fifth of
-its price, and bit for bit the same weights as a run of its own.
+first 4/5 K steps of any longer one, plus its own K/5 steps of cool-down: from a trunk every shorter K costs only
+a fifth, and has bit for bit the weights of a run of its own.
 """
 import hashlib
 import json
@@ -19,7 +19,7 @@ MOST_EPOCHS = 4          # beyond, a repeated token is worth less than a new one
 
 
 def configuration(shape, setting, steps, step, warmup, chosen, seed):
-    """What decides a run's numbers. Its hash names the run's directory."""
+    """All that determines the results of a run. Its hash is part of the name of the run's directory."""
     return {"format": FORMAT, "data": setting["fingerprint"], "layers": shape.layers, "channels": shape.channels,
             "heads": shape.heads, "context": setting["context"], "batch": micro_batch(step, setting["context"]),
             "step_tokens": step, "steps": steps, "warmup": warmup, "optimizer": OPTIMIZER, **chosen, "seed": seed,
@@ -43,7 +43,7 @@ def shape_of(run):
 
 
 def steps_done_here(run):
-    """Steps that this run itself makes."""
+    """The steps that this run makes itself: a branch does not make its trunk's."""
     return run["config"]["steps"] - run["branch_step"]
 
 
@@ -60,8 +60,9 @@ def trunk_runs(shape, setting, token_counts, seed=None):
     # A multiple of five, so that the cool-down begins at exactly 4/5; doubling keeps it one.
     first = 5 * max(1, round(token_counts[0] / step / 5))
     lengths = [first * 2**i for i in range(len(token_counts))]
-    # A family shares its beginning: the warm-up of its shortest run, the rate of its middle, and the decay of its longest, which
-    # weights that average too few updates would cost a percent: all runs at a grid's largest budget are the longest.
+    # The runs of a family share their beginning: the warm-up of the shortest run, the rate of the middle one, and the
+    # decay of the longest. (For the longest run, weights that average too few updates cost a percent, and all runs at a
+    # grid's largest budget are the longest of their family.)
     warmup = warmup_steps(first)
     middle = rates(math.sqrt(lengths[0] * lengths[-1]), step, lengths[-1])
     save_every = save_interval(first * 4 // 5, lengths[-1])
@@ -99,7 +100,7 @@ def lay_out(setting, largest, seed):
 
 def with_seeds(setting, largest):
     """The grid under each of its seeds. Nearly all of the scatter about a law is between seeds, so every run is repeated: a
-    prediction far beyond them is as good as their means."""
+    prediction far beyond the runs is only as good as their means."""
     seeds = range(setting["seed"], setting["seed"] + 1 + setting["seeds"])
     return [run for seed in seeds for run in lay_out(setting, largest, seed)]
 
@@ -122,7 +123,7 @@ def holdout_runs(setting, C, best_N, count):
 
 
 def saved_flops(runs):
-    """FLOPs (6 N D) of the runs each on its own, and with the trunks shared."""
+    """FLOPs (6 N D) of all runs: each made from the start, and with shared trunks."""
     alone = sum(run["flops"] for run in runs)
     shared = sum(run["flops"] * steps_done_here(run) / run["config"]["steps"] for run in runs)
     return alone, shared

@@ -1,4 +1,4 @@
-"""One run on one slot: begun, branched off or resumed, then evaluated. What it leaves can be gone on with."""
+"""One run on one slot: begun, branched off or resumed, then evaluated. An interrupted run can always be continued."""
 import json
 import os
 import shutil
@@ -55,7 +55,7 @@ def last_entry(path):
 
 
 def branch_off(trunk, step, path):
-    """Gives a new run the trunk's checkpoint as its own. Its files are linked, not copied: nobody writes into them."""
+    """Gives a new run the trunk's checkpoint as its own. The files are linked, not copied, since no program writes into them."""
     source, place = (os.path.join(p, "checkpoints", str(step)) for p in (trunk, path))
     temporary = os.path.join(path, "branch.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -69,7 +69,7 @@ def branch_off(trunk, step, path):
 
 
 def train_command(binary, setting, run, threads, out="."):
-    """The command that makes this run from nothing. What it does not name is the binary's own rules."""
+    """The command that makes this run from the start. Values that it does not name follow the binary's own rules."""
     c = run["config"]
     given = flags(data=setting["tokens"], out=out, layers=c["layers"], channels=c["channels"], heads=c["heads"],
                   context=c["context"], batch=c["batch"], total_batch_tokens=c["step_tokens"], steps=c["steps"],
@@ -80,7 +80,8 @@ def train_command(binary, setting, run, threads, out="."):
 
 
 class Job:
-    """`poll()` moves it on and tells its state: running, done, failed, stopped, or busy (another process has it)."""
+    """A run in progress. `poll()` advances it and returns its state: running, done, failed, stopped, or busy (another process
+    has the run)."""
 
     def __init__(self, directory, plan, run, binary, slot, threads):
         self.directory, self.setting, self.run = directory, plan["setting"], run
@@ -148,7 +149,7 @@ class Job:
             return self.fail(status, what)
         if self.stage == "train":
             if self.run["config"]["steps"] not in whole_checkpoints(self.path):
-                return self.end("stopped")  # a signal from elsewhere: it saved and ended
+                return self.end("stopped")  # a signal from elsewhere made it save and end
             self.evaluate()
             return "running"
         try:
@@ -172,7 +173,7 @@ class Job:
 
 
 def prune(directory, run, runs):
-    """Removes the checkpoints that nobody needs: all but the newest two and those where unfinished branches begin."""
+    """Removes all checkpoints but the newest two and those where unfinished branches begin."""
     path = run_path(directory, run)
     steps = whole_checkpoints(path)
     needed = {r["branch_step"] for r in runs if r["parent"] == run["name"] and not result_of(directory, r)}

@@ -18,7 +18,7 @@ EVALUATION_TOKENS = 262144  # evenly spaced over the held-out text
 EVALUATION_BATCH = 4096     # tokens a batch of `train_gpt eval`
 UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 LEAST_SIZES, LEAST_FACTOR = 5, 10
-USED = 0.92  # of a time budget: machines are shared and the last runs leave cores idle
+USED = 0.92  # of a time budget, since machines are shared and the last runs leave cores idle
 
 
 def parse_budget(text):
@@ -67,7 +67,7 @@ def prepare_data(binary, data, directory, val_fraction):
 
 
 def fingerprint(directory, tokens, described):
-    """What makes data the same data for a run: the counts, and its first and last tokens."""
+    """A hash by which data counts as the same for a run: of the counts, and of the first and last tokens."""
     digest = hashlib.sha256(repr((described["vocabulary"], described["train"], described["val"])).encode())
     path = os.path.join(directory, tokens)
     for name in sorted(os.listdir(path)):
@@ -100,7 +100,7 @@ def finish_seconds(runs, speed, slots, eval_tokens):
 
 
 def holdout_plan(setting, largest):
-    """The test's runs as far as they can be told before the fit: at the expected best size."""
+    """The test's runs, as far as they are known before the fit: at the expected best size."""
     if not setting["holdout"]:
         return []
     C = setting["holdout"] * largest
@@ -112,7 +112,7 @@ def cost(setting, speed, largest):
     runs = with_seeds(setting, largest)
     tests = holdout_plan(setting, largest)
     grid_seconds = finish_seconds(runs, speed, setting["slots"], setting["eval_tokens"]) if runs else 0
-    # A test alone has all slots; two threads of one run are worth about 1.7.
+    # A single test run has all slots; two threads are worth about 1.7 for it.
     together = 1 if len(tests) > 1 else 1 + 0.7 * (setting["slots"] - 1)
     slots = setting["slots"] if len(tests) > 1 else 1
     test_seconds = finish_seconds(tests, speed, slots, setting["eval_tokens"]) / together if tests else 0

@@ -2,19 +2,21 @@
 
   L(N, D) = (E + ((A / N^alpha)^kappa + (B / D^beta)^kappa)^(1 / kappa)) r^gamma
 
-kappa = 1 is Hoffmann et al. 2022, eq. 2: what the model lacks and what the data lack add up. kappa = 1 / beta is Kaplan et
-al. 2020, eq. 1.5 (with E = 0), ((N_c / N)^(alpha / beta) + D_c / D)^beta: the smaller lack is nearly hidden by the larger. Small
-models lie between; their grid's residuals from the sum are smooth, and it takes E for too high. r is the shape's channels a layer
-over the usual (shapes.py), which whole numbers of layers do not always give: gamma is 2 or 3 %.
+kappa = 1 is Hoffmann et al. 2022, eq. 2: the losses from too small a model and from too little data add up. kappa = 1 / beta is
+Kaplan et al. 2020, eq. 1.5 (with E = 0), ((N_c / N)^(alpha / beta) + D_c / D)^beta: the larger of the two losses nearly hides the
+smaller. Small models lie between the two: the residuals of their grid from the sum are smooth, and the sum's E is too high. r is
+the shape's channels per layer over the usual number (shapes.py), since a whole number of layers does not always give that number;
+gamma is 0.02 or 0.03.
 
-At equal compute the best N has alpha (A / N^alpha)^kappa = beta (B / D^beta)^kappa, so again N_opt ~ C^a, a = beta / (alpha + beta).
+At equal compute the best N has alpha (A / N^alpha)^kappa = beta (B / D^beta)^kappa, so again N_opt ~ C^a with
+a = beta / (alpha + beta).
 """
 import numpy as np
 
 from .law import NAMES, Law, Problem, huber, resampled
 
 MORE = ("kappa", "gamma")
-KAPPA = (0.5, 4)  # within which it is sought
+KAPPA = (0.5, 4)  # the range in which it is sought
 STARTS = [(scale, kappa) for scale in (1.0, 0.9, 0.75) for kappa in (1.0, 1.4, 2.0)]
 
 
@@ -27,7 +29,7 @@ class RefinedLaw(Law):
 
     @classmethod
     def of(cls, law):
-        """The same law; kappa and gamma without effect."""
+        """The same law, with a kappa and gamma that have no effect."""
         one = np.ones_like(np.asarray(law.E, dtype=float))
         return cls(law.E, law.A, law.B, law.alpha, law.beta, one, 0 * one)
 

@@ -64,7 +64,7 @@ class Board:
                 left += self.seconds_left(run, run["branch_step"])
             lines.append((state, f"  {run['name']:<34}{state:<9}{text}"[:width - 1]))
         counts = {s: sum(state == s for state, _ in lines) for s in ("done", "running", "waiting", "failed")}
-        # What does not fit on the screen: finished runs go first, then waiting ones.
+        # Lines that do not fit on the screen are left out: those of finished runs first, then those of waiting ones.
         for gone in ("done", "waiting"):
             while len(lines) > height - 3 and any(state == gone for state, _ in lines):
                 lines.remove(next(line for line in lines if line[0] == gone))
@@ -82,7 +82,8 @@ def initial_state(directory, run):
 
 
 def ready(directory, run, states):
-    """A branch waits for its trunk's checkpoint; where that will not come any more it trains from nothing."""
+    """Whether a run can begin. A branch waits for its trunk's checkpoint; where that will not come any more, it trains from the
+    start."""
     if not run["parent"] or states.get(run["parent"]) in ("failed", "done", None):
         return True
     path = os.path.join(directory, "runs", run["parent"])
@@ -90,11 +91,11 @@ def ready(directory, run, states):
 
 
 def execute(directory, plan, runs, binary, slots, threads):
-    """Makes all of `runs`. Returns {name: done | failed}. Throws Stop when a signal ended it (all is saved)."""
+    """Makes all of `runs`. Returns {name: done | failed}. Raises Stop when a signal ended it (everything is saved)."""
     speed = plan_speed(plan)
     board = Board(directory, runs, speed, len(slots), plan["setting"]["eval_tokens"])
     states = {run["name"]: initial_state(directory, run) for run in runs}
-    # Trunks first, the longest of them first of all: the rest then fills the gaps at the end.
+    # Trunks come first, the longest first of all: the other runs then fill the gaps at the end.
     order = sorted(runs, key=lambda r: (r["parent"] is not None, -board.seconds_left(r, 0)))
     jobs, free, asked, pruned = [], list(slots), [], time.monotonic()
     earlier = {s: signal.signal(s, lambda number, frame: asked.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -110,7 +111,7 @@ def execute(directory, plan, runs, binary, slots, threads):
                     job = Job(directory, plan, run, binary, free[0], threads)
                     try:
                         if not job.begin():
-                            continue  # a training of a killed sweep has not ended yet
+                            continue  # the training of a killed sweep is still running
                     except OSError as error:
                         raise SweepError(f"cannot start {run['name']}: {error.strerror or error}")
                     free.pop(0)

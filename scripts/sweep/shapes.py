@@ -23,15 +23,15 @@ class Shape:
 
     @property
     def head_size(self):
-        """As the presets have it; below theirs small heads, so that there are several: by turns 16 and 32 would show in
-        the losses."""
+        """As in the presets; narrower models have heads of 16, so that there are several. (Sizes alternating between 16 and 32
+        would show in the losses.)"""
         if self.channels < 384:
             return 16 if self.channels < 128 else 32
         return 64 if self.channels < 2048 else 128
 
     @property
     def aspect(self):
-        """Channels a layer, in units of the usual."""
+        """Channels per layer, in units of the usual number."""
         return self.channels / self.layers / usual_aspect(self.channels)
 
     @property
@@ -49,7 +49,7 @@ class Shape:
         return self.body + 2 * vocabulary * self.channels
 
     def flops_per_token(self, vocabulary, context):
-        """What training needs: 6 a weight of every matrix, 12 L C (T + 1) / 2 for causal attention (Kaplan et al. 2020,
+        """FLOPs that training needs: 6 for each weight of a matrix, 12 L C (T + 1) / 2 for causal attention (Kaplan et al. 2020,
         table 1; llm/model/gpt.cpp training_flops_per_token)."""
         attention = self.layers * self.channels * (context + 1) / 2
         return 6 * (self.matrices + vocabulary * self.channels) + 12 * attention
@@ -59,15 +59,15 @@ class Shape:
 
 
 def usual_aspect(channels):
-    """Channels a layer: 32 at 128 channels (the preset tiny), 65 at 768 (GPT-2), 128 at 4096 (Llama 3.1 8B). Between
+    """The usual channels per layer: 32 at 128 channels (the preset tiny), 65 at 768 (GPT-2), 128 at 4096 (Llama 3.1 8B). Between
     them the loss hardly depends on it (Kaplan et al. 2020, fig. 5)."""
     return 32 * (channels / 128) ** 0.4
 
 
 def shape_for(parameters, vocabulary):
-    """A shape near to a size, of an aspect as usual as can be had: a law over sizes is a law of one family of shapes, and
-    two layers where three are usual cost a percent of the loss; that sizes are evenly spaced it does not need. One layer is of
-    no such family: it cannot look up what followed an earlier token (Olsson et al. 2022)."""
+    """A shape near a size, with an aspect as close to the usual one as possible: a law over sizes is a law of one family of
+    shapes, and two layers where three are usual cost a percent of the loss. Sizes need not be evenly spaced. One layer is not in
+    the family: it cannot look up what followed an earlier token (Olsson et al. 2022)."""
     best = None
     for channels in range(16, WIDEST + 1, 16):
         multiple = 16 if channels < 128 else 32 if channels < 384 else 64 if channels < 2048 else 128
@@ -93,35 +93,35 @@ def usual_batch(context):
 
 
 def step_tokens(tokens, context):
-    """Tokens a step of a run over `tokens`: 1024 for 16 million, growing with their root (Zhang et al. 2025), as rules.cpp has
-    it. There a short run stays at 1024, for its time; but a law of N and D wants the best of each D, and at 1024 a run
-    of a million tokens has too few steps: its loss is a percent higher, and a law that believes it bends too soon."""
+    """Tokens a step in a run over `tokens`: 1024 for 16 million, growing with the root (Zhang et al. 2025), as in rules.cpp. There a
+    short run stays at 1024, which saves time. But a law of N and D needs the best loss for each D, and at 1024 a run of a
+    million tokens has too few steps: its loss is a percent higher, which would bend the law too soon."""
     sequences, usual = max(1, round(1024 * math.sqrt(tokens / 16e6) / context)), usual_batch(context)
     return context * (sequences if sequences < 2 * usual else usual * round(sequences / usual))
 
 
 def micro_batch(step, context):
-    """Sequences a micro-step of a step of so many tokens."""
+    """Sequences in each micro-step of a step of `step` tokens."""
     sequences, usual = step // context, usual_batch(context)
     return sequences if sequences < 2 * usual else usual
 
 
 def warmup_steps(steps):
-    """5 % of the steps, at least 20 where there are 40, at most 2000 (the same)."""
+    """5 % of the steps, at least 20 where there are 40, at most 2000, as in rules.cpp."""
     return min(max(steps // 20, min(20, steps // 2)), 2000)
 
 
 def rates(steps, step, longest=None):
-    """Learning rate, weight decay and beta2 of a WSD run of so many steps of `step` tokens (the same; their sources are in
-    llm/train/README.md). The rate is the base model's, whatever the size: the binary multiplies it for each parameter.
-    `longest`: the steps of the longest run that shares them."""
+    """Learning rate, weight decay and beta2 of a WSD run of `steps` steps of `step` tokens, as in rules.cpp (the sources are in
+    llm/train/README.md). The rate is the base model's at every size: the binary multiplies it for each parameter.
+    `longest`: the steps of the longest run that shares these values."""
     lr = min(0.015, 0.26 * min(1, step / 1024) ** 0.25 / math.sqrt(steps))
     window = min(max(min(steps / 20, 1e7 / step), 20), 1000)
     return {"lr": lr, "weight_decay": 1 / (lr * max(2 * (longest or steps), 200)), "beta2": 1 - 1 / window}
 
 
 def flags(**values):
-    """flags(save_every=5) -> ["--save-every", "5"]; what is None is left out."""
+    """flags(save_every=5) -> ["--save-every", "5"]; values of None are left out."""
     return [word for name, value in values.items() if value is not None
             for word in ("--" + name.replace("_", "-"), str(value))]
 

@@ -1,4 +1,4 @@
-"""Where binaries run side by side: each slot is some cores or one GPU. Their processes end with this one."""
+"""Where binaries run side by side: each slot is some cores or one GPU. The processes end with this one."""
 import ctypes
 import os
 import signal
@@ -10,7 +10,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent():
-    """In the child: when the sweep is killed, its trainings get SIGTERM (they save and stop) and do not stay behind."""
+    """Called in the child: when the sweep is killed, its trainings get SIGTERM, so that they save and stop."""
     try:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     except (OSError, AttributeError):
@@ -25,7 +25,7 @@ class Slot:
         return f"GPU {self.gpu}" if self.gpu is not None else "core " + ",".join(map(str, self.cores))
 
     def start(self, command, directory, output, keep_open=(), result=None):
-        """Both streams are appended to the file `output`, but standard output goes to `result` where one is named."""
+        """Starts a process whose two streams are appended to the file `output`; where `result` is named, standard output goes there."""
         environment = dict(os.environ)
         if self.gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = str(self.gpu)

@@ -22,7 +22,7 @@ class Speed:
         self.startup = startup        # seconds of a process before its first step
 
     def seconds(self, N, steps, step_tokens, eval_tokens):
-        """Of one run: its start, its steps, an evaluation (a forward pass costs a third) in a process of its own."""
+        """Seconds of one run: its start, its steps, and an evaluation in a process of its own (a forward pass costs a third)."""
         of_token, of_step = self.at(N, 1), self.at(N, 2)
         return 2 * self.startup + steps * (of_token * step_tokens + of_step) + of_token * eval_tokens / 3
 
@@ -66,13 +66,13 @@ def probe(binary, setting, shape, batch, steps, slots, threads):
             with open(os.path.join(directory, str(i), "log.jsonl")) as file:
                 ms = [json.loads(line)["ms"] for line in file]
             total.append(sum(ms) / 1e3)
-            # The mean, not the median: on a shared machine a pause belongs to what a run will take.
+            # The mean, not the median: on a shared machine pauses are part of the time that a run takes.
             per_step.append(np.mean(ms[min(2, len(ms) - 1):]) / 1e3)
     return float(np.mean(per_step)), max(0.05, wall - max(total))
 
 
 def measure(binary, setting, budget_seconds, slots, threads, say):
-    """A Speed from a few sizes, each at two batches: a step costs its tokens and the optimizer, which for Muon is as much as
+    """A Speed from a few sizes, each with two batch sizes: a step costs its tokens and the optimizer, and Muon costs as much as
     a few hundred tokens. Each probe is cut to about a second of steps."""
     points, startups = [], []
     budget_flops = budget_seconds * 5e10 * len(slots) * threads if budget_seconds else setting["budget_flops"]

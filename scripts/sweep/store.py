@@ -1,4 +1,4 @@
-"""What a sweep's directory holds: plan.json, tokens/, runs/NAME/, the table. Files are written whole or not at all."""
+"""The files of a sweep's directory: plan.json, tokens/, runs/NAME/, the table. Each is written whole or not at all."""
 import csv
 import fcntl
 import io
@@ -74,7 +74,7 @@ def result_of(directory, run):
 
 
 def table_rows(directory, plan):
-    """The finished runs in the plan's order, then those of the tests; no times, so that the same sweep gives the same
+    """The finished runs in the plan's order, then those of the tests; without times, so that the same sweep gives the same
     table."""
     rows = []
     for run in [*plan["runs"], *plan.get("tests", [])]:

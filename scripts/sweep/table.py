@@ -1,4 +1,4 @@
-"""A table of training runs from anybody's CSV: the loss and two of N, D, C, under the names that people give them."""
+"""A table of training runs from any CSV: the loss and two of N, D and C, under the names that people give them."""
 import csv
 import math
 import re
@@ -60,7 +60,7 @@ def number(text):
 
 
 def read_table(path, columns=()):
-    """Reads a CSV with a header. `columns`: "KEY=HEADER" for headers that are not known. Throws SweepError."""
+    """Reads a CSV with a header. `columns`: "KEY=HEADER" for headers that are not known. Raises SweepError."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             text = file.read()
