@@ -1,26 +1,27 @@
 # `make` builds ./train_gpt, `make help` lists the other targets. Variables to set on the command line:
 #
-#   CUDA=auto|0|1          auto: with the GPU's code where nvcc is found; 0: without; 1: nvcc must be there
-#   CUDART=static|shared   how the CUDA runtime is linked
-#   CUDA_ARCHS="80 90a 120" compute capabilities to compile kernels for; the first also as PTX, for those not listed
-#                          (without it: this machine's GPUs, or those three where there is none); Hopper's own
-#                          kernels need 90a, not 90
-#   MARCH=native           the CPU to compile for, as g++'s -march takes it, e.g. x86-64-v3 (`make portable`: for all)
-#   ONEDNN=1               with oneDNN (Debian's libdnnl-dev) for `bench --products` to measure beside our matrix product
+#   CUDA=auto|0|1           auto: with the GPU's code where nvcc is found; 0: without; 1: nvcc must be there
+#   CUDART=static|shared    how the CUDA runtime is linked
+#   CUDA_ARCHS="80 90a 120" the compute capabilities to compile kernels for, the first one also as PTX, for GPUs of
+#                           none of them (by default those of this machine's GPUs, or these three where there is
+#                           none); Hopper's own kernels need 90a, not 90
+#   MARCH=native            the CPU to compile for, as g++'s -march takes it, e.g. x86-64-v3 (`make portable`: for all)
+#   ONEDNN=1                with oneDNN (Debian's libdnnl-dev), which `bench --products` then measures, too
 #   CXX CPPFLAGS CXXFLAGS LDFLAGS TEST_FLAGS BENCH_FLAGS DEMO_FLAGS DATA
 #
 # Sources are found by name: llm/*/*.cpp and train_gpt.cu make train_gpt, with nvcc llm/*/*.cu as well. The tests are
-# test/*.cpp; they run the kernels of llm/*/*.cu in a test bed (test/simt), for which the same files are compiled as C++, so
-# they need neither nvcc nor a GPU. (`make gpu-test` runs them on a GPU.) Each variant (release, asan, tsan) has its
-# objects in a directory of its own: build/VARIANT, build/VARIANT/cuda (by nvcc), build/VARIANT/simt (for the test bed).
-# `make portable` (portable/portable.mk) has such a directory for each kind of CPU: build/portable/x86-64 and so on.
+# test/*.cpp; they run the kernels of llm/*/*.cu in a test bed (test/simt), for which the same files are compiled as
+# C++, so they need neither nvcc nor a GPU. (`make gpu-test` runs them on a GPU.) Each variant (release, asan, tsan) has
+# its objects in directories of its own: build/VARIANT, build/VARIANT/cuda (by nvcc), build/VARIANT/simt (for the test
+# bed; not tsan). `make portable` (portable/portable.mk) has such a directory for each kind of CPU:
+# build/portable/x86-64 and so on.
 
 CUDA ?= auto
 CUDART ?= static
 MARCH ?= native
 VARIANT ?= release
 ONEDNN ?= 0
-# About half a minute on two cores.
+# This demo trains for about half a minute on two cores.
 DEMO_FLAGS ?= tiny --steps 1500
 TEST_RUNNER :=
 
@@ -30,10 +31,10 @@ TEST_RUNNER :=
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 # As many jobs as there are processors, unless the user said how many. Whether they did shows in MAKEFLAGS, but only
-# while a recipe runs: that is why the targets people type build by calling make again.
+# while a recipe runs: hence the targets that people type call make again to build.
 JOBS = $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
 
-# Make's own default would be `g++` even where that is too old and a newer one is installed beside it.
+# Make's own default would be `g++`, even where that is too old and a newer version is installed beside it.
 USER_CXX := $(if $(filter default undefined,$(origin CXX)),,$(CXX))
 FOR_ONEDNN := $(if $(filter 1,$(ONEDNN)),onednn)
 SETUP := CXX='$(USER_CXX)' CPPFLAGS='$(CPPFLAGS)' scripts/setup.sh
@@ -45,7 +46,7 @@ CUDA_VERSION := $(patsubst version=%,%,$(filter version=%,$(CUDA_FOUND)))
 CUDA_LIBS := $(patsubst lib=%,%,$(filter lib=%,$(CUDA_FOUND)))
 CUDA_ARCHS ?= $(or $(patsubst arch=%,%,$(filter arch=%,$(CUDA_FOUND))),80 90a 120)
 
-# What cannot be built is said before anything is compiled.
+# What cannot be built is reported before anything is compiled.
 GOALS := $(or $(MAKECMDGOALS),all)
 ifneq ($(filter-out clean help setup compdb asan tsan fuzz,$(GOALS)),)
 ifeq ($(filter CUDA:,$(CUDA_FOUND)),CUDA:)
@@ -59,24 +60,26 @@ $(error $(MISSING))
 endif
 endif
 
-# Kernels and text are worth the optimiser's time; the rest has nothing to be fast at and takes long to optimise.
+# Kernels and text are worth the optimiser's time; the other files need not be fast and take long to optimise.
 release_flags = $(if $(filter llm/base/% llm/device/% llm/ops/% llm/text/% llm/infer/% test/simt/%,$<),-O3,-O1)
 asan_flags := -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
-# Vectors must stay in registers here: each access to memory is a call.
+# -O3 keeps vectors in registers: under ThreadSanitizer each access to memory is a call.
 tsan_flags = $(if $(filter llm/device/% llm/ops/%,$<),-O3,-O1) -g1 -fsanitize=thread
 
 WARNINGS := -Wall -Wextra -Wno-restrict -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wextra-semi -Wvla \
   -Wduplicated-cond -Wlogical-op
-# What nvcc hands to the host's compiler as well. Not -Wpedantic: nvcc's own generated code is not pedantic.
-# (`=`, not `:=`, from here on: the flags depend on the file, $<.)
-# Without errno a square root is one instruction. GCC 12's -Wrestrict is wrong about "text" + std::string (GCC bug 105651).
+# The flags that nvcc hands to the host's compiler as well, without -Wpedantic: the code that nvcc generates is not
+# pedantic. (`=`, not `:=`, from here on: the flags depend on the file, $<.) Without errno a square root is one
+# instruction. GCC 12's -Wrestrict is wrong about "text" + std::string (GCC bug 105651).
 HOST_FLAGS = $($(VARIANT)_flags) -march=$(MARCH) -fno-math-errno -pthread $(WARNINGS)
 COMPILE = $(CXX) -std=c++20 $(HOST_FLAGS) -Wpedantic -I. \
   $(if $(filter test/%,$<),-DDOCTEST_CONFIG_SUPER_FAST_ASSERTS) $(CPPFLAGS) $(CXXFLAGS)
 LINK = $(CXX) $(HOST_FLAGS) $(CXXFLAGS) $(LDFLAGS)
-# A .cu file as C++: main()'s, which holds no kernel, and the kernels for the test bed, whose cuda_runtime.h comes first.
+# A .cu file as C++: train_gpt.cu, which has main() and no kernel, and the kernels for the test bed, whose
+# cuda_runtime.h comes first in the include path.
 COMPILE_CU = $(COMPILE) -DTRAIN_GPT_MARCH=$(MARCH) -x c++
-# They are compiled as for ThreadSanitizer, but linked without it: the bed takes its calls and watches every access itself.
+# In the release build the bed's kernels are compiled as for ThreadSanitizer, but linked without it: the bed takes the
+# sanitizer's calls and watches every access itself.
 WATCH := $(if $(filter release,$(VARIANT)),-fsanitize=thread)
 COMPILE_SIMT = $(COMPILE) -Itest/simt -Wno-unknown-pragmas $(if $(filter %.cu test/simt/samples.cpp,$<),$(WATCH)) $(if $(filter %.cu,$<),-x c++)
 
@@ -84,13 +87,13 @@ LIBS := -lpcre2-8 $(if $(FOR_ONEDNN),-ldnnl -lgomp)
 ifneq ($(NVCC),)
 comma := ,
 cuda_code = -gencode arch=compute_$(1),code=[sm_$(1)$(2)]
-# (A file that only calls a library of CUDA's has no code for a GPU; nvcc 13.0's own front end aborts on it.)
+# (A file that only calls one of CUDA's libraries has no code for a GPU; nvcc 13.0's own front end aborts on it.)
 COMPILE_CUDA = $(NVCC) $(if $(filter %_cublaslt.cu,$<),-x c++) -ccbin $(lastword $(CXX)) -std=c++20 -I. --expt-relaxed-constexpr -lineinfo $(CPPFLAGS) \
   $(if $(filter 90a,$(CUDA_ARCHS)),-DTRAIN_GPT_SM_90A) \
   $(call cuda_code,$(firstword $(CUDA_ARCHS)),$(comma)compute_$(firstword $(CUDA_ARCHS))) \
   $(foreach arch,$(wordlist 2,99,$(CUDA_ARCHS)),$(call cuda_code,$(arch))) \
   $(foreach flag,$(HOST_FLAGS) $(CXXFLAGS),-Xcompiler=$(flag))
-# The libraries are found again at run time where they were found now. cuBLASLt is a shared library in either case.
+# The rpath makes the program find the libraries where they were found now. cuBLASLt is a shared library in either case.
 LIBS += $(foreach dir,$(CUDA_LIBS),-L$(dir) -Wl,-rpath,$(dir)) -Wl,--as-needed -lcublasLt \
   $(if $(filter shared,$(CUDART)),-lcudart,-lcudart_static -ldl -lrt)
 endif
@@ -99,7 +102,8 @@ BUILD = build/$(VARIANT)
 KERNELS := $(wildcard llm/*/*.cu)
 LLM_OBJECTS := $(patsubst %,$(BUILD)/%.o,$(filter-out $(if $(FOR_ONEDNN),,%_onednn.cpp),$(wildcard llm/*/*.cpp)))
 MAIN_OBJECTS := $(BUILD)/train_gpt.cu.o
-# (ThreadSanitizer is for the CPU's threads: the test bed, which has none, watches every access of a kernel by itself.)
+# ThreadSanitizer is for the CPU's threads. The tests on the test bed, which has no threads and watches the kernels'
+# accesses itself, are left out of its build.
 TEST_OBJECTS := $(patsubst %,$(BUILD)/%.o,$(filter-out $(if $(filter tsan,$(VARIANT)),test/test_cuda_%),$(wildcard test/*.cpp)))
 CUDA_OBJECTS := $(if $(NVCC),$(KERNELS:%=$(BUILD)/cuda/%.o))
 # What only a GPU's libraries can do has a stand-in in test/simt.
@@ -107,7 +111,7 @@ SIMT_OBJECTS := $(if $(filter-out tsan,$(VARIANT)),$(patsubst %,$(BUILD)/simt/%.
 
 include portable/portable.mk
 
-# The binary in the top directory is the variant built last.
+# The binary in the top directory is the one that was built last.
 train_gpt: $(BUILD)/train_gpt FORCE
 	@cmp -s $< $@ || cp -f $< $@
 
@@ -118,7 +122,7 @@ $(BUILD)/train_gpt $(BUILD)/run_tests $(BUILD)/run_gpu_tests:
 	@echo "  link    $@"
 	@$(LINK) $(filter %.o,$^) $(LIBS) -o $@
 
-# What a compiler says is kept beside the object, where `make lint` looks for it.
+# A compiler's warnings are kept beside the object, where `make lint` looks for them.
 define compile
 @mkdir -p $(@D)
 @echo "  $(2)"
@@ -139,8 +143,9 @@ $(BUILD)/cuda/%.o: % $(BUILD)/compile_cuda.stamp
 $(BUILD)/%.cu.o: %.cu $(BUILD)/compile.stamp
 	$(call compile,$(COMPILE_CU),compile $<)
 
-# A stamp holds the text of what else the objects or the binaries depend on: flags, the compiler and the CPU that `native`
-# means here; which objects there are. It is written, and so gets newer, only when that text changes.
+# A stamp holds the text of all that objects or binaries depend on beside their sources: the flags, the compiler, the
+# CPU that `native` means here, and for the binaries which objects there are. A stamp is written, and so gets newer,
+# only when its text changes.
 compile_text = echo '$(COMPILE)'; $(CXX) -march=$(MARCH) -E -v - </dev/null 2>&1 | grep cc1
 compile_simt_text = echo '$(COMPILE_SIMT) $(WATCH)'; $(CXX) -march=$(MARCH) -E -v - </dev/null 2>&1 | grep cc1
 compile_cuda_text = echo '$(COMPILE_CUDA)'; $(CXX) -march=$(MARCH) -E -v - </dev/null 2>&1 | grep cc1
@@ -149,10 +154,11 @@ $(BUILD)/compile.stamp $(BUILD)/compile_simt.stamp $(BUILD)/compile_cuda.stamp $
 	@mkdir -p $(@D)
 	@{ $($(basename $(@F))_text); } >$@.new; if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
+# `make lint` builds the same objects as `make` and `make test`, and fails where a compiler had warnings for one.
 without-warnings: $(MAIN_OBJECTS) $(LLM_OBJECTS) $(CUDA_OBJECTS) $(SIMT_OBJECTS) $(TEST_OBJECTS)
 	@said=$$(find $(^:=.warnings) -size +0); [ -z "$$said" ] || { cat $$said >&2; exit 1; }
 
-# What each source included when it was compiled last.
+# The files that each source included when it was compiled last.
 -include $(patsubst %.o,%.d,$(MAIN_OBJECTS) $(LLM_OBJECTS) $(CUDA_OBJECTS) $(SIMT_OBJECTS) $(TEST_OBJECTS))
 
 all: ## build ./train_gpt (the default)
@@ -162,7 +168,7 @@ all: ## build ./train_gpt (the default)
 setup: ## install the packages that a build needs (Debian, Ubuntu), if any is missing
 	@$(SETUP) $(FOR_ONEDNN)
 
-# DATA=FILE.txt takes another text than the one that get_corpus.sh gets.
+# DATA=FILE.txt takes another text than the one that scripts/get_corpus.sh gets.
 demo: ## train a small model on a text, evaluate it and let it write (DATA=FILE.txt: your text)
 	@echo "demo: build" >&2
 	@$(SETUP)
@@ -196,11 +202,11 @@ fuzz: ## fuzz every reader for a minute each (FUZZ_SECONDS=600, FUZZ='safetensor
 	@$(MAKE) $(JOBS) -f test/fuzz/Makefile $(patsubst %,build/fuzz/%,$(basename $(notdir $(wildcard test/fuzz/*.cpp))))
 	@$(MAKE) -j1 -f test/fuzz/Makefile
 
-# The sanitizers watch the CPU's code and the kernels in the test bed; CUDA's libraries do not go together with them.
+# AddressSanitizer watches the CPU's code, and the kernels in the test bed; CUDA's libraries do not work under it.
 asan: ## run the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(MAKE) VARIANT=asan CUDA=0 test
 
-# ThreadSanitizer needs the usual places in memory, which newer kernels randomise away.
+# ThreadSanitizer needs the usual layout of memory, which newer Linux kernels randomise.
 tsan: ## run the CPU's tests under ThreadSanitizer
 	@$(MAKE) VARIANT=tsan CUDA=0 TEST_RUNNER="$$(setarch -R true 2>/dev/null && echo setarch -R)" test
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Checks what `make portable` built: no copy holds an instruction of a better CPU than its own, the right copy is chosen and
-# each ends well and badly as it should, and how far apart their losses are after 50 steps. Copies that this CPU cannot run are
-# run under qemu-x86_64 (Debian's qemu-user) where that is found, else named and left out.
+# Checks what `make portable` built: that no copy holds an instruction of a better CPU than its own, that the right copy
+# is chosen, that each copy ends with the right status, and how far apart the copies' losses are after 50 steps. For
+# CPUs without AVX-512 or AVX the binary is also run under qemu-x86_64 (Debian's qemu-user), where that is found.
 #
-#   portable/check.sh [BINARY]     ./train_gpt, with the objects in build/portable
+#   portable/check.sh [BINARY]     ./train_gpt by default, with the objects in build/portable
 set -euo pipefail
 cd "$(dirname "$0")/.."
 binary=$(realpath "${1:-train_gpt}")
@@ -15,7 +15,8 @@ fail() {
   exit 1
 }
 
-# The vector registers wider than 16 bytes, and, in the plain copy, any AVX encoding: its names begin with v.
+# `holds LEVEL PATTERN`: whether the copy's objects hold such an instruction. Wide vector registers have names of their
+# own; in the plain copy any AVX encoding counts, whose name begins with v.
 holds() {
   find "build/portable/$1" -name '*.o' ! -name copy.o ! -path '*/simt/*' ! -path '*/test/*' -exec objdump -d --no-show-raw-insn {} + |
     grep -P "$2" >"$work/found"
@@ -25,7 +26,7 @@ holds() {
 holds x86-64-v4 '%zmm' || fail "the AVX-512 copy has no AVX-512 instruction"
 echo "instructions: no copy holds one of a better CPU"
 
-# `run LEVEL ARGUMENT...`: that copy, forced; the best CPU that qemu 7.2 plays is a Haswell.
+# `run LEVEL ARGUMENT...` runs that copy on this CPU.
 run() {
   local level=$1
   shift
@@ -68,8 +69,8 @@ best=${here##* }
 "$binary" --version | grep -q "^CPU: $best " || fail "of$here, $best is not what is chosen: $("$binary" --version)"
 echo "copies that run here:$here; chosen: $best"
 
-# Sums of other widths, with and without fma, differ in their last bits. Training carries that on, at the default rate of so
-# short a run until it is 1 %; at this rate the worst seen is 5e-7.
+# Sums of other widths, with and without fma, differ in their last bits. Training makes such a difference grow, at the
+# default rate of so short a run to 1 %; at this rate the worst seen is 5e-7.
 for architecture in gpt2 modern; do
   for level in $here; do
     [ "$level" != "$best" ] || continue

@@ -1,11 +1,11 @@
-// The main() of what `make portable` builds: the program three times in one binary, compiled for three kinds of CPU, and
-// here the choice of the copy that this CPU can run. Everything in this file is compiled for the plainest of them.
+// The main() of what `make portable` builds: one binary with the program three times, compiled for three kinds of CPU.
+// This main() chooses the copy that runs; this file itself is compiled for the plainest kind.
 //
-// The first copy is linked as usual. The others come as one object each, of which only main() can be seen, under another
-// name, and whose constructors stand in a section of their own (portable.mk says how): they may use instructions that
-// this CPU does not have, so they run only if their copy was chosen.
+// The first copy is linked as usual. Each other copy is one object, of which only main() can be seen, under another
+// name, and whose constructors are in a section of their own (portable.mk says how): constructors may use instructions
+// that this CPU does not have, so they run only if their copy was chosen.
 //
-// Environment variable TRAIN_GPT_CPU: the copy to run, by name, instead of the best one; for tests.
+// The environment variable TRAIN_GPT_CPU names the copy to run instead of the best one; for tests.
 #include <unistd.h>
 
 #include <cstdlib>
@@ -23,7 +23,7 @@ using Constructor = void (*)(int, char**, char**);
 }  // namespace
 
 extern "C" {
-Main __real_main;  // the linker's name for the plain copy's, while it calls the one below (ld --wrap=main)
+Main __real_main;  // the linker's name for the plain copy's main() (ld --wrap=main); it calls __wrap_main for main()
 Main __wrap_main;
 Main train_gpt_x86_64_v3, train_gpt_x86_64_v4;
 // The linker's names for the ends of the sections constructors_x86_64_v3 and constructors_x86_64_v4.

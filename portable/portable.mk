@@ -1,11 +1,11 @@
-# `make portable`: the program once for each kind of x86-64 CPU, in one binary (README.md here says how and why). Included by
-# the Makefile, whose variables it uses and whose MAIN_OBJECTS and LINK it adds to.
+# `make portable`: the program once for each kind of x86-64 CPU, in one binary (portable/README.md says how and why).
+# The Makefile includes this file, which uses its variables and adds to MAIN_OBJECTS and LINK.
 
 CHOICE := $(BUILD)/portable/choose_copy.cpp.o
 
-# The program as one object: only its main() can be seen, by the name $(COPY_NAME), so that no inline function compiled for
-# AVX-512 takes the place of the same function of another copy. Its constructors stand in a section whose ends the linker
-# tells choose_copy.cpp.
+# The program as one object, from which only its main() can be seen, under the name $(COPY_NAME), so that no inline
+# function compiled for AVX-512 takes the place of the same function of another copy. Its constructors are in a section
+# whose ends the linker tells choose_copy.cpp.
 COPY_NAME = train_gpt_$(subst -,_,$(MARCH))
 $(BUILD)/copy.o: $(MAIN_OBJECTS) $(LLM_OBJECTS)
 	@echo "  join    $@"
@@ -23,8 +23,9 @@ MAIN_OBJECTS += $(CHOICE) $(COPIES)
 LINK += -Wl,--wrap=main
 endif
 
-# The plain copy is linked as usual: its code runs everywhere, and CUDA's objects, which are there once, call it. A function's
-# static variables must not be unique in the program, as g++ has them by default: each copy has its own.
+# The plain copy is linked as usual: its code runs everywhere, and CUDA's objects, which are there once, call it.
+# -fno-gnu-unique gives each copy its own static variables of inline functions; by default g++ makes them unique in the
+# program.
 COPY_LEVELS := x86-64-v3 x86-64-v4
 level = MARCH=$(1) BUILD=build/portable/$(1) CXXFLAGS='$(CXXFLAGS) -fno-gnu-unique'
 portable: ## build ./train_gpt for every x86-64 CPU: plain, AVX2 and AVX-512 code in one, chosen when it starts
@@ -32,7 +33,7 @@ portable: ## build ./train_gpt for every x86-64 CPU: plain, AVX2 and AVX-512 cod
 	@$(MAKE) $(JOBS) $(call level,x86-64) COPIES='$(COPY_LEVELS:%=build/portable/%/copy.o)' train_gpt
 	@echo "built ./train_gpt for every x86-64 CPU; next: ./train_gpt --version"
 
-# Too long for each run of continuous integration: it compiles everything three times, the tests too.
+# This takes too long for continuous integration: it compiles everything three times, and the tests, too.
 portable-test: portable ## test what `make portable` builds: the choice of a copy, and all tests for each (half an hour)
 	@portable/check.sh
 	@set -e; for level in x86-64 $(COPY_LEVELS); do \
@@ -41,7 +42,7 @@ portable-test: portable ## test what `make portable` builds: the choice of a cop
 	  echo "tests of $$level"; \
 	  TRAIN_GPT_BINARY=./train_gpt TRAIN_GPT_CPU=$$level build/portable/$$level/run_tests $(TEST_FLAGS); done
 
-# So that lint compiles it.
+# `make lint` compiles choose_copy.cpp, too.
 without-warnings: $(if $(filter x86_64,$(shell uname -m)),$(CHOICE))
 -include $(CHOICE:.o=.d)
 
