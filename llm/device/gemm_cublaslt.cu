@@ -4,15 +4,15 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <array>
+#include <bit>
 #include <cstdio>
 #include <map>
 #include <set>
-#include <sstream>
 #include <vector>
 
-#include "llm/base/atomic_file.h"
+#include "llm/device/arena.h"
 #include "llm/device/check_cuda.h"
+#include "llm/device/gemm_choices.h"
 #include "llm/device/gemm_plans.h"
 #include "llm/device/tuning_clock.h"
 
@@ -33,12 +33,8 @@ struct Destroy {
 template <class Opaque>
 using Owned = std::unique_ptr<Opaque, Destroy>;
 
-// Everything on which the choice of an algorithm may depend.
-constexpr size_t kKeySize = 22;
-using Key = std::array<int64_t, kKeySize>;
-
+using Key = GemmChoices::Key;
 using Algorithm = cublasLtMatmulAlgo_t;
-static_assert(sizeof(Algorithm) == 8 * sizeof(uint64_t));
 
 struct Plan {
   Owned<cublasLtMatmulDescOpaque_t> product;
@@ -47,9 +43,8 @@ struct Plan {
   bool compared = false, fused = true;  // with what does its epilogue's work in kernels of its own
   Algorithm algorithm{};
 };
-// Stands in the file for a product whose epilogue is better done apart.
-constexpr Algorithm kApart{};
-bool is_apart(const Algorithm& a) { return std::equal(std::begin(a.data), std::end(a.data), std::begin(kApart.data)); }
+// Stands among the choices for a product whose epilogue is better done apart.
+constexpr GemmChoices::Algorithm kApart{};
 
 // Up to 16 bytes, the widest load: finer distinctions would let the place in memory decide about the bits of a result.
 int64_t alignment(const void* address) {
@@ -106,19 +101,11 @@ size_t bytes_of_c(const CudaGemm& g) { return static_cast<size_t>((g.m - 1) * g.
 
 class CublasLtPlans final : public GemmPlans {
  public:
-  explicit CublasLtPlans(CudaDevice& device) : device_(device), clock_(device) {
+  explicit CublasLtPlans(CudaDevice& device)
+      : device_(device), clock_(device), workspace_(kGemmWorkspaceBytes, device) {
     check(cublasLtCreate(&handle_), "start");
-    try {
-      workspace_ = device.allocate(kGemmWorkspaceBytes);
-    } catch (...) {
-      cublasLtDestroy(handle_);
-      throw;
-    }
   }
-  ~CublasLtPlans() override {
-    cudaFree(workspace_);
-    cublasLtDestroy(handle_);
-  }
+  ~CublasLtPlans() override { cublasLtDestroy(handle_); }
 
   bool fuses(const CudaGemm& gemm, const std::function<void()>& apart) override;
 
@@ -133,7 +120,11 @@ class CublasLtPlans final : public GemmPlans {
   }
 
   void tune(bool on) override { tune_ = on; }
-  void remember(const std::string& path) override;
+  void remember(const std::string& path) override {
+    const CudaProperties& p = device_.properties();
+    choices_.remember(path, concat("chosen among 40: cuBLASLt ", cublasLtGetVersion(), ", ", p.name, ", ",
+                                   p.multiprocessors, " multiprocessors"));
+  }
 
  private:
   // Said once for each kind: what makes such a product instead is many times slower.
@@ -198,7 +189,8 @@ class CublasLtPlans final : public GemmPlans {
   cublasStatus_t launch(const Plan& plan, const CudaGemm& g, const Algorithm& algorithm, void* c) const {
     const float one = 1, beta = g.accumulate ? 1 : 0;
     return cublasLtMatmul(handle_, plan.product.get(), &one, g.b.data, plan.b.get(), g.a.data, plan.a.get(), &beta, g.c,
-                          plan.c.get(), c, plan.c.get(), &algorithm, workspace_, kGemmWorkspaceBytes, device_.stream());
+                          plan.c.get(), c, plan.c.get(), &algorithm, workspace_.data(), kGemmWorkspaceBytes,
+                          device_.stream());
   }
 
   bool capturing() const {
@@ -207,23 +199,14 @@ class CublasLtPlans final : public GemmPlans {
     return status != cudaStreamCaptureStatusNone;
   }
 
-  std::string first_line() const {
-    const CudaProperties& p = device_.properties();
-    return concat("chosen among 40: cuBLASLt ", cublasLtGetVersion(), ", ", p.name, ", ", p.multiprocessors,
-                  " multiprocessors");
-  }
-  void read_file();
-  void write_file();
-
   CudaDevice& device_;
   TuningClock clock_;
+  Arena workspace_;
   cublasLtHandle_t handle_ = nullptr;
-  void* workspace_ = nullptr;
   std::map<Key, Plan> plans_;
   std::set<Key> refused_;
   bool tune_ = false;
-  std::string path_;
-  std::map<Key, Algorithm> remembered_;  // what the file holds
+  GemmChoices choices_;
 };
 
 Plan& CublasLtPlans::plan_of(const CudaGemm& g) {
@@ -297,13 +280,12 @@ bool CublasLtPlans::still_works(const Plan& plan, const Algorithm& algorithm) co
 // Once for each plan: a later change of mind would change bits.
 void CublasLtPlans::choose(Plan& plan, const CudaGemm& gemm) {
   const Key key = key_of(gemm);
-  if (tune_ && !remembered_.contains(key)) read_file();  // another rank may have found it by now
-  const auto kept = remembered_.find(key);
-  if (kept != remembered_.end() && !is_apart(kept->second) && still_works(plan, kept->second)) {
-    plan.algorithm = kept->second;
+  if (tune_ && !choices_.find(key)) choices_.read_file();  // another rank may have found it by now
+  const auto kept = choices_.find(key);
+  if (kept && *kept != kApart && still_works(plan, std::bit_cast<Algorithm>(*kept))) {
+    plan.algorithm = std::bit_cast<Algorithm>(*kept);
   } else if (tune_ && !capturing() && fastest(plan, gemm, plan.algorithm)) {
-    remembered_[key] = plan.algorithm;
-    write_file();
+    choices_.keep(key, std::bit_cast<GemmChoices::Algorithm>(plan.algorithm));
   } else {
     plan.algorithm = candidates(plan, gemm, 1).at(0).algo;
   }
@@ -345,8 +327,8 @@ bool CublasLtPlans::fuses(const CudaGemm& gemm, const std::function<void()>& apa
   if (!plan.possible) return false;
   if (plan.compared || capturing()) return plan.fused;
   plan.compared = true;
-  const auto kept = remembered_.find(key_of(gemm));
-  if (kept != remembered_.end() || !tune_) return plan.fused = kept == remembered_.end() || !is_apart(kept->second);
+  const auto kept = choices_.find(key_of(gemm));
+  if (kept || !tune_) return plan.fused = kept != kApart;
   // A product that adds would do so in each run that is timed. What is faster, its twin that writes over has found.
   if (gemm.accumulate) {
     CudaGemm twin = gemm;
@@ -358,53 +340,8 @@ bool CublasLtPlans::fuses(const CudaGemm& gemm, const std::function<void()>& apa
   fused(), apart();  // each chooses its algorithms first
   const double seconds_fused = clock_.seconds_a_run(fused, kTimedRuns, kTimedSeconds);
   plan.fused = seconds_fused <= clock_.seconds_a_run(apart, kTimedRuns, kTimedSeconds);
-  if (!plan.fused) {
-    remembered_[key_of(gemm)] = kApart;
-    write_file();
-  }
+  if (!plan.fused) choices_.keep(key_of(gemm), kApart);
   return plan.fused;
-}
-
-// The file: a line that says whose choices these are, then of each product its key and the eight words of the algorithm
-// (cuBLASLt allows to keep these for the same version), in hexadecimal.
-void CublasLtPlans::remember(const std::string& path) {
-  path_ = path;
-  remembered_.clear();
-  read_file();
-}
-
-// Takes in what is new there. All ranks of a run, in one process or many, and other runs beside it may share the file.
-void CublasLtPlans::read_file() {
-  std::FILE* file = path_.empty() ? nullptr : std::fopen(path_.c_str(), "r");
-  if (!file) return;
-  std::fclose(file);
-  std::istringstream lines(llm::read_file(path_));
-  std::string line;
-  if (!std::getline(lines, line) || line != first_line()) return;
-  for (int number = 2; std::getline(lines, line); ++number) {
-    std::istringstream words(line);
-    Key key{};
-    Algorithm algorithm{};
-    for (int64_t& word : key) words >> word;
-    words >> std::hex;
-    for (uint64_t& word : algorithm.data) words >> word;
-    if (!words) fail(path_, ", line ", number, ": this is no line of cuBLASLt's algorithms; remove the file");
-    remembered_.try_emplace(key, algorithm);
-  }
-}
-
-void CublasLtPlans::write_file() {
-  if (path_.empty()) return;
-  read_file();
-  std::ostringstream text;
-  text << first_line() << '\n';
-  for (const auto& [key, algorithm] : remembered_) {
-    text << std::dec;
-    for (const int64_t word : key) text << word << ' ';
-    text << std::hex;
-    for (size_t i = 0; i < 8; ++i) text << algorithm.data[i] << (i == 7 ? '\n' : ' ');
-  }
-  write_file_atomically(path_, text.str());
 }
 
 }  // namespace
