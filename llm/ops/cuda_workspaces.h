@@ -29,14 +29,9 @@ inline int64_t norm_blocks_cuda(int64_t rows) {
   const int64_t block = norm_block_rows_cuda(rows);
   return (rows + block - 1) / block;
 }
-inline int64_t layernorm_backward_workspace_cuda(int64_t rows, int64_t columns, bool sums_columns) {
-  return norm_blocks_cuda(rows) * (sums_columns ? 3 : 2) * columns * 4;
-}
-inline int64_t rmsnorm_backward_workspace_cuda(int64_t rows, int64_t columns) {
-  return norm_blocks_cuda(rows) * columns * 4;
-}
-inline int64_t qk_norm_backward_workspace_cuda(int64_t rows, int64_t head_size) {  // rows: B T
-  return norm_blocks_cuda(rows) * 2 * head_size * 4;
+// `sums`: how many of `columns` floats each are taken at the same time.
+inline int64_t norm_backward_workspace_cuda(int64_t rows, int64_t columns, int64_t sums) {
+  return norm_blocks_cuda(rows) * sums * columns * 4;
 }
 
 // gradient_norm: one double for each block of each tensor.

@@ -1,5 +1,5 @@
-// LayerNorm and RMSNorm backward (formulas: layernorm.cpp, rmsnorm.cpp), with the optional addend that joins the gradient of
-// the residual stream.
+// LayerNorm and RMSNorm backward (formulas: norm.cpp), with the optional addend that joins the gradient of the residual
+// stream.
 //
 // At most 264 blocks share the rows. A team of warps (one up to 768 channels, of RMSNorm 1024) holds a row's dy and x in
 // registers, and keeps the sums that its columns give to d_weight and d_bias there from row to row; at the end the teams' sums

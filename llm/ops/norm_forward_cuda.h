@@ -1,4 +1,4 @@
-// LayerNorm and RMSNorm forward, with the optional residual addition in front (formulas: layernorm.cpp, rmsnorm.cpp).
+// LayerNorm and RMSNorm forward, with the optional residual addition in front (formulas: norm.cpp).
 //
 // There are as many blocks as run at once. A team of warps (one up to 1024 channels) holds a row in registers, in fp32, and loads
 // its next row meanwhile; the weights lie in shared memory. Every byte is read and written once, the weights once a block. The

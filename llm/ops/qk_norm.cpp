@@ -1,7 +1,7 @@
 // qk_norm: RMSNorm of each query head and each key head over its D channels (Henry et al. 2020); values pass through.
 //   qkv (B, T, (H + 2 K) D), query_weight (D), key_weight (D) -> the same shape, rstd (B T, H + K)
 // Attributes: heads H, kv_heads K, head_size D, epsilon.
-#include <cmath>
+#include <algorithm>
 
 #include "llm/graph/autodiff.h"
 #include "llm/ops/cuda_kernels.h"
@@ -53,19 +53,10 @@ void cpu(const KernelCall& call) {
   call.threads.for_blocks(rows, row_grain(width), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       for (int64_t head = 0; head < h.normed(); ++head) {
-        const float* in = qkv + r * width + head * D;
-        float* out = y + r * width + head * D;
+        const int64_t at = r * width + head * D;
         const float* weight = head < h.queries ? query_weight : key_weight;
-        simd::Vec squares{};
-        for_vectors(D, [&](int64_t c, auto lanes) {
-          const simd::Vec v = lanes.load(in + c);
-          squares += v * v;
-        });
-        const float rstd = 1.0f / std::sqrt(simd::reduce_add(squares) / static_cast<float>(D) + epsilon);
-        for_vectors(D, [&](int64_t c, auto lanes) {
-          lanes.store(out + c, lanes.load(in + c) * rstd * lanes.load(weight + c));
-        });
-        rstd_out[r * h.normed() + head] = rstd;
+        const NormStatistics of = norm_row<false>(qkv + at, weight, nullptr, y + at, D, epsilon);
+        rstd_out[r * h.normed() + head] = of.rstd;
       }
       if (y != qkv) std::copy_n(qkv + r * width + h.normed() * D, h.keys * D, y + r * width + h.normed() * D);
     }
@@ -82,7 +73,7 @@ void infer_backward(Graph& g, Node& node) {
 
 size_t backward_workspace(const Graph& g, const Node& node, const Target& target) {
   const int64_t size = Heads(node).size;
-  return target.cuda ? static_cast<size_t>(qk_norm_backward_workspace_cuda(g.shape(node.inputs[1]).rows(), size))
+  return target.cuda ? static_cast<size_t>(norm_backward_workspace_cuda(g.shape(node.inputs[1]).rows(), size, 2))
                      : static_cast<size_t>(kNormBlocks * 2 * size) * 4;
 }
 
@@ -107,21 +98,9 @@ void cpu_backward(const KernelCall& call) {
       for (int64_t head = 0; head < h.normed(); ++head) {
         const int64_t at = r * width + head * D;
         const bool is_query = head < h.queries;
-        const float *in = qkv + at, *d = dy + at, *weight = is_query ? query_weight : key_weight;
-        float* d_weight = is_query ? d_query : d_key;
-        const float s = rstd[r * h.normed() + head];
-        simd::Vec sum_gn{};
-        for_vectors(D, [&](int64_t c, auto lanes) {
-          const simd::Vec dv = lanes.load(d + c);
-          const simd::Vec n = lanes.load(in + c) * s;
-          sum_gn += dv * lanes.load(weight + c) * n;
-          lanes.store(d_weight + c, lanes.load(d_weight + c) + dv * n);
-        });
-        const float mean_gn = simd::reduce_add(sum_gn) / static_cast<float>(D);
-        for_vectors(D, [&](int64_t c, auto lanes) {
-          const simd::Vec n = lanes.load(in + c) * s;
-          lanes.store(dx + at + c, (lanes.load(d + c) * lanes.load(weight + c) - n * mean_gn) * s);
-        });
+        norm_row_backward<false>(dy + at, qkv + at, is_query ? query_weight : key_weight,
+                                 {.rstd = rstd[r * h.normed() + head]}, nullptr, dx + at, is_query ? d_query : d_key,
+                                 nullptr, D);
       }
       const int64_t values = r * width + h.normed() * D;
       if (dx != dy) std::copy_n(dy + values, h.keys * D, dx + values);
