@@ -1,28 +1,25 @@
 // Fusion by window and use count. A pattern is a node and the node that reads its output; where nothing else stands
 // between them, the second one's work moves into the first (or the first one's into the second), and a tensor that would
 // have gone through memory is gone.
-#include <algorithm>
-#include <string_view>
-
-#include "llm/graph/op.h"
+#include "llm/graph/fusion.h"
 #include "llm/graph/passes.h"
 
 namespace llm {
 namespace {
 
-class Fuser {
+class Fuser : Fusion {
  public:
-  Fuser(Graph& graph, const std::vector<TensorId>& results) : g_(graph), results_(results) { count_uses(); }
+  using Fusion::Fusion;
 
   std::string run(const Target& target) {
-    const int norms = apply([&](size_t i) { return add_into_norm(i); });
-    const int activations = apply([&](size_t i) { return activation_into_linear(i); });
-    const int derivatives = apply([&](size_t i) { return derivative_into_linear(i); });
-    const int kept = target.cuda ? 0 : apply([&](size_t i) { return derivative_instead_of_input(i); });
-    const int addends = apply([&](size_t i) { return addend_into_norm_backward(i); });
-    const int bias_gradients = target.cuda ? apply([&](size_t i) { return bias_gradient_into_writer(i); }) : 0;
-    const int heads = apply([&](size_t i) { return head(i); });
-    const int squares = target.cuda ? 0 : apply([&](size_t i) { return product_with_itself(i); });
+    const int norms = apply([&](int i) { return add_into_norm(i); });
+    const int activations = apply([&](int i) { return activation_into_linear(i); });
+    const int derivatives = apply([&](int i) { return derivative_into_linear(i); });
+    const int kept = target.cuda ? 0 : apply([&](int i) { return derivative_instead_of_input(i); });
+    const int addends = apply([&](int i) { return addend_into_norm_backward(i); });
+    const int bias_gradients = target.cuda ? apply([&](int i) { return bias_gradient_into_writer(i); }) : 0;
+    const int heads = apply([&](int i) { return head(i); });
+    const int squares = target.cuda ? 0 : apply([&](int i) { return product_with_itself(i); });
     std::string text;
     const auto count = [&](int n, const char* what) {
       if (n) text += (text.empty() ? "" : ", ") + std::to_string(n) + " " + what;
@@ -39,56 +36,13 @@ class Fuser {
   }
 
  private:
-  static constexpr int kOutside = -1;
-
-  Node& node(int i) { return g_.nodes[static_cast<size_t>(i)]; }
-  bool is(int i, std::string_view name) const {
-    const Node& n = g_.nodes[static_cast<size_t>(i)];
-    return n.op && n.op->name == name;
-  }
-  using Slot = int Slots::*;
-  static bool has(const Node& n, Slot s) { return n.op && n.op->slots.*s >= 0; }
-  static size_t slot(const Node& n, Slot s) { return static_cast<size_t>(n.op->slots.*s); }
-  static TensorId input(const Node& n, Slot s) { return n.input(slot(n, s)); }
-  bool is_result(TensorId id) const { return std::find(results_.begin(), results_.end(), id) != results_.end(); }
-  const std::vector<int>& readers(TensorId id) const { return readers_[static_cast<size_t>(id)]; }
-  int writer(TensorId id) const { return writers_[static_cast<size_t>(id)]; }
-  bool only_reader(TensorId id, int reader) const {
-    return readers(id).size() == 1 && readers(id)[0] == reader && !is_result(id);
-  }
-
-  void count_uses() {
-    readers_.assign(g_.tensors.size(), {});
-    writers_.assign(g_.tensors.size(), kOutside);
-    for (size_t i = 0; i < g_.nodes.size(); ++i) {
-      for (TensorId id : g_.nodes[i].inputs)
-        for (; id != kNone; id = g_.tensor(id).alias)  // who reads a view reads what it is of
-          readers_[static_cast<size_t>(id)].push_back(static_cast<int>(i));
-      for (TensorId id : g_.nodes[i].outputs)
-        if (id != kNone) writers_[static_cast<size_t>(id)] = static_cast<int>(i);
-    }
-    for (size_t i = 0; i < g_.tensors.size(); ++i)
-      if (const TensorId whole = g_.tensors[i].alias; whole != kNone && writers_[i] == kOutside)
-        writers_[i] = writers_[static_cast<size_t>(whole)];
-  }
-
-  // Tries a pattern at each node, then takes out the nodes that it left without an op.
-  template <class Pattern>
-  int apply(Pattern pattern) {
-    int count = 0;
-    for (size_t i = 0; i < g_.nodes.size(); ++i)
-      if (g_.nodes[i].op && pattern(i)) ++count;
-    std::erase_if(g_.nodes, [](const Node& n) { return n.op == nullptr; });
-    count_uses();
-    return count;
-  }
-
   // sum = add(x, delta); norm(sum) -> norm(x, .., delta), which also gives the sum. Moving the addition down to the norm
   // is allowed because the norm is the sum's first reader.
-  bool add_into_norm(size_t index) {
-    Node& add = g_.nodes[index];
-    if (!is(static_cast<int>(index), "add") || readers(add.outputs[0]).empty()) return false;
-    const int first = readers(add.outputs[0])[0];
+  bool add_into_norm(int index) {
+    Node& add = node(index);
+    if (!is(index, "add")) return false;
+    const int first = first_reader(add.outputs[0]);
+    if (first == kOutside) return false;
     Node& norm = node(first);
     if (!has(norm, &Slots::delta) || input(norm, &Slots::delta) != kNone || norm.inputs[0] != add.outputs[0])
       return false;
@@ -100,32 +54,31 @@ class Fuser {
   }
 
   // y = linear(x); a = gelu(y) -> linear gives a too, and y only where the backward pass reads it.
-  bool activation_into_linear(size_t index) {
-    Node& linear = g_.nodes[index];
+  bool activation_into_linear(int index) {
+    Node& linear = node(index);
     if (!has(linear, &Slots::activated) || linear.attributes.has("activation")) return false;
     const TensorId y = linear.outputs[0];
-    if (readers(y).empty()) return false;
-    Node& activation = node(readers(y)[0]);
+    if (first_reader(y) == kOutside) return false;
+    Node& activation = node(first_reader(y));
     const ActivationKind kind = activation.op ? activation.op->function : ActivationKind::none;
     if (kind == ActivationKind::none) return false;
     linear.attributes.set("activation", static_cast<int64_t>(kind));
     linear.set_output(slot(linear, &Slots::activated), activation.outputs[0]);
-    if (only_reader(y, readers(y)[0])) linear.outputs[0] = kNone;
+    if (only_reader(y) != kOutside) linear.outputs[0] = kNone;
     activation.op = nullptr;
     return true;
   }
 
   // da = linear_backward_input(dy, w); dh = gelu_backward(da, h) -> one product whose epilogue multiplies.
-  bool derivative_into_linear(size_t index) {
-    Node& linear = g_.nodes[index];
+  bool derivative_into_linear(int index) {
+    Node& linear = node(index);
     if (!has(linear, &Slots::hidden) || linear.attributes.has("activation")) return false;
     const TensorId da = linear.outputs[0];
-    if (readers(da).empty()) return false;
-    const int reader = readers(da)[0];
+    const int reader = only_reader(da);
+    if (reader == kOutside || !node(reader).op || node(reader).inputs[0] != da) return false;
     Node& backward = node(reader);
-    if (!backward.op || backward.inputs[0] != da || !only_reader(da, reader)) return false;
     const ActivationKind kind = backward.op->derivative_of;
-    if (kind == ActivationKind::none || writer(backward.inputs[1]) > static_cast<int>(index)) return false;
+    if (kind == ActivationKind::none || writer(backward.inputs[1]) > index) return false;
     linear.attributes.set("activation", static_cast<int64_t>(kind));
     linear.set_input(slot(linear, &Slots::hidden), backward.inputs[1]);
     linear.outputs[0] = backward.outputs[0];
@@ -135,13 +88,13 @@ class Fuser {
 
   // Where only the derivative is made of y = linear(x) in the backward pass, it is made in the forward pass, beside the
   // activation, with which it shares its exponential, and takes y's place.
-  bool derivative_instead_of_input(size_t index) {
-    Node& backward = g_.nodes[index];
+  bool derivative_instead_of_input(int index) {
+    Node& backward = node(index);
     if (!has(backward, &Slots::hidden) || !backward.attributes.has("activation")) return false;
     const TensorId y = input(backward, &Slots::hidden);
     const int first = writer(y);
     if (first == kOutside || !has(node(first), &Slots::activated) || !node(first).attributes.has("activation") ||
-        !only_reader(y, static_cast<int>(index)) || g_.dtype(y) != DType::fp32)
+        only_reader(y) != index || g_.dtype(y) != DType::fp32)
       return false;
     const TensorId derivative =
         g_.add_tensor(g_.tensor(y).name + ".derivative", DType::fp32, Shape(g_.shape(y)), Role::activation);
@@ -153,16 +106,15 @@ class Fuser {
   }
 
   // dx = norm_backward(..); sum = add(d, dx) -> norm_backward(.., d) gives the sum.
-  bool addend_into_norm_backward(size_t index) {
-    Node& norm = g_.nodes[index];
+  bool addend_into_norm_backward(int index) {
+    Node& norm = node(index);
     if (!has(norm, &Slots::addend) || input(norm, &Slots::addend) != kNone) return false;
     const TensorId dx = norm.outputs[0];
-    if (readers(dx).empty()) return false;
-    const int reader = readers(dx)[0];
+    const int reader = only_reader(dx);
+    if (reader == kOutside || !is(reader, "add")) return false;
     Node& add = node(reader);
-    if (!is(reader, "add") || !only_reader(dx, reader)) return false;
     const TensorId other = add.inputs[0] == dx ? add.inputs[1] : add.inputs[0];
-    if (writer(other) > static_cast<int>(index)) return false;
+    if (writer(other) > index) return false;
     norm.set_input(slot(norm, &Slots::addend), other);
     norm.outputs[0] = add.outputs[0];
     add.op = nullptr;
@@ -170,14 +122,14 @@ class Fuser {
   }
 
   // dW, db = linear_backward_weight(dy, ..): whoever writes dy gives the sum of its rows, db, where it can.
-  bool bias_gradient_into_writer(size_t index) {
-    Node& linear = g_.nodes[index];
+  bool bias_gradient_into_writer(int index) {
+    Node& linear = node(index);
     if (!has(linear, &Slots::bias_gradient)) return false;
-    const TensorId db = linear.output(slot(linear, &Slots::bias_gradient));
+    const TensorId db = output(linear, &Slots::bias_gradient);
     const int from = writer(linear.inputs[0]);
     if (db == kNone || from == kOutside || node(from).outputs[0] != linear.inputs[0]) return false;
     Node& source = node(from);
-    if (!has(source, &Slots::column_sums) || source.output(slot(source, &Slots::column_sums)) != kNone) return false;
+    if (!has(source, &Slots::column_sums) || output(source, &Slots::column_sums) != kNone) return false;
     source.set_output(slot(source, &Slots::column_sums), db);
     if (linear.outputs.size() == 1) {
       linear.op = nullptr;  // it does nothing else
@@ -189,17 +141,16 @@ class Fuser {
   }
 
   // logits = linear(x, w); losses = cross_entropy(logits) [and their three backward nodes] -> head_loss.
-  bool head(size_t index) {
-    const Node linear = g_.nodes[index];
-    if (!is(static_cast<int>(index), "linear") || linear.inputs.size() > 2 || linear.attributes.has("activation"))
-      return false;
+  bool head(int index) {
+    const Node linear = node(index);
+    if (!is(index, "linear") || linear.inputs.size() > 2 || linear.attributes.has("activation")) return false;
     const TensorId logits = linear.outputs[0];
     const std::vector<int> uses = readers(logits);
     if (uses.empty() || uses.size() > 2 || is_result(logits) || !is(uses[0], "cross_entropy")) return false;
     const Node loss = node(uses[0]);
     std::vector<TensorId> inputs = {linear.inputs[0], linear.inputs[1], loss.inputs[1]};
     std::vector<TensorId> outputs = {loss.outputs[0]};
-    std::vector<int> removed = {static_cast<int>(index)};
+    std::vector<int> removed = {index};
     if (uses.size() == 2) {
       if (!is(uses[1], "cross_entropy_backward")) return false;
       const Node backward = node(uses[1]);
@@ -220,8 +171,8 @@ class Fuser {
   }
 
   // x x^T or x^T x is symmetric: the CPU multiplies one half and copies it into the other, to the same bits.
-  bool product_with_itself(size_t index) {
-    Node& product = g_.nodes[index];
+  bool product_with_itself(int index) {
+    Node& product = node(index);
     const std::optional<Factors>& factors = product.op->factors;
     if (!factors || factors->transposed[0] != factors->transposed[1] || product.inputs.size() != 2 ||
         product.inputs[0] != product.inputs[1] || product.outputs.size() != 1)
@@ -229,11 +180,6 @@ class Fuser {
     product.attributes.set("symmetric", true);
     return true;
   }
-
-  Graph& g_;
-  const std::vector<TensorId>& results_;
-  std::vector<std::vector<int>> readers_;
-  std::vector<int> writers_;
 };
 
 }  // namespace
