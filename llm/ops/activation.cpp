@@ -37,63 +37,52 @@ void cpu_backward(const KernelCall& call) {
   });
 }
 
-void gelu_backward(Graph& g, const Node& node, Gradients& gradients) {
-  gradients.contribute(node.inputs[0], g.add("gelu_backward", {}, {gradients.of(node.outputs[0]), node.inputs[0]})[0]);
-}
-
-void relu2_backward(Graph& g, const Node& node, Gradients& gradients) {
-  gradients.contribute(node.inputs[0], g.add("relu2_backward", {}, {gradients.of(node.outputs[0]), node.inputs[0]})[0]);
+void backward(Graph& g, const Node& node, Gradients& gradients) {
+  const std::string name = concat(node.op->name, "_backward");
+  gradients.contribute(node.inputs[0], g.add(name, {}, {gradients.of(node.outputs[0]), node.inputs[0]})[0]);
 }
 
 std::vector<Example> examples() {
   return {{{}, {{{3, 37}, DType::fp32, -6, 6}}}, {{}, {{{64}, DType::fp32, -12, 12}}}};
 }
 
+using Kernel = void(const KernelCall&);
+
+template <class Function>
+void add_rows(std::vector<Op>& rows, ActivationKind kind, const char* formula, Kernel* cuda, const char* backward_name,
+              const char* backward_formula, Kernel* cuda_backward) {
+  rows.push_back({.name = name_of(kind),
+                  .summary = formula,
+                  .infer = infer,
+                  .backward = backward,
+                  .cost = cost,
+                  .cpu = cpu<Function>,
+                  .cuda = cuda,
+                  .examples = examples,
+                  .in_place = {{0, 0}},
+                  .slots = {.largest = 1},
+                  .function = kind,
+                  .recompute = Recompute::activations});
+  rows.push_back({.name = backward_name,
+                  .summary = backward_formula,
+                  .infer = infer,
+                  .cost = cost,
+                  .cpu = cpu_backward<Function>,
+                  .cuda = cuda_backward,
+                  .in_place = {{0, 0}, {0, 1}},
+                  .slots = {.largest = 1},
+                  .derivative_of = kind});
+}
+
 }  // namespace
 
 std::vector<Op> activation_ops() {
-  return {{.name = "gelu",
-           .summary = "a = h (1 + tanh(sqrt(2 / pi) (h + 0.044715 h^3))) / 2",
-           .infer = infer,
-           .backward = gelu_backward,
-           .cost = cost,
-           .cpu = cpu<Gelu>,
-           .cuda = cuda::gelu,
-           .examples = examples,
-           .in_place = {{0, 0}},
-           .slots = {.largest = 1},
-           .function = ActivationKind::gelu,
-           .recompute = Recompute::activations},
-          {.name = "gelu_backward",
-           .summary = "dh = da gelu'(h)",
-           .infer = infer,
-           .cost = cost,
-           .cpu = cpu_backward<Gelu>,
-           .cuda = cuda::gelu_backward,
-           .in_place = {{0, 0}, {0, 1}},
-           .slots = {.largest = 1},
-           .derivative_of = ActivationKind::gelu},
-          {.name = "relu2",
-           .summary = "a = relu(h)^2",
-           .infer = infer,
-           .backward = relu2_backward,
-           .cost = cost,
-           .cpu = cpu<Relu2>,
-           .cuda = cuda::relu2,
-           .examples = examples,
-           .in_place = {{0, 0}},
-           .slots = {.largest = 1},
-           .function = ActivationKind::relu2,
-           .recompute = Recompute::activations},
-          {.name = "relu2_backward",
-           .summary = "dh = da 2 relu(h)",
-           .infer = infer,
-           .cost = cost,
-           .cpu = cpu_backward<Relu2>,
-           .cuda = cuda::relu2_backward,
-           .in_place = {{0, 0}, {0, 1}},
-           .slots = {.largest = 1},
-           .derivative_of = ActivationKind::relu2}};
+  std::vector<Op> rows;
+  add_rows<Gelu>(rows, ActivationKind::gelu, "a = h (1 + tanh(sqrt(2 / pi) (h + 0.044715 h^3))) / 2", cuda::gelu,
+                 "gelu_backward", "dh = da gelu'(h)", cuda::gelu_backward);
+  add_rows<Relu2>(rows, ActivationKind::relu2, "a = relu(h)^2", cuda::relu2, "relu2_backward", "dh = da 2 relu(h)",
+                  cuda::relu2_backward);
+  return rows;
 }
 
 }  // namespace llm

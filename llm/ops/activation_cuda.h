@@ -23,4 +23,14 @@ struct Relu2 {  // relu(x)^2 (So et al. 2021)
   __device__ static float derivative(float x) { return x > 0 ? 2 * x : 0; }
 };
 
+// For elementwise_cuda.h.
+template <class Activation>
+struct Activate {
+  __device__ float operator()(float x) const { return Activation::value(x); }
+};
+template <class Activation>
+struct MultiplyByDerivative {
+  __device__ float operator()(float d, float x) const { return d * Activation::derivative(x); }
+};
+
 }  // namespace llm::cuda

@@ -50,11 +50,13 @@ void backward(Graph& g, const Node& node, Gradients& gradients) {
   gradients.contribute(node.inputs[0], d[0]);
 }
 
-// Two products of T x T x D a head, half of each below the diagonal. How much of it documents leave out, only the data say.
+// Products of T x T x D a head, half of each below the diagonal; qkv is input kQkv. How much of it documents leave out, only the
+// data say.
+template <size_t kQkv, int kProducts>
 Cost cost(const Graph& g, const Node& node) {
-  const AttentionShape s = shape_of(g, node, node.inputs[0]);
+  const AttentionShape s = shape_of(g, node, node.inputs[kQkv]);
   const double pairs = 0.5 * static_cast<double>(s.batch * s.heads * s.tokens) * static_cast<double>(s.tokens + 1);
-  return streaming_cost(g, node, pairs * static_cast<double>(4 * s.head_size));
+  return streaming_cost(g, node, pairs * static_cast<double>(2 * kProducts * s.head_size));
 }
 
 void cpu(const KernelCall& call) {
@@ -72,13 +74,6 @@ size_t backward_workspace(const Graph& g, const Node& node, const Target& target
   const AttentionShape s = shape_of(g, node, node.inputs[1]);
   return target.cuda ? attention_backward_workspace_cuda(s, g.dtype(node.inputs[1]))
                      : floats(attention_backward_workspace(s, target.threads));
-}
-
-// Five products: the scores again, dP, dV, dQ and dK.
-Cost backward_cost(const Graph& g, const Node& node) {
-  const AttentionShape s = shape_of(g, node, node.inputs[1]);
-  const double pairs = 0.5 * static_cast<double>(s.batch * s.heads * s.tokens) * static_cast<double>(s.tokens + 1);
-  return streaming_cost(g, node, pairs * static_cast<double>(10 * s.head_size));
 }
 
 void cpu_backward(const KernelCall& call) {
@@ -152,7 +147,7 @@ std::vector<Op> attention_ops() {
            .summary = "softmax(q k^T / sqrt(D), causal) v without a T x T matrix",
            .infer = infer,
            .backward = backward,
-           .cost = cost,
+           .cost = cost<0, 2>,
            .cpu = cpu,
            .cuda = cuda::attention,
            .workspace = workspace,
@@ -162,7 +157,7 @@ std::vector<Op> attention_ops() {
           {.name = "attention_backward",
            .summary = "d_qkv, from the scores made again",
            .infer = infer_backward,
-           .cost = backward_cost,
+           .cost = cost<1, 5>,  // the scores again, dP, dV, dQ and dK
            .cpu = cpu_backward,
            .cuda = cuda::attention_backward,
            .workspace = backward_workspace,

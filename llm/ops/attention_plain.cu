@@ -112,11 +112,7 @@ void forward(const KernelCall& call) {
 }  // namespace
 
 void attention_plain(const KernelCall& call) {
-  const bool is_bf16 = call.in_dtype(0) == DType::bf16;
-  const int64_t head_size = attention_shape(call, 0).head_size;
-  if (head_size <= 64) return is_bf16 ? forward<bf16, 64, 64>(call) : forward<float, 64, 64>(call);
-  if (head_size <= 128) return is_bf16 ? forward<bf16, 64, 128>(call) : forward<float, 64, 128>(call);
-  return is_bf16 ? forward<bf16, 32, 256>(call) : forward<float, 32, 256>(call);
+  with_tiles<64, 64, 32>(call, 0, [&]<class T, int kTile, int kHead>() { forward<T, kTile, kHead>(call); });
 }
 
 }  // namespace llm::cuda

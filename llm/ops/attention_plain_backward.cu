@@ -200,19 +200,12 @@ void backward_of(const KernelCall& call) {
                log_sum_exp, delta, starts, d_qkv, largest);
 }
 
-template <class T, int kTile, int kHead>
-void backward(const KernelCall& call) {
-  call.has_input(4) ? backward_of<T, kTile, kHead, true>(call) : backward_of<T, kTile, kHead, false>(call);
-}
-
 }  // namespace
 
 void attention_backward_plain(const KernelCall& call) {
-  const bool is_bf16 = call.in_dtype(1) == DType::bf16;
-  const int64_t head_size = attention_shape(call, 1).head_size;
-  if (head_size <= 64) return is_bf16 ? backward<bf16, 64, 64>(call) : backward<float, 64, 64>(call);
-  if (head_size <= 128) return is_bf16 ? backward<bf16, 32, 128>(call) : backward<float, 32, 128>(call);
-  return is_bf16 ? backward<bf16, 16, 256>(call) : backward<float, 16, 256>(call);
+  with_tiles<64, 32, 16>(call, 1, [&]<class T, int kTile, int kHead>() {
+    call.has_input(4) ? backward_of<T, kTile, kHead, true>(call) : backward_of<T, kTile, kHead, false>(call);
+  });
 }
 
 }  // namespace llm::cuda

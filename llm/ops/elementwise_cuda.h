@@ -5,8 +5,11 @@
 // input: a thread has read its elements before it writes them, and no other thread reads them.
 #pragma once
 #include <algorithm>
+#include <utility>
 
+#include "llm/device/cuda.h"
 #include "llm/ops/largest_cuda.h"
+#include "llm/ops/typed_cuda.h"
 
 namespace llm::cuda {
 
@@ -60,6 +63,20 @@ void elementwise_noting(cudaStream_t stream, int64_t n, uint32_t* largest, Funct
 template <class Function, class Out, class... In>
 void elementwise(cudaStream_t stream, int64_t n, Function function, Out* out, const In*... in) {
   elementwise_noting(stream, n, nullptr, function, out, in...);
+}
+
+// Output 0 = function(inputs 0, .. and as many as it takes), which have one type and the output's size.
+template <size_t... kInputs, class Function>
+void elementwise_op(const KernelCall& call, Function function, std::index_sequence<kInputs...>) {
+  with_type(call.in_dtype(0), [&](auto typed) {
+    using T = decltype(typed);
+    elementwise_noting(call.cuda->stream(), call.out_shape(0).elements(), largest_of(call), function, call.out<T>(0),
+                       call.in<T>(kInputs)...);
+  });
+}
+template <size_t kInputs, class Function>
+void elementwise_op(const KernelCall& call, Function function) {
+  elementwise_op(call, function, std::make_index_sequence<kInputs>());
 }
 
 }  // namespace llm::cuda

@@ -39,8 +39,17 @@ void with_activation(ActivationKind kind, Body&& body) {
   if (kind == ActivationKind::relu2) body(Relu2{});
 }
 
-size_t gemm_bytes(const Product& p, const Target& target) {
+// Of all three ops, which have one product each.
+size_t workspace(const Graph& g, const Node& node, const Target& target) {
+  const Product p = products_of(g, node)[0];
   return target.cuda ? linear_workspace_cuda() : static_cast<size_t>(gemm_workspace(p.m, p.n, p.k, target.threads)) * 4;
+}
+
+// The same. Of a symmetric product only half is multiplied.
+Cost cost(const Graph& g, const Node& node) {
+  const Product p = products_of(g, node)[0];
+  const double share = node.attributes.flag("symmetric") ? 0.5 : 1.0;
+  return streaming_cost(g, node, share * 2.0 * static_cast<double>(p.m) * static_cast<double>(p.n * p.k));
 }
 
 void infer(Graph& g, Node& node) {
@@ -60,19 +69,6 @@ void backward(Graph& g, const Node& node, Gradients& gradients) {
 std::vector<Product> products(const Graph& g, const Node& node) {
   const Shape w = g.shape(node.inputs[1]);
   return {{g.shape(node.inputs[0]).rows(), w[0], w[1], false, true}};
-}
-
-size_t workspace(const Graph& g, const Node& node, const Target& target) {
-  return gemm_bytes(products(g, node)[0], target);
-}
-
-double flops_of(const Product& p) { return 2.0 * static_cast<double>(p.m) * static_cast<double>(p.n * p.k); }
-
-// Of a symmetric product only half is multiplied.
-double share_of(const Node& node) { return node.attributes.flag("symmetric") ? 0.5 : 1.0; }
-
-Cost cost(const Graph& g, const Node& node) {
-  return streaming_cost(g, node, share_of(node) * flops_of(products(g, node)[0]));
 }
 
 struct Finish {   // what an epilogue needs besides the tile
@@ -130,18 +126,18 @@ void cpu(const KernelCall& call) {
     epilogue.apply =
         call.node.attributes.flag("derivative") ? activate_and_differentiate<Function> : activate<Function>;
   });
-  Gemm g{m,
-         n,
-         k,
-         row_major(call.in(0), call.in_stride(0)),
-         transposed(call.in(1), call.in_stride(1)),
-         y,
-         stride,
-         call.in(2),
-         0,
-         epilogue};
-  g.symmetric = call.node.attributes.flag("symmetric");
-  gemm(call.threads, g, call.workspace());
+  gemm(call.threads,
+       {.m = m,
+        .n = n,
+        .k = k,
+        .a = row_major(call.in(0), call.in_stride(0)),
+        .b = transposed(call.in(1), call.in_stride(1)),
+        .c = y,
+        .c_stride = stride,
+        .addend = call.in(2),
+        .epilogue = epilogue,
+        .symmetric = call.node.attributes.flag("symmetric")},
+       call.workspace());
 }
 
 std::vector<Product> backward_input_products(const Graph& g, const Node& node) {
@@ -149,17 +145,9 @@ std::vector<Product> backward_input_products(const Graph& g, const Node& node) {
   return {{g.shape(node.inputs[0]).rows(), w[1], w[0], false, false}};
 }
 
-Cost backward_input_cost(const Graph& g, const Node& node) {
-  return streaming_cost(g, node, flops_of(backward_input_products(g, node)[0]));
-}
-
 void infer_backward_input(Graph& g, Node& node) {
   const Shape dy = g.shape(node.inputs[0]), w = g.shape(node.inputs[1]);
   g.add_output(node, "", g.dtype(node.inputs[0]), with_last(dy, w[1]));
-}
-
-size_t backward_input_workspace(const Graph& g, const Node& node, const Target& target) {
-  return gemm_bytes(backward_input_products(g, node)[0], target);
 }
 
 void cpu_backward_input(const KernelCall& call) {
@@ -171,8 +159,14 @@ void cpu_backward_input(const KernelCall& call) {
     epilogue.apply = call.node.attributes.flag("derivative") ? multiply_by_matrix : multiply_by_derivative<decltype(f)>;
   });
   gemm(call.threads,
-       {m, n, k, row_major(call.in(0), call.in_stride(0)), row_major(call.in(1), call.in_stride(1)), call.out(0),
-        stride, nullptr, 0, epilogue},
+       {.m = m,
+        .n = n,
+        .k = k,
+        .a = row_major(call.in(0), call.in_stride(0)),
+        .b = row_major(call.in(1), call.in_stride(1)),
+        .c = call.out(0),
+        .c_stride = stride,
+        .epilogue = epilogue},
        call.workspace());
 }
 
@@ -187,12 +181,8 @@ std::vector<Product> backward_weight_products(const Graph& g, const Node& node) 
   return {{dw[0], dw[1], g.shape(node.inputs[0]).rows(), true, false}};
 }
 
-Cost backward_weight_cost(const Graph& g, const Node& node) {
-  return streaming_cost(g, node, share_of(node) * flops_of(backward_weight_products(g, node)[0]));
-}
-
 size_t backward_weight_workspace(const Graph& g, const Node& node, const Target& target) {
-  if (!target.cuda) return gemm_bytes(backward_weight_products(g, node)[0], target);
+  if (!target.cuda) return workspace(g, node, target);
   const Shape dy = g.shape(node.inputs[0]);
   return linear_backward_weight_workspace_cuda(dy.rows(), dy.last(), node.output(1) != kNone);
 }
@@ -202,11 +192,20 @@ void cpu_backward_weight(const KernelCall& call) {
   const float *dy = call.in(0), *x = call.in(1);
   float* dw = call.out(0);
   const int64_t stride = call.out_stride(0);
-  Gemm g{O, I, tokens, transposed(dy, call.in_stride(0)), row_major(x, call.in_stride(1)), dw, stride};
-  if (call.accumulates(0)) g.addend = dw, g.addend_stride = stride;
-  g.row_sums = call.out(1), g.add_to_row_sums = call.accumulates(1);
-  g.symmetric = call.node.attributes.flag("symmetric");
-  gemm(call.threads, g, call.workspace());
+  gemm(call.threads,
+       {.m = O,
+        .n = I,
+        .k = tokens,
+        .a = transposed(dy, call.in_stride(0)),
+        .b = row_major(x, call.in_stride(1)),
+        .c = dw,
+        .c_stride = stride,
+        .addend = call.accumulates(0) ? dw : nullptr,
+        .addend_stride = stride,
+        .row_sums = call.out(1),
+        .add_to_row_sums = call.accumulates(1),
+        .symmetric = call.node.attributes.flag("symmetric")},
+       call.workspace());
 }
 
 std::vector<Example> examples() {
@@ -240,10 +239,10 @@ std::vector<Op> linear_ops() {
           {.name = "linear_backward_input",
            .summary = "dx = dy W",
            .infer = infer_backward_input,
-           .cost = backward_input_cost,
+           .cost = cost,
            .cpu = cpu_backward_input,
            .cuda = cuda::linear_backward_input,
-           .workspace = backward_input_workspace,
+           .workspace = workspace,
            .slots = {.hidden = 2},
            .factors = Factors{.transposed = {false, true}, .backward = true},
            .products = backward_input_products,
@@ -251,7 +250,7 @@ std::vector<Op> linear_ops() {
           {.name = "linear_backward_weight",
            .summary = "dW = dy^T x, db = sum of dy",
            .infer = infer_backward_weight,
-           .cost = backward_weight_cost,
+           .cost = cost,
            .cpu = cpu_backward_weight,
            .cuda = cuda::linear_backward_weight,
            .workspace = backward_weight_workspace,

@@ -15,21 +15,6 @@ ActivationKind activation_of(const KernelCall& call) {
   return static_cast<ActivationKind>(call.node.attributes.integer("activation", 0));
 }
 
-template <class Activation>
-struct Activate {
-  __device__ float operator()(float x) const { return Activation::value(x); }
-};
-template <class Activation>
-struct MultiplyByDerivative {
-  __device__ float operator()(float d, float h) const { return d * Activation::derivative(h); }
-};
-
-// Calls body(T{}) for the type of input i.
-template <class Body>
-void with_type(const KernelCall& call, size_t i, Body&& body) {
-  call.in_dtype(i) == DType::bf16 ? body(bf16{}) : body(float{});
-}
-
 CudaMatrix matrix(const KernelCall& call, size_t i, int64_t stride, bool transposed) {
   return {call.in<void>(i), call.in_dtype(i), stride, transposed};
 }
@@ -58,7 +43,14 @@ void linear(const KernelCall& call) {
   const int64_t m = call.in_shape(0).rows(), n = call.in_shape(1)[0], k = call.in_shape(1)[1];
   const ActivationKind activation = activation_of(call);
   void *y = call.out<void>(0), *activated = call.out<void>(1);
-  CudaGemm plain{m, n, k, matrix(call, 0, k, false), matrix(call, 1, k, true), y, call.in_dtype(0), n};
+  CudaGemm plain = {.m = m,
+                    .n = n,
+                    .k = k,
+                    .a = matrix(call, 0, k, false),
+                    .b = matrix(call, 1, k, true),
+                    .c = y,
+                    .c_dtype = call.in_dtype(0),
+                    .c_stride = n};
   plain.bias = call.in<void>(2);
   plain.epilogue = plain.bias ? GemmEpilogue::bias : GemmEpilogue::none;
   // Without a reader of y its place is the activated output, written twice.
@@ -66,7 +58,7 @@ void linear(const KernelCall& call) {
   const auto apart = [&] {
     cuda_gemm(*call.cuda, plain);
     if (activation == ActivationKind::none) return;
-    with_type(call, 0, [&](auto type) {
+    with_type(call.in_dtype(0), [&](auto type) {
       using T = decltype(type);
       activate(call, m * n, static_cast<const T*>(plain.c), call.out<T>(1));
     });
@@ -84,13 +76,19 @@ void linear(const KernelCall& call) {
 // dy (.., O), W (O, I), [h (.., I)] -> dx (.., I)
 void linear_backward_input(const KernelCall& call) {
   const int64_t m = call.in_shape(0).rows(), n = call.in_shape(1)[1], k = call.in_shape(1)[0];
-  const CudaGemm plain{
-      m, n, k, matrix(call, 0, k, false), matrix(call, 1, n, false), call.out<void>(0), call.in_dtype(0), n};
+  const CudaGemm plain = {.m = m,
+                          .n = n,
+                          .k = k,
+                          .a = matrix(call, 0, k, false),
+                          .b = matrix(call, 1, n, false),
+                          .c = call.out<void>(0),
+                          .c_dtype = call.in_dtype(0),
+                          .c_stride = n};
   const ActivationKind activation = activation_of(call);
   const auto apart = [&] {
     cuda_gemm(*call.cuda, plain);
     if (activation == ActivationKind::none) return;
-    with_type(call, 0, [&](auto type) {
+    with_type(call.in_dtype(0), [&](auto type) {
       using T = decltype(type);
       multiply_by_derivative(call, m * n, call.in<T>(2), call.out<T>(0));
     });
@@ -107,8 +105,15 @@ void linear_backward_input(const KernelCall& call) {
 // dy (.., O), x (.., I) -> dW (O, I), [db (O)], both fp32
 void linear_backward_weight(const KernelCall& call) {
   const int64_t rows = call.in_shape(0).rows(), O = call.in_shape(0).last(), I = call.in_shape(1).last();
-  CudaGemm plain{O, I, rows, matrix(call, 0, O, true), matrix(call, 1, I, false), call.out<void>(0), DType::fp32, I};
-  plain.accumulate = call.accumulates(0);
+  const CudaGemm plain = {.m = O,
+                          .n = I,
+                          .k = rows,
+                          .a = matrix(call, 0, O, true),
+                          .b = matrix(call, 1, I, false),
+                          .c = call.out<void>(0),
+                          .c_dtype = DType::fp32,
+                          .c_stride = I,
+                          .accumulate = call.accumulates(0)};
   float* db = call.out(1);
   if (!db) return cuda_gemm(*call.cuda, plain);
   const auto apart = [&] {
