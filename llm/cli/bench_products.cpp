@@ -78,13 +78,13 @@ class Operands {
   }
 
   Gemm gemm_of(const Product& p) const {
-    return {p.m,
-            p.n,
-            p.k,
-            p.a_transposed ? transposed(a_, p.m) : row_major(a_, p.k),
-            p.b_transposed ? transposed(b_, p.k) : row_major(b_, p.n),
-            c_,
-            p.n};
+    return {.m = p.m,
+            .n = p.n,
+            .k = p.k,
+            .a = p.a_transposed ? transposed(a_, p.m) : row_major(a_, p.k),
+            .b = p.b_transposed ? transposed(b_, p.k) : row_major(b_, p.n),
+            .c = c_,
+            .c_stride = p.n};
   }
   void ours(const Product& p) const { gemm(threads_, gemm_of(p), workspace_); }
   void onednn(const Product& p) const { onednn_gemm(gemm_of(p), threads_.size()); }

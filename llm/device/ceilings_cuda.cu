@@ -109,7 +109,14 @@ double measure_cuda_peak_gflops(CudaDevice& device, DType dtype) {
     const Arena a(bytes, device), b(bytes, device), c(bytes, device);
     fill(device, a.data(), n * n, dtype);
     fill(device, b.data(), n * n, dtype);
-    const CudaGemm gemm{n, n, n, {a.data(), dtype, n, false}, {b.data(), dtype, n, true}, c.data(), dtype, n};
+    const CudaGemm gemm = {.m = n,
+                           .n = n,
+                           .k = n,
+                           .a = {a.data(), dtype, n, false},
+                           .b = {b.data(), dtype, n, true},
+                           .c = c.data(),
+                           .c_dtype = dtype,
+                           .c_stride = n};
     const double seconds = median_seconds(device, [&] { cuda_gemm(device, gemm); });
     const double n3 = static_cast<double>(n) * static_cast<double>(n) * static_cast<double>(n);
     if (seconds > 0) best = std::max(best, 2 * n3 / seconds * 1e-9);

@@ -90,7 +90,15 @@ void cpu(const KernelCall& call) {
   float *logits = aligned(call.workspace()), *product = logits + block * stride;
   for (int64_t first = 0; first < rows; first += block) {
     const int64_t count = std::min(block, rows - first);
-    gemm(call.threads, {count, V, C, row_major(x + first * C, C), transposed(weight, C), logits, stride}, product);
+    gemm(call.threads,
+         {.m = count,
+          .n = V,
+          .k = C,
+          .a = row_major(x + first * C, C),
+          .b = transposed(weight, C),
+          .c = logits,
+          .c_stride = stride},
+         product);
     call.threads.for_blocks(count, row_grain(V), [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         float* row = logits + r * stride;
@@ -119,11 +127,26 @@ void cpu(const KernelCall& call) {
       }
     });
     if (!d_losses) continue;
-    gemm(call.threads, {count, C, V, row_major(logits, stride), row_major(weight, C), dx + first * C, C}, product);
+    gemm(call.threads,
+         {.m = count,
+          .n = C,
+          .k = V,
+          .a = row_major(logits, stride),
+          .b = row_major(weight, C),
+          .c = dx + first * C,
+          .c_stride = C},
+         product);
     const bool add = first > 0 || call.accumulates(2);
     gemm(call.threads,
-         {V, C, count, transposed(logits, stride), row_major(x + first * C, C), d_weight, C, add ? d_weight : nullptr,
-          C},
+         {.m = V,
+          .n = C,
+          .k = count,
+          .a = transposed(logits, stride),
+          .b = row_major(x + first * C, C),
+          .c = d_weight,
+          .c_stride = C,
+          .addend = add ? d_weight : nullptr,
+          .addend_stride = C},
          product);
   }
 }

@@ -103,14 +103,36 @@ void run(const KernelCall& call, const Terms& terms) {
   for (int64_t first = 0; first < rows; first += block) {
     const int64_t count = std::min(block, rows - first);
     const CudaMatrix x_rows{x + first * C, dtype, C, false}, d_logits{logits, dtype, stride, false};
-    cuda_gemm(*call.cuda, {count, n, C, x_rows, {weight, dtype, C, true}, logits, dtype, stride});
+    cuda_gemm(*call.cuda, {.m = count,
+                           .n = n,
+                           .k = C,
+                           .a = x_rows,
+                           .b = {weight, dtype, C, true},
+                           .c = logits,
+                           .c_dtype = dtype,
+                           .c_stride = stride});
     simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>(count)), threads, shared, classifier_kernel<T, Terms>,
                  logits, call.in_int(2) + first, d_losses ? d_losses + first : nullptr, losses + first, V, stride, kept,
                  terms);
     if (!d_losses) continue;
-    cuda_gemm(*call.cuda, {count, C, n, d_logits, {weight, dtype, C, false}, dx + first * C, dtype, C});
+    cuda_gemm(*call.cuda, {.m = count,
+                           .n = C,
+                           .k = n,
+                           .a = d_logits,
+                           .b = {weight, dtype, C, false},
+                           .c = dx + first * C,
+                           .c_dtype = dtype,
+                           .c_stride = C});
     const bool adds = first > 0 || call.accumulates(2);
-    cuda_gemm(*call.cuda, {n, C, count, {logits, dtype, stride, true}, x_rows, d_weight, DType::fp32, C, adds});
+    cuda_gemm(*call.cuda, {.m = n,
+                           .n = C,
+                           .k = count,
+                           .a = {logits, dtype, stride, true},
+                           .b = x_rows,
+                           .c = d_weight,
+                           .c_dtype = DType::fp32,
+                           .c_stride = C,
+                           .accumulate = adds});
   }
 }
 

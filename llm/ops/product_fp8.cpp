@@ -52,7 +52,17 @@ void cpu(const KernelCall& call) {
   float *a = call.workspace(), *b = a + round_up(m * k, 16), *more = b + round_up(n * k, 16), *c = call.out(0);
   widen(call, 0, *call.in(1), a);
   widen(call, 2, *call.in(3), b);
-  gemm(call.threads, {m, n, k, row_major(a, k), transposed(b, k), c, n, call.accumulates(0) ? c : nullptr, n}, more);
+  gemm(call.threads,
+       {.m = m,
+        .n = n,
+        .k = k,
+        .a = row_major(a, k),
+        .b = transposed(b, k),
+        .c = c,
+        .c_stride = n,
+        .addend = call.accumulates(0) ? c : nullptr,
+        .addend_stride = n},
+       more);
   const float* bias = call.in(4);
   if (!bias) return;
   call.threads.for_blocks(m, row_grain(n), [&](int64_t begin, int64_t end) {

@@ -91,9 +91,13 @@ Parametrization parametrization_of(const TrainOptions& o) {
 }
 
 OptimizerOptions optimizer_of(const TrainOptions& o) {
-  OptimizerOptions optimizer{o.beta1, o.beta2, o.epsilon, o.weight_decay, o.grad_clip, optimizer_named(o.optimizer)};
-  optimizer.guard_deviations = o.guard_deviations;
-  return optimizer;
+  return {.beta1 = o.beta1,
+          .beta2 = o.beta2,
+          .epsilon = o.epsilon,
+          .weight_decay = o.weight_decay,
+          .grad_clip = o.grad_clip,
+          .kind = optimizer_named(o.optimizer),
+          .guard_deviations = o.guard_deviations};
 }
 
 RecipeOptions recipe_of(const TrainOptions& o, int32_t end_of_text) {
