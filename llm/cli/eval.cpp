@@ -62,11 +62,6 @@ struct EvalData {
   double bytes_per_token = 0;  // 0: unknown
 };
 
-bool is_text_file(const std::string& data) {
-  std::error_code none;
-  return fs::exists(data, none) && !fs::is_directory(data, none) && !data.ends_with(".bin");
-}
-
 // The run's settings, or the usual ones of a model that no run made.
 TrainOptions settings_for(const LoadedModel& model) {
   return model.checkpoint().has_trainer_state ? settings_of(model.checkpoint()) : TrainOptions();

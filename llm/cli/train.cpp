@@ -192,11 +192,6 @@ void print_plan(const ModelConfig& model, const TrainOptions& o, const std::vect
       if (r.pass == "recomputation") std::cerr << "memory: " << r.pass << " of " << r.detail << "\n";
 }
 
-bool is_text_file(const std::string& data) {
-  std::error_code none;
-  return std::filesystem::is_regular_file(data, none) && !data.ends_with(".bin");
-}
-
 // The config of the model that training begins with. Only the context may be another, and a shorter one.
 ModelConfig trained_config(const Arguments& a, const std::string& origin, int64_t data_vocabulary) {
   ModelConfig model = read_config(origin);

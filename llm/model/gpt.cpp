@@ -6,9 +6,9 @@ namespace llm {
 namespace {
 
 // One forward pass; `capacity` > 0 makes it the inference form with key-value caches.
-class Builder {
+class ForwardBuilder {
  public:
-  Builder(Graph& graph, const ModelConfig& config, DType dtype, int64_t capacity = 0)
+  ForwardBuilder(Graph& graph, const ModelConfig& config, DType dtype, int64_t capacity = 0)
       : g_(graph), c_(config), dtype_(dtype), capacity_(capacity) {
     c_.check();
     add_parameters(g_, c_, dtype_);
@@ -129,7 +129,7 @@ TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int
                                    const OptimizerOptions& options, DType dtype, const RecipeOptions& recipe) {
   TrainingGraph t;
   Graph& g = t.graph;
-  Builder builder(g, config, dtype);
+  ForwardBuilder builder(g, config, dtype);
   t.tokens = add_input(g, "tokens", DType::int32, batch, tokens);
   t.targets = add_input(g, "targets", DType::int32, batch, tokens);
   t.loss_weights = add_input(g, "loss_weights", DType::fp32, batch, tokens);
@@ -148,7 +148,7 @@ TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int
 EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, DType dtype,
                                        int32_t end_of_text) {
   EvaluationGraph e;
-  Builder builder(e.graph, config, dtype);
+  ForwardBuilder builder(e.graph, config, dtype);
   e.tokens = add_input(e.graph, "tokens", DType::int32, batch, tokens);
   e.targets = add_input(e.graph, "targets", DType::int32, batch, tokens);
   e.losses = builder.losses(builder.body(e.tokens, end_of_text), e.targets, 0);
@@ -158,7 +158,7 @@ EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch,
 GenerationGraph build_generation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, int64_t capacity,
                                        DType dtype, const SamplingForm& sampling) {
   GenerationGraph n;
-  Builder builder(n.graph, config, dtype, capacity);
+  ForwardBuilder builder(n.graph, config, dtype, capacity);
   TensorId next = kNone;
   if (sampling.sample) {
     next = n.graph.add_tensor("next_token", DType::int32, {batch, 1}, Role::state);

@@ -27,10 +27,10 @@ void add_if_new(std::vector<T>& values, const T& value) {
   if (std::find(values.begin(), values.end(), value) == values.end()) values.push_back(value);
 }
 
-class Builder {
+class StepBuilder {
  public:
-  Builder(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
-          const OptimizerOptions& options)
+  StepBuilder(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
+              const OptimizerOptions& options)
       : g_(graph), table_(table), gradients_(gradients), o_(options), bf16_(graph.dtype(parameter(0)) == DType::bf16) {}
 
   StepNorms run(TensorId loss) {
@@ -201,7 +201,7 @@ std::vector<StateTensor> optimizer_state(const std::vector<Parameter>& table, Op
 StepNorms add_optimizer(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
                         TensorId loss, const OptimizerOptions& options) {
   graph.phase = Phase::optimizer;
-  return Builder(graph, table, gradients, options).run(loss);
+  return StepBuilder(graph, table, gradients, options).run(loss);
 }
 
 }  // namespace llm

@@ -172,16 +172,21 @@ Dataset open_text(const std::string& path, const std::string& cache, const Token
 
 }  // namespace
 
+bool is_text_file(const std::string& data) {
+  std::error_code none;
+  return fs::exists(data, none) && !fs::is_directory(data, none) && !data.ends_with(".bin");
+}
+
 Dataset open_dataset(const std::string& data, const std::string& cache, ThreadTeam& threads, double val_fraction,
                      const std::function<void(int64_t, int64_t)>& progress, const Tokenizer* tokenizer) {
   std::error_code none;
   if (fs::is_directory(data, none))
     return fs::exists(fs::path(data) / kDatasetJson) ? open_described(data) : open_bare(data);
-  if (fs::exists(data, none)) {
-    if (data.ends_with(".bin")) return open_shards({data});
+  if (is_text_file(data)) {
     const auto bytes = tokenizer ? nullptr : load_tokenizer("bytes");
     return open_text(data, cache, tokenizer ? *tokenizer : *bytes, threads, val_fraction, progress);
   }
+  if (fs::exists(data, none)) return open_shards({data});
   if (data.find_first_of("*?[") == data.npos) fail("no data at ", data, ": there is no such file or directory");
   const std::vector<std::string> paths = matches_of(data);
   if (paths.empty()) fail("no data: nothing matches the pattern ", data);

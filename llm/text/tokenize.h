@@ -38,6 +38,7 @@ struct Dataset {
   std::unique_ptr<Tokenizer> tokenizer;                       // null: unknown (bare shards)
   int64_t vocabulary = 0;                                     // 0: unknown
 };
+bool is_text_file(const std::string& data);  // whether it is there, and no directory and no shard
 // - A directory: its dataset.json, or shards named as llm.c does (NAME_train.bin, NAME_val_000000.bin) of one data set.
 // - FILE.bin or a pattern ("dir/fineweb_*.bin"): shards; those with the word "val" in their names are `val`, unless there
 //   are no others: then they are `train`.
