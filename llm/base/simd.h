@@ -38,8 +38,8 @@ inline Vec load(const float* p) {
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 inline Vec broadcast(float x) { return x - Vec{}; }
 
-// v, rounded to float: else a product behind v may be joined with an addition that follows, and only where the compiler happens
-// to see both, so that the same sum has other bits elsewhere.
+// v, rounded to float: else a product behind v may be joined with an addition that follows, and only where the compiler
+// happens to see both, so that the same sum has other bits elsewhere.
 inline Vec rounded(Vec v) {
 #if defined(__x86_64__)
   asm("" : "+v"(v));

@@ -1,5 +1,5 @@
-// Memory of a device, full of zeros, which is given back at the end. A run has one arena, made before its first step; nothing
-// is allocated after that.
+// Memory of a device, full of zeros, which is given back at the end. A run has one arena, made before its first step;
+// nothing is allocated after that.
 #pragma once
 #include <cstddef>
 

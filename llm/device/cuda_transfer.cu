@@ -1,5 +1,5 @@
-// Batches on their way to a GPU and results on their way back, beside the work on its stream; and walks over kernels that are
-// captured once and launched as a whole.
+// Batches on their way to a GPU and results on their way back, beside the work on its stream; and walks over kernels
+// that are captured once and launched as a whole.
 #include <algorithm>
 #include <cstring>
 #include <utility>

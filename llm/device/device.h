@@ -1,5 +1,5 @@
-// What a rank computes on: a team of CPU threads (cpu.h) or a GPU (cuda.h). It has memory, ways into and out of it, and takes
-// work that is handed over; whoever programs against this interface need not know which of the two it is.
+// What a rank computes on: a team of CPU threads (cpu.h) or a GPU (cuda.h). It has memory, ways into and out of it, and
+// takes work that is handed over; whoever programs against this interface need not know which of the two it is.
 #pragma once
 #include <cstddef>
 #include <functional>
@@ -70,8 +70,8 @@ class Device {
   ThreadTeam& threads() const { return threads_; }
   // What kernels for GPUs are given; null where those for the CPU run.
   virtual CudaDevice* cuda() { return nullptr; }
-  // How much work may usefully be handed over before the host takes the results of what came before: 0 where all is done
-  // when the call returns.
+  // How much work may usefully be handed over before the host takes the results of what came before: 0 where all is
+  // done when the call returns.
   virtual int ahead() const = 0;
 
   // Memory full of zeros; throws Error when there is not that much. To be released with the size that was asked for.
@@ -80,8 +80,8 @@ class Device {
   // The same memory as the host may use it; null where it may not.
   virtual std::byte* on_host(std::byte* memory) const = 0;
 
-  // In the order of the work that is handed over. `copy_in` and `copy_out` return when the copy is done; `store` takes at most
-  // 256 bytes at once and waits for nothing.
+  // In the order of the work that is handed over. `copy_in` and `copy_out` return when the copy is done; `store` takes
+  // at most 256 bytes at once and waits for nothing.
   virtual void copy_in(void* to, const void* from, size_t bytes) = 0;
   virtual void copy_out(void* to, const void* from, size_t bytes) = 0;
   virtual void store(void* to, const void* from, size_t bytes) = 0;

@@ -1,5 +1,5 @@
-// The file: a line that says whose choices these are, then of each product its key and, in hexadecimal, the words of the
-// algorithm. (cuBLASLt allows to keep these for the same version.)
+// The file: a line that says whose choices these are, then of each product its key and, in hexadecimal, the words of
+// the algorithm. (cuBLASLt allows to keep these for the same version.)
 #include "llm/device/gemm_choices.h"
 
 #include <cstdio>

@@ -1,5 +1,5 @@
-// Which algorithm each kind of product was found fastest with: in memory, and in a file that all ranks of a run, in one process or
-// many, and other runs beside it may share. Plain C++.
+// Which algorithm each kind of product was found fastest with: in memory, and in a file that all ranks of a run, in one
+// process or many, and other runs beside it may share. Plain C++.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -14,8 +14,8 @@ class GemmChoices {
   using Key = std::array<int64_t, 22>;        // all on which the choice may depend
   using Algorithm = std::array<uint64_t, 8>;  // as the library has it
 
-  // From here on the file is read and written, where `path` is not empty. `chooser`, one line, says whose choices these are:
-  // those of another are left alone until they are written over. Throws Error for a line that is none of ours.
+  // From here on the file is read and written, where `path` is not empty. `chooser`, one line, says whose choices these
+  // are: those of another are left alone until they are written over. Throws Error for a line that is none of ours.
   void remember(const std::string& path, const std::string& chooser);
 
   std::optional<Algorithm> find(const Key& key) const;

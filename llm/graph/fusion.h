@@ -1,5 +1,5 @@
-// What the fusing passes share: who writes and who reads each tensor, named slots, and the sweep that tries a pattern at each
-// node.
+// What the fusing passes share: who writes and who reads each tensor, named slots, and the sweep that tries a pattern
+// at each node.
 #pragma once
 #include <string_view>
 #include <vector>

@@ -58,8 +58,8 @@ class Program {
 
   StepState step;  // read by the kernels of the next run
 
-  // Hands the nodes of these phases, in order, to the device; reading a result waits for them. `seconds`, if given, gets each
-  // node's time added (by node index).
+  // Hands the nodes of these phases, in order, to the device; reading a result waits for them. `seconds`, if given,
+  // gets each node's time added (by node index).
   void run(Phases phases, std::vector<double>* seconds = nullptr);
   // Makes the first run of these phases as fast as the later ones will be. What they write is not meant to be read.
   void prepare(Phases phases);

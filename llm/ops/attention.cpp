@@ -1,5 +1,5 @@
-// attention: causal self-attention with grouped queries on packed q, k, v; its CPU kernels are in attention_cpu.cpp (forward,
-// with a cache as well) and attention_backward_cpu.cpp.
+// attention: causal self-attention with grouped queries on packed q, k, v; its CPU kernels are in attention_cpu.cpp
+// (forward, with a cache as well) and attention_backward_cpu.cpp.
 //   attention: qkv (B, T, (H + 2 K) D), [document starts (B, T) int32] -> out (B, T, H D), log_sum_exp (B, H, T)
 //   attention_cached, for inference: qkv of T new tokens, key cache and value cache (B, capacity, K, D) -> out, caches
 // Attributes: heads H, kv_heads K, head_size D. With document starts (document_starts.cpp) a token sees its own document alone.
@@ -50,8 +50,8 @@ void backward(Graph& g, const Node& node, Gradients& gradients) {
   gradients.contribute(node.inputs[0], d[0]);
 }
 
-// Products of T x T x D a head, half of each below the diagonal; qkv is input kQkv. How much of it documents leave out, only the
-// data say.
+// Products of T x T x D a head, half of each below the diagonal; qkv is input kQkv. How much of it documents leave out,
+// only the data say.
 template <size_t kQkv, int kProducts>
 Cost cost(const Graph& g, const Node& node) {
   const AttentionShape s = shape_of(g, node, node.inputs[kQkv]);

@@ -1,5 +1,5 @@
-// Backward attention (Dao et al. 2022, algorithm 4, with the roles of the loops swapped): for each query block of a head
-// a thread makes the probabilities again from the saved log-sum-exp and adds to
+// Backward attention (Dao et al. 2022, algorithm 4, with the roles of the loops swapped): for each query block of a
+// head a thread makes the probabilities again from the saved log-sum-exp and adds to
 //   dV += P^T dO,  dS = P * (dO V^T - D) / sqrt(head size),  dK += dS^T Q,  dQ = dS K,
 // where D = rowsum(dO * O). Queries stand in the lanes, so P^T and dS^T are what is in memory, one row a key.
 #include <algorithm>

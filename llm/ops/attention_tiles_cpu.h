@@ -22,8 +22,8 @@ using simd::Vec;
 
 inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-// Of a key in an earlier document, where a maximum is still to be found: finite, so that a difference of two is no NaN. What
-// is made of it is multiplied by 0 when the query's own document comes.
+// Of a key in an earlier document, where a maximum is still to be found: finite, so that a difference of two is no NaN.
+// What is made of it is multiplied by 0 when the query's own document comes.
 inline constexpr float kHidden = -1e30f;
 
 // Rows of one head: row t at data + t * stride, `size` channels.
@@ -33,8 +33,8 @@ struct HeadRows {
   const float* row(int64_t t) const { return data + t * stride; }
 };
 
-// The rows that a thread is likely to need next, when it is done with a head: they lie in pieces of a few cache lines far
-// from each other, so nothing but a prefetch brings them near in time. Each tile of scores fetches a part.
+// The rows that a thread is likely to need next, when it is done with a head: they lie in pieces of a few cache lines
+// far from each other, so nothing but a prefetch brings them near in time. Each tile of scores fetches a part.
 class RowsAhead {
  public:
   // Rows [0, count) of one more matrix.
@@ -61,9 +61,9 @@ class RowsAhead {
   int64_t row_ = 0, channel_ = 0;
 };
 
-// Calls work(first row, rows) for panels of nearly equal height in [begin, end). They are cut from runs of kColumns rows
-// counted from `begin`, a multiple of kColumns: as a tile of queries is that wide, the end of the keys that it may see
-// never lies inside a panel.
+// Calls work(first row, rows) for panels of nearly equal height in [begin, end). They are cut from runs of kColumns
+// rows counted from `begin`, a multiple of kColumns: as a tile of queries is that wide, the end of the keys that it may
+// see never lies inside a panel.
 template <class Work>
 inline void for_panels(int64_t begin, int64_t end, Work&& work) {
   for (int64_t block = begin; block < end; block += kColumns) {
@@ -80,8 +80,8 @@ struct Columns {
   Columns from_row(int64_t t) const { return {data + t * row_stride, panel_stride, row_stride}; }
 };
 
-// Floats into which columns_of() packs `count` rows. None where they serve as they are: if the last vector of a row is full
-// and the rows are not so far apart that they share sets of the cache.
+// Floats into which columns_of() packs `count` rows. None where they serve as they are: if the last vector of a row is
+// full and the rows are not so far apart that they share sets of the cache.
 inline int64_t packed_floats(int64_t count, int64_t size, int64_t stride) {
   return size % kLanes == 0 && stride % 1024 != 0 ? 0 : count * round_up(size, kColumns);
 }
@@ -105,8 +105,8 @@ inline void multiply_channels(int64_t rows, int64_t k, const float* a, int64_t a
 }
 
 // tile(key, query) = sum over channels of keys(key, channel) queries(channel, query), for the kColumns queries from
-// `first_query` on and the keys [begin, end), at tile + (key - begin) * stride. Where the first half of the queries comes
-// before all keys of a panel, only the second half is computed.
+// `first_query` on and the keys [begin, end), at tile + (key - begin) * stride. Where the first half of the queries
+// comes before all keys of a panel, only the second half is computed.
 inline void multiply_keys(HeadRows keys, int64_t begin, int64_t end, const float* queries, int64_t first_query,
                           float* tile, int64_t stride, RowsAhead& ahead) {
   for_panels(begin, end, [&](int64_t key, int64_t count) {

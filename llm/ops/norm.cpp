@@ -74,8 +74,8 @@ void cpu(const KernelCall& call) {
   });
 }
 
-// (dy, x, weight, [layernorm: mean], rstd, [addend]) -> dx (+ addend), d_weight, [layernorm: d_bias, and, on a GPU, sums of
-// dx's columns (C)]
+// (dy, x, weight, [layernorm: mean], rstd, [addend]) -> dx (+ addend), d_weight, [layernorm: d_bias, and, on a GPU,
+// sums of dx's columns (C)]
 template <bool kCentered>
 void infer_backward(Graph& g, Node& node) {
   const Shape x = g.shape(node.inputs[1]);

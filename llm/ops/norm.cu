@@ -1,4 +1,5 @@
-// layernorm, rmsnorm and their backward: the kernels and their layout are in norm_forward_cuda.h and norm_backward_cuda.h.
+// layernorm, rmsnorm and their backward: the kernels and their layout are in norm_forward_cuda.h and
+// norm_backward_cuda.h.
 #include "llm/device/cuda.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/norm_backward_cuda.h"

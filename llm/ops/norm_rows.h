@@ -1,5 +1,6 @@
-// What the norms' CPU kernels share: a row forward and backward, the optional residual addition in front, the blocks over which
-// a weight's gradient is summed, and the row sums. kCentered: LayerNorm's; else RMSNorm's, which has neither mean nor bias.
+// What the norms' CPU kernels share: a row forward and backward, the optional residual addition in front, the blocks
+// over which a weight's gradient is summed, and the row sums. kCentered: LayerNorm's; else RMSNorm's, which has neither
+// mean nor bias.
 //
 // Inputs of both: x (.., C), weight (C), [bias (C)], [delta (.., C)]. With `delta` the op first adds it to x and gives the
 // sum as its last output: the residual connection and the norm behind it in one pass.
@@ -56,7 +57,8 @@ struct NormStatistics {
   float mean = 0, rstd = 0;
 };
 
-// A sum over a row of C values as their mean. (LayerNorm takes several and multiplies, for RMSNorm's one it is a division.)
+// A sum over a row of C values as their mean. (LayerNorm takes several and multiplies, for RMSNorm's one it is a
+// division.)
 template <bool kCentered>
 inline float mean_of_row(simd::Vec sum, int64_t C) {
   const auto count = static_cast<float>(C);
@@ -95,8 +97,8 @@ inline NormStatistics norm_row(const float* x, const float* weight, const float*
   return of;
 }
 
-// dx = rstd (g - mean(g) - n mean(g n)) (+ addend) with g = dy weight and n = (x - mean) rstd, of a row of C values; RMSNorm's
-// has no mean(g). Adds dy n to d_weight (C) and dy to d_bias (C).
+// dx = rstd (g - mean(g) - n mean(g n)) (+ addend) with g = dy weight and n = (x - mean) rstd, of a row of C values;
+// RMSNorm's has no mean(g). Adds dy n to d_weight (C) and dy to d_bias (C).
 template <bool kCentered>
 inline void norm_row_backward(const float* dy, const float* x, const float* weight, const NormStatistics& of,
                               const float* addend, float* dx, float* d_weight, float* d_bias, int64_t C) {

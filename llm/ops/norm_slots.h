@@ -1,5 +1,5 @@
-// The numbers of the inputs and outputs of layernorm (kCentered) and rmsnorm, and of their backward ops, where they differ: only
-// layernorm has a bias and a mean, which stands before rstd.
+// The numbers of the inputs and outputs of layernorm (kCentered) and rmsnorm, and of their backward ops, where they
+// differ: only layernorm has a bias and a mean, which stands before rstd.
 #pragma once
 
 namespace llm {
