@@ -1,13 +1,11 @@
 // The command line and nothing else. One file a subcommand in llm/cli.
 #include <cstdlib>
-#include <exception>
-#include <iostream>
-#include <new>
 #include <string>
 #include <string_view>
 
 #include "llm/base/error.h"
 #include "llm/base/simd.h"
+#include "llm/cli/command_line.h"
 #include "llm/cli/commands.h"
 #include "llm/device/cuda.h"
 
@@ -26,46 +24,25 @@ void check_copy() {
                     " alone; `make portable` builds ", "one for every x86-64 CPU");
 }
 
+std::string version() {
+  return "train_gpt 0.1\nCPU: " + std::string(kBuiltFor) + " (" + llm::simd::kInstructionSet + ")\nCUDA: " +
+         (llm::cuda_is_built_in() ? llm::describe_cuda_devices() : "not built in (this binary was built without nvcc)");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("train_gpt: from text to a trained GPT, on the CPU and the GPU.", "train_gpt");
-  app.set_version_flag("--version", [] {
-    return "train_gpt 0.1\nCPU: " + std::string(kBuiltFor) + " (" + llm::simd::kInstructionSet + ")\nCUDA: " +
-           (llm::cuda_is_built_in() ? llm::describe_cuda_devices()
-                                    : "not built in (this binary was built without nvcc)");
-  });
-  app.require_subcommand(1);
-  app.footer(
-      "Start here:\n"
-      "  train_gpt train --data FILE.txt --out runs/first     tokenize and train a small GPT\n"
-      "  train_gpt generate runs/first --prompt \"Once\"        let it write\n"
-      "  train_gpt train --help                               every flag, with its default");
-  llm::add_tokenize(app);
-  llm::add_detokenize(app);
-  llm::add_train(app);
-  llm::add_eval(app);
-  llm::add_generate(app);
-  llm::add_import(app);
-  llm::add_export(app);
-  llm::add_graph(app);
-  llm::add_bench(app);
-  try {
-    check_copy();
-    app.parse(argc, argv);
-    return 0;
-  } catch (const CLI::ParseError& e) {
-    if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
-    std::cerr << "train_gpt: " << e.what() << " (see train_gpt --help)\n";
-    return 2;
-  } catch (const llm::UsageError& e) {
-    std::cerr << "train_gpt: " << e.what() << "\n";
-    return 2;
-  } catch (const std::bad_alloc&) {
-    std::cerr << "train_gpt: out of memory; lower --batch or choose a smaller model\n";
-    return 1;
-  } catch (const std::exception& e) {
-    std::cerr << "train_gpt: " << e.what() << "\n";
-    return 1;
-  }
+  using namespace llm;
+  return run_command_line(
+      {.name = "train_gpt",
+       .summary = "train_gpt: from text to a trained GPT, on the CPU and the GPU.",
+       .footer = "Start here:\n"
+                 "  train_gpt train --data FILE.txt --out runs/first     tokenize and train a small GPT\n"
+                 "  train_gpt generate runs/first --prompt \"Once\"        let it write\n"
+                 "  train_gpt train --help                               every flag, with its default",
+       .version = version,
+       .prepare = check_copy,
+       .commands = {tokenize_command(), detokenize_command(), train_command(), eval_command(), generate_command(),
+                    import_command(), export_command(), graph_command(), bench_command()}},
+      argc, argv);
 }

@@ -28,8 +28,6 @@ ordered_json read_earlier(const std::string& path) {
 void bench(BenchFlags& flags) {
   flags.device.check();
   check_recipe(flags.recipe);
-  if (flags.format != "text" && flags.format != "json" && flags.format != "markdown")
-    fail_usage("unknown --format ", flags.format, "; known: text, json, markdown");
   const bool of_ops = flags.nodes || !flags.only.empty() || !flags.compare.empty() || flags.format == "markdown";
   if ((flags.products && flags.scaling) || ((flags.products || flags.scaling) && of_ops))
     fail_usage("--products and --scaling go without each other, --nodes, --only, --compare and --format markdown");
@@ -60,42 +58,40 @@ void bench(BenchFlags& flags) {
 
 }  // namespace
 
-void add_bench(CLI::App& app) {
+Command bench_command() {
   const auto flags = std::make_shared<BenchFlags>();
-  CLI::App* command = app.add_subcommand("bench", "Time every op of a training step against this machine's ceilings");
-  flags->model.add_to(*command);
-  add_recipe(*command, flags->recipe);
-  command->add_option("--batch", flags->batch, "sequences in a step (about 1024 tokens)")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20).description(""));
-  command->add_option("--steps", flags->steps, "steps to take the medians of, after a warm-up")
-      ->check(CLI::Range(int64_t{1}, int64_t{100000}).description(""))
-      ->capture_default_str();
-  command->add_flag("--nodes", flags->nodes, "a line for each shape, not only for each op");
-  command->add_option("--only", flags->only, "time the nodes of this op alone (`train_gpt graph --ops` lists them)");
-  command->add_flag("--products", flags->products,
-                    "time each matrix product of a step by itself, on the CPU (with make ONEDNN=1: beside oneDNN's)");
-  command
-      ->add_option("--scaling", flags->scaling,
-                   "count what up to N threads could not share of a step, on the CPU; they need not be here")
-      ->check(CLI::Range(2, 1024).description(""));
-  command->add_option("--format", flags->format, "text, json or markdown")->capture_default_str();
-  command->add_option("--save", flags->save, "write the result to this file, as JSON");
-  command->add_option("--compare", flags->compare, "a file from an earlier --save: print how much faster it is now");
-  flags->device.add_to(*command);
-  command->footer(
-      "The floor of an op is the longer of FLOPs / peak and bytes / bandwidth. The ceilings are medians of rounds "
-      "between\n"
-      "the steps: of main memory, or of a cache's worth of it for an op whose tensors together are that small. "
-      "Smaller\n"
-      "ones still can "
-      "be faster. MFU counts the FLOPs that training needs, not what is recomputed.\n\n"
-      "Examples:\n"
-      "  train_gpt bench --save before.json\n"
-      "  train_gpt bench --compare before.json\n"
-      "  train_gpt bench gpt2-124M --batch 1 --only attention_backward --nodes\n"
-      "  train_gpt bench gpt2-124M --batch 4 --context 64 --products\n"
-      "  train_gpt bench gpt2-124M --batch 16 --steps 3 --scaling 64");
-  command->callback([flags] { bench(*flags); });
+  BenchFlags& f = *flags;
+  Options options = f.model.options();
+  append(options, recipe_options(f.recipe));
+  append(
+      options,
+      {Option("--batch", &f.batch, "sequences in a step (about 1024 tokens)").between(1, 1 << 20),
+       Option("--steps", &f.steps, "steps to take the medians of, after a warm-up").between(1, 100000).with_default(),
+       Option("--nodes", &f.nodes, "a line for each shape, not only for each op"),
+       Option("--only", &f.only, "time the nodes of this op alone (`train_gpt graph --ops` lists them)"),
+       Option("--products", &f.products,
+              "time each matrix product of a step by itself, on the CPU (with make ONEDNN=1: beside oneDNN's)"),
+       Option("--scaling", &f.scaling,
+              "count what up to N threads could not share of a step, on the CPU; they need not be here")
+           .between(2, 1024),
+       Option("--format", &f.format, "text, json or markdown").among({"text", "json", "markdown"}).with_default(),
+       Option("--save", &f.save, "write the result to this file, as JSON"),
+       Option("--compare", &f.compare, "a file from an earlier --save: print how much faster it is now")});
+  append(options, f.device.options());
+  return {"bench", "Time every op of a training step against this machine's ceilings", options,
+          "The floor of an op is the longer of FLOPs / peak and bytes / bandwidth. The ceilings are medians of rounds "
+          "between\n"
+          "the steps: of main memory, or of a cache's worth of it for an op whose tensors together are that small. "
+          "Smaller\n"
+          "ones still can "
+          "be faster. MFU counts the FLOPs that training needs, not what is recomputed.\n\n"
+          "Examples:\n"
+          "  train_gpt bench --save before.json\n"
+          "  train_gpt bench --compare before.json\n"
+          "  train_gpt bench gpt2-124M --batch 1 --only attention_backward --nodes\n"
+          "  train_gpt bench gpt2-124M --batch 4 --context 64 --products\n"
+          "  train_gpt bench gpt2-124M --batch 16 --steps 3 --scaling 64",
+          [flags](const Given&) { bench(*flags); }};
 }
 
 }  // namespace llm

@@ -1,17 +1,17 @@
-// The subcommands, one file each. Each function adds one to the command line; its callback does the work.
+// The subcommands, one file each.
 #pragma once
-#include <CLI/CLI.hpp>
+#include "llm/cli/option.h"
 
 namespace llm {
 
-void add_tokenize(CLI::App& app);
-void add_detokenize(CLI::App& app);
-void add_train(CLI::App& app);
-void add_eval(CLI::App& app);
-void add_generate(CLI::App& app);
-void add_import(CLI::App& app);
-void add_export(CLI::App& app);
-void add_graph(CLI::App& app);
-void add_bench(CLI::App& app);
+Command tokenize_command();
+Command detokenize_command();
+Command train_command();
+Command eval_command();
+Command generate_command();
+Command import_command();
+Command export_command();
+Command graph_command();
+Command bench_command();
 
 }  // namespace llm

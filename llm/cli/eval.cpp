@@ -259,33 +259,26 @@ void evaluate(const EvalFlags& flags) {
 
 }  // namespace
 
-void add_eval(CLI::App& app) {
+Command eval_command() {
   const auto flags = std::make_shared<EvalFlags>();
-  CLI::App* command = app.add_subcommand("eval", "Measure the loss of a trained model on data");
-  add_trained_model(*command, flags->model);
-  command->add_option("--data", flags->data,
-                      "a text file, a directory of token shards, one shard, or a quoted glob of shards");
-  command->add_option("--choices", flags->choices,
-                      "instead of --data: multiple-choice tasks, one JSON object a line, as HellaSwag's: "
-                      "{\"ctx\": text, \"endings\": [text, ...], \"label\": the right one's number}");
-  command
-      ->add_option(
-          "--split", flags->split,
-          "val: what was held out, of a text file the same last part as in training; train; or all (val, or all of "
-          "named shards that have no val)")
-      ->check(CLI::IsMember({"val", "train", "all"}));
-  command->add_option("--batch", flags->batch, "windows at a time (about 4096 tokens)")
-      ->check(CLI::Range(1, 65536).description(""));
-  command->add_option("--context", flags->context, "tokens a window (the model's context)")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24).description(""));
-  command->add_option("--batches", flags->batches, "only so many batches, evenly spaced; 0: all")
-      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40).description(""))
-      ->capture_default_str();
-  command->add_option("--format", flags->format, "text or json")
-      ->check(CLI::IsMember({"text", "json"}))
-      ->capture_default_str();
-  flags->device.add_to(*command);
-  command->footer(
+  EvalFlags& f = *flags;
+  Options options = {
+      trained_model(f.model),
+      Option("--data", &f.data, "a text file, a directory of token shards, one shard, or a quoted glob of shards"),
+      Option("--choices", &f.choices,
+             "instead of --data: multiple-choice tasks, one JSON object a line, as HellaSwag's: "
+             "{\"ctx\": text, \"endings\": [text, ...], \"label\": the right one's number}"),
+      Option("--split", &f.split,
+             "val: what was held out, of a text file the same last part as in training; train; or all (val, or all of "
+             "named shards that have no val)")
+          .among({"val", "train", "all"}),
+      Option("--batch", &f.batch, "windows at a time (about 4096 tokens)").between(1, 65536),
+      Option("--context", &f.context, "tokens a window (the model's context)").between(1, 1 << 24),
+      Option("--batches", &f.batches, "only so many batches, evenly spaced; 0: all").at_least(0).with_default(),
+      Option("--format", &f.format, "text or json").among({"text", "json"}).with_default()};
+  append(options, f.device.options());
+  return {
+      "eval", "Measure the loss of a trained model on data", options,
       "Every token of the split but the first is predicted once, in windows without overlap. A text file is read with "
       "the\n"
       "run's own tokenizer. The result goes to standard output; as json it is {\"loss\", \"bits_per_byte\", "
@@ -299,8 +292,8 @@ void add_eval(CLI::App& app) {
       "Examples:\n"
       "  train_gpt eval runs/shakespeare --data shakespeare.txt\n"
       "  train_gpt eval runs/shakespeare/checkpoints/500 --data other.txt --split all --format json\n"
-      "  train_gpt eval runs/gpt2 --choices hellaswag_val.jsonl");
-  command->callback([flags] { evaluate(*flags); });
+      "  train_gpt eval runs/gpt2 --choices hellaswag_val.jsonl",
+      [flags](const Given&) { evaluate(*flags); }};
 }
 
 }  // namespace llm

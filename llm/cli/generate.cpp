@@ -182,39 +182,32 @@ void generate(const GenerateFlags& flags) {
 
 }  // namespace
 
-void add_generate(CLI::App& app) {
+Command generate_command() {
   const auto flags = std::make_shared<GenerateFlags>();
-  CLI::App* command = app.add_subcommand("generate", "Let a trained model go on with a prompt");
-  add_trained_model(*command, flags->model);
-  CLI::Option* prompt =
-      command->add_option("--prompt", flags->prompt,
-                          "the text to go on with; names of special tokens in it are those tokens (the "
-                          "start of a new text)");
-  command->add_option("--prompt-ids", flags->prompt_ids, "the same as token ids: \"1 2 3\"")->excludes(prompt);
-  command->add_option("--max-tokens", flags->max_tokens, "how many tokens at most")
-      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40).description(""))
-      ->capture_default_str();
-  command
-      ->add_option("--temperature", flags->sampling.temperature, "0: always the likeliest token; 1: as the model says")
-      ->capture_default_str();
-  command->add_option("--top-k", flags->sampling.top_k, "only the k likeliest tokens; 0: all")->capture_default_str();
-  command
-      ->add_option("--top-p", flags->sampling.top_p, "only the likeliest tokens that make up this probability; 1: all")
-      ->capture_default_str();
-  command->add_option("--seed", flags->sampling.seed, "the same seed gives the same text")->capture_default_str();
-  command->add_flag("--ids", flags->ids, "print the new tokens' ids on one line instead of text");
-  command->add_flag("--logits", flags->logits,
-                    "print the logits of the token after the prompt on one line instead of text");
-  command->add_flag("--no-stop", flags->no_stop, "go on after the end-of-text token, up to --max-tokens");
-  flags->device.add_to(*command);
-  command->footer(
-      "The text is streamed to standard output, the prompt first; how fast, and with which checkpoint, goes to "
-      "standard\n"
-      "error. When the context is full, generation goes on with the last half of it.\n\n"
-      "Examples:\n"
-      "  train_gpt generate runs/shakespeare --prompt \"ROMEO:\" --max-tokens 500\n"
-      "  train_gpt generate runs/shakespeare --prompt-ids \"82 79 77\" --temperature 0 --ids");
-  command->callback([flags] { generate(*flags); });
+  GenerateFlags& f = *flags;
+  SamplingOptions& s = f.sampling;
+  Options options = {
+      trained_model(f.model),
+      Option("--prompt", &f.prompt,
+             "the text to go on with; names of special tokens in it are those tokens (the start of a new text)"),
+      Option("--prompt-ids", &f.prompt_ids, "the same as token ids: \"1 2 3\"").not_with("--prompt"),
+      Option("--max-tokens", &f.max_tokens, "how many tokens at most").at_least(0).with_default(),
+      Option("--temperature", &s.temperature, "0: always the likeliest token; 1: as the model says").with_default(),
+      Option("--top-k", &s.top_k, "only the k likeliest tokens; 0: all").with_default(),
+      Option("--top-p", &s.top_p, "only the likeliest tokens that make up this probability; 1: all").with_default(),
+      Option("--seed", &s.seed, "the same seed gives the same text").with_default(),
+      Option("--ids", &f.ids, "print the new tokens' ids on one line instead of text"),
+      Option("--logits", &f.logits, "print the logits of the token after the prompt on one line instead of text"),
+      Option("--no-stop", &f.no_stop, "go on after the end-of-text token, up to --max-tokens")};
+  append(options, f.device.options());
+  return {"generate", "Let a trained model go on with a prompt", options,
+          "The text is streamed to standard output, the prompt first; how fast, and with which checkpoint, goes to "
+          "standard\n"
+          "error. When the context is full, generation goes on with the last half of it.\n\n"
+          "Examples:\n"
+          "  train_gpt generate runs/shakespeare --prompt \"ROMEO:\" --max-tokens 500\n"
+          "  train_gpt generate runs/shakespeare --prompt-ids \"82 79 77\" --temperature 0 --ids",
+          [flags](const Given&) { generate(*flags); }};
 }
 
 }  // namespace llm

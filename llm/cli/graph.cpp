@@ -51,13 +51,13 @@ ModelConfig config_for(const GraphFlags& flags) {
 }
 
 // A run's step is the one that it was trained with. A Hugging Face directory has none.
-void take_recipe_of_run(GraphFlags& flags, const CLI::App& command) {
+void take_recipe_of_run(GraphFlags& flags, const Given& given) {
   const CheckpointInfo checkpoint = find_checkpoint(flags.model.preset);
   if (!checkpoint.has_trainer_state) return;
   for (const char* flag : kRecipeFlags)
-    if (command.count(flag)) fail_usage(flag, " belongs to the run in ", flags.model.preset, ", whose step is shown");
+    if (given.contains(flag)) fail_usage(flag, " belongs to the run in ", flags.model.preset, ", whose step is shown");
   flags.recipe = settings_of(checkpoint);
-  if (!command.count("--dtype")) flags.device.dtype = flags.recipe.dtype;
+  if (!given.contains("--dtype")) flags.device.dtype = flags.recipe.dtype;
 }
 
 std::string padded(std::string text, size_t width) {
@@ -145,14 +145,12 @@ Compiled compile_for(const GraphFlags& flags, const ModelConfig& config, std::st
   return compile(std::move(g.graph), g.results(), target, options);
 }
 
-void print_graph(GraphFlags& flags, const CLI::App& command) {
-  if (flags.format != "text" && flags.format != "dot" && flags.format != "json")
-    fail_usage("unknown --format ", flags.format, "; known: text, dot, json");
+void print_graph(GraphFlags& flags, const Given& given) {
   if (flags.ops) return print_ops();
   flags.device.check_names();
   check_recipe(flags.recipe);
   const ModelConfig config = config_for(flags);
-  if (names_directory(flags.model.preset)) take_recipe_of_run(flags, command);
+  if (names_directory(flags.model.preset)) take_recipe_of_run(flags, given);
   complete_recipe(flags.recipe, flags.batch, config);
   if (flags.parameters) return print_parameters(config, flags.recipe);
   std::string title;
@@ -169,35 +167,31 @@ void print_graph(GraphFlags& flags, const CLI::App& command) {
 
 }  // namespace
 
-void add_graph(CLI::App& app) {
+Command graph_command() {
   const auto flags = std::make_shared<GraphFlags>();
-  CLI::App* command =
-      app.add_subcommand("graph", "Print a model's graph: ops, shapes, FLOPs, bytes, lifetimes, memory");
-  flags->model.add_to(*command, "MODEL|RUN");
-  add_recipe(*command, flags->recipe);
-  command->add_option("--batch", flags->batch, "sequences in a step (about 1024 tokens)")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20).description(""));
-  command->add_option("--memory-budget", flags->memory_budget, "recompute as much as needed to fit, e.g. 20GiB");
-  command
-      ->add_option("--device", flags->device.device,
-                   "what it is for: cpu, cuda (which need not be there), or auto: what this machine has")
-      ->capture_default_str();
-  command->add_option("--dtype", flags->device.dtype,
-                      "fp32, bf16 or fp8 (a run's own; else bf16 for a GPU, fp32 for the CPU)");
-  command
-      ->add_option("--threads", flags->device.threads,
-                   "of the CPU it is for: some workspaces are per thread; 0: this one's")
-      ->check(CLI::Range(0, 1024).description(""))
-      ->capture_default_str();
-  command->add_option("--format", flags->format, "text, dot (for Graphviz) or json")->capture_default_str();
-  command->add_flag("--no-fusion", flags->no_fusion, "leave the fusion pass out");
-  command->add_flag("--all", flags->all, "show every layer, also those that are like the one before");
-  auto* evaluation =
-      command->add_flag("--evaluation", flags->evaluation, "the graph of an evaluation, not of a training step");
-  command->add_flag("--generation", flags->generation, "the graph that generates one token")->excludes(evaluation);
-  auto* parameters = command->add_flag("--parameters", flags->parameters, "print the table of parameters instead");
-  command->add_flag("--ops", flags->ops, "print the table of ops instead")->excludes(parameters);
-  command->footer(
+  GraphFlags& f = *flags;
+  Options options = f.model.options("MODEL|RUN");
+  append(options, recipe_options(f.recipe));
+  append(
+      options,
+      {Option("--batch", &f.batch, "sequences in a step (about 1024 tokens)").between(1, 1 << 20),
+       Option("--memory-budget", &f.memory_budget, "recompute as much as needed to fit, e.g. 20GiB"),
+       Option("--device", &f.device.device,
+              "what it is for: cpu, cuda (which need not be there), or auto: what this machine has")
+           .with_default(),
+       Option("--dtype", &f.device.dtype, "fp32, bf16 or fp8 (a run's own; else bf16 for a GPU, fp32 for the CPU)"),
+       Option("--threads", &f.device.threads, "of the CPU it is for: some workspaces are per thread; 0: this one's")
+           .between(0, 1024)
+           .with_default(),
+       Option("--format", &f.format, "text, dot (for Graphviz) or json").among({"text", "dot", "json"}).with_default(),
+       Option("--no-fusion", &f.no_fusion, "leave the fusion pass out"),
+       Option("--all", &f.all, "show every layer, also those that are like the one before"),
+       Option("--evaluation", &f.evaluation, "the graph of an evaluation, not of a training step"),
+       Option("--generation", &f.generation, "the graph that generates one token").not_with("--evaluation"),
+       Option("--parameters", &f.parameters, "print the table of parameters instead"),
+       Option("--ops", &f.ops, "print the table of ops instead").not_with("--parameters")});
+  return {
+      "graph", "Print a model's graph: ops, shapes, FLOPs, bytes, lifetimes, memory", options,
       "\"lives\" gives the first and the last node during which a tensor is needed; \"at MiB\" its place in the arena "
       "of\n"
       "transient tensors. The bytes are those that a run allocates.\n\n"
@@ -205,8 +199,8 @@ void add_graph(CLI::App& app) {
       "  train_gpt graph gpt2-124M --batch 8 --memory-budget 6GiB     what is recomputed so that it fits\n"
       "  train_gpt graph gpt2-124M --batch 32 --device cuda --dtype fp8     what a GPU will need\n"
       "  train_gpt graph small --format dot | dot -Tsvg > small.svg\n"
-      "  train_gpt graph runs/first --parameters");
-  command->callback([flags, command] { print_graph(*flags, *command); });
+      "  train_gpt graph runs/first --parameters",
+      [flags](const Given& given) { print_graph(*flags, given); }};
 }
 
 }  // namespace llm

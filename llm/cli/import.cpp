@@ -162,34 +162,33 @@ void export_model(const ExportFlags& flags) {
 
 }  // namespace
 
-void add_import(CLI::App& app) {
+Command import_command() {
   const auto flags = std::make_shared<ImportFlags>();
-  CLI::App* command = app.add_subcommand("import", "Make a run of a Hugging Face, llm.c or llama2.c model");
-  command
-      ->add_option(
-          "PATH", flags->from,
-          "a Hugging Face directory (GPT-2, Llama, Qwen3), or a .bin file of llm.c (versions 3, 5) or llama2.c")
-      ->required();
-  command->add_option("--out", flags->out, "the run's directory")->required();
-  command->add_option("--tokenizer", flags->tokenizer, "the model's tokenizer, as tokenize takes it (the directory's)");
-  command->footer(
-      "generate, eval and train also work on a Hugging Face directory as it is.\n\n"
-      "Examples:\n"
-      "  train_gpt import Llama-3.2-1B --out runs/llama\n"
-      "  train_gpt import stories15M.bin --tokenizer tokenizer.bin --out runs/stories");
-  command->callback([flags] { import_model(*flags); });
+  ImportFlags& f = *flags;
+  return {"import",
+          "Make a run of a Hugging Face, llm.c or llama2.c model",
+          {Option("PATH", &f.from,
+                  "a Hugging Face directory (GPT-2, Llama, Qwen3), or a .bin file of llm.c (versions 3, 5) or llama2.c")
+               .needed(),
+           Option("--out", &f.out, "the run's directory").needed(),
+           Option("--tokenizer", &f.tokenizer, "the model's tokenizer, as tokenize takes it (the directory's)")},
+          "generate, eval and train also work on a Hugging Face directory as it is.\n\n"
+          "Examples:\n"
+          "  train_gpt import Llama-3.2-1B --out runs/llama\n"
+          "  train_gpt import stories15M.bin --tokenizer tokenizer.bin --out runs/stories",
+          [flags](const Given&) { import_model(*flags); }};
 }
 
-void add_export(CLI::App& app) {
+Command export_command() {
   const auto flags = std::make_shared<ExportFlags>();
-  CLI::App* command = app.add_subcommand("export", "Write a trained model as transformers reads it");
-  command->add_option("RUN", flags->from, "a run (its best checkpoint), a checkpoint or a Hugging Face directory")
-      ->required();
-  command->add_option("--format", flags->format, "huggingface")
-      ->check(CLI::IsMember({"huggingface"}))
-      ->capture_default_str();
-  command->add_option("--out", flags->out, "a new directory")->required();
-  command->callback([flags] { export_model(*flags); });
+  ExportFlags& f = *flags;
+  return {"export",
+          "Write a trained model as transformers reads it",
+          {Option("RUN", &f.from, "a run (its best checkpoint), a checkpoint or a Hugging Face directory").needed(),
+           Option("--format", &f.format, "huggingface").among({"huggingface"}).with_default(),
+           Option("--out", &f.out, "a new directory").needed()},
+          "",
+          [flags](const Given&) { export_model(*flags); }};
 }
 
 }  // namespace llm

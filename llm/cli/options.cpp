@@ -1,10 +1,7 @@
 #include "llm/cli/options.h"
 
-#include <CLI/CLI.hpp>
-
 #include <algorithm>
 #include <cctype>
-#include <cmath>
 #include <cstdlib>
 
 #include "llm/base/atomic_file.h"
@@ -16,20 +13,21 @@
 
 namespace llm {
 
-void DeviceOptions::add_to(CLI::App& app) {
-  app.add_option("--device", device, "Where to run: auto, cpu or cuda")->capture_default_str()->group("Machine");
-  app.add_option("--dtype", dtype,
-                 "Precision of parameters and activations: fp32, bf16, or fp8, which is bf16 with products in 8 bits "
-                 "(bf16 on a GPU, else fp32)")
-      ->group("Machine");
-  app.add_flag("--tf32", tf32, "fp32 products on a GPU's tensor cores, whose inputs have 10 bits")->group("Machine");
-  app.add_flag("!--no-gemm-tuning", gemm_tuning,
-               "On a GPU: take cuBLASLt's first choice instead of timing its algorithms once for each shape")
-      ->group("Machine");
-  app.add_option("--threads", threads, "CPU threads; 0: all that this process may use")
-      ->capture_default_str()
-      ->check(CLI::Range(0, 1024).description(""))
-      ->group("Machine");
+Options DeviceOptions::options() {
+  Options all;
+  append(
+      all,
+      {Option("--device", &device, "Where to run: auto, cpu or cuda").with_default(),
+       Option(
+           "--dtype", &dtype,
+           "Precision of parameters and activations: fp32, bf16, or fp8, which is bf16 with products in 8 bits (bf16 "
+           "on a GPU, else fp32)"),
+       Option("--tf32", &tf32, "fp32 products on a GPU's tensor cores, whose inputs have 10 bits"),
+       Option("!--no-gemm-tuning", &gemm_tuning,
+              "On a GPU: take cuBLASLt's first choice instead of timing its algorithms once for each shape"),
+       Option("--threads", &threads, "CPU threads; 0: all that this process may use").between(0, 1024).with_default()},
+      "Machine");
+  return all;
 }
 
 void DeviceOptions::check_names() const {
@@ -94,35 +92,33 @@ OpenedMachine::OpenedMachine(const DeviceOptions& options)
   device_ = std::move(cuda);
 }
 
-void ModelOptions::add_to(CLI::App& app, const char* named) {
+Options ModelOptions::options(const char* named) {
   std::string known;
   for (const Preset& p : presets()) known += (known.empty() ? "" : ", ") + std::string(p.name);
-  app.add_option(named, preset, "A preset: " + known);
-  const char* group = "Model";
-  app.add_option("--architecture", architecture, "modern, gpt2, llama or qwen3: a bundle of the switches below")
-      ->group(group);
-  const auto dimension = [&](const char* flag, int64_t& value, const char* text) {
-    app.add_option(flag, value, text)->check(CLI::Range(int64_t{1}, int64_t{1} << 24).description(""))->group(group);
+  const auto dimension = [](const char* flag, int64_t& value, const char* help) {
+    return Option(flag, &value, help).between(1, 1 << 24);
   };
-  dimension("--depth", depth, "The one dial: so many layers, and channels, heads and context to go with them");
-  dimension("--layers", layers, "Transformer blocks");
-  dimension("--heads", heads, "Query heads");
-  dimension("--kv-heads", kv_heads, "Key-value heads; fewer than --heads is grouped-query attention");
-  dimension("--channels", channels, "Width of the residual stream");
-  dimension("--head-size", head_size, "Channels of a head (usually channels / heads)");
-  dimension("--hidden", hidden, "Width of the MLP (usually 4 x channels, 8/3 x for swiglu)");
-  dimension("--context", context, "Longest sequence, in tokens");
-  app.add_option("--norm", norm, "layernorm or rmsnorm")->group(group);
-  app.add_option("--positions", positions, "learned or rope")->group(group);
-  app.add_option("--activation", activation, "gelu, relu2 or swiglu")->group(group);
-  const auto flag = [&](const char* name, std::string& value, const char* text) {
-    app.add_option(name, value, text)->check(CLI::IsMember({"on", "off"}))->group(group);
+  const auto on_or_off = [](const char* flag, std::string& value, const char* help) {
+    return Option(flag, &value, help).among({"on", "off"});
   };
-  flag("--qk-norm", qk_norm, "on or off: RMSNorm of query and key heads");
-  flag("--bias", bias, "on or off: biases in the linear layers");
-  flag("--tied-head", tied_head, "on or off: the head shares the token embedding");
-  app.add_option("--logit-softcap", logit_softcap, "Logits are cap tanh(logit / cap), e.g. 30; 0: as they are")
-      ->group(group);
+  Options all = {Option(named, &preset, "A preset: " + known)};
+  append(all,
+         {Option("--architecture", &architecture, "modern, gpt2, llama or qwen3: a bundle of the switches below"),
+          dimension("--depth", depth, "The one dial: so many layers, and channels, heads and context to go with them"),
+          dimension("--layers", layers, "Transformer blocks"), dimension("--heads", heads, "Query heads"),
+          dimension("--kv-heads", kv_heads, "Key-value heads; fewer than --heads is grouped-query attention"),
+          dimension("--channels", channels, "Width of the residual stream"),
+          dimension("--head-size", head_size, "Channels of a head (usually channels / heads)"),
+          dimension("--hidden", hidden, "Width of the MLP (usually 4 x channels, 8/3 x for swiglu)"),
+          dimension("--context", context, "Longest sequence, in tokens"),
+          Option("--norm", &norm, "layernorm or rmsnorm"), Option("--positions", &positions, "learned or rope"),
+          Option("--activation", &activation, "gelu, relu2 or swiglu"),
+          on_or_off("--qk-norm", qk_norm, "on or off: RMSNorm of query and key heads"),
+          on_or_off("--bias", bias, "on or off: biases in the linear layers"),
+          on_or_off("--tied-head", tied_head, "on or off: the head shares the token embedding"),
+          Option("--logit-softcap", &logit_softcap, "Logits are cap tanh(logit / cap), e.g. 30; 0: as they are")},
+         "Model");
+  return all;
 }
 
 bool ModelOptions::names_preset() const { return !preset.empty(); }
@@ -168,41 +164,35 @@ ModelConfig ModelOptions::resolve(int64_t data_vocabulary, const char* otherwise
   return c;
 }
 
-void add_recipe(CLI::App& app, TrainOptions& o) {
-  const char* group = "Recipe";
-  app.add_option("--optimizer", o.optimizer,
-                 "muon for the matrices of the blocks and adamw for the rest, or adamw (muon)")
-      ->group(group);
-  app.add_option(
-         "--parametrization", o.parametrization,
-         "completep: initial values and rates such that the best --lr is the same at every size (muP, CompleteP); "
-         "standard: one rate for all parameters")
-      ->capture_default_str()
-      ->group(group);
-  app.add_flag_function(
-         "--zero-projections,!--no-zero-projections", [&o](int64_t count) { o.zero_projections = count > 0; },
-         "Projections into the residual stream and an untied head begin at zero (Zhang et al. 2019); with muon the "
-         "default")
-      ->group(group);
-  app.add_option("--dropout", o.dropout,
-                 "Part of the embeddings and of each block's additions that is left out in training (GPT-2: 0.1)")
-      ->capture_default_str()
-      ->check(CLI::Range(0.0, 0.99).description(""))
-      ->group(group);
-  app.add_flag("--document-mask", o.document_mask,
-               "Attention does not cross an end-of-text token, which opens a document")
-      ->group(group);
-  app.add_option("--z-loss", o.z_loss, "Weight of log(sum(exp(logits)))^2 in the loss, e.g. 1e-4; 0: none")
-      ->check(CLI::Range(0.0, 1e3).description(""))
-      ->group(group);
+Options recipe_options(TrainOptions& o) {
+  Options all;
+  append(
+      all,
+      {Option("--optimizer", &o.optimizer,
+              "muon for the matrices of the blocks and adamw for the rest, or adamw (muon)"),
+       Option("--parametrization", &o.parametrization,
+              "completep: initial values and rates such that the best --lr is the same at every size (muP, CompleteP); "
+              "standard: one rate for all parameters")
+           .with_default(),
+       Option(
+           "--zero-projections,!--no-zero-projections", &o.zero_projections,
+           "Projections into the residual stream and an untied head begin at zero (Zhang et al. 2019); with muon the "
+           "default"),
+       Option("--dropout", &o.dropout,
+              "Part of the embeddings and of each block's additions that is left out in training (GPT-2: 0.1)")
+           .between(0, 0.99)
+           .with_default(),
+       Option("--document-mask", &o.document_mask,
+              "Attention does not cross an end-of-text token, which opens a document"),
+       Option("--z-loss", &o.z_loss, "Weight of log(sum(exp(logits)))^2 in the loss, e.g. 1e-4; 0: none")
+           .between(0, 1e3)},
+      "Recipe");
+  return all;
 }
 
 void check_recipe(const TrainOptions& o) {
   if (!o.optimizer.empty()) optimizer_named(o.optimizer);
   parametrization_of(o);
-  // A range check lets "nan" through.
-  for (auto& [flag, value] : {std::pair{"--z-loss", o.z_loss}, {"--dropout", o.dropout}})
-    if (!std::isfinite(value)) fail_usage(flag, " must be a number, not ", value);
 }
 
 void complete_recipe(TrainOptions& o, int64_t& batch, const ModelConfig& config) {
@@ -215,12 +205,12 @@ RecipeOptions recipe_without_data(const TrainOptions& o, const ModelConfig& conf
   return recipe_of(o, static_cast<int32_t>(config.vocabulary - 1));
 }
 
-void add_trained_model(CLI::App& app, std::string& path) {
-  app.add_option(
-         "RUN|CHECKPOINT", path,
-         "a run (its checkpoint with the lowest validation loss; the newest where none was measured), one of its "
-         "checkpoints, or a Hugging Face directory")
-      ->required();
+Option trained_model(std::string& path) {
+  return Option(
+             "RUN|CHECKPOINT", &path,
+             "a run (its checkpoint with the lowest validation loss; the newest where none was measured), one of its "
+             "checkpoints, or a Hugging Face directory")
+      .needed();
 }
 
 }  // namespace llm

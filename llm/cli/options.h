@@ -1,17 +1,13 @@
 // Flags that several subcommands share, with the checks that go with them.
 #pragma once
+#include <memory>
 #include <string>
 
-#include <memory>
-
 #include "llm/base/threads.h"
+#include "llm/cli/option.h"
 #include "llm/graph/program.h"
 #include "llm/model/config.h"
 #include "llm/train/options.h"
-
-namespace CLI {
-class App;
-}
 
 namespace llm {
 
@@ -21,7 +17,7 @@ struct DeviceOptions {
   bool tf32 = false, gemm_tuning = true;
   int threads = 0;  // 0: all that this process may use
 
-  void add_to(CLI::App& app);
+  Options options();
   void check_names() const;  // throws UsageError for a --device or --dtype that there is not
   // Throws UsageError for what this build or machine cannot do, naming the flag that would; never falls back.
   void check() const;
@@ -53,7 +49,7 @@ struct ModelOptions {
   double logit_softcap = 0;
 
   // `named`: what the positional argument may be, for --help ("MODEL" or "MODEL|RUN").
-  void add_to(CLI::App& app, const char* named = "MODEL");
+  Options options(const char* named = "MODEL");
   bool names_preset() const;
   // The config, with `vocabulary` unless a preset or flag fixes one, and `otherwise` the preset when none is named.
   ModelConfig resolve(int64_t data_vocabulary, const char* otherwise) const;
@@ -61,7 +57,7 @@ struct ModelOptions {
 
 // What decides which step a run makes, for the commands that make, show or time one: --optimizer, --parametrization,
 // --zero-projections, --dropout, --document-mask, --z-loss.
-void add_recipe(CLI::App& app, TrainOptions& options);
+Options recipe_options(TrainOptions& options);
 inline constexpr const char* kRecipeFlags[] = {"--optimizer", "--parametrization", "--zero-projections",
                                                "--dropout",   "--document-mask",   "--z-loss"};
 // Throws UsageError for values that no range check sees.
@@ -72,6 +68,6 @@ void complete_recipe(TrainOptions& options, int64_t& batch, const ModelConfig& c
 RecipeOptions recipe_without_data(const TrainOptions& options, const ModelConfig& config);
 
 // The positional RUN|CHECKPOINT: what LoadedModel opens.
-void add_trained_model(CLI::App& app, std::string& path);
+Option trained_model(std::string& path);
 
 }  // namespace llm

@@ -155,32 +155,29 @@ void detokenize(const std::string& spec, const std::string& pattern) {
 
 }  // namespace
 
-void add_tokenize(CLI::App& app) {
+Command tokenize_command() {
   const auto flags = std::make_shared<TokenizeFlags>();
-  CLI::App* command = app.add_subcommand("tokenize", "Turn text files into token shards to train on");
-  command
-      ->add_option("INPUT", flags->inputs,
-                   "text files, joined in this order with an end-of-text token between them; "
-                   "or - for standard input, with --ids")
-      ->required();
-  command->add_option("--tokenizer", flags->tokenizer, kTokenizerHelp);
-  command->add_option("--pattern", flags->pattern, kPatternHelp);
-  command->add_option("--train-vocab", flags->train_vocabulary,
-                      "instead of --tokenizer: train a byte-level BPE of so many tokens on the text");
-  command->add_option("--out", flags->out,
-                      "the directory to write train_*.bin, val_*.bin, tokenizer.json and dataset.json "
-                      "to; an earlier data set there is replaced");
-  command
-      ->add_option("--val-fraction", flags->val_fraction, "the last part of the text, held out for validation: [0, 1)")
-      ->capture_default_str();
-  command->add_option("--threads", flags->threads, "how many threads; 0: all there are")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
-  command->add_flag("--ids", flags->ids, "print the ids of standard input on one line instead");
-  command->add_flag("--special", flags->special,
-                    "with --ids: names of special tokens in the text are those tokens, and what the tokenizer puts "
-                    "around a text (a beginning-of-text token) is put there");
-  command->footer(
+  TokenizeFlags& f = *flags;
+  return {
+      "tokenize",
+      "Turn text files into token shards to train on",
+      {Option("INPUT", &f.inputs,
+              "text files, joined in this order with an end-of-text token between them; or - for standard input, with "
+              "--ids")
+           .needed(),
+       Option("--tokenizer", &f.tokenizer, kTokenizerHelp), Option("--pattern", &f.pattern, kPatternHelp),
+       Option("--train-vocab", &f.train_vocabulary,
+              "instead of --tokenizer: train a byte-level BPE of so many tokens on the text"),
+       Option("--out", &f.out,
+              "the directory to write train_*.bin, val_*.bin, tokenizer.json and dataset.json to; an earlier data set "
+              "there is replaced"),
+       Option("--val-fraction", &f.val_fraction, "the last part of the text, held out for validation: [0, 1)")
+           .with_default(),
+       Option("--threads", &f.threads, "how many threads; 0: all there are").between(0, 1024).with_default(),
+       Option("--ids", &f.ids, "print the ids of standard input on one line instead"),
+       Option("--special", &f.special,
+              "with --ids: names of special tokens in the text are those tokens, and what the tokenizer puts around a "
+              "text (a beginning-of-text token) is put there")},
       "In files the line <|endoftext|> between stories or books becomes the end-of-text token. The shards are those "
       "of\n"
       "llm.c (a header of 256 int32, then 16-bit tokens, 32-bit for vocabularies over 65,536).\n\n"
@@ -188,22 +185,22 @@ void add_tokenize(CLI::App& app) {
       "  train_gpt tokenize tinyshakespeare.txt --tokenizer bytes --out data/shakespeare\n"
       "  train_gpt train --data data/shakespeare --out runs/shakespeare\n"
       "  train_gpt tokenize books.txt --train-vocab 8192 --out data/books\n"
-      "  echo -n 'Hello' | train_gpt tokenize - --tokenizer bytes --ids        prints 72 101 108 108 111");
-  command->callback([flags] { tokenize(*flags); });
+      "  echo -n 'Hello' | train_gpt tokenize - --tokenizer bytes --ids        prints 72 101 108 108 111",
+      [flags](const Given&) { tokenize(*flags); }};
 }
 
-void add_detokenize(CLI::App& app) {
-  const auto spec = std::make_shared<std::string>(), pattern = std::make_shared<std::string>();
-  CLI::App* command =
-      app.add_subcommand("detokenize", "Turn token ids on standard input into the bytes they stand for");
-  command->add_option("--tokenizer", *spec, kTokenizerHelp)->required();
-  command->add_option("--pattern", *pattern, kPatternHelp);
-  command->footer(
+Command detokenize_command() {
+  const auto flags = std::make_shared<TokenizeFlags>();
+  return {
+      "detokenize",
+      "Turn token ids on standard input into the bytes they stand for",
+      {Option("--tokenizer", &flags->tokenizer, kTokenizerHelp).needed(),
+       Option("--pattern", &flags->pattern, kPatternHelp)},
       "The ids stand between blanks or on lines of their own. The bytes go to standard output as they are, without a\n"
       "newline at the end; they need not be whole UTF-8 characters.\n\n"
       "Example:\n"
-      "  echo 72 101 108 108 111 | train_gpt detokenize --tokenizer bytes        prints Hello");
-  command->callback([spec, pattern] { detokenize(*spec, *pattern); });
+      "  echo 72 101 108 108 111 | train_gpt detokenize --tokenizer bytes        prints Hello",
+      [flags](const Given&) { detokenize(flags->tokenizer, flags->pattern); }};
 }
 
 }  // namespace llm

@@ -30,103 +30,65 @@ struct Arguments {
   TrainOptions train;
   std::string memory_budget, log_format = "text";
   bool resume = false, explain = false;
-  CLI::App* app = nullptr;
 };
 
-void add_flags(CLI::App& app, Arguments& a) {
+Options train_options(Arguments& a) {
   TrainOptions& o = a.train;
-  a.model.add_to(app);
-  app.add_option("--data", o.data, "A text file, a directory of token shards, one shard, or a quoted glob of shards");
-  app.add_option("--out", o.out, "The run's directory (runs/NAME-OF-DATA)");
-  app.add_flag("--resume", a.resume, "Go on with the run in --out from its newest checkpoint, bit for bit");
-  app.add_flag("--explain", a.explain, "Print every value of the run with its rule and source, and stop");
-  const auto positive = CLI::Range(int64_t{1}, int64_t{1} << 50).description("");
-  const auto not_negative = CLI::Range(int64_t{0}, int64_t{1} << 50).description("");
-
-  app.add_option("--steps", o.steps, "Optimizer steps (20 tokens a parameter)")->check(positive)->group("Length");
-  app.add_option("--tokens", o.tokens, "Tokens to train on, instead of --steps")->check(positive)->group("Length");
-  app.add_option("--batch", o.batch, "Sequences a micro-step (about 1024 tokens)")
-      ->check(CLI::Range(1, 65536).description(""))
-      ->group("Length");
-  app.add_option("--grad-accum", o.grad_accum, "Micro-steps a step")
-      ->check(CLI::Range(1, 1 << 20).description(""))
-      ->group("Length");
-  app.add_option("--total-batch-tokens", o.total_batch_tokens, "Tokens a step, instead of --grad-accum")
-      ->check(positive)
-      ->group("Length");
-
-  app.add_option("--lr", o.lr, "Peak learning rate, of the base model (0.22 / sqrt(steps))")
-      ->check(CLI::Range(1e-12, 1e3).description(""))
-      ->group("Optimizer");
-  app.add_option("--beta1", o.beta1, "First moment's decay")
-      ->capture_default_str()
-      ->check(CLI::Range(0.0, 0.9999).description(""))
-      ->group("Optimizer");
-  app.add_option("--beta2", o.beta2, "Second moment's decay (by rule)")
-      ->check(CLI::Range(1e-6, 0.999999).description(""))
-      ->group("Optimizer");
-  app.add_option("--epsilon", o.epsilon, "Added to the root of the second moment")
-      ->capture_default_str()
-      ->check(CLI::Range(1e-30, 1.0).description(""))
-      ->group("Optimizer");
-  app.add_option("--weight-decay", o.weight_decay, "Of matrices, times the learning rate (by rule)")
-      ->check(CLI::Range(0.0, 100.0).description(""))
-      ->group("Optimizer");
-  app.add_option("--grad-clip", o.grad_clip, "Largest norm of all gradients together; 0: no limit")
-      ->capture_default_str()
-      ->check(CLI::Range(0.0, 1e9).description(""))
-      ->group("Optimizer");
-  app.add_option("--schedule", o.schedule, "linear, cosine, wsd or constant; all but the last end at zero (linear)")
-      ->group("Optimizer");
-  app.add_option("--warmup", o.warmup, "Steps of linear warm-up (5 %)")->check(not_negative)->group("Optimizer");
-  app.add_option("--seed", o.seed, "Of initial weights, sample order and samples")
-      ->capture_default_str()
-      ->group("Optimizer");
-
-  add_recipe(app, o);
-  app.add_option("--guard", o.guard_deviations,
-                 "Leave out steps whose loss or gradient norm is more standard deviations above the mean of the last "
-                 "50; 0: only what is not finite")
-      ->capture_default_str()
-      ->check(CLI::Range(0.0, 1e6).description(""))
-      ->group("Recipe");
-  app.add_option("--eval-every", o.eval_every, "Steps between evaluations; 0: none")
-      ->check(not_negative)
-      ->group("Watching");
-  app.add_option("--eval-batches", o.eval_batches, "Batches an evaluation takes")->check(positive)->group("Watching");
-  app.add_option("--val-fraction", o.val_fraction, "The end of a text file that is held out")
-      ->capture_default_str()
-      ->check(CLI::Range(0.0, 0.9).description(""))
-      ->group("Watching");
-  app.add_option("--sample-every", o.sample_every, "Steps between samples; 0: none")
-      ->check(not_negative)
-      ->group("Watching");
-  app.add_option("--sample-prompt", o.sample_prompt, "What samples begin with (the held-out text's first words)")
-      ->group("Watching");
-  app.add_option("--save-every", o.save_every, "Steps between checkpoints; 0: none")
-      ->check(not_negative)
-      ->group("Watching");
-  app.add_option("--keep-last", o.keep_last, "Checkpoints to keep beside the best; 0: all")
-      ->capture_default_str()
-      ->check(CLI::Range(0, 1 << 20).description(""))
-      ->group("Watching");
-  app.add_option("--log-format", a.log_format, "text, or jsonl: the log's lines on standard output")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"text", "jsonl"}))
-      ->group("Watching");
-
-  a.device.add_to(app);
-  app.add_option("--memory-budget", a.memory_budget, "Recompute activations until the run fits, e.g. 20GiB")
-      ->group("Machine");
-  app.footer(
-      "What is not given follows from the model's size and the data; the first lines of a run say how.\n\n"
-      "Examples:\n"
-      "  train_gpt train --data shakespeare.txt                      a small GPT, its defaults by rule\n"
-      "  train_gpt train tiny --data shakespeare.txt --steps 2000    a preset, and how long\n"
-      "  train_gpt train --data tokens/ --depth 12                   the size by one dial\n"
-      "  train_gpt train --depth 12 --explain                        every value, its rule and its source\n"
-      "  train_gpt train --data tokens/ --layers 8 --channels 512    dimensions of your own\n"
-      "  train_gpt train --resume --out runs/shakespeare             go on with an interrupted run");
+  Options all = a.model.options();
+  append(all,
+         {Option("--data", &o.data, "A text file, a directory of token shards, one shard, or a quoted glob of shards"),
+          Option("--out", &o.out, "The run's directory (runs/NAME-OF-DATA)"),
+          Option("--resume", &a.resume, "Go on with the run in --out from its newest checkpoint, bit for bit"),
+          Option("--explain", &a.explain, "Print every value of the run with its rule and source, and stop")});
+  append(all,
+         {Option("--steps", &o.steps, "Optimizer steps (20 tokens a parameter)").at_least(1),
+          Option("--tokens", &o.tokens, "Tokens to train on, instead of --steps").at_least(1),
+          Option("--batch", &o.batch, "Sequences a micro-step (about 1024 tokens)").between(1, 65536),
+          Option("--grad-accum", &o.grad_accum, "Micro-steps a step").between(1, 1 << 20),
+          Option("--total-batch-tokens", &o.total_batch_tokens, "Tokens a step, instead of --grad-accum").at_least(1)},
+         "Length");
+  append(all,
+         {Option("--lr", &o.lr, "Peak learning rate, of the base model (0.22 / sqrt(steps))").between(1e-12, 1e3),
+          Option("--beta1", &o.beta1, "First moment's decay").between(0, 0.9999).with_default(),
+          Option("--beta2", &o.beta2, "Second moment's decay (by rule)").between(1e-6, 0.999999),
+          Option("--epsilon", &o.epsilon, "Added to the root of the second moment").between(1e-30, 1).with_default(),
+          Option("--weight-decay", &o.weight_decay, "Of matrices, times the learning rate (by rule)").between(0, 100),
+          Option("--grad-clip", &o.grad_clip, "Largest norm of all gradients together; 0: no limit")
+              .between(0, 1e9)
+              .with_default(),
+          Option("--schedule", &o.schedule, "linear, cosine, wsd or constant; all but the last end at zero (linear)"),
+          Option("--warmup", &o.warmup, "Steps of linear warm-up (5 %)").at_least(0),
+          Option("--seed", &o.seed, "Of initial weights, sample order and samples").with_default()},
+         "Optimizer");
+  append(all, recipe_options(o));
+  append(
+      all,
+      {Option("--guard", &o.guard_deviations,
+              "Leave out steps whose loss or gradient norm is more standard deviations above the mean of the last 50; "
+              "0: only what is not finite")
+           .between(0, 1e6)
+           .with_default()},
+      "Recipe");
+  append(all,
+         {Option("--eval-every", &o.eval_every, "Steps between evaluations; 0: none").at_least(0),
+          Option("--eval-batches", &o.eval_batches, "Batches an evaluation takes").at_least(1),
+          Option("--val-fraction", &o.val_fraction, "The end of a text file that is held out")
+              .between(0, 0.9)
+              .with_default(),
+          Option("--sample-every", &o.sample_every, "Steps between samples; 0: none").at_least(0),
+          Option("--sample-prompt", &o.sample_prompt, "What samples begin with (the held-out text's first words)"),
+          Option("--save-every", &o.save_every, "Steps between checkpoints; 0: none").at_least(0),
+          Option("--keep-last", &o.keep_last, "Checkpoints to keep beside the best; 0: all")
+              .between(0, 1 << 20)
+              .with_default(),
+          Option("--log-format", &a.log_format, "text, or jsonl: the log's lines on standard output")
+              .among({"text", "jsonl"})
+              .with_default()},
+         "Watching");
+  append(all, a.device.options());
+  append(all, {Option("--memory-budget", &a.memory_budget, "Recompute activations until the run fits, e.g. 20GiB")},
+         "Machine");
+  return all;
 }
 
 // What a resumed run may change: how it is watched and how long it is, not what it computes.
@@ -139,18 +101,16 @@ bool may_change_on_resume(const std::string& flag) {
 }
 
 // Takes the options of the run in `out`, with the given flags on top.
-TrainOptions resumed_options(const Arguments& a, const CheckpointInfo& checkpoint) {
+TrainOptions resumed_options(const Arguments& a, const Given& flags, const CheckpointInfo& checkpoint) {
   TrainOptions o = settings_of(checkpoint);
   const TrainOptions& given = a.train;
-  for (const CLI::Option* option : a.app->get_options()) {
-    if (option->count() == 0 || option->get_name() == "--help") continue;
-    const std::string flag = option->get_name();
+  for (const std::string& flag : flags) {
     if (flag == "--data" && given.data == o.data) continue;
     if (!may_change_on_resume(flag))
       fail_usage(flag, " belongs to the run in ", given.out,
                  " and cannot change with --resume; start a new run with another --out");
   }
-  const auto count = [&](const char* flag) { return a.app->count(flag) > 0; };
+  const auto count = [&](const char* flag) { return flags.contains(flag); };
   if (count("--steps")) o.steps = given.steps;
   if (count("--tokens")) o.steps = std::max<int64_t>(1, given.tokens / o.total_batch_tokens);
   o.tokens = o.steps * o.total_batch_tokens;
@@ -193,13 +153,12 @@ void print_plan(const ModelConfig& model, const TrainOptions& o, const std::vect
 }
 
 // The config of the model that training begins with. Only the context may be another, and a shorter one.
-ModelConfig trained_config(const Arguments& a, const std::string& origin, int64_t data_vocabulary) {
+ModelConfig trained_config(const Arguments& a, const Given& given, const std::string& origin, int64_t data_vocabulary) {
   ModelConfig model = read_config(origin);
   for (const char* flag :
        {"--architecture", "--norm", "--positions", "--activation", "--qk-norm", "--bias", "--tied-head",
         "--logit-softcap", "--layers", "--heads", "--kv-heads", "--channels", "--head-size", "--hidden"})
-    if (const CLI::Option* option = a.app->get_option_no_throw(flag); option && option->count())
-      fail_usage(flag, " belongs to the model in ", origin, " and cannot change");
+    if (given.contains(flag)) fail_usage(flag, " belongs to the model in ", origin, " and cannot change");
   if (a.model.context) {
     if (a.model.context > model.context || (a.model.context < model.context && model.positions == Positions::learned))
       fail_usage("--context ", a.model.context, " is not possible for the model in ", origin, ", which has ",
@@ -241,11 +200,11 @@ DataSize size_for_explanation(const TrainOptions& o, ThreadTeam& threads) {
   return {bytes(), static_cast<int64_t>(size) - val, val};
 }
 
-void explain(Arguments& a, const std::string& origin) {
+void explain(Arguments& a, const Given& given, const std::string& origin) {
   OpenedMachine opened(a.device);
   const DataSize data = size_for_explanation(a.train, opened.threads());
-  const ModelConfig m =
-      !origin.empty() ? trained_config(a, origin, data.vocabulary) : a.model.resolve(data.vocabulary, kDefaultModel);
+  const ModelConfig m = !origin.empty() ? trained_config(a, given, origin, data.vocabulary)
+                                        : a.model.resolve(data.vocabulary, kDefaultModel);
   a.train.data_tokens = data.train_tokens;
   std::vector<Rule> rules = apply_rules(a.train, m, data.val_tokens, !origin.empty());
   const Rule dimensions[] = {
@@ -269,22 +228,12 @@ void explain(Arguments& a, const std::string& origin) {
               << std::string(value + 2 - r.value.size(), ' ') << r.reason << "\n";
 }
 
-void train(Arguments& a) {
+void train(Arguments& a, const Given& given) {
   a.device.check();
   TrainOptions& o = a.train;
   check_recipe(o);
   if (!o.schedule.empty()) schedule_named(o.schedule);
   if (!a.memory_budget.empty()) o.memory_budget = parse_bytes(a.memory_budget);
-  // A range check lets "nan" through.
-  for (auto& [flag, value] : {std::pair{"--lr", o.lr},
-                              {"--beta1", o.beta1},
-                              {"--beta2", o.beta2},
-                              {"--epsilon", o.epsilon},
-                              {"--weight-decay", o.weight_decay},
-                              {"--grad-clip", o.grad_clip},
-                              {"--guard", o.guard_deviations},
-                              {"--val-fraction", o.val_fraction}})
-    if (!std::isfinite(value)) fail_usage(flag, " must be a number, not ", value);
   // A trained model goes on from its weights.
   std::error_code none;
   const std::string origin = !a.resume && std::filesystem::is_directory(a.model.preset, none)
@@ -296,7 +245,7 @@ void train(Arguments& a) {
   if (a.explain) {
     if (a.resume) fail_usage("--explain is for new runs; RUN/config.json holds the values of one that is resumed");
     if (o.steps && o.tokens) fail_usage("--steps and --tokens both say how long; give one");
-    return explain(a, origin);
+    return explain(a, given, origin);
   }
 
   CheckpointInfo checkpoint;
@@ -304,7 +253,7 @@ void train(Arguments& a) {
     if (o.out.empty()) fail_usage("--resume needs --out, the run to go on with");
     checkpoint = find_checkpoint(o.out, Which::newest);
     if (!checkpoint.skipped.empty()) std::cerr << checkpoint.skipped << "\n";
-    o = resumed_options(a, checkpoint);
+    o = resumed_options(a, given, checkpoint);
     a.device.dtype = o.dtype;
   } else {
     if (o.data.empty()) fail_usage("--data is missing: give a text file or a directory of token shards");
@@ -337,7 +286,7 @@ void train(Arguments& a) {
   o.data_tokens = train_tokens;
 
   const ModelConfig model = a.resume          ? read_config(checkpoint.path + "/config.json")
-                            : !origin.empty() ? trained_config(a, origin, dataset.vocabulary)
+                            : !origin.empty() ? trained_config(a, given, origin, dataset.vocabulary)
                                               : a.model.resolve(vocabulary, kDefaultModel);
   if (train_tokens < model.context + 1)
     fail(o.data, " has only ", train_tokens, " training tokens, fewer than the context of ", model.context,
@@ -383,12 +332,18 @@ void train(Arguments& a) {
 
 }  // namespace
 
-void add_train(CLI::App& app) {
-  auto arguments = std::make_shared<Arguments>();
-  CLI::App* train_app = app.add_subcommand("train", "Train a GPT on text or token shards");
-  arguments->app = train_app;
-  add_flags(*train_app, *arguments);
-  train_app->callback([arguments] { train(*arguments); });
+Command train_command() {
+  const auto arguments = std::make_shared<Arguments>();
+  return {"train", "Train a GPT on text or token shards", train_options(*arguments),
+          "What is not given follows from the model's size and the data; the first lines of a run say how.\n\n"
+          "Examples:\n"
+          "  train_gpt train --data shakespeare.txt                      a small GPT, its defaults by rule\n"
+          "  train_gpt train tiny --data shakespeare.txt --steps 2000    a preset, and how long\n"
+          "  train_gpt train --data tokens/ --depth 12                   the size by one dial\n"
+          "  train_gpt train --depth 12 --explain                        every value, its rule and its source\n"
+          "  train_gpt train --data tokens/ --layers 8 --channels 512    dimensions of your own\n"
+          "  train_gpt train --resume --out runs/shakespeare             go on with an interrupted run",
+          [arguments](const Given& given) { train(*arguments, given); }};
 }
 
 }  // namespace llm
