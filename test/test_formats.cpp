@@ -227,7 +227,7 @@ TEST_CASE("safetensors: a file that breaks the format is an error that names fil
   check(safetensors(two("[0,4]", "[0,4]", "b"), "abcd"), "overlaps");
   check(safetensors(two("[0,4]", "[2,6]", "b"), "abcdef"), "tensor \"b\": its data overlaps");
   check(safetensors(two("[0,4]", "[6,10]", "b"), "abcdefghij"), "tensor \"b\": bytes 4 to 6");
-  check(safetensors(two("[0,4]", "[4,8]", "a"), "abcdefgh"), "tensor \"a\": the header has this key twice");
+  check(safetensors(two("[0,4]", "[4,8]", "a"), "abcdefgh"), "the key \"a\" is there twice");
   check(safetensors(R"({"a":{"dtype":"U8","dtype":"U8","shape":[0],"data_offsets":[0,0]}})", ""), "twice");
 
   CHECK(has(error_of([] { SafetensorsFile("/nonexistent/f"); }), "/nonexistent/f: No such file"));

@@ -139,8 +139,7 @@ json sentencepiece_json() {
 }
 
 std::unique_ptr<Tokenizer> from_json(const json& document) {
-  // Through text, as from a file: whole numbers are unsigned then.
-  return make_bpe_tokenizer(parse_tokenizer_json(json::parse(document.dump()), "tokenizer.json"));
+  return make_bpe_tokenizer(parse_tokenizer_json(parse_json(document.dump(), "tokenizer.json"), "tokenizer.json"));
 }
 
 void check_same(const Tokenizer& a, const Tokenizer& b) {

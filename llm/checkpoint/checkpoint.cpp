@@ -3,18 +3,17 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
+#include "llm/base/json.h"
 #include "llm/model/huggingface.h"
 #include "llm/model/safetensors.h"
 
 namespace llm {
 namespace {
 
-using nlohmann::ordered_json;
 namespace fs = std::filesystem;
 
 constexpr char kWeights[] = "model.safetensors", kOptimizer[] = "optimizer.safetensors", kTrainer[] = "trainer.json";
@@ -22,26 +21,24 @@ constexpr char kWeights[] = "model.safetensors", kOptimizer[] = "optimizer.safet
 std::string checkpoints_of(const std::string& run) { return run + "/checkpoints"; }
 
 // JSON has no NaN: null stands for it.
-ordered_json number_or_null(double x) { return std::isfinite(x) ? ordered_json(x) : ordered_json(); }
+Json number_or_null(double x) { return std::isfinite(x) ? Json(x) : Json(); }
 
-double number_or_nan(const ordered_json& x) {
-  return x.is_null() ? std::numeric_limits<double>::quiet_NaN() : x.get<double>();
-}
+double number_or_nan(const Json& x) { return x.is_null() ? std::numeric_limits<double>::quiet_NaN() : x.get<double>(); }
 
 std::string trainer_json(const TrainerState& state, const std::string& directory) {
-  ordered_json files = ordered_json::object();
+  Json files = Json::object();
   for (const char* name : {kWeights, kOptimizer})
     if (fs::exists(directory + "/" + name)) files[name] = fs::file_size(directory + "/" + name);
-  const ordered_json j = {{"step", state.step},
-                          {"samples", state.samples},
-                          {"rounded_step", state.rounded_step},
-                          {"tokens", state.tokens},
-                          {"seconds", state.seconds},
-                          {"val_loss", number_or_null(state.val_loss)},
-                          {"best_val_loss", number_or_null(state.best_val_loss)},
-                          {"settings", ordered_json::parse(state.settings_json)},
-                          {"files", files}};
-  return j.dump(2) + "\n";
+  const Json j = {{"step", state.step},
+                  {"samples", state.samples},
+                  {"rounded_step", state.rounded_step},
+                  {"tokens", state.tokens},
+                  {"seconds", state.seconds},
+                  {"val_loss", number_or_null(state.val_loss)},
+                  {"best_val_loss", number_or_null(state.best_val_loss)},
+                  {"settings", parse_json(state.settings_json, "the settings")},
+                  {"files", files}};
+  return json_text(j);
 }
 
 struct Trainer {
@@ -51,24 +48,22 @@ struct Trainer {
 
 Trainer read_trainer(const std::string& directory) {
   const std::string path = directory + "/" + kTrainer;
-  const std::string text = read_file(path);
+  const Json j = read_json(path);
   try {
-    const ordered_json j = ordered_json::parse(text);
     Trainer t;
     t.state.step = j.at("step").get<int64_t>();
     t.state.samples = j.at("samples").get<int64_t>();
-    t.state.rounded_step = j.value("rounded_step", int64_t{-1});
+    t.state.rounded_step = j.contains("rounded_step") ? j["rounded_step"].get<int64_t>() : -1;
     t.state.tokens = j.at("tokens").get<int64_t>();
     t.state.seconds = j.at("seconds").get<double>();
     t.state.val_loss = number_or_nan(j.at("val_loss"));
     t.state.best_val_loss = number_or_nan(j.at("best_val_loss"));
     t.state.settings_json = j.at("settings").dump();
     for (auto& [name, bytes] : j.at("files").items()) t.files.emplace_back(name, bytes.get<uintmax_t>());
-    if (t.state.step < 0) fail(path, ": step ", t.state.step);
+    if (t.state.step < 0) fail("step ", t.state.step);
     return t;
-  } catch (const nlohmann::json::exception& e) {
-    fail(path,
-         ": not a checkpoint's: ", ordered_json(e.what()).dump(-1, ' ', true, ordered_json::error_handler_t::replace));
+  } catch (const Error& e) {
+    fail(path, ": not a checkpoint's: ", e.what());
   }
 }
 
@@ -239,7 +234,7 @@ void load_optimizer(const std::string& checkpoint, const std::vector<StateTensor
     if (!same) fail(wrong, t.name, " is not F32 of shape ", t.shape.text());
   }
   for (auto& [name, entry] : file.tensors())
-    if (!names.contains(name)) fail(wrong, ordered_json(name).dump(-1, ' ', true), " is in the file, too");
+    if (!names.contains(name)) fail(wrong, shown(name), " is in the file, too");
   for (size_t i = 0; i < tensors.size(); ++i)
     read_floats(file.tensor(tensors[i].name), 0, {destination(i), static_cast<size_t>(tensors[i].shape.elements())});
 }

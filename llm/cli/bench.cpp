@@ -5,23 +5,22 @@
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
+#include "llm/base/json.h"
 #include "llm/cli/bench.h"
 #include "llm/cli/commands.h"
 
 namespace llm {
 namespace {
 
-using nlohmann::ordered_json;
-
-ordered_json read_earlier(const std::string& path) {
+Json read_earlier(const std::string& path) {
+  Json earlier = read_json(path);
   try {
-    ordered_json earlier = ordered_json::parse(read_file(path));
     for (const char* list : {"ops", "nodes"})
-      for (const ordered_json& row : earlier.at(list)) row.at("name").get<std::string>(), row.at("ms").get<double>();
+      for (const Json& row : earlier.at(list)) row.at("name").string(), row.at("ms").get<double>();
     earlier.at("step").at("ms").get<double>();
     return earlier;
-  } catch (const ordered_json::exception&) {
-    fail(path, " is not the JSON of an earlier `bench --save`");
+  } catch (const Error& e) {
+    fail(path, " is not the JSON of an earlier `bench --save`: ", e.what());
   }
 }
 
@@ -32,16 +31,16 @@ void bench(BenchFlags& flags) {
   if ((flags.products && flags.scaling) || ((flags.products || flags.scaling) && of_ops))
     fail_usage("--products and --scaling go without each other, --nodes, --only, --compare and --format markdown");
   // Read first: a wrong file should not cost a measurement.
-  const ordered_json earlier = flags.compare.empty() ? ordered_json() : read_earlier(flags.compare);
+  const Json earlier = flags.compare.empty() ? Json() : read_earlier(flags.compare);
   OpenedMachine opened(flags.device);
   const ModelConfig config = flags.model.resolve(0, "small");
   complete_recipe(flags.recipe, flags.batch, config);
   const auto measure = flags.products ? bench_products : flags.scaling ? bench_scaling : bench_step;
-  const ordered_json result = measure(flags, opened.device(), config);
+  const Json result = measure(flags, opened.device(), config);
   for (const char* key : {"model", "parameters", "batch", "context", "device", "dtype", "threads", "only"})
-    if (!earlier.is_null() && earlier.value(key, ordered_json()) != result[key])
-      std::cerr << "bench: " << flags.compare << " was measured with another " << key << ": "
-                << earlier.value(key, ordered_json()).dump() << ", now " << result[key].dump() << "\n";
+    if (!earlier.is_null() && earlier[key] != result[key])
+      std::cerr << "bench: " << flags.compare << " was measured with another " << key << ": " << earlier[key].dump()
+                << ", now " << result[key].dump() << "\n";
   if (!flags.save.empty()) write_file_atomically(flags.save, result.dump(1) + "\n");
   if (flags.format == "json") {
     std::cout << result.dump(1) << "\n";

@@ -4,10 +4,10 @@
 #pragma once
 #include <cstdio>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "llm/base/json.h"
 #include "llm/base/median.h"
 #include "llm/cli/options.h"
 #include "llm/graph/program.h"
@@ -52,14 +52,14 @@ class BenchedStep {
 };
 
 // The result of `bench --save` and `--format json`.
-nlohmann::ordered_json bench_step(const BenchFlags& flags, Device& on, const ModelConfig& config);
-nlohmann::ordered_json bench_products(const BenchFlags& flags, Device& on, const ModelConfig& config);
-nlohmann::ordered_json bench_scaling(const BenchFlags& flags, Device& on, const ModelConfig& config);
+Json bench_step(const BenchFlags& flags, Device& on, const ModelConfig& config);
+Json bench_products(const BenchFlags& flags, Device& on, const ModelConfig& config);
+Json bench_scaling(const BenchFlags& flags, Device& on, const ModelConfig& config);
 
 // `earlier`: the result of an earlier run to compare with, or null.
-void print_step(const nlohmann::ordered_json& result, const nlohmann::ordered_json& earlier, bool nodes);
-void print_step_as_markdown(const nlohmann::ordered_json& result, bool nodes);
-void print_products(const nlohmann::ordered_json& result);
-void print_scaling(const nlohmann::ordered_json& result);
+void print_step(const Json& result, const Json& earlier, bool nodes);
+void print_step_as_markdown(const Json& result, bool nodes);
+void print_products(const Json& result);
+void print_scaling(const Json& result);
 
 }  // namespace llm

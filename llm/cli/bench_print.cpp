@@ -3,14 +3,13 @@
 #include <map>
 #include <string>
 
+#include "llm/base/json.h"
 #include "llm/cli/bench.h"
 #include "llm/device/ceilings.h"
 #include "llm/train/log.h"
 
 namespace llm {
 namespace {
-
-using nlohmann::ordered_json;
 
 template <class... Values>
 std::string format(const char* pattern, Values... values) {
@@ -24,20 +23,19 @@ std::string ratio_text(double earlier, double now) {
   return earlier > 0 && now > 0 ? format("%.2fx", earlier / now) : "-";
 }
 
-void print_rows(const ordered_json& result, const ordered_json& earlier, const char* list) {
+void print_rows(const Json& result, const Json& earlier, const char* list) {
   std::map<std::string, double> before;
   if (!earlier.is_null())
-    for (const ordered_json& row : earlier[list]) before[row["name"]] = row["ms"];
+    for (const Json& row : earlier[list]) before[row["name"].string()] = row["ms"].get<double>();
   size_t width = 2;
-  for (const ordered_json& row : result[list])
-    width = std::max(width, row["name"].get_ref<const std::string&>().size());
-  const double total = result["step"]["ops_ms"];
+  for (const Json& row : result[list]) width = std::max(width, row["name"].string().size());
+  const double total = result["step"]["ops_ms"].get<double>();
   std::cout << "op" << std::string(width - 2, ' ')
             << "  calls        ms  % step  GFLOP/s    GB/s  floor ms  bound   of ceiling"
             << (earlier.is_null() ? "" : "  earlier ms  speed-up") << "\n";
-  for (const ordered_json& row : result[list]) {
-    const std::string name = row["name"], bound = row["bound"];
-    const double ms = row["ms"], floor = row["floor_ms"];
+  for (const Json& row : result[list]) {
+    const std::string name = row["name"].string(), bound = row["bound"].string();
+    const double ms = row["ms"].get<double>(), floor = row["floor_ms"].get<double>();
     std::cout << name << std::string(width - name.size(), ' ')
               << format("  %5d  %8.3f  %5.1f%%  %7.1f  %6.1f  %8.3f  %-6s  %9.0f%%", row["calls"].get<int>(), ms,
                         100 * ms / total, row["gflops"].get<double>(), row["gbs"].get<double>(), floor, bound.c_str(),
@@ -51,18 +49,18 @@ void print_rows(const ordered_json& result, const ordered_json& earlier, const c
 
 }  // namespace
 
-void print_step(const ordered_json& r, const ordered_json& earlier, bool nodes) {
+void print_step(const Json& r, const Json& earlier, bool nodes) {
   const auto& c = r["ceilings"];
-  const auto value = [](const ordered_json& object, const char* key) { return object[key].get<double>(); };
-  std::cout << "machine   " << format("%.0f GFLOP/s %s; ", value(c, "gflops"), r["dtype"].get<std::string>().c_str())
+  const auto value = [](const Json& object, const char* key) { return object[key].get<double>(); };
+  std::cout << "machine   " << format("%.0f GFLOP/s %s; ", value(c, "gflops"), r["dtype"].string().c_str())
             << format("memory: read %.1f, copy %.1f, update %.1f GB/s; ", value(c, "read_gbs"), value(c, "copy_gbs"),
                       value(c, "update_gbs"))
             << format("cache (%zu MiB): %.1f, %.1f, %.1f GB/s; %d threads\n", Ceilings::kCachedBytes >> 20,
                       value(c, "cached_read_gbs"), value(c, "cached_copy_gbs"), value(c, "cached_update_gbs"),
                       r["threads"].get<int>())
-            << "model     " << r["model"].get<std::string>() << ": " << format_count(value(r, "parameters"))
-            << " parameters, " << format("%d x %d tokens a step, ", r["batch"].get<int>(), r["context"].get<int>())
-            << r["optimizer"].get<std::string>() << format("; medians of %d steps\n\n", r["steps"].get<int>());
+            << "model     " << r["model"].string() << ": " << format_count(value(r, "parameters")) << " parameters, "
+            << format("%d x %d tokens a step, ", r["batch"].get<int>(), r["context"].get<int>())
+            << r["optimizer"].string() << format("; medians of %d steps\n\n", r["steps"].get<int>());
   print_rows(r, earlier, nodes ? "nodes" : "ops");
   const auto& step = r["step"];
   const double wall = value(step, "ms"), ops = value(step, "ops_ms"), floor = value(step, "floor_ms");
@@ -77,21 +75,19 @@ void print_step(const ordered_json& r, const ordered_json& earlier, bool nodes) 
 }
 
 // One table, for reports.
-void print_step_as_markdown(const ordered_json& r, bool nodes) {
-  const auto value = [](const ordered_json& object, const char* key) { return object[key].get<double>(); };
+void print_step_as_markdown(const Json& r, bool nodes) {
+  const auto value = [](const Json& object, const char* key) { return object[key].get<double>(); };
   const auto &c = r["ceilings"], &step = r["step"];
-  std::cout << "| " << r["device"].get<std::string>() << ", " << r["dtype"].get<std::string>() << ", "
-            << r["model"].get<std::string>()
-            << format(", %d x %d tokens, ", r["batch"].get<int>(), r["context"].get<int>())
-            << r["optimizer"].get<std::string>()
+  std::cout << "| " << r["device"].string() << ", " << r["dtype"].string() << ", " << r["model"].string()
+            << format(", %d x %d tokens, ", r["batch"].get<int>(), r["context"].get<int>()) << r["optimizer"].string()
             << " | calls | ms | % of step | TFLOP/s | GB/s | floor ms | bound | of the ceiling |\n"
             << "|---|---:|---:|---:|---:|---:|---:|---|---:|\n";
-  for (const ordered_json& row : r[nodes ? "nodes" : "ops"]) {
-    const double ms = row["ms"], floor = row["floor_ms"];
-    std::cout << "| " << row["name"].get<std::string>()
+  for (const Json& row : r[nodes ? "nodes" : "ops"]) {
+    const double ms = row["ms"].get<double>(), floor = row["floor_ms"].get<double>();
+    std::cout << "| " << row["name"].string()
               << format(" | %d | %.3f | %.1f | %.1f | %.0f | %.3f | %s | %.0f %% |\n", row["calls"].get<int>(), ms,
                         100 * ms / value(step, "ops_ms"), value(row, "gflops") * 1e-3, value(row, "gbs"), floor,
-                        row["bound"].get<std::string>().c_str(), ms > 0 ? 100 * floor / ms : 0.0);
+                        row["bound"].string().c_str(), ms > 0 ? 100 * floor / ms : 0.0);
   }
   std::cout << format("| the whole step | | %.3f | | | | %.3f | | %.0f %% |\n", value(step, "ms"),
                       value(step, "floor_ms"), 100 * value(step, "floor_ms") / value(step, "ms"))
@@ -102,18 +98,17 @@ void print_step_as_markdown(const ordered_json& r, bool nodes) {
   std::cout << "\n";
 }
 
-void print_products(const ordered_json& r) {
-  const auto value = [](const ordered_json& object, const char* key) { return object[key].get<double>(); };
-  const ordered_json &total = r["total"], &means = r["geometric_means"];
+void print_products(const Json& r) {
+  const auto value = [](const Json& object, const char* key) { return object[key].get<double>(); };
+  const Json &total = r["total"], &means = r["geometric_means"];
   const bool peer = means.contains("ratio");
   const double peak = value(r["ceilings"], "gflops");
   std::cout << format("machine   %.1f GFLOP/s fp32, %d threads\n", peak, r["threads"].get<int>()) << "model     "
-            << r["model"].get<std::string>() << ": "
+            << r["model"].string() << ": "
             << format("%d x %d tokens a step; medians of %d interleaved rounds\n\n", r["batch"].get<int>(),
                       r["context"].get<int>(), r["steps"].get<int>());
   size_t width = 14;
-  for (const ordered_json& row : r["products"])
-    width = std::max(width, row["name"].get_ref<const std::string&>().size());
+  for (const Json& row : r["products"]) width = std::max(width, row["name"].string().size());
   const auto print = [&](const std::string& name, const std::string& calls, const std::string& ms, double gflops,
                          const std::string& peer_ms, double ratio) {
     std::cout << name << std::string(width - name.size(), ' ')
@@ -123,34 +118,34 @@ void print_products(const ordered_json& r) {
   };
   std::cout << "m x n x k" << std::string(width - 9, ' ') << "  calls         ms  GFLOP/s   of peak"
             << (peer ? "  oneDNN ms  GFLOP/s  ratio" : "") << "\n";
-  for (const ordered_json& row : r["products"])
-    print(row["name"], std::to_string(row["calls"].get<int>()), format("%.3f", value(row, "ms")), value(row, "gflops"),
-          peer ? format("%.3f", value(row, "onednn_ms")) : "", peer ? value(row, "ratio") : 0);
+  for (const Json& row : r["products"])
+    print(row["name"].string(), std::to_string(row["calls"].get<int>()), format("%.3f", value(row, "ms")),
+          value(row, "gflops"), peer ? format("%.3f", value(row, "onednn_ms")) : "", peer ? value(row, "ratio") : 0);
   print("geometric mean", "", "", value(means, "gflops"), "", peer ? value(means, "ratio") : 0);
   print("all of a step", "", format("%.3f", value(total, "ms")), value(total, "gflops"),
         peer ? format("%.3f", value(total, "onednn_ms")) : "", peer ? value(total, "ratio") : 0);
 }
 
-void print_scaling(const ordered_json& r) {
-  const auto value = [](const ordered_json& object, const char* key) { return object[key].get<double>(); };
-  std::cout << "model     " << r["model"].get<std::string>() << ": "
+void print_scaling(const Json& r) {
+  const auto value = [](const Json& object, const char* key) { return object[key].get<double>(); };
+  std::cout << "model     " << r["model"].string() << ": "
             << format("%d x %d tokens a step; medians of %d steps\n", r["batch"].get<int>(), r["context"].get<int>(),
                       r["steps"].get<int>())
             << format("waking    %.2f us for each thread of a team but the first, measured on %d\n\n",
                       value(r, "wake_us_a_thread"), r["threads"].get<int>());
   std::cout << "threads   step ms  speed-up  efficiency   work ms     alone    uneven    waking  calls  measured ms\n";
-  for (const ordered_json& row : r["scaling"])
+  for (const Json& row : r["scaling"])
     std::cout << format("%7d  %8.2f  %7.1fx  %9.0f%%  %8.2f  %8.3f  %8.3f  %8.3f  %5.0f", row["threads"].get<int>(),
                         value(row, "ms"), value(row, "speed_up"), 100 * value(row, "efficiency"), value(row, "work_ms"),
                         value(row, "alone_ms"), value(row, "uneven_ms"), value(row, "waking_ms"), value(row, "calls"))
               << (row.contains("measured_ms") ? format("  %11.2f", value(row, "measured_ms")) : "") << "\n";
   size_t width = 2;
-  for (const ordered_json& row : r["ops"]) width = std::max(width, row["name"].get_ref<const std::string&>().size());
+  for (const Json& row : r["ops"]) width = std::max(width, row["name"].string().size());
   std::cout << "\nop" << std::string(width - 2, ' ')
             << format("  on 1 ms  on %d ms  efficiency     alone    uneven    waking\n",
                       r["scaling"].back()["threads"].get<int>());
-  for (const ordered_json& row : r["ops"]) {
-    const std::string name = row["name"];
+  for (const Json& row : r["ops"]) {
+    const std::string name = row["name"].string();
     std::cout << name << std::string(width - name.size(), ' ')
               << format("  %7.2f  %8.3f  %9.0f%%  %8.3f  %8.3f  %8.3f\n", value(row, "one_ms"), value(row, "ms"),
                         100 * value(row, "efficiency"), value(row, "alone_ms"), value(row, "uneven_ms"),

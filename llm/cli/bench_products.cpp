@@ -12,6 +12,7 @@
 #include <tuple>
 
 #include "llm/base/error.h"
+#include "llm/base/json.h"
 #include "llm/base/random.h"
 #include "llm/base/threads.h"
 #include "llm/cli/bench.h"
@@ -24,8 +25,6 @@
 
 namespace llm {
 namespace {
-
-using nlohmann::ordered_json;
 
 struct Timed {
   std::string name;
@@ -127,15 +126,15 @@ void warm_up(Work&& work) {
   while (std::chrono::steady_clock::now() < end) work();
 }
 
-ordered_json result_of(const BenchFlags& flags, Device& on, const ModelConfig& config, double peak,
-                       const std::vector<Timed>& all) {
-  ordered_json products = ordered_json::array();
+Json result_of(const BenchFlags& flags, Device& on, const ModelConfig& config, double peak,
+               const std::vector<Timed>& all) {
+  Json products = Json::array();
   double log_gflops = 0, log_ratio = 0, seconds = 0, onednn = 0, flops = 0;
   for (const Timed& t : all) {
     const double mine = median(t.seconds), gflops = t.flops() / mine * 1e-9, calls = static_cast<double>(t.calls);
     const Product& p = t.product;
-    ordered_json row = {{"name", t.name},   {"m", p.m},         {"n", p.n},         {"k", p.k},
-                        {"calls", t.calls}, {"ms", mine * 1e3}, {"gflops", gflops}, {"of_peak", gflops / peak}};
+    Json row = {{"name", t.name},   {"m", p.m},         {"n", p.n},         {"k", p.k},
+                {"calls", t.calls}, {"ms", mine * 1e3}, {"gflops", gflops}, {"of_peak", gflops / peak}};
     if (onednn_gemm) {
       const double theirs = median(t.onednn);
       row["onednn_ms"] = theirs * 1e3;
@@ -150,8 +149,8 @@ ordered_json result_of(const BenchFlags& flags, Device& on, const ModelConfig& c
   }
   const auto count = static_cast<double>(all.size());
   const double mean = std::exp(log_gflops / count);
-  ordered_json means = {{"gflops", mean}, {"of_peak", mean / peak}};
-  ordered_json total = {{"ms", seconds * 1e3}, {"gflops", flops / seconds * 1e-9}};
+  Json means = {{"gflops", mean}, {"of_peak", mean / peak}};
+  Json total = {{"ms", seconds * 1e3}, {"gflops", flops / seconds * 1e-9}};
   if (onednn_gemm) {
     means["ratio"] = std::exp(log_ratio / count);
     total["onednn_ms"] = onednn * 1e3;
@@ -164,7 +163,7 @@ ordered_json result_of(const BenchFlags& flags, Device& on, const ModelConfig& c
 
 }  // namespace
 
-ordered_json bench_products(const BenchFlags& flags, Device& on, const ModelConfig& config) {
+Json bench_products(const BenchFlags& flags, Device& on, const ModelConfig& config) {
   if (on.cuda()) fail_usage("--products times the CPU's matrix product; leave out --device cuda");
   std::vector<Timed> all = products_of_step(flags, on, config);
   const Operands operands(all, on);

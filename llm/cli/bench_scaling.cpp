@@ -8,6 +8,7 @@
 #include <map>
 
 #include "llm/base/error.h"
+#include "llm/base/json.h"
 #include "llm/cli/bench.h"
 #include "llm/device/cpu.h"
 #include "llm/graph/op.h"
@@ -15,8 +16,6 @@
 
 namespace llm {
 namespace {
-
-using nlohmann::ordered_json;
 
 // Seconds of an op, or of all.
 struct Share {
@@ -87,7 +86,7 @@ std::pair<double, double> measure(const BenchFlags& flags, const ModelConfig& co
   return {median(steps), median(calls)};
 }
 
-ordered_json row_of(const Share& share, double one, double wake, int threads) {
+Json row_of(const Share& share, double one, double wake, int threads) {
   const double seconds = share.step(wake, threads);
   return {{"ms", seconds * 1e3},
           {"efficiency", one / seconds / threads},
@@ -104,7 +103,7 @@ Share sum_of(const Shares& shares) {
 
 }  // namespace
 
-ordered_json bench_scaling(const BenchFlags& flags, Device& on, const ModelConfig& config) {
+Json bench_scaling(const BenchFlags& flags, Device& on, const ModelConfig& config) {
   if (on.cuda()) fail_usage("--scaling counts what the CPU's threads cannot share; leave out --device cuda");
   const int here = on.threads().size();
   std::vector<int> teams = {1};
@@ -119,14 +118,14 @@ ordered_json bench_scaling(const BenchFlags& flags, Device& on, const ModelConfi
     if (threads > 1) wake = call / (threads - 1);
   }
   Shares first, shares;
-  ordered_json rows = ordered_json::array(), ops = ordered_json::array();
+  Json::List rows, ops;
   for (const int threads : teams) {
     std::cerr << "bench: a step in the parts of " << threads << " thread" << (threads > 1 ? "s" : "") << "\n";
     shares = rehearse(flags, config, threads);
     if (threads == 1) first = shares;
     const Share all = sum_of(shares);
     const double one = sum_of(first).step(wake, 1);
-    ordered_json row = row_of(all, one, wake, threads);
+    Json row = row_of(all, one, wake, threads);
     row["threads"] = threads;
     row["speed_up"] = one / all.step(wake, threads);
     row["work_ms"] = all.work / threads * 1e3;
@@ -136,12 +135,13 @@ ordered_json bench_scaling(const BenchFlags& flags, Device& on, const ModelConfi
   }
   for (const auto& [name, share] : shares) {
     const double one = first[name].step(wake, 1);
-    ordered_json row = row_of(share, one, wake, teams.back());
+    Json row = row_of(share, one, wake, teams.back());
     row["name"] = name;
     row["one_ms"] = one * 1e3;
     ops.push_back(row);
   }
-  std::stable_sort(ops.begin(), ops.end(), [](const auto& a, const auto& b) { return a["ms"] > b["ms"]; });
+  std::stable_sort(ops.begin(), ops.end(),
+                   [](const Json& a, const Json& b) { return a["ms"].get<double>() > b["ms"].get<double>(); });
   return {{"model", flags.model_name()},
           {"parameters", parameter_count(config)},
           {"batch", flags.batch},

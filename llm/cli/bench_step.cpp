@@ -6,6 +6,7 @@
 
 #include "llm/base/bytes.h"
 #include "llm/base/error.h"
+#include "llm/base/json.h"
 #include "llm/cli/bench.h"
 #include "llm/device/ceilings.h"
 #include "llm/device/ceilings_cuda.h"
@@ -15,8 +16,6 @@
 
 namespace llm {
 namespace {
-
-using nlohmann::ordered_json;
 
 // The least seconds a node can take on this machine, and which ceiling says so.
 struct Floor {
@@ -129,9 +128,9 @@ class StepBench {
     std::stable_sort(nodes_.begin(), nodes_.end(), slower);
   }
 
-  ordered_json result() const {
+  Json result() const {
     const auto list = [](const std::vector<Row>& rows) {
-      ordered_json array = ordered_json::array();
+      Json array = Json::array();
       for (const Row& r : rows)
         array.push_back({{"name", r.name},
                          {"calls", r.calls},
@@ -145,7 +144,7 @@ class StepBench {
     const double wall = median(walls_), tokens = static_cast<double>(flags_.batch * config_.context);
     double floor = 0;
     for (const Row& row : ops_) floor += row.floor;
-    ordered_json step = {{"ms", wall * 1e3}, {"ops_ms", median(sums_) * 1e3}, {"floor_ms", floor * 1e3}};
+    Json step = {{"ms", wall * 1e3}, {"ops_ms", median(sums_) * 1e3}, {"floor_ms", floor * 1e3}};
     if (!part_) {
       step["tokens_per_second"] = tokens / wall;
       step["mfu"] = training_flops_per_token(config_, config_.context) * tokens / wall / (machine_.gflops * 1e9);
@@ -219,7 +218,7 @@ class StepBench {
 
 }  // namespace
 
-ordered_json bench_step(const BenchFlags& flags, Device& on, const ModelConfig& config) {
+Json bench_step(const BenchFlags& flags, Device& on, const ModelConfig& config) {
   StepBench bench(flags, on, config);
   bench.run();
   return bench.result();

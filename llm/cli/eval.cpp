@@ -9,11 +9,11 @@
 #include <cstring>
 #include <filesystem>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <numbers>
 #include <optional>
 
 #include "llm/base/error.h"
+#include "llm/base/json.h"
 #include "llm/checkpoint/loaded_model.h"
 #include "llm/cli/commands.h"
 #include "llm/cli/options.h"
@@ -142,7 +142,7 @@ EvalData open_data(const EvalFlags& flags, const LoadedModel& model, ThreadTeam&
 std::string result_text(const EvalFlags& flags, const Evaluator::Result& result, const EvalData& data) {
   const double bits = data.bytes_per_token > 0 ? result.loss / std::numbers::ln2 / data.bytes_per_token : 0;
   if (flags.format == "json") {
-    nlohmann::ordered_json j;
+    Json j;
     j["loss"] = result.loss;
     if (bits > 0) j["bits_per_byte"] = bits;
     j["perplexity"] = std::exp(result.loss);
@@ -179,10 +179,10 @@ std::vector<TokenizedChoice> read_tasks(const EvalFlags& flags, const LoadedMode
 std::string choices_text(const EvalFlags& flags, const ChoiceScorer::Result& result) {
   const auto share = [&](int64_t right) { return static_cast<double>(right) / static_cast<double>(result.tasks); };
   if (flags.format == "json") {
-    const nlohmann::ordered_json j = {{"accuracy", share(result.right)},
-                                      {"accuracy_per_token", share(result.right_per_token)},
-                                      {"accuracy_per_byte", share(result.right_per_byte)},
-                                      {"tasks", result.tasks}};
+    const Json j = {{"accuracy", share(result.right)},
+                    {"accuracy_per_token", share(result.right_per_token)},
+                    {"accuracy_per_byte", share(result.right_per_byte)},
+                    {"tasks", result.tasks}};
     return j.dump() + "\n";
   }
   char line[200];

@@ -2,12 +2,12 @@
 #include <cstdio>
 #include <filesystem>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
+#include "llm/base/json.h"
 #include "llm/checkpoint/checkpoint.h"
 #include "llm/cli/commands.h"
 #include "llm/model/bin_checkpoint.h"
@@ -112,21 +112,19 @@ void import_model(const ImportFlags& flags) {
 
 // What transformers needs beside tokenizer.json to open it.
 std::string tokenizer_config(const Model& m) {
-  nlohmann::ordered_json j = {{"tokenizer_class", "PreTrainedTokenizerFast"},
-                              {"model_max_length", m.config.context},
-                              {"clean_up_tokenization_spaces", false}};
-  const auto document = nlohmann::json::parse(m.tokenizer_json, nullptr, false);
-  const auto name_of = [&](int id) -> nlohmann::ordered_json {
-    const auto list =
-        document.is_object() && document.contains("added_tokens") ? document["added_tokens"] : nlohmann::json::array();
-    for (const auto& token : list)
-      if (token.is_object() && token.contains("content") && token.value("id", -1) == id) return token["content"];
+  Json j = {{"tokenizer_class", "PreTrainedTokenizerFast"},
+            {"model_max_length", m.config.context},
+            {"clean_up_tokenization_spaces", false}};
+  const auto document = json_or_null(m.tokenizer_json);
+  const auto name_of = [&](int id) -> Json {
+    for (const Json& token : document["added_tokens"])
+      if (token["id"] == id) return token["content"];
     return nullptr;
   };
   if (const auto bos = name_of(m.end_tokens.bos); !bos.is_null()) j["bos_token"] = bos;
   if (!m.end_tokens.eos.empty())
     if (const auto eos = name_of(m.end_tokens.eos[0]); !eos.is_null()) j["eos_token"] = eos;
-  return j.dump(2) + "\n";
+  return json_text(j);
 }
 
 void export_model(const ExportFlags& flags) {

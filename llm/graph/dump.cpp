@@ -1,11 +1,11 @@
 #include "llm/graph/dump.h"
+#include "llm/base/json.h"
 
 #include <algorithm>
 #include <array>
 #include <charconv>
 #include <cstdio>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <ostream>
 #include <set>
 
@@ -239,9 +239,8 @@ void dump_dot(std::ostream& out, const Compiled& compiled, const DumpOptions& op
 }
 
 void dump_json(std::ostream& out, const Compiled& c) {
-  using nlohmann::ordered_json;
   const Graph& g = c.graph;
-  ordered_json root;
+  Json root;
   for (Role role : kPersistentRoles) root["memory"]["persistent"][name_of(role)] = persistent_bytes(g, role);
   root["memory"]["persistent_bytes"] = c.persistent_bytes;
   root["memory"]["transient_bytes"] = c.plan.bytes;
@@ -250,33 +249,33 @@ void dump_json(std::ostream& out, const Compiled& c) {
   root["memory"]["live_bytes"] = c.plan.live;
   root["recomputation"] = {{"level", name_of(c.recomputation.level)}, {"layers", c.recomputation.layers}};
   for (Phase phase : kPhases) root["flops"][name_of(phase)] = flops_of(g, phase);
-  root["passes"] = ordered_json::array();
+  root["passes"] = Json::array();
   for (const PassReport& r : c.reports)
     root["passes"].push_back(
         {{"pass", r.pass}, {"nodes_before", r.nodes_before}, {"nodes_after", r.nodes_after}, {"detail", r.detail}});
-  root["tensors"] = ordered_json::array();
+  root["tensors"] = Json::array();
   for (size_t i = 0; i < g.tensors.size(); ++i) {
     const Tensor& t = g.tensors[i];
-    ordered_json shape = ordered_json::array();
+    Json shape = Json::array();
     for (int d = 0; d < t.shape.rank(); ++d) shape.push_back(t.shape[d]);
-    ordered_json tensor = {{"id", i},        {"name", t.name},          {"dtype", name_of(t.dtype)},
-                           {"shape", shape}, {"role", name_of(t.role)}, {"bytes", t.storage_bytes()}};
+    Json tensor = {{"id", i},        {"name", t.name},          {"dtype", name_of(t.dtype)},
+                   {"shape", shape}, {"role", name_of(t.role)}, {"bytes", t.storage_bytes()}};
     if (t.alias != kNone) tensor["alias"] = t.alias;
     // A tensor that no node uses any more has neither a life nor a place.
     if (const auto [first, last] = c.plan.lifetimes[i]; first >= 0) tensor["lifetime"] = {first, last};
     if (const size_t offset = c.plan.offsets[i]; offset != MemoryPlan::kNowhere) tensor["offset"] = offset;
     root["tensors"].push_back(std::move(tensor));
   }
-  root["nodes"] = ordered_json::array();
+  root["nodes"] = Json::array();
   for (size_t i = 0; i < g.nodes.size(); ++i) {
     const Node& node = g.nodes[i];
     const Cost cost = cost_of(g, node);
-    ordered_json attributes = ordered_json::object();
+    Json attributes = Json::object();
     for (auto& [key, value] : node.attributes.all())
       std::visit([&, &name = key](const auto& held) { attributes[name] = held; }, value);
     const auto ids = [](const std::vector<TensorId>& tensors) {
-      ordered_json list = ordered_json::array();
-      for (TensorId id : tensors) list.push_back(id == kNone ? ordered_json() : ordered_json(id));
+      Json list = Json::array();
+      for (TensorId id : tensors) list.push_back(id == kNone ? Json() : Json(id));
       return list;
     };
     root["nodes"].push_back({{"index", i},
@@ -286,7 +285,7 @@ void dump_json(std::ostream& out, const Compiled& c) {
                              {"attributes", attributes},
                              {"inputs", ids(node.inputs)},
                              {"outputs", ids(node.outputs)},
-                             {"workspace", node.workspace == kNone ? ordered_json() : ordered_json(node.workspace)},
+                             {"workspace", node.workspace == kNone ? Json() : Json(node.workspace)},
                              {"flops", cost.flops},
                              {"bytes_read", cost.bytes_read},
                              {"bytes_written", cost.bytes_written}});

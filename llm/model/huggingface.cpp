@@ -2,46 +2,44 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
+#include "llm/base/json.h"
 #include "llm/model/safetensors.h"
 
 namespace llm {
 namespace {
 
-using nlohmann::json;
-using nlohmann::ordered_json;
 namespace fs = std::filesystem;
 
-// A JSON value on one line, for messages. A list or an object may be large or deep: only its kind is shown.
-std::string shown(const json& value) {
-  if (value.is_structured()) return value.is_array() ? "a list" : "an object";
-  const std::string text = value.dump(-1, ' ', true, json::error_handler_t::replace);
+// A JSON value for a message. A list or an object may be large or deep: only its kind is shown.
+std::string described(const Json& value) {
+  if (value.is_array() || value.is_object()) return value.is_array() ? "a list" : "an object";
+  const std::string text = shown(value);
   return text.size() > 200 ? text.substr(0, 200) + "..." : text;
 }
 
 // The keys of a config.json. A key whose value is null counts as absent, as it does in transformers.
 class Keys {
  public:
-  Keys(const json& values, const std::string& path) : values_(values), path_(path) {}
+  Keys(const Json& values, const std::string& path) : values_(values), path_(path) {}
 
-  bool has(const char* key) const { return values_.contains(key) && !values_[key].is_null(); }
-  const json& at(const char* key) const {
+  bool has(const char* key) const { return !values_[key].is_null(); }
+  const Json& at(const char* key) const {
     if (!has(key)) fail(path_, ": \"", key, "\" is missing");
     return values_[key];
   }
-  const json& at(const char* key, bool is_right, const char* expected) const {
-    if (!is_right) fail(path_, ": \"", key, "\" is not ", expected, ": ", shown(at(key)));
+  const Json& at(const char* key, bool is_right, const char* expected) const {
+    if (!is_right) fail(path_, ": \"", key, "\" is not ", expected, ": ", described(at(key)));
     return at(key);
   }
 
   int64_t count(const char* key, std::optional<int64_t> otherwise = {}) const {
     if (otherwise && !has(key)) return *otherwise;
-    const json& value = at(key);
+    const Json& value = at(key);
     at(key, value.is_number_unsigned() && value.get<uint64_t>() < uint64_t{1} << 48, "a count");
     return value.get<int64_t>();
   }
@@ -58,7 +56,7 @@ class Keys {
 
   // Throws Error unless the flag is absent or `value`, the only one that this model supports.
   void require(const char* key, bool value, const char* why) const {
-    if (flag(key, value) != value) fail(path_, ": \"", key, "\": ", shown(!value), " is not supported: ", why);
+    if (flag(key, value) != value) fail(path_, ": \"", key, "\": ", described(!value), " is not supported: ", why);
   }
   void require(const char* key, std::initializer_list<const char*> supported) const {
     const std::string value = text(key, *supported.begin());
@@ -67,12 +65,12 @@ class Keys {
       if (value == s) return;
       known += (known.empty() ? "" : ", ") + std::string(s);
     }
-    fail(path_, ": \"", key, "\": ", shown(value), " is not supported; supported: ", known);
+    fail(path_, ": \"", key, "\": ", described(value), " is not supported; supported: ", known);
   }
   const std::string& path() const { return path_; }
 
  private:
-  const json& values_;
+  const Json& values_;
   const std::string& path_;
 };
 
@@ -144,8 +142,8 @@ ModelConfig read_llama(const Keys& keys, bool qwen3) {
   keys.require("mlp_bias", false, "a model without biases has none in its MLP");
   keys.require("use_sliding_window", false, "attention reaches over the whole context");
   if (keys.has("layer_types"))
-    for (const json& type : keys.at("layer_types"))
-      if (type != "full_attention") fail(keys.path(), ": \"layer_types\": ", shown(type), " is not supported");
+    for (const Json& type : keys.at("layer_types"))
+      if (type != "full_attention") fail(keys.path(), ": \"layer_types\": ", described(type), " is not supported");
   return c;
 }
 
@@ -184,11 +182,10 @@ void check_size(const ModelConfig& c, const std::string& path) {
     fail(path, ": the model's sizes make a matrix of more than 2^40 elements");
 }
 
-ordered_json token_ids(const EndTokens& tokens) {
-  const ordered_json bos = tokens.bos < 0 ? ordered_json() : ordered_json(tokens.bos);
+Json token_ids(const EndTokens& tokens) {
+  const Json bos = tokens.bos < 0 ? Json() : Json(tokens.bos);
   if (tokens.eos.empty()) return {{"bos_token_id", bos}, {"eos_token_id", nullptr}};
-  return {{"bos_token_id", bos},
-          {"eos_token_id", tokens.eos.size() == 1 ? ordered_json(tokens.eos[0]) : ordered_json(tokens.eos)}};
+  return {{"bos_token_id", bos}, {"eos_token_id", tokens.eos.size() == 1 ? Json(tokens.eos[0]) : Json(tokens.eos)}};
 }
 
 std::string shape_text(const std::vector<int64_t>& shape) {
@@ -259,7 +256,7 @@ Found find_parts(const ShardedSafetensors& weights, const std::vector<Parameter>
       unexpected.push_back("lm_head.weight (the config says that the head is the embedding, but they differ)");
   }
   for (auto& [name, entry] : weights.tensors())
-    if (!used.contains(name) && !is_buffer(name)) unexpected.push_back(shown(name));
+    if (!used.contains(name) && !is_buffer(name)) unexpected.push_back(described(name));
 
   std::string message;
   append_list(message, "missing tensors:", missing);
@@ -293,12 +290,7 @@ void read_part(const SafetensorsEntry& entry, const Parameter& p, const FilePart
 }  // namespace
 
 ModelConfig parse_config(const std::string& text, const std::string& path) {
-  json values;
-  try {
-    values = json::parse(text);
-  } catch (const json::exception& e) {
-    fail(path, ": not JSON: ", shown(e.what()));
-  }
+  const Json values = parse_json(text, path);
   if (!values.is_object()) fail(path, ": not a JSON object");
   const Keys keys(values, path);
   const std::string type = keys.text("model_type");
@@ -328,15 +320,14 @@ EndTokens read_end_tokens(const std::string& directory) {
     std::error_code error;
     const std::string path = directory + "/" + name;
     if (!fs::exists(path, error)) continue;
-    const json values = json::parse(read_file(path), nullptr, false);
-    if (!values.is_object()) continue;
-    const auto id = [&](const json& value) {
+    const Json values = json_or_null(read_file(path));
+    const auto id = [&](const Json& value) {
       return value.is_number_unsigned() && value.get<uint64_t>() < uint64_t{1} << 24 ? value.get<int>() : -1;
     };
-    if (tokens.bos < 0 && values.contains("bos_token_id")) tokens.bos = id(values["bos_token_id"]);
-    if (!tokens.eos.empty() || !values.contains("eos_token_id")) continue;
-    const json& eos = values["eos_token_id"];
-    for (const json& value : eos.is_array() ? eos : json::array({eos}))
+    if (tokens.bos < 0) tokens.bos = id(values["bos_token_id"]);
+    if (!tokens.eos.empty()) continue;
+    const Json& eos = values["eos_token_id"];
+    for (const Json& value : eos.is_array() ? eos : Json::array({eos}))
       if (id(value) >= 0) tokens.eos.push_back(id(value));
   }
   return tokens;
@@ -344,7 +335,7 @@ EndTokens read_end_tokens(const std::string& directory) {
 
 std::string config_json(const ModelConfig& c, const EndTokens& tokens) {
   const std::string type = model_type_of(c);
-  ordered_json j;
+  Json j;
   if (type == "gpt2") {
     j = {{"architectures", {"GPT2LMHeadModel"}},
          {"model_type", type},
@@ -400,12 +391,12 @@ std::string config_json(const ModelConfig& c, const EndTokens& tokens) {
          {"max_position_embeddings", c.context},
          {"rms_norm_eps", c.norm_epsilon},
          {"rope_theta", c.rope_theta},
-         {"rope_scaling", c.rope_factor == 1 ? ordered_json()
-                                             : ordered_json{{"rope_type", "llama3"},
-                                                            {"factor", c.rope_factor},
-                                                            {"low_freq_factor", c.rope_low},
-                                                            {"high_freq_factor", c.rope_high},
-                                                            {"original_max_position_embeddings", c.rope_original}}},
+         {"rope_scaling", c.rope_factor == 1 ? Json()
+                                             : Json{{"rope_type", "llama3"},
+                                                    {"factor", c.rope_factor},
+                                                    {"low_freq_factor", c.rope_low},
+                                                    {"high_freq_factor", c.rope_high},
+                                                    {"original_max_position_embeddings", c.rope_original}}},
          {"attention_bias", false},
          {"attention_dropout", 0.0},
          {"initializer_range", 0.02},
@@ -422,13 +413,13 @@ std::string config_json(const ModelConfig& c, const EndTokens& tokens) {
   j.update(token_ids(tokens));
   if (type != "train_gpt") j["tie_word_embeddings"] = c.tied_head;
   j["torch_dtype"] = "float32";
-  return j.dump(2) + "\n";
+  return json_text(j);
 }
 
 std::string generation_config_json(const EndTokens& tokens) {
-  ordered_json j = token_ids(tokens);
+  Json j = token_ids(tokens);
   j["_from_model_config"] = true;
-  return j.dump(2) + "\n";
+  return json_text(j);
 }
 
 void load_parameters(const std::string& path, const std::vector<Parameter>& table,

@@ -5,16 +5,14 @@
 #include <cstring>
 #include <filesystem>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
+#include "llm/base/json.h"
 
 namespace llm {
 namespace {
-
-using nlohmann::json;
 
 static_assert(std::endian::native == std::endian::little, "safetensors files are little-endian, as this code assumes");
 
@@ -33,37 +31,18 @@ size_t item_size(const std::string& dtype) {
 }
 
 // A name from a file, safe to print on one line.
-std::string quoted(const std::string& name) {
-  return json(name.size() > 200 ? name.substr(0, 200) + "..." : name)
-      .dump(-1, ' ', true, json::error_handler_t::replace);
-}
+std::string quoted(const std::string& name) { return shown(name.size() > 200 ? name.substr(0, 200) + "..." : name); }
 
-json parse_header(std::string_view text, const std::string& path) {
-  // A plain parse would keep the last of two equal keys and say nothing.
-  std::vector<std::set<std::string>> keys;
-  const auto watch = [&](int depth, json::parse_event_t event, json& parsed) {
-    if (depth > 3) fail(path, ": the header is not a safetensors header: nested too deeply");
-    if (event == json::parse_event_t::object_start) keys.emplace_back();
-    if (event == json::parse_event_t::object_end) keys.pop_back();
-    if (event == json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second)
-      fail(path, ": tensor ", quoted(parsed.get<std::string>()), ": the header has this key twice");
-    return true;
-  };
+Json parse_header(std::string_view text, const std::string& path) {
   // The parser would take a zero byte for the end of its input.
   if (text.find('\0') != text.npos) fail(path, ": the header is not JSON: it has a zero byte");
-  try {
-    return json::parse(text, watch);
-  } catch (const json::exception& e) {
-    // The library's message quotes the text, which need not be printable.
-    const std::string reason = quoted(e.what());
-    fail(path, ": the header is not JSON: ", reason.substr(1, reason.size() - 2));
-  }
+  return parse_json(text, path + ": the header", {.depth = 4, .keys_once = true});
 }
 
 // Reads a list of JSON integers from 0 to 2^63 - 1, such as a shape; false: the value is something else.
-bool read_integers(const json& value, std::vector<int64_t>& result) {
+bool read_integers(const Json& value, std::vector<int64_t>& result) {
   if (!value.is_array()) return false;
-  for (const json& item : value) {
+  for (const Json& item : value) {
     if (!item.is_number_unsigned() || item.get<uint64_t>() > uint64_t{std::numeric_limits<int64_t>::max()})
       return false;
     result.push_back(item.get<int64_t>());
@@ -71,7 +50,7 @@ bool read_integers(const json& value, std::vector<int64_t>& result) {
   return true;
 }
 
-SafetensorsEntry parse_entry(const json& value, std::span<const std::byte> data, const std::string& where) {
+SafetensorsEntry parse_entry(const Json& value, std::span<const std::byte> data, const std::string& where) {
   if (!value.is_object()) fail(where, "its header entry is not an object");
   for (const char* key : {"dtype", "shape", "data_offsets"})
     if (!value.contains(key)) fail(where, "its header entry has no \"", key, "\"");
@@ -177,7 +156,7 @@ SafetensorsContent parse_safetensors(std::span<const std::byte> file, const std:
          " more: truncated?");
   const std::string_view text(reinterpret_cast<const char*>(file.data()) + sizeof length, length);
   if (!text.starts_with('{')) fail(path, ": not a safetensors file: the header does not start with '{'");
-  const json header = parse_header(text, path);
+  const Json header = parse_header(text, path);
   const std::span<const std::byte> data = file.subspan(sizeof length + length);
 
   SafetensorsContent content;
@@ -229,9 +208,8 @@ void ShardedSafetensors::add(const std::string& file) {
 
 void ShardedSafetensors::add_shards(const std::string& directory, const std::string& index) {
   const std::string text = read_file(index);
-  const json value = json::parse(text, nullptr, false);
-  if (value.is_discarded() || !value.is_object() || !value.contains("weight_map") || !value["weight_map"].is_object())
-    fail(index, ": not a JSON object with a \"weight_map\"");
+  const Json value = json_or_null(text);
+  if (!value["weight_map"].is_object()) fail(index, ": not a JSON object with a \"weight_map\"");
   std::set<std::string> names;
   for (auto& [tensor, file] : value["weight_map"].items()) {
     const std::string name = file.is_string() ? file.get<std::string>() : "";
@@ -279,7 +257,7 @@ void write_safetensors(const std::string& path, std::span<const FloatTensor> ten
     size_t count = 1;
     for (int64_t d : t.shape) count *= static_cast<size_t>(d);
     const size_t end = offset + count * sizeof(float);
-    header += "," + json(t.name).dump() + R"(:{"dtype":"F32","shape":)" + json(t.shape).dump() +
+    header += "," + Json(t.name).dump() + R"(:{"dtype":"F32","shape":)" + Json(t.shape).dump() +
               concat(R"(,"data_offsets":[)", offset, ",", end, "]}");
     elements.push_back(count);
     offset = end;

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <array>
-#include <nlohmann/json.hpp>
 
 #include "llm/base/error.h"
+#include "llm/base/json.h"
 
 namespace llm {
 namespace {
@@ -54,23 +54,22 @@ class BytesTokenizer : public Tokenizer {
   }
 
   std::string json() const override {
-    using nlohmann::ordered_json;
-    const ordered_json byte_level = {
+    const Json byte_level = {
         {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", false}};
-    ordered_json vocabulary = ordered_json::object();  // in the order of the ids
+    Json vocabulary = Json::object();  // in the order of the ids
     for (int byte = 0; byte < 256; ++byte) vocabulary[byte_character(byte)] = byte;
     vocabulary[std::string(kEndOfText)] = kEndOfTextId;
-    const ordered_json document = {
+    const Json document = {
         {"version", "1.0"},
         {"truncation", nullptr},
         {"padding", nullptr},
-        {"added_tokens", ordered_json::array({{{"id", kEndOfTextId},
-                                               {"content", kEndOfText},
-                                               {"single_word", false},
-                                               {"lstrip", false},
-                                               {"rstrip", false},
-                                               {"normalized", false},
-                                               {"special", true}}})},
+        {"added_tokens", Json::array({{{"id", kEndOfTextId},
+                                       {"content", kEndOfText},
+                                       {"single_word", false},
+                                       {"lstrip", false},
+                                       {"rstrip", false},
+                                       {"normalized", false},
+                                       {"special", true}}})},
         {"normalizer", nullptr},
         {"pre_tokenizer", byte_level},
         {"post_processor", nullptr},
@@ -85,22 +84,11 @@ class BytesTokenizer : public Tokenizer {
           {"byte_fallback", false},
           {"ignore_merges", false},
           {"vocab", vocabulary},
-          {"merges", ordered_json::array()}}},
+          {"merges", Json::array()}}},
     };
     return document.dump(2) + "\n";
   }
 };
-
-// A member on the way down `keys`, null when one is missing.
-const nlohmann::json& member(const nlohmann::json& document, std::initializer_list<const char*> keys) {
-  static const nlohmann::json null;
-  const nlohmann::json* value = &document;
-  for (const char* key : keys) {
-    if (!value->is_object() || !value->contains(key)) return null;
-    value = &value->at(key);
-  }
-  return *value;
-}
 
 }  // namespace
 
@@ -119,19 +107,17 @@ std::string byte_character(int byte) {
 
 std::unique_ptr<Tokenizer> make_bytes_tokenizer() { return std::make_unique<BytesTokenizer>(); }
 
-bool is_bytes_tokenizer(const nlohmann::json& document) {
-  const nlohmann::json ours = nlohmann::json::parse(BytesTokenizer().json());
-  const nlohmann::json& added = member(document, {"added_tokens"});
+bool is_bytes_tokenizer(const Json& document) {
+  const Json ours = parse_json(BytesTokenizer().json(), "");
+  const Json& added = document["added_tokens"];
   if (!added.is_array() || added.size() != 1) return false;
   for (const char* key : {"id", "content", "special", "lstrip", "rstrip", "single_word"})
-    if (member(added[0], {key}) != ours["added_tokens"][0][key]) return false;
+    if (added[0][key] != ours["added_tokens"][0][key]) return false;
   // What the model and its surroundings may add to or take from plain bytes must not be there.
-  return member(document, {"model", "type"}) == "BPE" &&
-         member(document, {"model", "vocab"}) == ours["model"]["vocab"] &&
-         member(document, {"model", "merges"}) == ours["model"]["merges"] &&
-         member(document, {"normalizer"}).is_null() && member(document, {"pre_tokenizer", "type"}) == "ByteLevel" &&
-         member(document, {"pre_tokenizer", "add_prefix_space"}) == false &&
-         member(document, {"decoder", "type"}) == "ByteLevel" && member(document, {"post_processor"}).is_null();
+  return document["model"]["type"] == "BPE" && document["model"]["vocab"] == ours["model"]["vocab"] &&
+         document["model"]["merges"] == ours["model"]["merges"] && document["normalizer"].is_null() &&
+         document["pre_tokenizer"]["type"] == "ByteLevel" && document["pre_tokenizer"]["add_prefix_space"] == false &&
+         document["decoder"]["type"] == "ByteLevel" && document["post_processor"].is_null();
 }
 
 }  // namespace llm

@@ -1,10 +1,10 @@
 // The tokenizer that needs no asset: ids 0 .. 255 are the bytes themselves, 256 is <|endoftext|>.
 #pragma once
 #include <memory>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
 
+#include "llm/base/json.h"
 #include "llm/text/tokenizer.h"
 
 namespace llm {
@@ -19,6 +19,6 @@ std::unique_ptr<Tokenizer> make_bytes_tokenizer();
 
 // Whether a parsed tokenizer.json gives the ids of the bytes tokenizer: the one that its json() wrote, or the same
 // after another program saved it again.
-bool is_bytes_tokenizer(const nlohmann::json& document);
+bool is_bytes_tokenizer(const Json& document);
 
 }  // namespace llm

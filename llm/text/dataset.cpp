@@ -4,12 +4,11 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "llm/base/error.h"
+#include "llm/base/json.h"
 #include "llm/text/dataset_files.h"
-#include "llm/text/json_file.h"
 #include "llm/text/shards.h"
 #include "llm/text/tokenize.h"
 
@@ -66,12 +65,12 @@ std::vector<std::string> sorted_names(const std::string& directory) {
 }
 
 // One split of a data set that tokenize wrote: its shards, held against the counts in dataset.json.
-void open_split(const std::string& directory, const char* split, const nlohmann::json& description,
+void open_split(const std::string& directory, const char* split, const Json& description,
                 const std::string& description_path, std::vector<std::string>& paths, double& bytes_per_token) {
-  const auto found = description.find(split);
-  if (found == description.end()) fail(description_path, ": no \"", split, "\"");
-  const int64_t tokens = integer_member(*found, "tokens", 0, description_path);
-  const int64_t bytes = integer_member(*found, "bytes", 0, description_path);
+  const Json& found = description[split];
+  if (!found.is_object()) fail(description_path, ": no \"", split, "\"");
+  const int64_t tokens = integer_member(found, "tokens", 0, description_path);
+  const int64_t bytes = integer_member(found, "bytes", 0, description_path);
   int64_t present = 0;
   for (const std::string& name : sorted_names(directory)) {
     if (!is_dataset_shard(name) || !name.starts_with(split)) continue;
@@ -86,12 +85,12 @@ void open_split(const std::string& directory, const char* split, const nlohmann:
 
 Dataset open_described(const std::string& directory) {
   const std::string path = directory + "/" + kDatasetJson;
-  const nlohmann::json description = read_json(path);
+  const Json description = read_json(path);
   Dataset dataset;
   dataset.vocabulary = integer_member(description, "vocabulary", 1, path);
-  const auto tokenizer = description.find("tokenizer");
-  if (tokenizer == description.end() || !tokenizer->is_string()) fail(path, ": no \"tokenizer\" that is a file's name");
-  dataset.tokenizer = load_tokenizer((fs::path(directory) / tokenizer->get<std::string>()).string());
+  const Json& tokenizer = description["tokenizer"];
+  if (!tokenizer.is_string()) fail(path, ": no \"tokenizer\" that is a file's name");
+  dataset.tokenizer = load_tokenizer((fs::path(directory) / tokenizer.string()).string());
   if (dataset.tokenizer->vocabulary() != dataset.vocabulary)
     fail(path, ": a vocabulary of ", dataset.vocabulary, ", but the tokenizer has ", dataset.tokenizer->vocabulary());
   open_split(directory, "train", description, path, dataset.train, dataset.train_bytes_per_token);
@@ -156,9 +155,8 @@ Dataset open_text(const std::string& path, const std::string& cache, const Token
                   double val_fraction, const std::function<void(int64_t, int64_t)>& progress) {
   if (fs::exists(fs::path(cache) / kDatasetJson)) {
     try {
-      const nlohmann::json description = read_json(cache + "/" + kDatasetJson);
-      if (description.is_object() && description.value("sources", nlohmann::json()) == sources_json({path}) &&
-          description.value("val_fraction", nlohmann::json()) == val_fraction) {
+      const Json description = read_json(cache + "/" + kDatasetJson);
+      if (description["sources"] == sources_json({path}) && description["val_fraction"] == val_fraction) {
         Dataset dataset = open_described(cache);
         if (dataset.tokenizer->json() == tokenizer.json()) return dataset;
       }

@@ -1,9 +1,10 @@
 // The files of a data set's directory, as tokenize_files() writes them and open_dataset() finds them.
 #pragma once
 #include <cstdint>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
+
+#include "llm/base/json.h"
 
 namespace llm {
 
@@ -22,6 +23,6 @@ bool is_our_shard(const std::string& name);
 bool is_dataset_shard(const std::string& name);
 
 // What tells whether a text has changed since it was tokenized: [{"path", "bytes", "modified_ns"}, ...].
-nlohmann::json sources_json(const std::vector<std::string>& inputs);
+Json sources_json(const std::vector<std::string>& inputs);
 
 }  // namespace llm

@@ -2,25 +2,23 @@
 
 #include <algorithm>
 #include <charconv>
-#include <nlohmann/json.hpp>
 
 #include "llm/base/error.h"
+#include "llm/base/json.h"
 #include "llm/base/mapped_file.h"
 
 namespace llm {
 
 Choice parse_choice(std::string_view line, const std::string& where) {
-  using nlohmann::json;
-  const json j = json::parse(line, nullptr, false);
+  const Json j = json_or_null(line);
   if (!j.is_object()) fail(where, ": not a JSON object in UTF-8");
   for (const char* key : {"ctx", "endings", "label"})
     if (!j.contains(key)) fail(where, ": no \"", key, "\"");
   if (!j["ctx"].is_string()) fail(where, ": \"ctx\" is not a string");
   if (!j["endings"].is_array() || j["endings"].size() < 2) fail(where, ": \"endings\" is not a list of two or more");
   Choice choice{.context = j["ctx"].get<std::string>(), .endings = {}};
-  for (const json& ending : j["endings"]) {
-    if (!ending.is_string() || ending.get_ref<const std::string&>().empty())
-      fail(where, ": an ending is not a string, or empty");
+  for (const Json& ending : j["endings"]) {
+    if (!ending.is_string() || ending.string().empty()) fail(where, ": an ending is not a string, or empty");
     choice.endings.push_back(ending.get<std::string>());
   }
   // Some copies have the label as a string.
@@ -28,7 +26,7 @@ Choice parse_choice(std::string_view line, const std::string& where) {
   if (j["label"].is_number_integer()) {
     choice.label = j["label"].get<int64_t>();
   } else if (j["label"].is_string()) {
-    const std::string& text = j["label"].get_ref<const std::string&>();
+    const std::string& text = j["label"].string();
     std::from_chars(text.data(), text.data() + text.size(), choice.label);
   }
   if (choice.label < 0 || choice.label >= static_cast<int64_t>(choice.endings.size()))

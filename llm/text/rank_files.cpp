@@ -5,13 +5,12 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <numeric>
 
 #include "llm/base/error.h"
+#include "llm/base/json.h"
 #include "llm/base/mapped_file.h"
 #include "llm/text/byte_level.h"
-#include "llm/text/json_file.h"
 #include "llm/text/utf8.h"
 
 namespace llm {
@@ -98,7 +97,7 @@ bool decode_base64(std::string_view text, std::string& bytes) {
 BpeParts read_gpt2_files(const std::string& merges, const std::string& vocabulary) {
   BpeParts parts;
   parts.where = vocabulary;
-  const nlohmann::json ids = read_json(vocabulary);
+  const Json ids = read_json(vocabulary);
   if (!ids.is_object() || ids.empty()) fail(vocabulary, ": not a vocabulary, which is an object {token: id}");
   std::vector<std::string> names;
   for (auto& [name, id] : ids.items()) {

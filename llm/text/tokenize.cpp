@@ -9,14 +9,13 @@
 #include <exception>
 #include <filesystem>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
+#include "llm/base/json.h"
 #include "llm/base/mapped_file.h"
 #include "llm/text/dataset_files.h"
-#include "llm/text/json_file.h"
 #include "llm/text/shards.h"
 
 namespace llm {
@@ -232,8 +231,8 @@ std::vector<MappedFile> open_inputs(const std::vector<std::string>& inputs) {
 
 }  // namespace
 
-nlohmann::json sources_json(const std::vector<std::string>& inputs) {
-  nlohmann::json sources = nlohmann::json::array();
+Json sources_json(const std::vector<std::string>& inputs) {
+  Json sources = Json::array();
   for (const std::string& input : inputs) {
     struct stat status {};
     if (::stat(input.c_str(), &status) != 0) fail("cannot open ", input, ": ", std::strerror(errno));
@@ -241,7 +240,7 @@ nlohmann::json sources_json(const std::vector<std::string>& inputs) {
                        {"bytes", static_cast<int64_t>(status.st_size)},
                        {"modified_ns", status.st_mtim.tv_sec * int64_t{1'000'000'000} + status.st_mtim.tv_nsec}});
   }
-  return nlohmann::json::parse(json_text(sources));  // as it looks when it is read back
+  return parse_json(json_text(sources), "");  // as it looks when it is read back
 }
 
 TokenizeResult tokenize_files(const std::vector<std::string>& inputs, const Tokenizer& tokenizer,
@@ -252,7 +251,7 @@ TokenizeResult tokenize_files(const std::vector<std::string>& inputs, const Toke
   if (shard_tokens < 1 || shard_tokens > std::numeric_limits<int32_t>::max())
     fail_usage("a shard must hold 1 to 2147483647 tokens, not ", shard_tokens);
   const std::vector<MappedFile> files = open_inputs(inputs);
-  const nlohmann::json sources = sources_json(inputs);
+  const Json sources = sources_json(inputs);
   const Plan plan = make_plan(files, tokenizer, val_fraction);
 
   OutputDirectory directory(out);

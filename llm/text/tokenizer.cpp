@@ -1,14 +1,13 @@
 #include "llm/text/tokenizer.h"
 
 #include <filesystem>
-#include <nlohmann/json.hpp>
 
 #include "llm/base/error.h"
+#include "llm/base/json.h"
 #include "llm/base/mapped_file.h"
 #include "llm/model/huggingface.h"
 #include "llm/model/parameters.h"
 #include "llm/text/bytes.h"
-#include "llm/text/json_file.h"
 #include "llm/text/rank_files.h"
 #include "llm/text/tokenizer_json.h"
 
@@ -38,7 +37,7 @@ std::unique_ptr<Tokenizer> load_gpt2(const std::string& spec, const fs::path& di
 }
 
 std::unique_ptr<Tokenizer> load_json(const std::string& path) {
-  const nlohmann::json document = read_json(path);
+  const Json document = read_json(path);
   if (is_bytes_tokenizer(document)) return make_bytes_tokenizer();
   BpeParts parts = parse_tokenizer_json(document, path);
   const MappedFile file(path);  // as it is: what this program has no use for, others may have

@@ -6,17 +6,17 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
+#include "llm/base/json.h"
 
 namespace llm {
 
 std::string LogEntry::json() const {
-  nlohmann::ordered_json j;
+  Json j;
   const auto put = [&](const char* name, const auto& value) {
-    if (value) j[name] = *value;  // nlohmann writes a number that is not finite as null
+    if (value) j[name] = *value;  // a number that is not finite is written as null
   };
   j["step"] = step;
   put("loss", loss), put("val_loss", val_loss), put("val_bits_per_byte", val_bits_per_byte);
@@ -32,10 +32,8 @@ RunLog::RunLog(const std::string& run, int64_t keep_up_to) : path_(run + "/log.j
     std::istringstream lines(read_file(path_));
     for (std::string line; std::getline(lines, line);) {
       // A line that a killed process left half-written is not JSON and is removed, too.
-      const auto j = nlohmann::json::parse(line, nullptr, false);
-      if (j.is_object() && j.contains("step") && j["step"].is_number_integer() &&
-          j["step"].get<int64_t>() <= keep_up_to)
-        kept += line + "\n";
+      const auto j = json_or_null(line);
+      if (j["step"].is_number_integer() && j["step"].get<int64_t>() <= keep_up_to) kept += line + "\n";
     }
     write_file_atomically(path_, kept);
   }

@@ -1,8 +1,7 @@
 #include "llm/train/options.h"
 
-#include <nlohmann/json.hpp>
-
 #include "llm/base/error.h"
+#include "llm/base/json.h"
 #include "llm/model/parameters.h"
 
 namespace llm {
@@ -35,12 +34,12 @@ bool is_newer(std::string_view name) {
 }  // namespace
 
 std::string TrainOptions::json(const ModelConfig& m) const {
-  nlohmann::ordered_json j;
+  Json j;
   each_option(*this, [&](const char* name, const auto& value) {
     if constexpr (std::is_same_v<decltype(value), const std::optional<bool>&>)
       j[name] = value.value_or(false);
     else
-      j[name] = value;
+      j[name] = Json(value);
   });
   j["model"] = {{"vocabulary", m.vocabulary},
                 {"context", m.context},
@@ -58,23 +57,23 @@ std::string TrainOptions::json(const ModelConfig& m) const {
                 {"tied_head", m.tied_head},
                 {"logit_softcap", m.logit_softcap},
                 {"parameters", parameter_count(m)}};
-  return j.dump(2) + "\n";
+  return json_text(j);
 }
 
 TrainOptions TrainOptions::parse(const std::string& text, const std::string& where) {
   TrainOptions o;
   o.guard_deviations = 0, o.zero_projections = false, o.parametrization = "standard";
   try {
-    const auto j = nlohmann::json::parse(text);
+    const Json j = parse_json(text, where);
     each_option(o, [&](const char* name, auto& value) {
       // In runs from before there was a choice it is as it was then.
       if (is_newer(name) && !j.contains(name)) return;
       if constexpr (std::is_same_v<decltype(value), std::optional<bool>&>)
         value = j.at(name).template get<bool>();
       else
-        j.at(name).get_to(value);
+        value = j.at(name).template get<std::remove_reference_t<decltype(value)>>();
     });
-  } catch (const nlohmann::json::exception& e) {
+  } catch (const Error& e) {
     fail(where, ": not the settings of a run: ", e.what());
   }
   return o;

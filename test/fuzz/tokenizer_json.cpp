@@ -1,14 +1,13 @@
 // A tokenizer.json and what becomes of text with it.
 #include "llm/text/tokenizer_json.h"
-
-#include <nlohmann/json.hpp>
+#include "llm/base/json.h"
 
 #include "test/fuzz/fuzz.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   return fuzz::run([&] {
-    const auto document = nlohmann::json::parse(data, data + size, nullptr, false);
-    if (document.is_discarded()) return;
+    const llm::Json document = llm::json_or_null({reinterpret_cast<const char*>(data), size});
+    if (document.is_null()) return;
     auto parts = llm::parse_tokenizer_json(document, "tokenizer.json");
     const auto tokenizer = llm::make_bpe_tokenizer(std::move(parts));
     const std::string text = "Hello  world's <s> 1234\n\n\xE2\x96\x81\xC3\xA9 \xFF<|endoftext|> e\xCC\x81";
