@@ -1,8 +1,10 @@
 // Errors travel as exceptions up to main(), which prints one line: what was wrong, where, what would help.
 #pragma once
-#include <sstream>
+#include <concepts>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 namespace llm {
 
@@ -16,21 +18,46 @@ struct UsageError : Error {
   using Error::Error;
 };
 
+// Text or a number in a message. (Not a stream: each message would be a long function of its own.)
+class Part {
+ public:
+  Part(const char* text) : text_(text) {}
+  Part(std::string_view text) : text_(text) {}
+  Part(const std::string& text) : text_(text) {}
+  Part(char character) : Part(static_cast<long long>(character), Kind::character) {}
+  Part(double number) : kind_(Kind::real), real_(number) {}
+  template <std::integral Integer>
+  Part(Integer number)
+      : Part(static_cast<long long>(number), std::unsigned_integral<Integer> ? Kind::count : Kind::integer) {}
+  void append_to(std::string& message) const;
+
+ private:
+  enum class Kind { text, character, integer, count, real };
+  Part(long long integer, Kind kind) : kind_(kind), integer_(integer) {}
+
+  Kind kind_ = Kind::text;
+  std::string_view text_;
+  long long integer_ = 0;
+  double real_ = 0;
+};
+
+std::string join(std::initializer_list<Part> parts);
+[[noreturn]] void throw_error(std::initializer_list<Part> parts);
+[[noreturn]] void throw_usage_error(std::initializer_list<Part> parts);
+
 template <class... Parts>
 std::string concat(const Parts&... parts) {
-  std::ostringstream out;
-  (out << ... << parts);
-  return out.str();
+  return join({Part(parts)...});
 }
 
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
-  throw Error(concat(parts...));
+  throw_error({Part(parts)...});
 }
 
 template <class... Parts>
 [[noreturn]] void fail_usage(const Parts&... parts) {
-  throw UsageError(concat(parts...));
+  throw_usage_error({Part(parts)...});
 }
 
 }  // namespace llm

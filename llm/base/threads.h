@@ -4,12 +4,9 @@
 // Results must not depend on the number of threads: split the outputs among the threads, never a sum. Where a sum runs
 // over tokens, cut it into blocks whose number does not depend on the team, and add the blocks' results in order.
 #pragma once
-#include <algorithm>
-#include <atomic>
 #include <cstdint>
-#include <functional>
 #include <memory>
-#include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "llm/base/rounding.h"
@@ -43,40 +40,32 @@ class ThreadTeam {
   // Calls work(rank) once on every thread and returns when all are done. Not reentrant. `work` must not throw.
   template <class Work>
   void run(Work&& work) {
-    using W = std::remove_reference_t<Work>;
-    dispatch([](void* context, int rank) { (*static_cast<W*>(context))(rank); },
-             const_cast<void*>(static_cast<const void*>(&work)));
+    dispatch([](void* context, int rank) { (*static_cast<std::remove_reference_t<Work>*>(context))(rank); },
+             address(work));
   }
 
   // Calls work(item, rank) for each item of [0, count). Each thread begins with a share of consecutive items, which in
   // most ops are the tokens that the thread had in the op before, and so are in its cache. A thread that has finished
-  // its share takes items of the others.
+  // its share takes items of the others. (The calls go through a pointer, so that the compiler makes one copy of `work`
+  // and not one for each way to deal out items.)
   template <class Work>
   void for_items(int64_t count, Work&& work) {
-    if (rehearsal_ && count > 1) {
-      rehearse(count, [&](int64_t item) { work(item, 0); });
-    } else if (size_ == 1 || count <= 1) {
-      for (int64_t item = 0; item < count; ++item) work(item, 0);
-    } else {
-      for (int rank = 0; rank < size_; ++rank)
-        shares_[rank].next.store(share_begin(count, rank), std::memory_order_relaxed);
-      run([&](int rank) {
-        for (int i = 0; i < size_; ++i) {
-          const int from = (rank + i) % size_;
-          std::atomic<int64_t>& next = shares_[from].next;
-          const int64_t end = share_begin(count, from + 1);
-          if (next.load(std::memory_order_relaxed) >= end) continue;
-          for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < end;) work(item, rank);
-        }
-      });
-    }
+    deal_out(
+        count,
+        [](void* context, int64_t item, int rank) {
+          (*static_cast<std::remove_reference_t<Work>*>(context))(item, rank);
+        },
+        address(work));
   }
 
   // Calls work(begin, end) on blocks of [0, n) of at most `grain` elements. Block boundaries are multiples of `grain`,
   // whatever the number of threads.
   template <class Work>
   void for_blocks(int64_t n, int64_t grain, Work&& work) {
-    for_items(ceil_div(n, grain), [&](int64_t block, int) { work(block * grain, std::min(n, (block + 1) * grain)); });
+    for_items(ceil_div(n, grain), [&](int64_t block, int) {
+      const int64_t begin = block * grain;
+      work(begin, n - begin < grain ? n : begin + grain);
+    });
   }
 
   // for_blocks over several arrays in one call: work(array, block, begin, end), where array i has size_of(i) elements
@@ -87,36 +76,32 @@ class ThreadTeam {
     int64_t blocks = 0;
     for (size_t i = 0; i < arrays; ++i) ends_.push_back(blocks += ceil_div(size_of(i), grain));
     for_items(blocks, [&](int64_t block, int) {
-      const auto i = static_cast<size_t>(std::upper_bound(ends_.begin(), ends_.end(), block) - ends_.begin());
-      const int64_t begin = (block - (i ? ends_[i - 1] : 0)) * grain;
-      work(i, block, begin, std::min(int64_t{size_of(i)}, begin + grain));
+      const size_t i = array_of(block);
+      const int64_t begin = (block - (i ? ends_[i - 1] : 0)) * grain, size = size_of(i);
+      work(i, block, begin, size - begin < grain ? size : begin + grain);
     });
     return blocks;
   }
 
  private:
-  using Function = void (*)(void*, int);
+  using Function = void (*)(void* context, int rank);
+  using ItemFunction = void (*)(void* context, int64_t item, int rank);
+  template <class Work>
+  static void* address(Work& work) {
+    return const_cast<void*>(static_cast<const void*>(&work));
+  }
   void dispatch(Function function, void* context);
-  void rehearse(int64_t count, const std::function<void(int64_t)>& work);
-  void worker(int rank);
-  int64_t share_begin(int64_t count, int rank) const { return count * rank / size_; }
-
-  struct alignas(64) Share {
-    std::atomic<int64_t> next{0};  // the first item of the share that no thread has begun
-  };
+  void deal_out(int64_t count, ItemFunction function, void* context);
+  void rehearse(int64_t count, ItemFunction function, void* context);
+  size_t array_of(int64_t block) const;  // the array that the block of for_blocks_of is in
 
   int size_;
   bool spins_ = false;
-  std::unique_ptr<Share[]> shares_;
-  std::vector<int64_t>
-      ends_;  // for_blocks_of: the blocks up to the end of each array; a member so that a step allocates nothing
+  // for_blocks_of: the blocks up to the end of each array; a member so that a step allocates nothing
+  std::vector<int64_t> ends_;
   Rehearsal* rehearsal_ = nullptr;
-  Function function_ = nullptr;
-  void* context_ = nullptr;
-  alignas(64) std::atomic<uint32_t> generation_{0};
-  alignas(64) std::atomic<int> running_{0};
-  std::atomic<bool> stop_{false};
-  std::vector<std::thread> workers_;
+  class Workers;
+  std::unique_ptr<Workers> workers_;  // null: the caller works alone
 };
 
 // How many threads this process may run at a time, by its affinity mask and its cgroup's quota (not the machine's

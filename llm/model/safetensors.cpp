@@ -31,7 +31,7 @@ size_t item_size(const std::string& dtype) {
 }
 
 // A name from a file, safe to print on one line.
-std::string quoted(const std::string& name) { return shown(name.size() > 200 ? name.substr(0, 200) + "..." : name); }
+std::string shown_name(const std::string& name) { return shown(name.size() > 200 ? name.substr(0, 200) + "..." : name); }
 
 Json parse_header(std::string_view text, const std::string& path) {
   // The parser would take a zero byte for the end of its input.
@@ -59,7 +59,7 @@ SafetensorsEntry parse_entry(const Json& value, std::span<const std::byte> data,
   SafetensorsEntry entry;
   entry.dtype = value["dtype"].get<std::string>();
   const size_t item = item_size(entry.dtype);
-  if (item == 0) fail(where, "unknown dtype ", quoted(entry.dtype));
+  if (item == 0) fail(where, "unknown dtype ", shown_name(entry.dtype));
   std::vector<int64_t> offsets;
   if (!read_integers(value["shape"], entry.shape))
     fail(where, "its shape is not a list of integers from 0 to 2^63 - 1");
@@ -92,9 +92,9 @@ void check_coverage(const SafetensorsContent& content, std::span<const std::byte
   for (const auto* named : order) {
     const size_t begin = begin_of(named->second);
     if (begin > covered)
-      fail(path, ": tensor ", quoted(named->first), ": bytes ", covered, " to ", begin,
+      fail(path, ": tensor ", shown_name(named->first), ": bytes ", covered, " to ", begin,
            " of the data before it are a hole");
-    if (begin < covered) fail(path, ": tensor ", quoted(named->first), ": its data overlaps another tensor's");
+    if (begin < covered) fail(path, ": tensor ", shown_name(named->first), ": its data overlaps another tensor's");
     covered += named->second.bytes.size();
   }
   if (covered != data.size()) fail(path, ": ", data.size() - covered, " bytes at the end belong to no tensor");
@@ -162,12 +162,12 @@ SafetensorsContent parse_safetensors(std::span<const std::byte> file, const std:
   SafetensorsContent content;
   for (auto& [name, value] : header.items()) {
     if (name != "__metadata__") {
-      content.tensors.emplace(name, parse_entry(value, data, concat(path, ": tensor ", quoted(name), ": ")));
+      content.tensors.emplace(name, parse_entry(value, data, concat(path, ": tensor ", shown_name(name), ": ")));
       continue;
     }
     if (!value.is_object()) fail(path, ": __metadata__ is not an object");
     for (auto& [key, entry] : value.items()) {
-      if (!entry.is_string()) fail(path, ": __metadata__'s ", quoted(key), " is not a string");
+      if (!entry.is_string()) fail(path, ": __metadata__'s ", shown_name(key), " is not a string");
       content.metadata.emplace(key, entry.get<std::string>());
     }
   }
@@ -182,7 +182,7 @@ const SafetensorsEntry* SafetensorsFile::find(const std::string& name) const {
 
 const SafetensorsEntry& SafetensorsFile::tensor(const std::string& name) const {
   const SafetensorsEntry* entry = find(name);
-  if (!entry) fail(path(), ": no tensor ", quoted(name));
+  if (!entry) fail(path(), ": no tensor ", shown_name(name));
   return *entry;
 }
 
@@ -203,7 +203,7 @@ ShardedSafetensors::ShardedSafetensors(const std::string& path) : path_(path) {
 void ShardedSafetensors::add(const std::string& file) {
   files_.emplace_back(file);
   for (auto& [name, entry] : files_.back().tensors())
-    if (!tensors_.emplace(name, entry).second) fail(file, ": tensor ", quoted(name), " is in an earlier shard, too");
+    if (!tensors_.emplace(name, entry).second) fail(file, ": tensor ", shown_name(name), " is in an earlier shard, too");
 }
 
 void ShardedSafetensors::add_shards(const std::string& directory, const std::string& index) {
@@ -214,13 +214,13 @@ void ShardedSafetensors::add_shards(const std::string& directory, const std::str
   for (auto& [tensor, file] : value["weight_map"].items()) {
     const std::string name = file.is_string() ? file.get<std::string>() : "";
     if (name.empty() || name.find('/') != name.npos || name.find('\0') != name.npos)
-      fail(index, ": the place of tensor ", quoted(tensor), " is not the name of a file beside the index");
+      fail(index, ": the place of tensor ", shown_name(tensor), " is not the name of a file beside the index");
     names.insert(name);
   }
   for (const std::string& name : names) add(directory + "/" + name);
   for (auto& [tensor, file] : value["weight_map"].items())
     if (!tensors_.contains(tensor))
-      fail(index, ": tensor ", quoted(tensor), " is not in ", quoted(file.get<std::string>()));
+      fail(index, ": tensor ", shown_name(tensor), " is not in ", shown_name(file.get<std::string>()));
 }
 
 bool is_floating(const SafetensorsEntry& e) {
@@ -252,8 +252,8 @@ void write_safetensors(const std::string& path, std::span<const FloatTensor> ten
   size_t offset = 0;
   std::set<std::string> names;
   for (const FloatTensor& t : tensors) {
-    if (!names.insert(t.name).second || t.name == "__metadata__") fail(path, ": two tensors named ", quoted(t.name));
-    if (t.transposed && t.shape.size() != 2) fail(path, ": only a matrix can be transposed, not ", quoted(t.name));
+    if (!names.insert(t.name).second || t.name == "__metadata__") fail(path, ": two tensors named ", shown_name(t.name));
+    if (t.transposed && t.shape.size() != 2) fail(path, ": only a matrix can be transposed, not ", shown_name(t.name));
     size_t count = 1;
     for (int64_t d : t.shape) count *= static_cast<size_t>(d);
     const size_t end = offset + count * sizeof(float);
