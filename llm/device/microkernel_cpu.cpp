@@ -24,6 +24,18 @@ inline __attribute__((always_inline)) void step(Vec (&sum)[Rows][Vectors], const
   }
 }
 
+// A ragged edge of C: only the last vector is not full.
+[[gnu::noinline]] void write_edge(const Tile& t, const float* sums, int rows, int vectors) {
+  const int64_t last = t.columns - (vectors - 1) * kLanes;
+  for (int i = 0; i < rows; ++i)
+    for (int j = 0; j < vectors; ++j) {
+      const int64_t at = i * t.c_stride + j * kLanes, count = j + 1 < vectors ? kLanes : last;
+      const Vec sum = simd::load(sums + (i * vectors + j) * kLanes);
+      const Vec old = t.addend ? simd::load_part(t.addend + i * t.addend_stride + j * kLanes, count) : Vec{};
+      simd::store_part(t.c + at, t.addend ? old + sum : sum, count);
+    }
+}
+
 enum class Extra { none, trickle, row_sums };  // what a kernel does besides
 
 // RowMajor: a_step is 1. Else a_row is.
@@ -54,7 +66,7 @@ void multiply(const Tile& t) {
     if (t.k >= 8 * Rows)
       rows_fetched = 0;
     else
-#pragma GCC unroll 16
+#pragma GCC unroll 1
       for (int i = 0; i < Rows; ++i) fetch_row(i);
   }
   [[maybe_unused]] const float* trickle = t.trickle;
@@ -124,16 +136,13 @@ void multiply(const Tile& t) {
     }
     return;
   }
-  // A ragged edge: only the last vector is not full.
-  const int64_t last = t.columns - (Vectors - 1) * kLanes;
+  // Through memory, so that this rare case is not compiled for every height.
+  float sums[Rows * Vectors * kLanes];
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 2
-    for (int j = 0; j < Vectors; ++j) {
-      const int64_t at = i * t.c_stride + j * kLanes, count = j + 1 < Vectors ? kLanes : last;
-      const Vec old = t.addend ? simd::load_part(t.addend + i * t.addend_stride + j * kLanes, count) : Vec{};
-      simd::store_part(t.c + at, t.addend ? old + sum[i][j] : sum[i][j], count);
-    }
+    for (int j = 0; j < Vectors; ++j) simd::store(sums + (i * Vectors + j) * kLanes, sum[i][j]);
+  write_edge(t, sums, Rows, Vectors);
 }
 
 using Kernel = void (*)(const Tile&);
