@@ -57,7 +57,7 @@ std::vector<Step> train(const std::string& run, const std::string& text, const M
     trainer.load(run + "/checkpoints/" + std::to_string(resume_from));
   else
     trainer.initialise();
-  trainer.run(0);
+  trainer.run();
   std::vector<Step> result;
   std::ifstream log(run + "/log.jsonl");
   for (std::string line; std::getline(log, line);) {

@@ -87,8 +87,8 @@ TEST_CASE("text: files become shards, joined by end-of-text, the last part held 
     joined.push_back(256);
     joined.insert(joined.end(), 45, 'b');
     const Dataset dataset = open_dataset(out, "", threads);
-    CHECK(dataset.train.size() == 1);
-    CHECK(dataset.val.size() == (held_out > 0));
+    CHECK(dataset.train.shards().size() == 1);
+    CHECK(dataset.val.shards().size() == (held_out > 0));
     std::vector<int32_t> tokens = all_tokens(dataset.train);
     CHECK(tokens.size() == train + (train >= 60));
     const std::vector<int32_t> val = all_tokens(dataset.val);
@@ -217,9 +217,9 @@ TEST_CASE("text: --data may name a directory, a pattern, a shard or a text") {
   const Folder directory;
   ThreadTeam threads(1);
   const std::string dir = directory.path, cache = directory / "cache";
-  const auto names = [&](const std::vector<std::string>& paths) {
+  const auto names = [&](const TokenStream& stream) {
     std::string joined;
-    for (const std::string& path : paths) joined += fs::path(path).filename().string() + " ";
+    for (const TokenShard& shard : stream.shards()) joined += fs::path(shard.path()).filename().string() + " ";
     return joined;
   };
   const auto open = [&](const std::string& data) { return open_dataset(data, cache, threads); };
@@ -238,7 +238,7 @@ TEST_CASE("text: --data may name a directory, a pattern, a shard or a text") {
   CHECK(dataset.train_bytes_per_token == 0);
   dataset = open(directory / "*_train_*.bin");
   CHECK(names(dataset.train) == "fineweb_train_000001.bin fineweb_train_000002.bin ");
-  CHECK(dataset.val.empty());
+  CHECK(dataset.val.shards().empty());
   CHECK(names(open(directory / "fineweb_*.bin").val) == "fineweb_val_000000.bin ");
   CHECK(names(open(directory / "*_val_*.bin").train) == "fineweb_val_000000.bin ");
   CHECK(names(open(directory / "fineweb_train_000001.bin").train) == "fineweb_train_000001.bin ");
@@ -329,4 +329,32 @@ TEST_CASE("text: a data set whose dataset.json and files disagree is refused") {
   CHECK(contains(open(), "stopped before it was done"));
   make();
   CHECK(open() == "no error");
+}
+
+TEST_CASE(
+    "text: the largest token is kept, and is read where it was not; a batch that holds a larger one is an error") {
+  const Folder directory, inputs;
+  ThreadTeam threads(1);
+  write_text(inputs / "text.txt", std::string(90, 'a') + "z" + std::string(9, 'b'));
+  const std::string path = directory / "dataset.json";
+  tokenize_files({inputs / "text.txt"}, *load_tokenizer("bytes"), directory.path, 0.05, threads);
+  const std::string good = read_text(path);
+  const auto largest_as_in = [&](const std::string& description) {
+    write_text(path, description);
+    const Dataset dataset = open_dataset(directory.path, "", threads);
+    return std::pair(dataset.train.largest_token(), dataset.val.largest_token());
+  };
+  CHECK(largest_as_in(good) == std::pair<int32_t, int32_t>('z', 'b'));
+  std::string changed = good;
+  replace(changed, "\"largest_token\": 122", "\"largest_token\": 120");
+  CHECK(largest_as_in(changed).first == 120);  // not read
+  const Dataset wrong = open_dataset(directory.path, "", threads);
+  std::vector<int32_t> tokens(95), targets(95);
+  Loader(wrong.train, 94, 1, 'z' + 1).read(0, 1, tokens.data(), targets.data());
+  CHECK(contains(error_of([&] { Loader(wrong.train, 94, 1, 'z').read(0, 1, tokens.data(), targets.data()); }),
+                 "the data holds token 122"));
+  changed = good;
+  replace(changed, "\"largest_token\": 122", "\"x\": 0");
+  replace(changed, "\"largest_token\": 98", "\"x\": 0");
+  CHECK(largest_as_in(changed) == std::pair<int32_t, int32_t>('z', 'b'));
 }

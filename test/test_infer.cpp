@@ -377,7 +377,7 @@ TEST_CASE("evaluator: the mean over every token but the first, whatever the batc
 
   CHECK(evaluate(4, 16, 0, stream_of_tokens(folder, {3, 4}, 61)).tokens == 1);
   CHECK(has(error_of([&] { evaluate(1, 16, 0, stream_of_tokens(folder, {3}, 61)); }), "two tokens"));
-  CHECK(has(error_of([&] { evaluate(1, 16, 0, TokenStream({})); }), "two tokens"));
+  CHECK(has(error_of([&] { evaluate(1, 16, 0, TokenStream()); }), "two tokens"));
   CHECK(has(error_of([&] { evaluate(1, 16, 0, stream_of_tokens(folder, {3, 4, 61}, 100)); }), "token 61 (number 2)"));
 }
 

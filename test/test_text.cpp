@@ -210,7 +210,7 @@ TEST_CASE("text: a stream joins its shards in the order of their names") {
     }
   int32_t token;
   CHECK(contains(error_of([&] { stream.read(100, 1, &token); }), "asked for"));
-  const TokenStream empty({});
+  const TokenStream empty;
   CHECK(empty.size() == 0);
   CHECK(empty.largest_token() == -1);
 }

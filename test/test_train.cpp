@@ -36,7 +36,7 @@ Trainer::Outcome train(const std::string& run, const std::string& text, int64_t 
   } else {
     trainer.initialise();
   }
-  return trainer.run(0);
+  return trainer.run();
 }
 
 }  // namespace
@@ -241,7 +241,7 @@ TEST_CASE("a step that is not finite changes nothing, and ten of them end the ru
   Trainer trainer(model, o, open_dataset(text, o.out + "/tokens", team), device);
   trainer.allocate();
   trainer.initialise();
-  CHECK_THROWS_WITH_AS(trainer.run(0), doctest::Contains("not finite"), Error);
+  CHECK_THROWS_WITH_AS(trainer.run(), doctest::Contains("not finite"), Error);
   // The last two checkpoints stand on either side of a skipped step.
   const auto checkpoints = list_checkpoints(o.out);
   REQUIRE(checkpoints.size() >= 2);

@@ -58,11 +58,13 @@ inline void write_shard(const std::string& path, const std::vector<int32_t>& tok
   writer.finish();
 }
 
-inline std::vector<int32_t> all_tokens(const std::vector<std::string>& paths) {
-  const llm::TokenStream stream(paths);
+inline std::vector<int32_t> all_tokens(const llm::TokenStream& stream) {
   std::vector<int32_t> tokens(static_cast<size_t>(stream.size()));
   stream.read(0, stream.size(), tokens.data());
   return tokens;
+}
+inline std::vector<int32_t> all_tokens(const std::vector<std::string>& paths) {
+  return all_tokens(llm::TokenStream(paths));
 }
 
 inline std::vector<int32_t> count_up(int64_t n, int32_t first = 0) {

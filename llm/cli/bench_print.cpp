@@ -5,8 +5,8 @@
 
 #include "llm/base/json.h"
 #include "llm/cli/bench.h"
+#include "llm/cli/progress.h"
 #include "llm/device/ceilings.h"
-#include "llm/train/log.h"
 
 namespace llm {
 namespace {

@@ -17,10 +17,10 @@
 #include "llm/checkpoint/loaded_model.h"
 #include "llm/cli/commands.h"
 #include "llm/cli/options.h"
+#include "llm/cli/progress.h"
 #include "llm/infer/evaluate.h"
 #include "llm/infer/score_choices.h"
 #include "llm/text/tokenize.h"
-#include "llm/train/log.h"
 #include "llm/train/options.h"
 
 namespace llm {
@@ -57,7 +57,7 @@ class TemporaryDirectory {
 
 // What is evaluated. The stream's files stay mapped when their directory is removed.
 struct EvalData {
-  std::unique_ptr<TokenStream> stream;
+  TokenStream stream;
   std::string split;           // "val split", for the person
   double bytes_per_token = 0;  // 0: unknown
 };
@@ -92,34 +92,31 @@ void check_tokenizer(const EvalFlags& flags, const LoadedModel& model, const Dat
          "; give the text, or tokenize it with --tokenizer ", model.checkpoint().path, "/tokenizer.json");
 }
 
-EvalData choose_split(const EvalFlags& flags, const Dataset& dataset) {
+EvalData choose_split(const EvalFlags& flags, Dataset dataset) {
   std::string split = flags.split;
   // Shards that were named, none of them "val": they are what is meant.
   const bool named = flags.data.ends_with(".bin") || flags.data.find_first_of("*?[") != flags.data.npos;
-  if (split.empty()) split = dataset.val.empty() && named ? "all" : "val";
+  if (split.empty()) split = dataset.val.shards().empty() && named ? "all" : "val";
   EvalData data;
   data.split = split == "all" ? "all tokens" : split + " split";
-  std::vector<std::string> paths;
-  if (split != "val") paths = dataset.train;
-  if (split != "train") paths.insert(paths.end(), dataset.val.begin(), dataset.val.end());
-  data.stream = std::make_unique<TokenStream>(paths);
-  if (data.stream->size() < 2)
-    fail("--data ", flags.data, ": ", data.stream->size() == 1 ? "only one token" : "no tokens", " in the ", data.split,
-         split == "val" ? "; --split all takes everything" : "");
-
-  if (split != "all") {
-    data.bytes_per_token = split == "val" ? dataset.val_bytes_per_token : dataset.train_bytes_per_token;
-  } else {
-    const auto size = [](const std::vector<std::string>& shards) {
-      return static_cast<double>(TokenStream(shards).size());
-    };
-    const double train = size(dataset.train), val = size(dataset.val);
+  if (split == "all") {
+    const auto train = static_cast<double>(dataset.train.size()), val = static_cast<double>(dataset.val.size());
     const bool known =
         (train == 0 || dataset.train_bytes_per_token > 0) && (val == 0 || dataset.val_bytes_per_token > 0);
-    if (known)
+    if (known && train + val > 0)
       data.bytes_per_token =
           (train * dataset.train_bytes_per_token + val * dataset.val_bytes_per_token) / (train + val);
+    std::vector<std::string> paths;
+    for (const TokenStream* stream : {&dataset.train, &dataset.val})
+      for (const TokenShard& shard : stream->shards()) paths.push_back(shard.path());
+    data.stream = TokenStream(paths);
+  } else {
+    data.bytes_per_token = split == "val" ? dataset.val_bytes_per_token : dataset.train_bytes_per_token;
+    data.stream = std::move(split == "val" ? dataset.val : dataset.train);
   }
+  if (data.stream.size() < 2)
+    fail("--data ", flags.data, ": ", data.stream.size() == 1 ? "only one token" : "no tokens", " in the ", data.split,
+         split == "val" ? "; --split all takes everything" : "");
   return data;
 }
 
@@ -127,13 +124,12 @@ EvalData open_data(const EvalFlags& flags, const LoadedModel& model, ThreadTeam&
   std::optional<TemporaryDirectory> temporary;
   const bool text = is_text_file(flags.data);
   if (text) temporary.emplace();
-  const Dataset dataset =
-      text ? open_text(flags, model, temporary->path(), threads) : open_dataset(flags.data, "", threads);
+  Dataset dataset = text ? open_text(flags, model, temporary->path(), threads) : open_dataset(flags.data, "", threads);
   check_tokenizer(flags, model, dataset);
-  EvalData data = choose_split(flags, dataset);
+  EvalData data = choose_split(flags, std::move(dataset));
   // With --batches, too little is read for it to be worth a look at everything first: the evaluator looks as it goes.
   if (flags.batches == 0)
-    if (const int32_t largest = data.stream->largest_token(); largest >= model.config().vocabulary)
+    if (const int32_t largest = data.stream.largest_token(); largest >= model.config().vocabulary)
       fail("--data ", flags.data, " holds token ", largest, " but the model's vocabulary is ",
            model.config().vocabulary, ": the data was tokenized for another model");
   return data;
@@ -247,7 +243,7 @@ void evaluate(const EvalFlags& flags) {
   evaluator.bind(model.load(evaluator.arena_bytes(), opened.device()));
   const bool terminal = ::isatty(STDERR_FILENO) == 1;
   ProgressLine progress;
-  const Evaluator::Result result = evaluator.run(*data.stream, flags.batches, [&](int64_t done, int64_t total) {
+  const Evaluator::Result result = evaluator.run(data.stream, flags.batches, [&](int64_t done, int64_t total) {
     if (terminal) progress.show(concat("eval: batch ", done, " of ", total));
   });
   progress.clear();

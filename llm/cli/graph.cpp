@@ -9,10 +9,10 @@
 #include "llm/base/threads.h"
 #include "llm/cli/commands.h"
 #include "llm/cli/options.h"
+#include "llm/cli/progress.h"
 #include "llm/graph/dump.h"
 #include "llm/model/gpt.h"
 #include "llm/model/huggingface.h"
-#include "llm/train/log.h"
 #include "llm/train/options.h"
 
 namespace llm {

@@ -1,4 +1,4 @@
-// The progress of a job over bytes, on stderr: a live bar with rate and time left on a terminal, else only the final line.
+// How far a job is, on standard error.
 #pragma once
 #include <chrono>
 #include <cstdint>
@@ -6,6 +6,7 @@
 
 namespace llm {
 
+// A job over bytes: a live bar with rate and time left on a terminal, else only the final line.
 class Progress {
  public:
   explicit Progress(std::string label);
@@ -22,5 +23,21 @@ class Progress {
   int64_t total_ = 0;
   std::chrono::steady_clock::time_point begin_, drawn_;
 };
+
+// One live line: redrawn in place on a terminal; elsewhere at most one new line in ten seconds, and the last.
+class ProgressLine {
+ public:
+  ProgressLine();
+  void show(const std::string& line, bool last = false);
+  void clear();  // before other text goes to the terminal
+
+ private:
+  bool terminal_;
+  bool drawn_ = false;
+  std::chrono::steady_clock::time_point shown_{};
+};
+
+std::string format_seconds(double seconds);  // "4:05", "1:02:03"
+std::string format_count(double count);      // "38.1k", "1.2M"
 
 }  // namespace llm

@@ -137,6 +137,52 @@ std::string default_run_directory(const std::string& data) {
   return name;
 }
 
+// Shows a run to people, and, if asked to, its log to programs.
+class Console : public TrainingObserver {
+ public:
+  // `val_loss`: measured so far; NaN: none was.
+  Console(int64_t steps, double val_loss, bool prints_log)
+      : steps_(steps), val_loss_(val_loss), prints_log_(prints_log) {}
+
+  void on_step(const LogEntry& entry, bool is_last) override {
+    if (prints_log_) std::cout << entry.json() << "\n" << std::flush;
+    const double seconds = *entry.ms * 1e-3;
+    recent_ = recent_ > 0 ? 0.9 * recent_ + 0.1 * seconds : seconds;
+    val_loss_ = entry.val_loss.value_or(val_loss_);
+    std::string line = concat("step ", entry.step, "/", steps_, " | loss ", fixed(*entry.loss, 3));
+    if (!std::isnan(val_loss_)) line += " | val " + fixed(val_loss_, 3);
+    line += " | " + format_count(*entry.tokens_per_second * seconds / recent_) + " tokens/s";
+    if (entry.mfu) line += " | MFU " + fixed(100 * *entry.mfu * seconds / recent_, 0) + " %";
+    line += " | " + format_seconds(recent_ * static_cast<double>(steps_ - entry.step)) + " left";
+    progress_.show(line, is_last);
+  }
+  void on_skip(const SkippedStep& s) override {
+    progress_.clear();
+    std::cerr << "step " << s.step << ": loss " << fixed(s.loss, 3) << ", gradient norm " << fixed(s.gradient_norm, 2)
+              << ": " << (s.finite ? "far above those before" : "not finite") << ", the step was skipped; " << s.batch
+              << "\n";
+  }
+  void on_sample(const Sample& s) override {
+    progress_.clear();
+    std::cerr << "--- sample after step " << s.step << " (prompt|continuation)\n"
+              << s.prompt << "|" << s.continuation << "\n---\n";
+  }
+
+ private:
+  static std::string fixed(double value, int digits) {
+    if (std::isnan(value)) return "nan";  // whatever its sign
+    char text[64];
+    std::snprintf(text, sizeof text, "%.*f", digits, value);
+    return text;
+  }
+
+  int64_t steps_;
+  double val_loss_;
+  bool prints_log_;
+  double recent_ = 0;  // seconds a step
+  ProgressLine progress_;
+};
+
 void print_plan(const ModelConfig& model, const TrainOptions& o, const std::vector<Rule>& rules,
                 const Trainer& trainer) {
   std::cerr << "model: " << format_count(static_cast<double>(parameter_count(model))) << " parameters, " << model.layers
@@ -185,9 +231,7 @@ struct DataSize {
 };
 
 DataSize size_of(const Dataset& dataset) {
-  return {dataset.vocabulary ? dataset.vocabulary : kUnknownVocabulary,
-          dataset.train.empty() ? 0 : TokenStream(dataset.train).size(),
-          dataset.val.empty() ? 0 : TokenStream(dataset.val).size()};
+  return {dataset.vocabulary ? dataset.vocabulary : kUnknownVocabulary, dataset.train.size(), dataset.val.size()};
 }
 
 // Without making anything: a text file is as many tokens as bytes.
@@ -314,10 +358,8 @@ void train(Arguments& a, const Given& given) {
   const double peak_gflops = opened.device().cuda()
                                  ? measure_cuda_peak_gflops(*opened.device().cuda(), dtype_of(opened.precision()))
                                  : measure_peak_gflops(threads);
-  const bool jsonl = a.log_format == "jsonl";
-  const Trainer::Outcome outcome = trainer.run(peak_gflops, [&](const LogEntry& entry) {
-    if (jsonl) std::cout << entry.json() << "\n" << std::flush;
-  });
+  Console console(o.steps, trainer.state().best_val_loss, a.log_format == "jsonl");
+  const Trainer::Outcome outcome = trainer.run(peak_gflops, console);
   if (outcome.stopped) {
     std::cout << "stopped: train_gpt train --resume --out " << o.out << " goes on\n";
   } else {

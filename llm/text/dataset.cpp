@@ -65,22 +65,23 @@ std::vector<std::string> sorted_names(const std::string& directory) {
 }
 
 // One split of a data set that tokenize wrote: its shards, held against the counts in dataset.json.
-void open_split(const std::string& directory, const char* split, const Json& description,
-                const std::string& description_path, std::vector<std::string>& paths, double& bytes_per_token) {
+TokenStream open_split(const std::string& directory, const char* split, const Json& description,
+                       const std::string& description_path, double& bytes_per_token) {
   const Json& found = description[split];
   if (!found.is_object()) fail(description_path, ": no \"", split, "\"");
   const int64_t tokens = integer_member(found, "tokens", 0, description_path);
   const int64_t bytes = integer_member(found, "bytes", 0, description_path);
-  int64_t present = 0;
-  for (const std::string& name : sorted_names(directory)) {
-    if (!is_dataset_shard(name) || !name.starts_with(split)) continue;
-    paths.push_back(directory + "/" + name);
-    present += TokenShard(paths.back()).size();
-  }
-  if (present != tokens)
+  std::vector<std::string> paths;
+  for (const std::string& name : sorted_names(directory))
+    if (is_dataset_shard(name) && name.starts_with(split)) paths.push_back(directory + "/" + name);
+  // (Data sets of earlier versions do not say which token is the largest.)
+  const Json& largest = found["largest_token"];
+  TokenStream stream(paths, largest.is_number_integer() ? std::optional(largest.get<int32_t>()) : std::nullopt);
+  if (stream.size() != tokens)
     fail(directory, ": ", kDatasetJson, " says ", tokens, " ", split, " tokens, the shards ", split, "_*.bin hold ",
-         present, "; tokenize the text again");
+         stream.size(), "; tokenize the text again");
   bytes_per_token = tokens > 0 ? static_cast<double>(bytes) / static_cast<double>(tokens) : 0;
+  return stream;
 }
 
 Dataset open_described(const std::string& directory) {
@@ -93,14 +94,14 @@ Dataset open_described(const std::string& directory) {
   dataset.tokenizer = load_tokenizer((fs::path(directory) / tokenizer.string()).string());
   if (dataset.tokenizer->vocabulary() != dataset.vocabulary)
     fail(path, ": a vocabulary of ", dataset.vocabulary, ", but the tokenizer has ", dataset.tokenizer->vocabulary());
-  open_split(directory, "train", description, path, dataset.train, dataset.train_bytes_per_token);
-  open_split(directory, "val", description, path, dataset.val, dataset.val_bytes_per_token);
+  dataset.train = open_split(directory, "train", description, path, dataset.train_bytes_per_token);
+  dataset.val = open_split(directory, "val", description, path, dataset.val_bytes_per_token);
   return dataset;
 }
 
 // A directory of shards that some other program wrote.
 Dataset open_bare(const std::string& directory) {
-  Dataset dataset;
+  std::vector<std::string> train, val;
   std::set<std::string> prefixes;
   for (const std::string& name : sorted_names(directory)) {
     if (name == kIncompleteMark) fail(directory, ": tokenize was stopped before it was done here; run it again");
@@ -108,8 +109,7 @@ Dataset open_bare(const std::string& directory) {
     const ShardName parsed = parse_shard_name(name);
     if (parsed.split == ShardName::unknown) continue;
     const std::string path = directory + "/" + name;
-    TokenShard check(path);
-    (parsed.split == ShardName::train ? dataset.train : dataset.val).push_back(path);
+    (parsed.split == ShardName::train ? train : val).push_back(path);
     prefixes.insert(parsed.dataset);
   }
   if (prefixes.empty())
@@ -118,6 +118,8 @@ Dataset open_bare(const std::string& directory) {
   if (prefixes.size() > 1)
     fail(directory, " holds several data sets (", *prefixes.begin(), "*, ", *prefixes.rbegin(),
          "*): name one with a quoted pattern, \"", directory, "/", *prefixes.begin(), "*.bin\"");
+  Dataset dataset;
+  dataset.train = TokenStream(train), dataset.val = TokenStream(val);
   const fs::path tokenizer = fs::path(directory) / kTokenizerJson;
   if (fs::exists(tokenizer)) {
     dataset.tokenizer = load_tokenizer(tokenizer.string());
@@ -129,12 +131,11 @@ Dataset open_bare(const std::string& directory) {
 // Shards that were named one by one or by a pattern. Those called "val" are held out, unless there are no others: then
 // they are what was asked for.
 Dataset open_shards(const std::vector<std::string>& paths) {
+  std::vector<std::string> train, val;
+  for (const std::string& path : paths) (parse_shard_name(path).split == ShardName::val ? val : train).push_back(path);
+  if (train.empty()) std::swap(train, val);
   Dataset dataset;
-  for (const std::string& path : paths) {
-    TokenShard check(path);
-    (parse_shard_name(path).split == ShardName::val ? dataset.val : dataset.train).push_back(path);
-  }
-  if (dataset.train.empty()) std::swap(dataset.train, dataset.val);
+  dataset.train = TokenStream(train), dataset.val = TokenStream(val);
   return dataset;
 }
 

@@ -49,13 +49,13 @@ int64_t permute(int64_t index, int64_t n, uint64_t seed, uint64_t epoch) {
   return static_cast<int64_t>(value);
 }
 
-Loader::Loader(const TokenStream& stream, int64_t context, uint64_t seed)
-    : stream_(stream), context_(context), seed_(seed) {
+Loader::Loader(const TokenStream& stream, int64_t context, uint64_t seed, int64_t vocabulary)
+    : stream_(stream), context_(context), vocabulary_(vocabulary), seed_(seed) {
   if (context < 1) fail("the context must be 1 token or more, not ", context);
   // A window and its targets take context + 1 tokens; the last target lies right after the last window.
   if (stream.size() < context + 1)
     fail("the data is too short: ", stream.size(), " tokens, a context of ", context, " needs ", context + 1,
-         " or more (a smaller --context or more text would do)");
+         " or more (a smaller context or more text would do)");
   // As many windows as fit from the largest offset, context - 1, on: so W is the same in every epoch. A stream shorter
   // than two windows has room for one, from fewer offsets.
   windows_ = std::max<int64_t>(1, (stream.size() - 1 - (context - 1)) / context);
@@ -75,6 +75,11 @@ void Loader::read(int64_t first, int64_t count, int32_t* tokens, int32_t* target
     const int64_t begin = position(first + i);
     stream_.read(begin, context_, tokens + i * context_);
     stream_.read(begin + 1, context_, targets + i * context_);
+    const int32_t largest =
+        std::max(tokens[i * context_], *std::max_element(targets + i * context_, targets + (i + 1) * context_));
+    if (largest >= vocabulary_)
+      fail("the data holds token ", largest, ", behind its token ", begin, ", but the model's vocabulary is ",
+           vocabulary_);
   }
 }
 

@@ -18,17 +18,18 @@ int64_t permute(int64_t index, int64_t n, uint64_t seed, uint64_t epoch);
 class Loader {
  public:
   // Throws Error when the stream is shorter than context + 1 tokens.
-  Loader(const TokenStream& stream, int64_t context, uint64_t seed);
+  Loader(const TokenStream& stream, int64_t context, uint64_t seed, int64_t vocabulary = int64_t{1} << 31);
 
   int64_t windows() const { return windows_; }  // W, samples an epoch
   // Where in the stream sample `sample` begins.
   int64_t position(int64_t sample) const;
-  // Fills tokens and targets (count, context) with samples [first, first + count).
+  // Fills tokens and targets (count, context) with samples [first, first + count). Throws Error for a token outside the
+  // vocabulary, whatever the files say of themselves.
   void read(int64_t first, int64_t count, int32_t* tokens, int32_t* targets) const;
 
  private:
   const TokenStream& stream_;
-  int64_t context_, windows_;
+  int64_t context_, vocabulary_, windows_;
   int64_t offsets_;  // an epoch's windows begin at an offset in [0, offsets_)
   uint64_t seed_;
 };

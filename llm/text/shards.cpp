@@ -71,7 +71,8 @@ void TokenShard::read(int64_t begin, int64_t count, int32_t* tokens) const {
   for (int64_t i = 0; i < count; ++i) tokens[i] = narrow[i];
 }
 
-TokenStream::TokenStream(const std::vector<std::string>& paths) {
+TokenStream::TokenStream(const std::vector<std::string>& paths, std::optional<int32_t> largest_token)
+    : largest_token_(largest_token) {
   std::vector<std::string> sorted = paths;
   std::sort(sorted.begin(), sorted.end());
   shards_.reserve(sorted.size());
@@ -99,6 +100,7 @@ void TokenStream::read(int64_t begin, int64_t count, int32_t* tokens) const {
 }
 
 int32_t TokenStream::largest_token() const {
+  if (largest_token_) return *largest_token_;
   int32_t largest = -1;
   std::vector<int32_t> block(1 << 16);
   for (const TokenShard& shard : shards_)

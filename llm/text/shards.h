@@ -4,6 +4,7 @@
 //   header[2]: the number of tokens; the rest is zero.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,10 +28,12 @@ class TokenShard {
 // Several shards read as one stream, in the order of their names, whatever the order of `paths`. No shards: size 0.
 class TokenStream {
  public:
-  explicit TokenStream(const std::vector<std::string>& paths);
+  TokenStream() = default;
+  // `largest_token`, where it is known.
+  explicit TokenStream(const std::vector<std::string>& paths, std::optional<int32_t> largest_token = {});
   int64_t size() const { return size_; }
   void read(int64_t begin, int64_t count, int32_t* tokens) const;
-  // Largest token in the whole stream, -1 when it is empty; reads all of it. To check against a model's vocabulary.
+  // Of the whole stream, to check against a model's vocabulary; -1 when it is empty. Where it is not known all is read.
   int32_t largest_token() const;
   const std::vector<TokenShard>& shards() const { return shards_; }
 
@@ -38,6 +41,7 @@ class TokenStream {
   std::vector<TokenShard> shards_;
   std::vector<int64_t> first_;  // of each shard
   int64_t size_ = 0;
+  std::optional<int32_t> largest_token_;
 };
 
 // Writes a shard as PATH.tmp, syncs, renames. Tokens are handed over piece by piece. The 16-bit form is chosen

@@ -102,6 +102,7 @@ class SplitWriter {
       if (!writer_) writer_.emplace(out_.add(our_shard(split_, shards_++)), vocabulary_);
       const int64_t part = std::min(left, shard_tokens_ - writer_->size());
       writer_->write(next, part);
+      largest_ = std::max(largest_, *std::max_element(next, next + part));
       next += part;
       left -= part;
       tokens_ += part;
@@ -114,6 +115,7 @@ class SplitWriter {
   }
   int64_t tokens() const { return tokens_; }
   int64_t shards() const { return shards_; }
+  int32_t largest_token() const { return largest_; }  // -1: no token
 
  private:
   OutputDirectory& out_;
@@ -121,6 +123,7 @@ class SplitWriter {
   int64_t vocabulary_, shard_tokens_;
   std::optional<ShardWriter> writer_;
   int64_t tokens_ = 0, shards_ = 0;
+  int32_t largest_ = -1;
 };
 
 // A piece of text that is encoded at once, by one thread.
@@ -273,10 +276,13 @@ TokenizeResult tokenize_files(const std::vector<std::string>& inputs, const Toke
   result.shards = splits[0].shards() + splits[1].shards();
 
   write_file_atomically(out + "/" + kTokenizerJson, tokenizer.json());
+  const auto described = [](const SplitWriter& split, int64_t bytes) {
+    return Json{{"tokens", split.tokens()}, {"bytes", bytes}, {"largest_token", split.largest_token()}};
+  };
   directory.finish(json_text({{"tokenizer", kTokenizerJson},
                               {"vocabulary", vocabulary},
-                              {"train", {{"tokens", result.train_tokens}, {"bytes", result.train_bytes}}},
-                              {"val", {{"tokens", result.val_tokens}, {"bytes", result.val_bytes}}},
+                              {"train", described(splits[0], result.train_bytes)},
+                              {"val", described(splits[1], result.val_bytes)},
                               {"val_fraction", val_fraction},
                               {"sources", sources}}));
   return result;

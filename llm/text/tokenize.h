@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "llm/base/threads.h"
+#include "llm/text/shards.h"
 #include "llm/text/tokenizer.h"
 
 namespace llm {
@@ -16,7 +17,8 @@ struct TokenizeResult {
 };
 
 // Writes DIR/train_*.bin, DIR/val_*.bin (shards of at most `shard_tokens`), DIR/tokenizer.json and, last of all,
-// DIR/dataset.json ({"tokenizer", "vocabulary", "train": {"tokens", "bytes"}, "val": {...}, "val_fraction", "sources"}),
+// DIR/dataset.json ({"tokenizer", "vocabulary", "train": {"tokens", "bytes", "largest_token"}, "val": {...}, "val_fraction",
+// "sources"}),
 // which makes it valid. An earlier data set in DIR is removed first; when this one fails, what it wrote is removed.
 //
 // Inputs are joined in order with an end-of-text token between files (none after the last); the names of special tokens
@@ -33,7 +35,7 @@ TokenizeResult tokenize_files(const std::vector<std::string>& inputs, const Toke
 
 // What --data names: a directory of shards, a glob of shards, one shard, or a text file.
 struct Dataset {
-  std::vector<std::string> train, val;  // shard paths, one of them may be empty; every shard's header has been checked
+  TokenStream train, val;                                     // one of them may be empty
   double train_bytes_per_token = 0, val_bytes_per_token = 0;  // 0: unknown
   std::unique_ptr<Tokenizer> tokenizer;                       // null: unknown (bare shards)
   int64_t vocabulary = 0;                                     // 0: unknown

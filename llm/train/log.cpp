@@ -1,9 +1,6 @@
 #include "llm/train/log.h"
 
-#include <unistd.h>
-
 #include <cerrno>
-#include <cmath>
 #include <cstring>
 #include <filesystem>
 
@@ -49,49 +46,6 @@ void RunLog::write(const LogEntry& entry) {
   const std::string line = entry.json() + "\n";
   if (std::fwrite(line.data(), 1, line.size(), file_) != line.size() || std::fflush(file_) != 0)
     fail("cannot write ", path_, ": ", std::strerror(errno));
-}
-
-ProgressLine::ProgressLine() : terminal_(::isatty(STDERR_FILENO) != 0) {}
-
-void ProgressLine::show(const std::string& line, bool last) {
-  const auto now = std::chrono::steady_clock::now();
-  const auto interval = terminal_ ? std::chrono::milliseconds(100) : std::chrono::seconds(10);
-  if (!last && now - shown_ < interval) return;
-  shown_ = now;
-  if (terminal_) {
-    std::fprintf(stderr, "\r\033[K%s%s", line.c_str(), last ? "\n" : "");
-    drawn_ = !last;
-  } else {
-    std::fprintf(stderr, "%s\n", line.c_str());
-  }
-  std::fflush(stderr);
-}
-
-void ProgressLine::clear() {
-  if (terminal_ && drawn_) std::fprintf(stderr, "\r\033[K");
-  drawn_ = false;
-}
-
-std::string format_seconds(double seconds) {
-  if (!(seconds >= 0) || seconds > 1e9) return "?";
-  const auto s = static_cast<int64_t>(std::llround(seconds));
-  char text[32];
-  if (s >= 3600) {
-    std::snprintf(text, sizeof text, "%d:%02d:%02d", static_cast<int>(s / 3600), static_cast<int>(s / 60 % 60),
-                  static_cast<int>(s % 60));
-  } else {
-    std::snprintf(text, sizeof text, "%d:%02d", static_cast<int>(s / 60), static_cast<int>(s % 60));
-  }
-  return text;
-}
-
-std::string format_count(double count) {
-  const char* unit = "";
-  for (const char* next : {"k", "M", "B"})
-    if (count >= 1000) count /= 1000, unit = next;
-  char text[32];
-  std::snprintf(text, sizeof text, *unit ? "%.3g%s" : "%.0f%s", count, unit);
-  return text;
 }
 
 }  // namespace llm

@@ -1,6 +1,5 @@
-// What a run reports: RUN/log.jsonl for programs, one live line for people.
+// RUN/log.jsonl: what a run reports to programs.
 #pragma once
-#include <chrono>
 #include <cstdio>
 #include <optional>
 #include <string>
@@ -31,22 +30,5 @@ class RunLog {
   std::string path_;
   std::FILE* file_ = nullptr;
 };
-
-// The live line on standard error: redrawn in place on a terminal; elsewhere at most one new line in ten seconds, and
-// the last.
-class ProgressLine {
- public:
-  ProgressLine();
-  void show(const std::string& line, bool last = false);
-  void clear();  // before other text goes to the terminal
-
- private:
-  bool terminal_;
-  bool drawn_ = false;
-  std::chrono::steady_clock::time_point shown_{};
-};
-
-std::string format_seconds(double seconds);  // "4:05", "1:02:03"
-std::string format_count(double count);      // "38.1k", "1.2M"
 
 }  // namespace llm

@@ -1,8 +1,8 @@
 #include "llm/train/trainer.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
-#include <iostream>
 #include <numbers>
 
 #include "llm/base/error.h"
@@ -20,13 +20,6 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 constexpr int64_t kMostSkippedSteps = 10;
 constexpr int64_t kSampleTokens = 200;
 
-std::string fixed(double value, int digits) {
-  if (std::isnan(value)) return "nan";  // whatever its sign
-  char text[64];
-  std::snprintf(text, sizeof text, "%.*f", digits, value);
-  return text;
-}
-
 }  // namespace
 
 Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset dataset, Device& device)
@@ -34,13 +27,13 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
       options_(options),
       dataset_(std::move(dataset)),
       device_(device),
-      table_(parameter_table(model, parametrization_of(options))) {
+      table_(parameter_table(model, parametrization_of(options))),
+      step_samples_(options.batch * options.grad_accum),
+      step_tokens_(step_samples_ * model.context) {
   schedule_ = {schedule_named(options_.schedule), options_.lr, 0.0, options_.steps, options_.warmup};
-  train_stream_ = std::make_unique<TokenStream>(dataset_.train);
-  loader_ = std::make_unique<Loader>(*train_stream_, model_.context, options_.seed);
-  if (!dataset_.val.empty()) val_stream_ = std::make_unique<TokenStream>(dataset_.val);
-  for (const TokenStream* stream : {train_stream_.get(), val_stream_.get()})
-    if (stream && stream->largest_token() >= model_.vocabulary)
+  loader_ = std::make_unique<Loader>(dataset_.train, model_.context, options_.seed, model_.vocabulary);
+  for (const TokenStream* stream : {&dataset_.train, &dataset_.val})
+    if (stream->largest_token() >= model_.vocabulary)
       fail("the data holds token ", stream->largest_token(), " but the model's vocabulary is ", model_.vocabulary,
            "; choose a model without a fixed vocabulary, or tokenize the data for this one");
 
@@ -58,7 +51,7 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
   compiling.memory_budget = options_.memory_budget;
   training_ = std::make_unique<Program>(
       compile(std::move(t.graph), {t.loss, t.gradient_norm, t.guarded_norm}, target, compiling), layout_);
-  if (val_stream_ && val_stream_->size() > 1)
+  if (dataset_.val.size() > 1)
     evaluator_ = std::make_unique<Evaluator>(model_, options_.batch, model_.context, layout_, target, end_of_text);
   if (options_.sample_every && dataset_.tokenizer) generator_ = std::make_unique<Generator>(model_, layout_, target);
 }
@@ -75,8 +68,7 @@ void Trainer::allocate() {
   training_->bind(*arena_);
   if (evaluator_) evaluator_->bind(*arena_);
   if (generator_) generator_->bind(*arena_);
-  runner_ = std::make_unique<StepRunner>(*training_, tensors_, *loader_, options_.grad_accum,
-                                         options_.batch * options_.grad_accum, device_);
+  runner_ = std::make_unique<StepRunner>(*training_, tensors_, *loader_, options_.grad_accum, step_samples_, device_);
 }
 
 void Trainer::initialise() {
@@ -141,25 +133,31 @@ void Trainer::initialise_from(const std::string& directory) {
   round_parameters();
 }
 
-void Trainer::start_step(int64_t step) {
-  StepState state;
-  state.step = step;
-  state.seed = options_.seed;
-  state.learning_rate = static_cast<float>(schedule_.at(step));
-  runner_->start(state, state_.samples + (step - state_.step) * options_.batch * options_.grad_accum);
+Trainer::Due Trainer::due_after(int64_t steps) const {
+  const bool end = steps == options_.steps;
+  const auto is_due = [&](int64_t every) { return every > 0 && (steps % every == 0 || end); };
+  return {.evaluation = evaluator_ && is_due(options_.eval_every),
+          .sample = generator_ && is_due(options_.sample_every),
+          .save = is_due(options_.save_every),
+          .end = end};
 }
 
-bool Trainer::looked_at(int64_t steps_done) const {
-  const auto due = [&](int64_t every) { return every > 0 && steps_done % every == 0; };
-  return (evaluator_ && due(options_.eval_every)) || (generator_ && due(options_.sample_every)) ||
-         due(options_.save_every) || steps_done == options_.steps;
+// As many steps as may be under way at once; none beyond one after which something looks at the weights.
+void Trainer::start_steps(int64_t& started, bool stop_requested) {
+  while (started - state_.step <= runner_->ahead() && started < options_.steps && !stop_requested &&
+         (started == state_.step || !due_after(started).any())) {
+    runner_->start({.learning_rate = static_cast<float>(schedule_.at(started)), .step = started, .seed = options_.seed},
+                   state_.samples + (started - state_.step) * step_samples_);
+    ++started;
+  }
 }
 
 std::string Trainer::batch_position() const {
-  const int64_t count = options_.batch * options_.grad_accum, first = state_.samples;
+  const int64_t count = step_samples_, first = state_.samples;
+  const auto& shards = dataset_.train.shards();
   std::string text =
       concat("its batch: samples ", first, " to ", first + count - 1, ", the first at token ", loader_->position(first),
-             " of ", dataset_.train.front(), dataset_.train.size() > 1 ? " and its followers" : "");
+             " of ", shards.front().path(), shards.size() > 1 ? " and its followers" : "");
   constexpr int64_t kShown = 3;
   for (int64_t i = 0; i < std::min(count, kShown) && dataset_.tokenizer; ++i)
     text += (i ? ", " : ": ") + excerpt(loader_->position(first + i));
@@ -171,7 +169,7 @@ std::string Trainer::excerpt(int64_t position) const {
   constexpr int64_t kMostTokens = 60;
   constexpr size_t kMostBytes = 60;
   std::vector<int32_t> ids(static_cast<size_t>(std::min(kMostTokens, model_.context)));
-  train_stream_->read(position, static_cast<int64_t>(ids.size()), ids.data());
+  dataset_.train.read(position, static_cast<int64_t>(ids.size()), ids.data());
   std::string text = "\"";
   size_t bytes = 0;
   for (const char c : dataset_.tokenizer->decode(ids)) {
@@ -183,33 +181,52 @@ std::string Trainer::excerpt(int64_t position) const {
 }
 
 // Called before the step is counted. A step that was left out has changed nothing.
-void Trainer::report(const StepResult& r) {
+void Trainer::check_skipped(const StepResult& r, TrainingObserver& observer) {
   const bool finite = std::isfinite(r.loss) && std::isfinite(r.gradient_norm);
   if (finite) skipped_ = 0;
   if (finite && !r.skipped) return;
-  progress_.clear();
-  std::cerr << "step " << state_.step + 1 << ": loss " << fixed(r.loss, 3) << ", gradient norm "
-            << fixed(r.gradient_norm, 2) << ": " << (finite ? "far above those before" : "not finite")
-            << ", the step was skipped; " << batch_position() << "\n";
+  observer.on_skip({state_.step + 1, r.loss, r.gradient_norm, finite, batch_position()});
   if (!finite && ++skipped_ == kMostSkippedSteps)
     fail("the last ", kMostSkippedSteps, " steps up to step ", state_.step + 1,
-         " were not finite; go back with --resume from a checkpoint and a lower --lr");
+         " were not finite; resume from a checkpoint with a lower learning rate");
 }
 
-double Trainer::evaluate(int64_t max_batches) { return evaluator_->run(*val_stream_, max_batches).loss; }
+LogEntry Trainer::finish_step(const StepResult& result, double seconds, double peak_gflops) {
+  if (!result.skipped) state_.rounded_step = state_.step;
+  state_.step += 1;
+  state_.samples += step_samples_;
+  state_.tokens += step_tokens_;
+  const auto tokens = static_cast<double>(step_tokens_);
+  LogEntry entry;
+  entry.step = state_.step;
+  entry.loss = result.loss, entry.learning_rate = result.learning_rate, entry.grad_norm = result.gradient_norm;
+  if (result.skipped) entry.skipped = true;
+  entry.tokens = state_.tokens, entry.ms = seconds * 1e3, entry.tokens_per_second = tokens / seconds;
+  if (peak_gflops > 0)
+    entry.mfu = training_flops_per_token(model_, model_.context) * tokens / seconds / (peak_gflops * 1e9);
+  return entry;
+}
+
+double Trainer::evaluate(int64_t max_batches, LogEntry& entry) {
+  const double loss = evaluator_->run(dataset_.val, max_batches).loss;
+  if (!(state_.best_val_loss <= loss)) state_.best_val_loss = loss;
+  entry.val_loss = loss;
+  if (bits_per_byte(loss) > 0) entry.val_bits_per_byte = bits_per_byte(loss);
+  return loss;
+}
 
 double Trainer::bits_per_byte(double loss) const {
   return dataset_.val_bytes_per_token > 0 ? loss / std::numbers::ln2 / dataset_.val_bytes_per_token : 0;
 }
 
-void Trainer::sample() {
+Sample Trainer::sample() {
   std::vector<int32_t> prompt;
   if (!options_.sample_prompt.empty()) {
     dataset_.tokenizer->encode(options_.sample_prompt, true, prompt);
   } else if (evaluator_) {
     // The first words of a line of the held-out text: the model has to go on with something it has not seen.
-    std::vector<int32_t> text(static_cast<size_t>(std::min<int64_t>(1024, val_stream_->size())));
-    val_stream_->read(0, static_cast<int64_t>(text.size()), text.data());
+    std::vector<int32_t> text(static_cast<size_t>(std::min<int64_t>(1024, dataset_.val.size())));
+    dataset_.val.read(0, static_cast<int64_t>(text.size()), text.data());
     const auto ends_line = [&](int32_t id) { return dataset_.tokenizer->bytes_of(id).ends_with('\n'); };
     auto begin = std::find_if(text.begin(), text.end(), ends_line);
     begin = text.end() - begin > 16 ? begin + 1 : text.begin();
@@ -217,14 +234,13 @@ void Trainer::sample() {
   } else {
     prompt = {std::max(0, dataset_.tokenizer->end_of_text())};
   }
-  std::string text = dataset_.tokenizer->decode(prompt) + "|";
+  Sample sample{state_.step, dataset_.tokenizer->decode(prompt), ""};
   const SamplingOptions sampling{0.8, 0, 1.0, options_.seed};
   generator_->generate(prompt, kSampleTokens, sampling, dataset_.tokenizer->end_of_text(), [&](int32_t id) {
-    text += dataset_.tokenizer->bytes_of(id);
+    sample.continuation += dataset_.tokenizer->bytes_of(id);
     return true;
   });
-  progress_.clear();
-  std::cerr << "--- sample after step " << state_.step << " (prompt|continuation)\n" << text << "\n---\n";
+  return sample;
 }
 
 void Trainer::save(double val_loss) {
@@ -247,80 +263,44 @@ void Trainer::save(double val_loss) {
   save_checkpoint(options_.out, content, static_cast<int>(options_.keep_last));
 }
 
-Trainer::Outcome Trainer::run(double peak_gflops, const std::function<void(const LogEntry&)>& on_log) {
+Trainer::Outcome Trainer::run(double peak_gflops, TrainingObserver& observer) {
+  constexpr double kNotMeasured = std::numeric_limits<double>::quiet_NaN();
   const StopRequest stop;
   RunLog log(options_.out, state_.step);
-  const int64_t step_tokens = options_.batch * options_.grad_accum * model_.context;
-  const double step_flops = training_flops_per_token(model_, model_.context) * static_cast<double>(step_tokens);
-  const auto due = [&](int64_t every) { return every > 0 && state_.step % every == 0; };
   const auto begin = Clock::now();
   const int64_t first_step = state_.step;
   const double seconds_before = state_.seconds;
-  double training_seconds = 0, recent = 0, last_val = state_.best_val_loss;
-  int64_t saved_at = -1;
-  Outcome outcome;
+  double training_seconds = 0;
+  int64_t started = state_.step, saved_at = -1;
   auto last_result = begin;
-  int64_t started = state_.step;
+  Outcome outcome;
   while (state_.step < options_.steps && !outcome.stopped) {
-    // As many steps as may be under way at once; none beyond one after which something looks at the weights.
-    while (started - state_.step <= runner_->ahead() && started < options_.steps && !stop.requested() &&
-           (started == state_.step || !looked_at(started)))
-      start_step(started++);
-    if (started == state_.step) {  // asked to stop, and nothing is under way
-      outcome.stopped = true;
-      break;
-    }
+    start_steps(started, stop.requested());
+    outcome.stopped = started == state_.step;  // asked to stop, and nothing is under way
+    if (outcome.stopped) break;
     const StepResult result = runner_->take();
-    const auto now = Clock::now();
-    const double seconds = std::chrono::duration<double>(now - last_result).count();
-    last_result = now;
-    report(result);
-    if (!result.skipped) state_.rounded_step = state_.step;
-    state_.step += 1;
-    state_.samples += options_.batch * options_.grad_accum;
-    state_.tokens += step_tokens;
+    const double seconds = seconds_since(std::exchange(last_result, Clock::now()));
     training_seconds += seconds;
-    recent = recent > 0 ? 0.9 * recent + 0.1 * seconds : seconds;
+    check_skipped(result, observer);
+    LogEntry entry = finish_step(result, seconds, peak_gflops);
+    const bool all_done = started == state_.step;
+    outcome.stopped = all_done && stop.requested() && state_.step < options_.steps;
+    const Due due = outcome.stopped ? Due{.save = true} : due_after(state_.step);
 
-    LogEntry entry;
-    entry.step = state_.step;
-    entry.loss = result.loss, entry.learning_rate = result.learning_rate, entry.grad_norm = result.gradient_norm;
-    if (result.skipped) entry.skipped = true;
-    entry.tokens = state_.tokens, entry.ms = seconds * 1e3;
-    entry.tokens_per_second = static_cast<double>(step_tokens) / seconds;
-    if (peak_gflops > 0) entry.mfu = step_flops / seconds / (peak_gflops * 1e9);
-    outcome.stopped = stop.requested() && state_.step < options_.steps && started == state_.step;
-    const bool last = state_.step == options_.steps;
-    double val_loss = std::numeric_limits<double>::quiet_NaN();
-    if (evaluator_ && options_.eval_every && (due(options_.eval_every) || last) && !outcome.stopped) {
-      val_loss = last_val = evaluate(last ? 0 : options_.eval_batches);
-      if (!(state_.best_val_loss <= val_loss)) state_.best_val_loss = val_loss;
-      entry.val_loss = val_loss;
-      if (bits_per_byte(val_loss) > 0) entry.val_bits_per_byte = bits_per_byte(val_loss);
-    }
+    double val_loss = kNotMeasured;
+    if (due.evaluation) val_loss = evaluate(due.end ? 0 : options_.eval_batches, entry);
+    if (due.evaluation && due.end) outcome.val_loss = val_loss;
     log.write(entry);
-    if (on_log) on_log(entry);
+    observer.on_step(entry, due.end || outcome.stopped);
     state_.seconds = seconds_before + seconds_since(begin);
-    std::string line = concat("step ", state_.step, "/", options_.steps, " | loss ", fixed(result.loss, 3));
-    if (!std::isnan(last_val)) line += " | val " + fixed(last_val, 3);
-    line += " | " + format_count(static_cast<double>(step_tokens) / recent) + " tokens/s";
-    if (peak_gflops > 0) line += " | MFU " + fixed(100 * step_flops / recent / (peak_gflops * 1e9), 0) + " %";
-    line += " | " + format_seconds(recent * static_cast<double>(options_.steps - state_.step)) + " left";
-    progress_.show(line, last || outcome.stopped);
-    if (generator_ && !outcome.stopped && (due(options_.sample_every) || last)) sample();
-    if (options_.save_every && (due(options_.save_every) || last || outcome.stopped)) {
-      save(val_loss);
-      saved_at = state_.step;
-    }
-    if (last) outcome.val_loss = std::isnan(val_loss) ? 0 : val_loss;
-    // What was looked at is no part of the next step's time.
-    if (started == state_.step) last_result = Clock::now();
+    if (due.sample) observer.on_sample(sample());
+    if (due.save) save(val_loss), saved_at = state_.step;
+    if (all_done) last_result = Clock::now();  // What was looked at is no part of the next step's time.
   }
-  // Asked to stop without --save-every: what was learned is kept all the same.
-  if (outcome.stopped && saved_at != state_.step) save(std::numeric_limits<double>::quiet_NaN());
+  if (outcome.stopped && saved_at != state_.step) save(kNotMeasured);
   outcome.val_bits_per_byte = bits_per_byte(outcome.val_loss);
   outcome.seconds = seconds_since(begin);
-  outcome.tokens_per_second = static_cast<double>((state_.step - first_step) * step_tokens) / training_seconds;
+  outcome.tokens_per_second = static_cast<double>((state_.step - first_step) * step_tokens_) / training_seconds;
   return outcome;
 }
 

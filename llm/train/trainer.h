@@ -1,6 +1,5 @@
 // The training loop: batches in, steps, evaluations, samples, checkpoints, log.
 #pragma once
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -20,12 +19,36 @@
 
 namespace llm {
 
+// A step that left the weights as they were.
+struct SkippedStep {
+  int64_t step = 0;
+  double loss = 0, gradient_norm = 0;
+  bool finite = true;  // only far above those before
+  std::string batch;   // where its data lie, and how they begin
+};
+
+// What the trained model makes of a few tokens.
+struct Sample {
+  int64_t step = 0;
+  std::string prompt, continuation;
+};
+
+// Who is told what a run does, on the thread that runs it.
+class TrainingObserver {
+ public:
+  virtual ~TrainingObserver() = default;
+  virtual void on_step(const LogEntry& /*entry*/, bool /*is_last*/) {}
+  virtual void on_skip(const SkippedStep&) {}
+  virtual void on_sample(const Sample&) {}
+};
+
 class Trainer {
  public:
   // Builds and compiles all programs; no large memory yet. `options` are complete (apply_rules).
   Trainer(const ModelConfig& model, const TrainOptions& options, Dataset dataset, Device& device);
 
   const Program& program() const { return *training_; }
+  const TrainerState& state() const { return state_; }
   size_t arena_bytes() const;
 
   void allocate();    // the one arena
@@ -39,22 +62,31 @@ class Trainer {
     double val_loss = 0, val_bits_per_byte = 0;  // of all held-out text; 0 when there is none
     double seconds = 0, tokens_per_second = 0;
   };
-  // `peak_gflops` is what MFU is a fraction of; `on_log` also gets every line that goes to the log.
-  Outcome run(double peak_gflops, const std::function<void(const LogEntry&)>& on_log = {});
+  // `peak_gflops` is what MFU is a fraction of, 0 where it is not known.
+  Outcome run(double peak_gflops, TrainingObserver& observer);
+  Outcome run() {
+    TrainingObserver nobody;
+    return run(0, nobody);
+  }
 
  private:
   using StepResult = StepRunner::Result;
-  void start_step(int64_t step);
-  // Whether something looks at the weights after so many steps: the next one cannot be started before that.
-  bool looked_at(int64_t steps_done) const;
+  // What looks at the weights after a step. The next one cannot be started before that.
+  struct Due {
+    bool evaluation = false, sample = false, save = false, end = false;
+    bool any() const { return evaluation || sample || save || end; }
+  };
+  Due due_after(int64_t steps) const;
+  void start_steps(int64_t& started, bool stop_requested);
+  LogEntry finish_step(const StepResult& result, double seconds, double peak_gflops);
+  void check_skipped(const StepResult& result, TrainingObserver& observer);
   std::string weights_of(const Parameter& p) const;
   void round_parameters();
-  double evaluate(int64_t max_batches);
+  double evaluate(int64_t max_batches, LogEntry& entry);
   double bits_per_byte(double loss) const;
-  void sample();
+  Sample sample();
   void save(double val_loss);
   std::vector<StateTensor> state_tensors() const;
-  void report(const StepResult& result);
   std::string batch_position() const;
   std::string excerpt(int64_t position) const;
 
@@ -64,7 +96,6 @@ class Trainer {
   Device& device_;
   std::vector<Parameter> table_;
   Schedule schedule_;
-  std::unique_ptr<TokenStream> train_stream_, val_stream_;
   std::unique_ptr<Loader> loader_;
 
   StepRunner::Tensors tensors_;
@@ -75,8 +106,8 @@ class Trainer {
   std::unique_ptr<Arena> arena_;
   std::unique_ptr<StepRunner> runner_;
 
+  int64_t step_samples_, step_tokens_;
   TrainerState state_;
-  ProgressLine progress_;
   int64_t skipped_ = 0;  // steps in a row that were not finite
 };
 
