@@ -25,7 +25,7 @@ double difference(const Words& a, const Words& b) {
 ModelConfig small_config(const std::string& architecture) {
   ModelConfig c;
   const bool relu2 = architecture == "relu2";
-  set_architecture(c, relu2 ? "modern" : architecture);
+  set_architecture(c, relu2 ? Architecture::modern : *find_value<Architecture>(architecture));
   if (relu2) c.activation = Activation::relu2;
   c.vocabulary = 70, c.context = 24, c.layers = 3, c.heads = 4, c.channels = 40, c.head_size = 10, c.hidden = 72;
   c.kv_heads = architecture == "gpt2" ? 4 : 2;

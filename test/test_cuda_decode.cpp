@@ -29,7 +29,7 @@ std::vector<double> numbers(const std::string& name, int64_t count, DType dtype,
 
 ModelConfig small_config(const std::string& kind) {
   ModelConfig c;
-  set_architecture(c, kind);
+  set_architecture(c, *find_value<Architecture>(kind));
   c.vocabulary = 61, c.context = 40, c.layers = 2, c.heads = 4, c.kv_heads = kind == "gpt2" ? 4 : 2;
   c.channels = 24, c.head_size = kind == "qwen3" ? 8 : 6, c.hidden = 40;
   return c;
@@ -205,7 +205,7 @@ TEST_CASE("cuda generation: the tokens of the CPU, whatever the end") {
     CHECK(cuda.generate(prompt, 30, {}) == all);  // what was started beyond that end has no effect
     const std::vector<float> logits = cuda.generator->logits(prompt), expected = cpu.generator->logits(prompt);
     for (size_t i = 0; i < logits.size(); ++i) CHECK(logits[i] == doctest::Approx(expected[i]).epsilon(1e-4));
-    CHECK(has(error_of([&] { cuda.generate(prompt, 1, {.temperature = -1}); }), "--temperature"));
+    CHECK(has(error_of([&] { cuda.generate(prompt, 1, {.temperature = -1}); }), "temperature"));
     const float nan = NAN;
     cuda.arena->write(cuda.layout.offset("final_norm.weight"), &nan, sizeof nan);
     CHECK(has(error_of([&] { cuda.generate(prompt, 9, {}); }), "is nan: its weights are damaged"));

@@ -30,7 +30,7 @@ constexpr Bounds kBounds[] = {
 
 ModelConfig model_of(const std::string& kind) {
   ModelConfig c;
-  set_architecture(c, kind == "gpt2" ? "gpt2" : "modern");
+  set_architecture(c, find_value<Architecture>(kind).value_or(Architecture::modern));
   if (kind == "relu2") c.activation = Activation::relu2;
   c.vocabulary = 257, c.context = 16, c.layers = 2, c.heads = 2, c.kv_heads = kind == "gpt2" ? 2 : 1, c.channels = 32;
   c.head_size = kind == "relu2" ? 64 : 16, c.hidden = 48;
@@ -46,9 +46,10 @@ std::vector<Step> train(const std::string& run, const std::string& text, const M
                         Device& device, int64_t steps, int64_t resume_from = 0) {
   TrainOptions o;
   o.data = text, o.out = run, o.batch = 2, o.grad_accum = 2, o.steps = steps, o.lr = 0.01;
-  o.optimizer = "adamw", o.parametrization = "standard", o.weight_decay = 0.1, o.zero_projections = false;
+  o.optimizer = OptimizerKind::adamw, o.parametrization = RateScaling::standard, o.weight_decay = 0.1,
+  o.zero_projections = false;
   o.eval_every = 3, o.eval_batches = 1, o.save_every = 2, o.sample_every = 0, o.keep_last = 0;
-  o.dtype = name_of(precision);
+  o.dtype = precision;
   Dataset dataset = open_dataset(text, run + "/tokens", device.threads());
   apply_rules(o, model, 100);
   Trainer trainer(model, o, std::move(dataset), device);

@@ -37,7 +37,7 @@ SafetensorsContent parse(const std::string& file) {
 
 ModelConfig small_config(const std::string& architecture) {
   ModelConfig c;
-  set_architecture(c, architecture == "train_gpt" ? "modern" : architecture);
+  set_architecture(c, find_value<Architecture>(architecture).value_or(Architecture::modern));
   c.vocabulary = 29, c.context = 16, c.layers = 2, c.heads = 4, c.kv_heads = architecture == "gpt2" ? 4 : 2;
   c.channels = 24, c.head_size = architecture == "qwen3" ? 8 : 6, c.hidden = 40;
   if (architecture == "train_gpt") c.activation = Activation::relu2, c.bias = true, c.positions = Positions::learned;

@@ -359,7 +359,7 @@ TEST_CASE("memory budget: the first choice that fits, or an error that says what
   const std::string needs = concat("needs ", (least + (1 << 20) - 1) >> 20, " MiB");
   CHECK_THROWS_WITH_AS(compile(t.graph, t.results(), {}, {.memory_budget = least - 1}),
                        doctest::Contains(needs.c_str()), Error);
-  CHECK_THROWS_WITH_AS(compile(t.graph, t.results(), {}, {.memory_budget = 1}), doctest::Contains("--memory-budget"),
+  CHECK_THROWS_WITH_AS(compile(t.graph, t.results(), {}, {.memory_budget = 1}), doctest::Contains("memory budget"),
                        Error);
 }
 

@@ -32,7 +32,7 @@ constexpr int kThreads = 2;
 // gpt2, llama with grouped queries, qwen3, and "mix": switches that no class of transformers combines.
 ModelConfig small_config(const std::string& kind) {
   ModelConfig c;
-  set_architecture(c, kind == "mix" ? "modern" : kind);
+  set_architecture(c, find_value<Architecture>(kind).value_or(Architecture::modern));
   c.vocabulary = 61, c.context = 40, c.layers = 2, c.heads = 4, c.kv_heads = kind == "gpt2" ? 4 : 2;
   c.channels = 24, c.head_size = kind == "qwen3" ? 8 : 6, c.hidden = 40;
   if (kind == "mix") c.activation = Activation::relu2, c.norm = Norm::layernorm, c.bias = true;

@@ -93,7 +93,7 @@ TEST_CASE("recipes: projections into the residual stream can begin at zero") {
   for (const bool zero : {false, true}) {
     TrainOptions o;
     o.steps = 1, o.save_every = 1, o.zero_projections = zero;
-    o.optimizer = "adamw", o.parametrization = "standard";
+    o.optimizer = OptimizerKind::adamw, o.parametrization = RateScaling::standard;
     const std::string run = folder / (zero ? "zero" : "drawn");
     train(run, text, small_model(), o);
     const auto table = parameter_table(small_model());
@@ -198,7 +198,7 @@ TEST_CASE("recipes: a step that sticks out is left out, named, and left out agai
   TrainOptions o;
   // The rate is so low that losses are alike whatever the width of the CPU's vectors; at a higher rate they would be
   // noise.
-  o.steps = 300, o.save_every = 50, o.schedule = "constant", o.warmup = 10, o.lr = 0.003;
+  o.steps = 300, o.save_every = 50, o.schedule = ScheduleKind::constant, o.warmup = 10, o.lr = 0.003;
   struct Line {
     double loss;
     bool skipped;

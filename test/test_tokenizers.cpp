@@ -277,7 +277,7 @@ TEST_CASE("tokenizers: GPT-2's two files and a tiktoken rank file of the same vo
   fs::copy(folder / "gpt2/vocab.bpe", folder / "model/merges.txt");
   ModelConfig config;
   for (const char* architecture : {"gpt2", "llama"}) {
-    set_architecture(config, architecture);
+    set_architecture(config, *find_value<Architecture>(architecture));
     config.vocabulary = 400, config.context = 8, config.layers = 1, config.heads = config.kv_heads = 1;
     config.channels = config.head_size = 8, config.hidden = 32;
     write(folder / "model/config.json", config_json(config, -1));
@@ -289,7 +289,7 @@ TEST_CASE("tokenizers: GPT-2's two files and a tiktoken rank file of the same vo
     ranks += base64(trained->bytes_of(id)) + " " + std::to_string(id) + "\n";
   write(folder / "small.tiktoken", ranks);
   check_same(*trained, *load_tokenizer(folder / "small.tiktoken", "gpt2"));
-  CHECK(has(error_of([&] { load_tokenizer(folder / "small.tiktoken"); }), "give --pattern"));
+  CHECK(has(error_of([&] { load_tokenizer(folder / "small.tiktoken"); }), "give the pattern"));
   CHECK(has(error_of([&] { load_tokenizer(folder / "small.tiktoken", "gpt5"); }), "known: gpt2"));
   for (const char* wrong : {"", "YQ==", "YQ== x\n", "Y 0\n", "YQ== 0\nYg== 0\n", "YQ== 0\nYQ== 1\n", "YQ== -1\n"}) {
     write(folder / "wrong", wrong);

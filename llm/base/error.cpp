@@ -25,6 +25,6 @@ std::string join(std::initializer_list<Part> parts) {
 }
 
 void throw_error(std::initializer_list<Part> parts) { throw Error(join(parts)); }
-void throw_usage_error(std::initializer_list<Part> parts) { throw UsageError(join(parts)); }
+void throw_usage_error(std::initializer_list<Part> parts, const char* value) { throw UsageError(join(parts), value); }
 
 }  // namespace llm

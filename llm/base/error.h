@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace llm {
 
@@ -13,9 +14,12 @@ struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// A wrong command line, or a value that cannot be meant: exit status 2.
+// A wrong command line, or a value that cannot be meant: exit status 2. `value` is the name of the value that is wrong,
+// with which the message then begins; a command line puts its flag there.
 struct UsageError : Error {
-  using Error::Error;
+  explicit UsageError(const std::string& message, std::string value_name = "")
+      : Error(message), value(std::move(value_name)) {}
+  std::string value;
 };
 
 // Text or a number in a message. (Not a stream: each message would be a long function of its own.)
@@ -43,7 +47,7 @@ class Part {
 
 std::string join(std::initializer_list<Part> parts);
 [[noreturn]] void throw_error(std::initializer_list<Part> parts);
-[[noreturn]] void throw_usage_error(std::initializer_list<Part> parts);
+[[noreturn]] void throw_usage_error(std::initializer_list<Part> parts, const char* value = "");
 
 template <class... Parts>
 std::string concat(const Parts&... parts) {
@@ -58,6 +62,12 @@ template <class... Parts>
 template <class... Parts>
 [[noreturn]] void fail_usage(const Parts&... parts) {
   throw_usage_error({Part(parts)...});
+}
+
+// "VALUE ...": fail_value("head size", " cannot be ", size).
+template <class... Parts>
+[[noreturn]] void fail_value(const char* value, const Parts&... parts) {
+  throw_usage_error({Part(value), Part(parts)...}, value);
 }
 
 }  // namespace llm

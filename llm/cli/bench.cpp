@@ -26,7 +26,6 @@ Json read_earlier(const std::string& path) {
 
 void bench(BenchFlags& flags) {
   flags.device.check();
-  check_recipe(flags.recipe);
   const bool of_ops = flags.nodes || !flags.only.empty() || !flags.compare.empty() || flags.format == "markdown";
   if ((flags.products && flags.scaling) || ((flags.products || flags.scaling) && of_ops))
     fail_usage("--products and --scaling go without each other, --nodes, --only, --compare and --format markdown");

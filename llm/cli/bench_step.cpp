@@ -151,7 +151,7 @@ class StepBench {
     }
     return {{"model", flags_.model_name()},
             {"parameters", parameter_count(config_)},
-            {"optimizer", flags_.recipe.optimizer},
+            {"optimizer", name_of(*flags_.recipe.optimizer)},
             {"batch", flags_.batch},
             {"context", config_.context},
             {"device", on_.cuda() ? on_.cuda()->properties().name : "cpu"},

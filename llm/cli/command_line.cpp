@@ -1,10 +1,12 @@
 #include "llm/cli/command_line.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cmath>
 #include <iostream>
 #include <new>
 
+#include "llm/base/bytes.h"
 #include "llm/base/error.h"
 
 namespace llm {
@@ -33,6 +35,28 @@ CLI::Option* add(CLI::App& app, const Option& option, std::optional<bool>*& valu
       option.name, [value](int64_t count) { *value = count > 0; }, option.help);
 }
 
+CLI::Option* add(CLI::App& app, const Option& option, MemorySize& value) {
+  CLI::Option* added = app.add_option_function<std::string>(
+      option.name, [bytes = value.bytes](const std::string& text) { *bytes = parse_bytes(text); }, option.help);
+  added->check([](const std::string& text) {
+    try {
+      parse_bytes(text);
+      return std::string();
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+  });
+  return added;
+}
+
+CLI::Option* add(CLI::App& app, const Option& option, NamedValue& value) {
+  CLI::Option* added = app.add_option_function<std::string>(
+      option.name, [value](const std::string& text) { value.set(text); }, option.help);
+  added->check([value](const std::string& text) { return value.wrong(text); });
+  if (option.shows_default) added->default_str(value.text());
+  return added;
+}
+
 template <class Value>
 CLI::Option* add(CLI::App& app, const Option& option, Value*& value) {
   CLI::Option* added = app.add_option(option.name, *value, option.help);
@@ -42,10 +66,10 @@ CLI::Option* add(CLI::App& app, const Option& option, Value*& value) {
 }
 
 CLI::Option* add(CLI::App& app, const Option& option) {
-  CLI::Option* added = std::visit([&](auto* value) { return add(app, option, value); }, option.value);
+  CLI::Option* added = std::visit([&](auto value) { return add(app, option, value); }, option.value);
   if (!option.choices.empty()) added->check(CLI::IsMember(option.choices));
   if (!option.group.empty()) added->group(option.group);
-  if (option.shows_default) added->capture_default_str();
+  if (option.shows_default && !std::holds_alternative<NamedValue>(option.value)) added->capture_default_str();
   if (option.required) added->required();
   if (!option.excluded.empty()) added->excludes(app.get_option(option.excluded));
   return added;
@@ -53,7 +77,8 @@ CLI::Option* add(CLI::App& app, const Option& option) {
 
 void add(CLI::App& app, const Command& command) {
   CLI::App* added = app.add_subcommand(command.name, command.summary);
-  for (const Option& option : command.options) add(*added, option);
+  for (const Option& option : command.options)
+    if (option.is_flag) add(*added, option);
   added->footer(command.footer);
   added->callback([added, run = command.run] {
     Given given;
@@ -61,6 +86,15 @@ void add(CLI::App& app, const Command& command) {
       if (option->count()) given.insert(option->get_name());
     run(given);
   });
+}
+
+// The message of a value that is wrong, with the flag in place of its name where the command has one.
+std::string message_of(const UsageError& error, const CLI::App& app) {
+  std::string flag = "--" + error.value;
+  std::replace(flag.begin(), flag.end(), ' ', '-');
+  const auto commands = app.get_subcommands();
+  const bool has_flag = !error.value.empty() && !commands.empty() && commands[0]->get_option_no_throw(flag);
+  return has_flag ? flag + std::string(error.what()).substr(error.value.size()) : error.what();
 }
 
 }  // namespace
@@ -83,7 +117,7 @@ int run_command_line(const CommandLine& line, int argc, char** argv) {
     if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
     return failed(2, std::string(e.what()) + " (see train_gpt --help)");
   } catch (const UsageError& e) {
-    return failed(2, e.what());
+    return failed(2, message_of(e, app));
   } catch (const std::bad_alloc&) {
     return failed(1, "out of memory; lower --batch or choose a smaller model");
   } catch (const std::exception& e) {

@@ -21,7 +21,6 @@
 #include "llm/infer/evaluate.h"
 #include "llm/infer/score_choices.h"
 #include "llm/text/tokenize.h"
-#include "llm/train/options.h"
 
 namespace llm {
 namespace {

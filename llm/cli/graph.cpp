@@ -18,12 +18,15 @@
 namespace llm {
 namespace {
 
+constexpr char kModel[] = "MODEL|RUN";
+
 struct GraphFlags {
   ModelOptions model;
   TrainOptions recipe;
   DeviceOptions device;  // only named: nothing of it is opened, so it need not be there
-  std::string format = "text", memory_budget;
-  int64_t batch = 0;  // 0: by rule
+  std::string format = "text";
+  int64_t batch = 0;           // 0: by rule
+  uint64_t memory_budget = 0;  // 0: none
   bool no_fusion = false, all = false, ops = false, parameters = false, evaluation = false, generation = false;
 };
 
@@ -35,13 +38,13 @@ bool names_directory(const std::string& model) {
   return false;
 }
 
-ModelConfig config_for(const GraphFlags& flags) {
+ModelConfig config_for(GraphFlags& flags, const Given& given) {
   if (!names_directory(flags.model.preset)) return flags.model.resolve(0, "small");
   const ModelOptions& m = flags.model;
-  const bool changed =
-      m.depth || m.layers || m.heads || m.kv_heads || m.channels || m.head_size || m.hidden ||
-      !(m.architecture + m.norm + m.positions + m.activation + m.qk_norm + m.bias + m.tied_head).empty();
-  if (changed) fail_usage(m.preset, " says what the model is; of the model's flags only --context goes with it");
+  for (const Option& option : flags.model.options(kModel))
+    if (option.name != kModel && option.name != "--context" && given.contains(option.name))
+      fail_usage(m.preset, " says what the model is; of the model's flags only --context goes with it, not ",
+                 option.name);
   ModelConfig config = read_config(find_checkpoint(m.preset).path);
   if (!m.context) return config;
   if (m.context > config.context && config.positions == Positions::learned)
@@ -54,8 +57,9 @@ ModelConfig config_for(const GraphFlags& flags) {
 void take_recipe_of_run(GraphFlags& flags, const Given& given) {
   const CheckpointInfo checkpoint = find_checkpoint(flags.model.preset);
   if (!checkpoint.has_trainer_state) return;
-  for (const char* flag : kRecipeFlags)
-    if (given.contains(flag)) fail_usage(flag, " belongs to the run in ", flags.model.preset, ", whose step is shown");
+  for (const Option& option : recipe_options(flags.recipe))
+    if (const std::string flag = option.name.substr(0, option.name.find(',')); given.contains(flag))
+      fail_usage(flag, " belongs to the run in ", flags.model.preset, ", whose step is shown");
   flags.recipe = settings_of(checkpoint);
   if (!given.contains("--dtype")) flags.device.dtype = flags.recipe.dtype;
 }
@@ -87,7 +91,7 @@ std::string multiplier_text(double value) {
 }
 
 void print_parameters(const ModelConfig& config, const TrainOptions& recipe) {
-  const OptimizerKind kind = optimizer_named(recipe.optimizer);
+  const OptimizerKind kind = *recipe.optimizer;
   std::vector<std::vector<std::string>> rows = {{"parameter", "shape", "count", "init", "group", "optimizer", "lr x",
                                                  "decay x", "epsilon x", "forward x", "shard axis",
                                                  "Hugging Face name (shape)"}};
@@ -112,7 +116,7 @@ void print_parameters(const ModelConfig& config, const TrainOptions& recipe) {
   }
   const int64_t count = parameter_count(config);
   std::cout << count << " parameters (" << format_count(static_cast<double>(count)) << ") in " << rows.size() - 1
-            << " tensors; --parametrization " << recipe.parametrization
+            << " tensors; --parametrization " << name_of(recipe.parametrization)
             << "; the forward pass's factor is folded into init, lr, decay and epsilon\n";
 }
 
@@ -122,10 +126,7 @@ Compiled compile_for(const GraphFlags& flags, const ModelConfig& config, std::st
   const DType dtype = dtype_of(target.precision);
   CompileOptions options;
   options.fuse = !flags.no_fusion;
-  if (!flags.memory_budget.empty()) {
-    options.memory_budget = parse_bytes(flags.memory_budget);
-    if (!options.memory_budget) fail_usage("--memory-budget cannot be 0");
-  }
+  options.memory_budget = flags.memory_budget;
   const int64_t tokens = config.context, sequences = flags.batch;
   const std::string batch = std::to_string(sequences), context = std::to_string(tokens);
   if (flags.generation) {
@@ -147,9 +148,7 @@ Compiled compile_for(const GraphFlags& flags, const ModelConfig& config, std::st
 
 void print_graph(GraphFlags& flags, const Given& given) {
   if (flags.ops) return print_ops();
-  flags.device.check_names();
-  check_recipe(flags.recipe);
-  const ModelConfig config = config_for(flags);
+  const ModelConfig config = config_for(flags, given);
   if (names_directory(flags.model.preset)) take_recipe_of_run(flags, given);
   complete_recipe(flags.recipe, flags.batch, config);
   if (flags.parameters) return print_parameters(config, flags.recipe);
@@ -170,12 +169,12 @@ void print_graph(GraphFlags& flags, const Given& given) {
 Command graph_command() {
   const auto flags = std::make_shared<GraphFlags>();
   GraphFlags& f = *flags;
-  Options options = f.model.options("MODEL|RUN");
+  Options options = f.model.options(kModel);
   append(options, recipe_options(f.recipe));
   append(
       options,
       {Option("--batch", &f.batch, "sequences in a step (about 1024 tokens)").between(1, 1 << 20),
-       Option("--memory-budget", &f.memory_budget, "recompute as much as needed to fit, e.g. 20GiB"),
+       Option("--memory-budget", MemorySize{&f.memory_budget}, "recompute as much as needed to fit, e.g. 20GiB"),
        Option("--device", &f.device.device,
               "what it is for: cpu, cuda (which need not be there), or auto: what this machine has")
            .with_default(),

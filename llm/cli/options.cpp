@@ -17,7 +17,7 @@ Options DeviceOptions::options() {
   Options all;
   append(
       all,
-      {Option("--device", &device, "Where to run: auto, cpu or cuda").with_default(),
+      {Option("--device", &device, "Where to run: auto, cpu or cuda").with_default().for_a_resume(),
        Option(
            "--dtype", &dtype,
            "Precision of parameters and activations: fp32, bf16, or fp8, which is bf16 with products in 8 bits (bf16 "
@@ -25,36 +25,29 @@ Options DeviceOptions::options() {
        Option("--tf32", &tf32, "fp32 products on a GPU's tensor cores, whose inputs have 10 bits"),
        Option("!--no-gemm-tuning", &gemm_tuning,
               "On a GPU: take cuBLASLt's first choice instead of timing its algorithms once for each shape"),
-       Option("--threads", &threads, "CPU threads; 0: all that this process may use").between(0, 1024).with_default()},
+       Option("--threads", &threads, "CPU threads; 0: all that this process may use")
+           .between(0, 1024)
+           .with_default()
+           .for_a_resume()},
       "Machine");
   return all;
 }
 
-void DeviceOptions::check_names() const {
-  if (device != "auto" && device != "cpu" && device != "cuda")
-    fail_usage("unknown --device ", device, "; known: auto, cpu, cuda");
-  if (dtype != "auto") precision_named(dtype);
-}
-
 void DeviceOptions::check() const {
-  check_names();
-  if (device == "cuda" && !cuda_is_built_in())
+  if (device == DeviceKind::cuda && !cuda_is_built_in())
     fail_usage(
         "--device cuda: this binary was built without the CUDA Toolkit; build it with nvcc, or use --device cpu");
-  if (device == "cuda" && count_cuda_devices() == 0)
+  if (device == DeviceKind::cuda && count_cuda_devices() == 0)
     fail_usage("--device cuda: ", describe_cuda_devices(), "; use --device cpu");
   if (tf32 && !on_cuda()) fail_usage("--tf32 is for GPUs; leave it out, or use --device cuda");
   if (tf32 && precision() != Precision::fp32) fail_usage("--tf32 is for --dtype fp32");
 }
 
 bool DeviceOptions::on_cuda() const {
-  return device == "cuda" || (device == "auto" && cuda_is_built_in() && count_cuda_devices() > 0);
+  return device ? device == DeviceKind::cuda : cuda_is_built_in() && count_cuda_devices() > 0;
 }
 
-Precision DeviceOptions::precision() const {
-  if (dtype == "auto") return on_cuda() ? Precision::bf16 : Precision::fp32;
-  return precision_named(dtype);
-}
+Precision DeviceOptions::precision() const { return dtype.value_or(on_cuda() ? Precision::bf16 : Precision::fp32); }
 
 namespace {
 
@@ -98,9 +91,6 @@ Options ModelOptions::options(const char* named) {
   const auto dimension = [](const char* flag, int64_t& value, const char* help) {
     return Option(flag, &value, help).between(1, 1 << 24);
   };
-  const auto on_or_off = [](const char* flag, std::string& value, const char* help) {
-    return Option(flag, &value, help).among({"on", "off"});
-  };
   Options all = {Option(named, &preset, "A preset: " + known)};
   append(all,
          {Option("--architecture", &architecture, "modern, gpt2, llama or qwen3: a bundle of the switches below"),
@@ -113,9 +103,9 @@ Options ModelOptions::options(const char* named) {
           dimension("--context", context, "Longest sequence, in tokens"),
           Option("--norm", &norm, "layernorm or rmsnorm"), Option("--positions", &positions, "learned or rope"),
           Option("--activation", &activation, "gelu, relu2 or swiglu"),
-          on_or_off("--qk-norm", qk_norm, "on or off: RMSNorm of query and key heads"),
-          on_or_off("--bias", bias, "on or off: biases in the linear layers"),
-          on_or_off("--tied-head", tied_head, "on or off: the head shares the token embedding"),
+          Option("--qk-norm", &qk_norm, "on or off: RMSNorm of query and key heads"),
+          Option("--bias", &bias, "on or off: biases in the linear layers"),
+          Option("--tied-head", &tied_head, "on or off: the head shares the token embedding"),
           Option("--logit-softcap", &logit_softcap, "Logits are cap tanh(logit / cap), e.g. 30; 0: as they are")},
          "Model");
   return all;
@@ -132,13 +122,13 @@ ModelConfig ModelOptions::resolve(int64_t data_vocabulary, const char* otherwise
   if (depth) set_depth(c, depth);
   if (!base.vocabulary && data_vocabulary) c.vocabulary = data_vocabulary;
   if (vocabulary) c.vocabulary = vocabulary;
-  if (!architecture.empty()) set_architecture(c, architecture);
-  if (!norm.empty()) c.norm = norm_named(norm);
-  if (!positions.empty()) c.positions = positions_named(positions);
-  if (!activation.empty()) c.activation = activation_named(activation);
-  if (!qk_norm.empty()) c.qk_norm = qk_norm == "on";
-  if (!bias.empty()) c.bias = bias == "on";
-  if (!tied_head.empty()) c.tied_head = tied_head == "on";
+  if (architecture) set_architecture(c, *architecture);
+  if (norm) c.norm = *norm;
+  if (positions) c.positions = *positions;
+  if (activation) c.activation = *activation;
+  if (qk_norm) c.qk_norm = qk_norm == Switch::on;
+  if (bias) c.bias = bias == Switch::on;
+  if (tied_head) c.tied_head = tied_head == Switch::on;
 
   if (logit_softcap != 0) c.logit_softcap = logit_softcap;
   if (layers) c.layers = layers;
@@ -157,48 +147,17 @@ ModelConfig ModelOptions::resolve(int64_t data_vocabulary, const char* otherwise
   if (kv_heads) c.kv_heads = kv_heads;
   if (hidden) {
     c.hidden = hidden;
-  } else if (channels || heads || !activation.empty() || !architecture.empty() || depth) {
+  } else if (channels || heads || activation || architecture || depth) {
     c.hidden = usual_hidden(c.channels, c.activation);
   }
   c.check();
   return c;
 }
 
-Options recipe_options(TrainOptions& o) {
-  Options all;
-  append(
-      all,
-      {Option("--optimizer", &o.optimizer,
-              "muon for the matrices of the blocks and adamw for the rest, or adamw (muon)"),
-       Option("--parametrization", &o.parametrization,
-              "completep: initial values and rates such that the best --lr is the same at every size (muP, CompleteP); "
-              "standard: one rate for all parameters")
-           .with_default(),
-       Option(
-           "--zero-projections,!--no-zero-projections", &o.zero_projections,
-           "Projections into the residual stream and an untied head begin at zero (Zhang et al. 2019); with muon the "
-           "default"),
-       Option("--dropout", &o.dropout,
-              "Part of the embeddings and of each block's additions that is left out in training (GPT-2: 0.1)")
-           .between(0, 0.99)
-           .with_default(),
-       Option("--document-mask", &o.document_mask,
-              "Attention does not cross an end-of-text token, which opens a document"),
-       Option("--z-loss", &o.z_loss, "Weight of log(sum(exp(logits)))^2 in the loss, e.g. 1e-4; 0: none")
-           .between(0, 1e3)},
-      "Recipe");
-  return all;
-}
-
-void check_recipe(const TrainOptions& o) {
-  if (!o.optimizer.empty()) optimizer_named(o.optimizer);
-  parametrization_of(o);
-}
-
 void complete_recipe(TrainOptions& o, int64_t& batch, const ModelConfig& config) {
   if (!batch) batch = std::max<int64_t>(1, 1024 / config.context);
-  if (o.optimizer.empty()) o.optimizer = usual_optimizer(config, batch * config.context);
-  if (!o.zero_projections) o.zero_projections = usually_zero_projections(o.optimizer);
+  if (!o.optimizer) o.optimizer = usual_optimizer(config, batch * config.context);
+  if (!o.zero_projections) o.zero_projections = usually_zero_projections(*o.optimizer);
 }
 
 RecipeOptions recipe_without_data(const TrainOptions& o, const ModelConfig& config) {

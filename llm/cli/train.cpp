@@ -3,7 +3,6 @@
 #include <filesystem>
 #include <iostream>
 #include <memory>
-#include <set>
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/bytes.h"
@@ -28,101 +27,22 @@ struct Arguments {
   ModelOptions model;
   DeviceOptions device;
   TrainOptions train;
-  std::string memory_budget, log_format = "text";
+  std::string log_format = "text";
   bool resume = false, explain = false;
 };
 
 Options train_options(Arguments& a) {
-  TrainOptions& o = a.train;
   Options all = a.model.options();
+  append(all, run_options(a.train));
+  append(all, {Option("--resume", &a.resume, "Go on with the run in --out from its newest checkpoint, bit for bit"),
+               Option("--explain", &a.explain, "Print every value of the run with its rule and source, and stop")});
   append(all,
-         {Option("--data", &o.data, "A text file, a directory of token shards, one shard, or a quoted glob of shards"),
-          Option("--out", &o.out, "The run's directory (runs/NAME-OF-DATA)"),
-          Option("--resume", &a.resume, "Go on with the run in --out from its newest checkpoint, bit for bit"),
-          Option("--explain", &a.explain, "Print every value of the run with its rule and source, and stop")});
-  append(all,
-         {Option("--steps", &o.steps, "Optimizer steps (20 tokens a parameter)").at_least(1),
-          Option("--tokens", &o.tokens, "Tokens to train on, instead of --steps").at_least(1),
-          Option("--batch", &o.batch, "Sequences a micro-step (about 1024 tokens)").between(1, 65536),
-          Option("--grad-accum", &o.grad_accum, "Micro-steps a step").between(1, 1 << 20),
-          Option("--total-batch-tokens", &o.total_batch_tokens, "Tokens a step, instead of --grad-accum").at_least(1)},
-         "Length");
-  append(all,
-         {Option("--lr", &o.lr, "Peak learning rate, of the base model (0.22 / sqrt(steps))").between(1e-12, 1e3),
-          Option("--beta1", &o.beta1, "First moment's decay").between(0, 0.9999).with_default(),
-          Option("--beta2", &o.beta2, "Second moment's decay (by rule)").between(1e-6, 0.999999),
-          Option("--epsilon", &o.epsilon, "Added to the root of the second moment").between(1e-30, 1).with_default(),
-          Option("--weight-decay", &o.weight_decay, "Of matrices, times the learning rate (by rule)").between(0, 100),
-          Option("--grad-clip", &o.grad_clip, "Largest norm of all gradients together; 0: no limit")
-              .between(0, 1e9)
-              .with_default(),
-          Option("--schedule", &o.schedule, "linear, cosine, wsd or constant; all but the last end at zero (linear)"),
-          Option("--warmup", &o.warmup, "Steps of linear warm-up (5 %)").at_least(0),
-          Option("--seed", &o.seed, "Of initial weights, sample order and samples").with_default()},
-         "Optimizer");
-  append(all, recipe_options(o));
-  append(
-      all,
-      {Option("--guard", &o.guard_deviations,
-              "Leave out steps whose loss or gradient norm is more standard deviations above the mean of the last 50; "
-              "0: only what is not finite")
-           .between(0, 1e6)
-           .with_default()},
-      "Recipe");
-  append(all,
-         {Option("--eval-every", &o.eval_every, "Steps between evaluations; 0: none").at_least(0),
-          Option("--eval-batches", &o.eval_batches, "Batches an evaluation takes").at_least(1),
-          Option("--val-fraction", &o.val_fraction, "The end of a text file that is held out")
-              .between(0, 0.9)
-              .with_default(),
-          Option("--sample-every", &o.sample_every, "Steps between samples; 0: none").at_least(0),
-          Option("--sample-prompt", &o.sample_prompt, "What samples begin with (the held-out text's first words)"),
-          Option("--save-every", &o.save_every, "Steps between checkpoints; 0: none").at_least(0),
-          Option("--keep-last", &o.keep_last, "Checkpoints to keep beside the best; 0: all")
-              .between(0, 1 << 20)
-              .with_default(),
-          Option("--log-format", &a.log_format, "text, or jsonl: the log's lines on standard output")
+         {Option("--log-format", &a.log_format, "text, or jsonl: the log's lines on standard output")
               .among({"text", "jsonl"})
               .with_default()},
          "Watching");
   append(all, a.device.options());
-  append(all, {Option("--memory-budget", &a.memory_budget, "Recompute activations until the run fits, e.g. 20GiB")},
-         "Machine");
   return all;
-}
-
-// What a resumed run may change: how it is watched and how long it is, not what it computes.
-bool may_change_on_resume(const std::string& flag) {
-  static const std::set<std::string> allowed = {"--out",           "--resume",       "--steps",      "--tokens",
-                                                "--eval-every",    "--eval-batches", "--save-every", "--sample-every",
-                                                "--sample-prompt", "--keep-last",    "--log-format", "--threads",
-                                                "--device",        "--memory-budget"};
-  return allowed.contains(flag);
-}
-
-// Takes the options of the run in `out`, with the given flags on top.
-TrainOptions resumed_options(const Arguments& a, const Given& flags, const CheckpointInfo& checkpoint) {
-  TrainOptions o = settings_of(checkpoint);
-  const TrainOptions& given = a.train;
-  for (const std::string& flag : flags) {
-    if (flag == "--data" && given.data == o.data) continue;
-    if (!may_change_on_resume(flag))
-      fail_usage(flag, " belongs to the run in ", given.out,
-                 " and cannot change with --resume; start a new run with another --out");
-  }
-  const auto count = [&](const char* flag) { return flags.contains(flag); };
-  if (count("--steps")) o.steps = given.steps;
-  if (count("--tokens")) o.steps = std::max<int64_t>(1, given.tokens / o.total_batch_tokens);
-  o.tokens = o.steps * o.total_batch_tokens;
-  if (count("--eval-every")) o.eval_every = given.eval_every;
-  if (count("--eval-batches")) o.eval_batches = given.eval_batches;
-  if (count("--save-every")) o.save_every = given.save_every;
-  if (count("--sample-every")) o.sample_every = given.sample_every;
-  if (count("--sample-prompt")) o.sample_prompt = given.sample_prompt;
-  if (count("--keep-last")) o.keep_last = given.keep_last;
-  if (count("--memory-budget")) o.memory_budget = given.memory_budget;
-  o.out = given.out;
-  return o;
 }
 
 std::string default_run_directory(const std::string& data) {
@@ -199,12 +119,11 @@ void print_plan(const ModelConfig& model, const TrainOptions& o, const std::vect
 }
 
 // The config of the model that training begins with. Only the context may be another, and a shorter one.
-ModelConfig trained_config(const Arguments& a, const Given& given, const std::string& origin, int64_t data_vocabulary) {
+ModelConfig trained_config(Arguments& a, const Given& given, const std::string& origin, int64_t data_vocabulary) {
   ModelConfig model = read_config(origin);
-  for (const char* flag :
-       {"--architecture", "--norm", "--positions", "--activation", "--qk-norm", "--bias", "--tied-head",
-        "--logit-softcap", "--layers", "--heads", "--kv-heads", "--channels", "--head-size", "--hidden"})
-    if (given.contains(flag)) fail_usage(flag, " belongs to the model in ", origin, " and cannot change");
+  for (const Option& option : a.model.options())
+    if (option.name != "MODEL" && option.name != "--context" && given.contains(option.name))
+      fail_usage(option.name, " belongs to the model in ", origin, " and cannot change");
   if (a.model.context) {
     if (a.model.context > model.context || (a.model.context < model.context && model.positions == Positions::learned))
       fail_usage("--context ", a.model.context, " is not possible for the model in ", origin, ", which has ",
@@ -275,9 +194,6 @@ void explain(Arguments& a, const Given& given, const std::string& origin) {
 void train(Arguments& a, const Given& given) {
   a.device.check();
   TrainOptions& o = a.train;
-  check_recipe(o);
-  if (!o.schedule.empty()) schedule_named(o.schedule);
-  if (!a.memory_budget.empty()) o.memory_budget = parse_bytes(a.memory_budget);
   // A trained model goes on from its weights.
   std::error_code none;
   const std::string origin = !a.resume && std::filesystem::is_directory(a.model.preset, none)
@@ -297,7 +213,8 @@ void train(Arguments& a, const Given& given) {
     if (o.out.empty()) fail_usage("--resume needs --out, the run to go on with");
     checkpoint = find_checkpoint(o.out, Which::newest);
     if (!checkpoint.skipped.empty()) std::cerr << checkpoint.skipped << "\n";
-    o = resumed_options(a, given, checkpoint);
+    for (const Options& rows : {a.model.options(), a.device.options()}) check_unchanged(rows, given, o.out);
+    o = resumed_settings(settings_of(checkpoint), o, given);
     a.device.dtype = o.dtype;
   } else {
     if (o.data.empty()) fail_usage("--data is missing: give a text file or a directory of token shards");
@@ -306,7 +223,7 @@ void train(Arguments& a, const Given& given) {
     if (std::filesystem::exists(o.out + "/checkpoints") && !list_checkpoints(o.out).empty())
       fail_usage(o.out, " already holds a run: go on with it by --resume, or choose another --out");
   }
-  o.dtype = name_of(a.device.precision());
+  o.dtype = a.device.precision();
   OpenedMachine opened(a.device);
   ThreadTeam& threads = opened.threads();
   make_directories(o.out);
@@ -336,6 +253,7 @@ void train(Arguments& a, const Given& given) {
     fail(o.data, " has only ", train_tokens, " training tokens, fewer than the context of ", model.context,
          " and one more; lower --context");
   const std::vector<Rule> rules = apply_rules(o, model, val_tokens, !origin.empty());
+  o.settings_json = settings_json(o, model);
   Trainer trainer(model, o, std::move(dataset), opened.device());
   print_plan(model, o, a.resume ? std::vector<Rule>{} : rules, trainer);
 
@@ -353,7 +271,7 @@ void train(Arguments& a, const Given& given) {
   } else {
     origin.empty() ? trainer.initialise() : trainer.initialise_from(origin);
   }
-  write_file_atomically(o.out + "/config.json", o.json(model));
+  write_file_atomically(o.out + "/config.json", o.settings_json);
 
   const double peak_gflops = opened.device().cuda()
                                  ? measure_cuda_peak_gflops(*opened.device().cuda(), dtype_of(opened.precision()))

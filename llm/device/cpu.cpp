@@ -73,7 +73,7 @@ std::byte* CpuDevice::allocate(size_t bytes) {
   void* data =
       ::mmap(nullptr, mapped + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data == MAP_FAILED)
-    fail("the system does not give ", mapped >> 20, " MiB of memory; lower --batch or set --memory-budget");
+    fail("the system does not give ", mapped >> 20, " MiB of memory; a smaller batch or a memory budget needs less");
   // Start on a page's boundary, and give what lies in front of it and behind back.
   const auto address = reinterpret_cast<size_t>(data);
   const size_t start = aligned(address, page);

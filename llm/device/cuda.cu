@@ -72,14 +72,14 @@ int count_cuda_devices() {
 CudaDevice::CudaDevice(ThreadTeam& threads, int index) : Device(threads), index_(index) {
   const int count = count_cuda_devices();
   if (index < 0 || index >= count)
-    fail("CUDA: there is no device ", index, ": ", describe_cuda_devices(), "; --device cpu does without");
+    fail("CUDA: there is no device ", index, ": ", describe_cuda_devices(), "; the CPU does without");
   make_current();
   cudaDeviceProp p;
   check_cuda(cudaGetDeviceProperties(&p, index), "ask for the properties of device ", index);
   properties_ = {p.name, 10 * p.major + p.minor, p.multiProcessorCount, p.totalGlobalMem, p.sharedMemPerBlockOptin};
   if (properties_.compute_capability < kLeastComputeCapability)
     fail("CUDA: ", p.name, " has compute capability ", p.major, ".", p.minor, ", but the kernels need ",
-         kLeastComputeCapability / 10, ".", kLeastComputeCapability % 10, " or more; --device cpu does without");
+         kLeastComputeCapability / 10, ".", kLeastComputeCapability % 10, " or more; the CPU does without");
   try {
     check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "make a stream");
     check_cuda(cudaStreamCreateWithFlags(&copy_stream_, cudaStreamNonBlocking), "make a stream");
@@ -125,8 +125,7 @@ std::byte* CudaDevice::allocate(size_t bytes) {
   if (status == cudaErrorMemoryAllocation) {
     cudaGetLastError();
     fail("CUDA: ", gibibytes(bytes), " of memory are needed, but of the ", gibibytes(properties_.memory_bytes), " of ",
-         properties_.name, " only ", gibibytes(free_bytes()),
-         " are free; a smaller --batch or --memory-budget needs less");
+         properties_.name, " only ", gibibytes(free_bytes()), " are free; a smaller batch or memory budget needs less");
   }
   check_cuda(status, "allocate ", bytes, " bytes");
   check_cuda(cudaMemsetAsync(memory, 0, std::max<size_t>(1, bytes), stream_), "clear ", bytes, " bytes");

@@ -61,9 +61,9 @@ Compiled compile(Graph graph, const std::vector<TensorId>& results, const Target
     if (bytes_of(candidate) < bytes_of(best)) best = std::move(candidate);
   }
   if (!fits(best))
-    fail("--memory-budget ", mebibytes(options.memory_budget),
+    fail("the memory budget of ", mebibytes(options.memory_budget),
          " is too small: however much is recomputed, the run needs ", mebibytes(bytes_of(best)),
-         "; lower --batch or choose a smaller model");
+         "; a smaller batch or model would do");
   while (low < high) {
     const int middle = (low + high) / 2;
     Compiled candidate = compile_by(choice(middle));

@@ -50,8 +50,8 @@ class Narrower {
       const bool transposed = node.op->factors->transposed[i];
       const int64_t width = transposed ? g_.shape(id).rows() : g_.shape(id).last();
       if (width % 16)
-        fail("--dtype fp8 needs products of widths that are multiples of 16, but ", g_.tensor(id).name, " is ",
-             g_.shape(id).text(), "; choose other dimensions, or --dtype bf16");
+        fail("fp8 needs products of widths that are multiples of 16, but ", g_.tensor(id).name, " is ",
+             g_.shape(id).text(), "; choose other dimensions, or bf16");
       (transposed ? layouts_[id].transposed : layouts_[id].rows) = true;
     }
   }

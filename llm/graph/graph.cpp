@@ -18,21 +18,6 @@ const char* name_of(Role role) {
   return "?";
 }
 
-const char* name_of(Precision precision) {
-  switch (precision) {
-    case Precision::fp32: return "fp32";
-    case Precision::bf16: return "bf16";
-    case Precision::fp8: return "fp8";
-  }
-  return "?";
-}
-
-Precision precision_named(std::string_view name) {
-  for (const Precision p : {Precision::fp32, Precision::bf16, Precision::fp8})
-    if (name == name_of(p)) return p;
-  fail_usage("unknown --dtype ", name, "; known: fp32, bf16, fp8");
-}
-
 Target target_on(Device& device, Precision precision) {
   return {.threads = device.threads().size(), .cuda = device.cuda() != nullptr, .precision = precision};
 }

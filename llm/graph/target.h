@@ -1,8 +1,8 @@
 // What a graph is compiled for: the device, its threads, and how narrow the numbers are.
 #pragma once
 #include <cstdint>
-#include <string_view>
 
+#include "llm/base/names.h"
 #include "llm/base/shape.h"
 
 namespace llm {
@@ -12,8 +12,8 @@ class Device;
 // What --dtype says. A bf16 run holds parameters and activations in bf16, with fp32 master weights for the optimizer;
 // statistics, losses, parameter gradients and moments are fp32 in either. fp8 is bf16 with the blocks' products in 8 bits.
 enum class Precision : uint8_t { fp32, bf16, fp8 };
-const char* name_of(Precision precision);
-Precision precision_named(std::string_view name);  // throws UsageError
+template <>
+inline constexpr std::array kNames<Precision> = {"fp32", "bf16", "fp8"};
 
 // Of parameters and activations.
 inline DType dtype_of(Precision precision) { return precision == Precision::fp32 ? DType::fp32 : DType::bf16; }

@@ -48,7 +48,7 @@ void BinCheckpoint::read_llmc() {
   header_ = sizeof h;
   width_ = h[1] == 3 ? 4 : 2;
   ModelConfig& c = config_;
-  set_architecture(c, "gpt2");
+  set_architecture(c, Architecture::gpt2);
   c.context = h[2], c.vocabulary = h[3], c.layers = h[4], c.heads = c.kv_heads = h[5], c.channels = h[6];
   const int64_t padded = h[7];
   c.hidden = 4 * c.channels;
@@ -85,7 +85,7 @@ void BinCheckpoint::read_llama2c() {
   std::memcpy(h, file_.bytes().data(), sizeof h);
   header_ = sizeof h;
   ModelConfig& c = config_;
-  set_architecture(c, "llama");
+  set_architecture(c, Architecture::llama);
   c.channels = h[0], c.hidden = h[1], c.layers = h[2], c.heads = h[3], c.kv_heads = h[4];
   c.tied_head = h[5] > 0;
   c.vocabulary = h[5] > 0 ? int64_t{h[5]} : -int64_t{h[5]};
@@ -99,15 +99,15 @@ void BinCheckpoint::read_llama2c() {
   const int64_t C = c.channels, L = c.layers, D = c.head_size, kv = c.kv_heads * D, F = c.hidden;
   take("token_embedding.weight", c.vocabulary * C);
   // The three matrices of queries, keys and values are one parameter here, the two of the gated MLP another.
-  struct Part {
+  struct Row {
     const char* name;
     int64_t to, count, interleaved;
   };
-  for (const Part& part :
-       {Part{"attention_norm.weight", 0, C, 0}, Part{"qkv.weight", 0, C * C, D}, Part{"qkv.weight", C * C, kv * C, D},
-        Part{"qkv.weight", (C + kv) * C, kv * C, 0}, Part{"attention_out.weight", 0, C * C, 0},
-        Part{"mlp_norm.weight", 0, C, 0}, Part{"mlp_in.weight", 0, F * C, 0}, Part{"mlp_out.weight", 0, C * F, 0},
-        Part{"mlp_in.weight", F * C, F * C, 0}}) {
+  for (const Row& part :
+       {Row{"attention_norm.weight", 0, C, 0}, Row{"qkv.weight", 0, C * C, D}, Row{"qkv.weight", C * C, kv * C, D},
+        Row{"qkv.weight", (C + kv) * C, kv * C, 0}, Row{"attention_out.weight", 0, C * C, 0},
+        Row{"mlp_norm.weight", 0, C, 0}, Row{"mlp_in.weight", 0, F * C, 0}, Row{"mlp_out.weight", 0, C * F, 0},
+        Row{"mlp_in.weight", F * C, F * C, 0}}) {
     for (int64_t l = 0; l < L; ++l) {
       take(layer(l, part.name), part.count, part.interleaved, C);
       pieces_.back().to = part.to;

@@ -5,11 +5,19 @@
 #include <span>
 #include <string>
 
+#include "llm/base/names.h"
+
 namespace llm {
 
 enum class Norm { layernorm, rmsnorm };
 enum class Positions { learned, rope };
 enum class Activation { gelu, relu2, swiglu };  // gelu: tanh form; relu2: relu(x)^2 (So et al. 2021)
+template <>
+inline constexpr std::array kNames<Norm> = {"layernorm", "rmsnorm"};
+template <>
+inline constexpr std::array kNames<Positions> = {"learned", "rope"};
+template <>
+inline constexpr std::array kNames<Activation> = {"gelu", "relu2", "swiglu"};
 
 struct ModelConfig {
   int64_t vocabulary = 257;
@@ -40,18 +48,12 @@ struct ModelConfig {
   int64_t qkv_width() const { return (heads + 2 * kv_heads) * head_size; }
 };
 
-const char* name_of(Norm);
-const char* name_of(Positions);
-const char* name_of(Activation);
-// These throw UsageError that lists the known names.
-Norm norm_named(const std::string& name);
-Positions positions_named(const std::string& name);
-Activation activation_named(const std::string& name);
-
-// Sets all switches of a named architecture, and norm_epsilon; dimensions stay as they are, so that `hidden` is the
-// caller's. gpt2: Radford et al. 2019. llama: Touvron et al. 2023. modern: llama with QK-norm. qwen3: modern with a
-// tied head. Throws UsageError for another name.
-void set_architecture(ModelConfig& config, const std::string& name);  // gpt2 | llama | qwen3 | modern
+// gpt2: Radford et al. 2019. llama: Touvron et al. 2023. modern: llama with QK-norm. qwen3: modern with a tied head.
+enum class Architecture { modern, gpt2, llama, qwen3 };
+template <>
+inline constexpr std::array kNames<Architecture> = {"modern", "gpt2", "llama", "qwen3"};
+// Sets all switches of an architecture, and norm_epsilon; dimensions stay as they are, so that `hidden` is the caller's.
+void set_architecture(ModelConfig& config, Architecture architecture);
 // The usual MLP width: 4 C, or 8/3 C rounded up to a multiple of 32 for the gated SwiGLU, which has a third matrix.
 int64_t usual_hidden(int64_t channels, Activation activation);
 
@@ -63,7 +65,7 @@ void set_depth(ModelConfig& config, int64_t layers);  // throws UsageError over 
 struct Preset {
   const char* name;
   const char* summary;
-  const char* architecture;
+  Architecture architecture;
   int64_t layers, heads, kv_heads, channels, head_size, hidden, context, vocabulary;  // vocabulary 0: that of the data
   bool tied_head;
 };

@@ -52,6 +52,12 @@ class Keys {
   std::string text(const char* key, std::optional<std::string> otherwise = {}) const {
     return otherwise && !has(key) ? *otherwise : at(key, at(key).is_string(), "a string").get<std::string>();
   }
+  template <HasNames Enum>
+  Enum value(const char* key) const {
+    const std::optional<Enum> found = find_value<Enum>(text(key));
+    at(key, found.has_value(), "a value that it can have");
+    return *found;
+  }
   Keys object(const char* key) const { return Keys(at(key, at(key).is_object(), "an object"), path_); }
 
   // Throws Error unless the flag is absent or `value`, the only one that this model supports.
@@ -98,7 +104,7 @@ void read_rope(const Keys& keys, ModelConfig& c) {
 
 ModelConfig read_gpt2(const Keys& keys) {
   ModelConfig c;
-  set_architecture(c, "gpt2");
+  set_architecture(c, Architecture::gpt2);
   c.vocabulary = keys.count("vocab_size");
   c.context = keys.has("n_positions") ? keys.count("n_positions") : keys.count("n_ctx");
   c.channels = keys.count("n_embd");
@@ -120,7 +126,7 @@ ModelConfig read_gpt2(const Keys& keys) {
 
 ModelConfig read_llama(const Keys& keys, bool qwen3) {
   ModelConfig c;
-  set_architecture(c, qwen3 ? "qwen3" : "llama");
+  set_architecture(c, qwen3 ? Architecture::qwen3 : Architecture::llama);
   c.vocabulary = keys.count("vocab_size");
   c.context = keys.count("max_position_embeddings");
   c.channels = keys.count("hidden_size");
@@ -157,9 +163,9 @@ ModelConfig read_own(const Keys& keys) {
   c.channels = keys.count("channels");
   c.head_size = keys.count("head_size");
   c.hidden = keys.count("hidden");
-  c.norm = norm_named(keys.text("norm"));
-  c.positions = positions_named(keys.text("positions"));
-  c.activation = activation_named(keys.text("activation"));
+  c.norm = keys.value<Norm>("norm");
+  c.positions = keys.value<Positions>("positions");
+  c.activation = keys.value<Activation>("activation");
   c.qk_norm = keys.flag("qk_norm");
   c.bias = keys.flag("bias");
   c.tied_head = keys.flag("tied_head");

@@ -161,14 +161,6 @@ class StepBuilder {
 
 }  // namespace
 
-const char* name_of(OptimizerKind kind) { return kind == OptimizerKind::adamw ? "adamw" : "muon"; }
-
-OptimizerKind optimizer_named(const std::string& name) {
-  for (const OptimizerKind kind : {OptimizerKind::adamw, OptimizerKind::muon})
-    if (name == name_of(kind)) return kind;
-  fail_usage("unknown --optimizer ", name, "; known: adamw, muon");
-}
-
 bool takes_muon(const Parameter& p, OptimizerKind kind) {
   return kind == OptimizerKind::muon && p.group == LearningRateGroup::matrix && p.shape.rank() == 2;
 }

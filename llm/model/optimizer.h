@@ -18,8 +18,8 @@
 namespace llm {
 
 enum class OptimizerKind { adamw, muon };
-OptimizerKind optimizer_named(const std::string& name);  // throws UsageError
-const char* name_of(OptimizerKind kind);
+template <>
+inline constexpr std::array kNames<OptimizerKind> = {"adamw", "muon"};
 
 // Whether Muon steps the parameter; AdamW steps all others.
 bool takes_muon(const Parameter& parameter, OptimizerKind kind);

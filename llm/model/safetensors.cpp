@@ -31,7 +31,9 @@ size_t item_size(const std::string& dtype) {
 }
 
 // A name from a file, safe to print on one line.
-std::string shown_name(const std::string& name) { return shown(name.size() > 200 ? name.substr(0, 200) + "..." : name); }
+std::string shown_name(const std::string& name) {
+  return shown(name.size() > 200 ? name.substr(0, 200) + "..." : name);
+}
 
 Json parse_header(std::string_view text, const std::string& path) {
   // The parser would take a zero byte for the end of its input.
@@ -203,7 +205,8 @@ ShardedSafetensors::ShardedSafetensors(const std::string& path) : path_(path) {
 void ShardedSafetensors::add(const std::string& file) {
   files_.emplace_back(file);
   for (auto& [name, entry] : files_.back().tensors())
-    if (!tensors_.emplace(name, entry).second) fail(file, ": tensor ", shown_name(name), " is in an earlier shard, too");
+    if (!tensors_.emplace(name, entry).second)
+      fail(file, ": tensor ", shown_name(name), " is in an earlier shard, too");
 }
 
 void ShardedSafetensors::add_shards(const std::string& directory, const std::string& index) {
@@ -252,7 +255,8 @@ void write_safetensors(const std::string& path, std::span<const FloatTensor> ten
   size_t offset = 0;
   std::set<std::string> names;
   for (const FloatTensor& t : tensors) {
-    if (!names.insert(t.name).second || t.name == "__metadata__") fail(path, ": two tensors named ", shown_name(t.name));
+    if (!names.insert(t.name).second || t.name == "__metadata__")
+      fail(path, ": two tensors named ", shown_name(t.name));
     if (t.transposed && t.shape.size() != 2) fail(path, ": only a matrix can be transposed, not ", shown_name(t.name));
     size_t count = 1;
     for (int64_t d : t.shape) count *= static_cast<size_t>(d);

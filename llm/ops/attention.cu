@@ -12,11 +12,11 @@ bool aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) 
 void check_shape(const AttentionShape& s) {
   if (s.head_size > kPlainHeadSize)
     fail("attention: the CUDA kernels have head sizes up to ", kPlainHeadSize, ", not ", s.head_size,
-         "; use more --heads or --device cpu");
+         "; use more heads or the CPU");
   // They number the tokens of a batch with 32 bits.
   if (s.batch * s.tokens > INT32_MAX)
     fail("attention: a batch of ", s.batch, " x ", s.tokens,
-         " tokens is too large for the CUDA kernels; use a smaller --batch");
+         " tokens is too large for the CUDA kernels; use a smaller batch");
 }
 
 }  // namespace

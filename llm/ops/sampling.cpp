@@ -89,9 +89,9 @@ Draw draw_token(const SamplingOptions& options, const float* logits, int64_t voc
 Sampler::Sampler(const SamplingOptions& options, int64_t vocabulary)
     : options_(options), scratch_(static_cast<size_t>(vocabulary)) {
   if (!(options.temperature >= 0) || std::isinf(options.temperature))
-    fail_usage("--temperature must be 0 or more, not ", options.temperature);
-  if (options.top_k < 0) fail_usage("--top-k must be 0 or more, not ", options.top_k);
-  if (!(options.top_p >= 0 && options.top_p <= 1)) fail_usage("--top-p must lie in [0, 1], not ", options.top_p);
+    fail_value("temperature", " must be 0 or more, not ", options.temperature);
+  if (options.top_k < 0) fail_value("top-k", " must be 0 or more, not ", options.top_k);
+  if (!(options.top_p >= 0 && options.top_p <= 1)) fail_value("top-p", " must lie in [0, 1], not ", options.top_p);
 }
 
 int32_t Sampler::sample(const float* logits, int64_t index) {

@@ -66,7 +66,7 @@ const Encoding& choose_encoding(const std::string& path, const std::string& patt
   for (const Encoding& e : encodings())
     if (ranks == e.ranks) return e;
   fail(path, ": neither its name nor its ", ranks,
-       " tokens tell how text is split for it; give --pattern gpt2, cl100k_base or o200k_base");
+       " tokens tell how text is split for it; give the pattern gpt2, cl100k_base or o200k_base");
 }
 
 }  // namespace

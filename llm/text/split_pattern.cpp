@@ -95,7 +95,7 @@ std::string split_pattern_named(const std::string& name) {
     if (name == n.name) return n.pattern;
     known += (known.empty() ? "" : ", ") + std::string(n.name);
   }
-  fail_usage("unknown split pattern (--pattern) \"", name, "\"; known: ", known);
+  fail_value("pattern", " \"", name, "\" is not known; known: ", known);
 }
 
 SplitPattern::SplitPattern(const std::string& pattern, const std::string& where) : text_(pattern) {

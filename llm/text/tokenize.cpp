@@ -72,7 +72,7 @@ class OutputDirectory {
       if (is_our_shard(shard)) {
         ours.push_back(name);
       } else if (!temporary && is_dataset_shard(shard)) {
-        fail("cannot write to ", path_, ": it holds ", name, ", which would be mixed in; choose another --out");
+        fail("cannot write to ", path_, ": it holds ", name, ", which would be mixed in; choose another directory");
       }
     }
     if (error) fail("cannot read ", path_, ": ", error.message());
@@ -249,8 +249,7 @@ Json sources_json(const std::vector<std::string>& inputs) {
 TokenizeResult tokenize_files(const std::vector<std::string>& inputs, const Tokenizer& tokenizer,
                               const std::string& out, double val_fraction, ThreadTeam& threads,
                               const std::function<void(int64_t, int64_t)>& progress, int64_t shard_tokens) {
-  if (!(val_fraction >= 0 && val_fraction < 1))
-    fail_usage("the validation fraction (--val-fraction) must be in [0, 1), not ", val_fraction);
+  if (!(val_fraction >= 0 && val_fraction < 1)) fail_value("val-fraction", " must be in [0, 1), not ", val_fraction);
   if (shard_tokens < 1 || shard_tokens > std::numeric_limits<int32_t>::max())
     fail_usage("a shard must hold 1 to 2147483647 tokens, not ", shard_tokens);
   const std::vector<MappedFile> files = open_inputs(inputs);

@@ -70,7 +70,7 @@ std::string tokenizer_of_model(const std::string& directory) {
 
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& spec, const std::string& pattern) {
   const auto no_pattern = [&] {
-    if (!pattern.empty()) fail_usage("--pattern goes with a tiktoken rank file, which ", spec, " is not");
+    if (!pattern.empty()) fail_value("pattern", " goes with a tiktoken rank file, which ", spec, " is not");
   };
   if (spec == "bytes") {
     no_pattern();

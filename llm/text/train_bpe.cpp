@@ -196,7 +196,7 @@ std::unique_ptr<Tokenizer> train_bpe(const std::vector<std::string_view>& texts,
                                      const std::string& pattern, ThreadTeam& threads,
                                      const std::function<void(int64_t, int64_t)>& progress) {
   if (vocabulary < 257 || vocabulary > 1 << 22)
-    fail_usage("a vocabulary to train (--train-vocab) has 257 to 4194304 ids, not ", vocabulary);
+    fail_usage("a vocabulary to train has 257 to 4194304 ids, not ", vocabulary);
   BpeParts parts;
   parts.where = "the trained tokenizer";
   parts.splits.emplace_back(pattern, parts.where);

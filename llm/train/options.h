@@ -5,12 +5,20 @@
 #include <string>
 #include <vector>
 
-#include "llm/checkpoint/checkpoint.h"
+#include "llm/graph/target.h"
 #include "llm/model/gpt.h"
+#include "llm/model/optimizer.h"
+#include "llm/train/schedule.h"
 
 namespace llm {
 
-// Kept in RUN/config.json and in every checkpoint; the names there are the flags'. 0 or "" or -1: by rule.
+// How the learning rate of a parameter depends on the model's shape. completep (llm/model/parameters.h): rate and weight decay
+// are those of the base model; standard: all the same.
+enum class RateScaling { completep, standard };
+template <>
+inline constexpr std::array kNames<RateScaling> = {"completep", "standard"};
+
+// 0, -1 or none: by rule.
 struct TrainOptions {
   std::string data, out;
   double val_fraction = 0.1;
@@ -18,14 +26,12 @@ struct TrainOptions {
   int64_t grad_accum = 0;          // micro-steps a step
   int64_t total_batch_tokens = 0;  // tokens a step, instead of grad_accum
   int64_t steps = 0, tokens = 0;   // length of the run, one or the other
-  std::string optimizer;           // adamw or muon
-  // How the rate of a parameter depends on the model's shape: "completep" (llm/model/parameters.h), in which lr and
-  // weight_decay are those of the base model, or "standard", all the same.
-  std::string parametrization = "completep";
+  std::optional<OptimizerKind> optimizer;
+  RateScaling parametrization = RateScaling::completep;
   double lr = 0, beta1 = 0.9, beta2 = 0, epsilon = 1e-8, weight_decay = -1, grad_clip = 1.0;
   double guard_deviations = 6;  // a step that sticks out by more is left out (step_guard.cpp); 0: none is
   int64_t warmup = -1;
-  std::string schedule;
+  std::optional<ScheduleKind> schedule;
   uint64_t seed = 1;
   int64_t eval_every = -1, eval_batches = 0, save_every = -1, sample_every = -1;
   int64_t keep_last = 2;
@@ -34,17 +40,11 @@ struct TrainOptions {
   std::optional<bool> zero_projections;  // blocks begin as the identity; none: by rule
   bool document_mask = false;            // attention stays within a document, in evaluations as well
   double dropout = 0;                    // in training alone
-  double z_loss = 0;           // its weight in the training loss, which is logged with it; evaluations are without
-  std::string dtype = "fp32";  // of parameters and activations: fp32, bf16, or fp8 (bf16 with products in 8 bits)
-  int64_t data_tokens = 0;     // of the training split when the run began: the sample order depends on it
-
-  std::string json(const ModelConfig& model) const;
-  // Reads what json() wrote. Throws Error with `where` in the message.
-  static TrainOptions parse(const std::string& json, const std::string& where);
+  double z_loss = 0;  // its weight in the training loss, which is logged with it; evaluations are without
+  Precision dtype = Precision::fp32;
+  int64_t data_tokens = 0;           // of the training split when the run began: the sample order depends on it
+  std::string settings_json = "{}";  // all of these, for the checkpoints: nothing here reads it
 };
-
-// The settings of the run that a checkpoint belongs to. Throws Error where it has no trainer state.
-TrainOptions settings_of(const CheckpointInfo& checkpoint);
 
 // The step that such a run makes. `end_of_text`: the data's, which documents are cut at if the run has document masks.
 Parametrization parametrization_of(const TrainOptions& options);

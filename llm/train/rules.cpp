@@ -2,21 +2,27 @@
 
 #include <algorithm>
 #include <cmath>
-#include <sstream>
+#include <concepts>
+#include <cstdio>
 
 #include "llm/base/error.h"
 
 namespace llm {
 namespace {
 
-std::string text_of(const std::string& value) { return value; }
 std::string text_of(bool value) { return value ? "on" : "off"; }
-template <class Number>
-std::string text_of(Number value) {
-  std::ostringstream out;
-  if (std::is_floating_point_v<Number>) out.precision(3);
-  out << value;
-  return out.str();
+std::string text_of(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.3g", value);
+  return text;
+}
+template <std::integral Integer>
+std::string text_of(Integer value) {
+  return std::to_string(value);
+}
+template <HasNames Enum>
+std::string text_of(Enum value) {
+  return name_of(value);
 }
 
 class Rules {
@@ -30,20 +36,18 @@ class Rules {
 
   std::vector<Rule> run() {
     length();
-    const std::string optimizer = usual_optimizer(m_, o_.total_batch_tokens);
-    set("optimizer", o_.optimizer, o_.optimizer.empty(), optimizer,
-        optimizer == "muon"
-            ? "less loss for the same time than adamw (Jordan et al. 2024), which embeddings, head and vectors take"
-            : "muon's products would cost more than the gradients of such small steps");
+    const OptimizerKind optimizer = usual_optimizer(m_, o_.total_batch_tokens);
+    choose("optimizer", o_.optimizer, optimizer,
+           optimizer == OptimizerKind::muon
+               ? "less loss for the same time than adamw (Jordan et al. 2024), which embeddings, head and vectors take"
+               : "muon's products would cost more than the gradients of such small steps");
     say("parametrization", o_.parametrization,
         "completep: rates in units of a model of 128 channels and 4 layers, `graph --parameters` shows each "
         "(Yang et al. 2022; Dey et al. 2025)");
-    bool zero = o_.zero_projections.value_or(false);
-    set("zero-projections", zero, !o_.zero_projections, usually_zero_projections(o_.optimizer),
-        o_.optimizer == "muon" ? "blocks begin as the identity, the head without an opinion "
-                                 "(Zhang et al. 2019; Yang et al. 2022, appendix D.2)"
-                               : "drawn: from zero adamw gets away more slowly than muon");
-    o_.zero_projections = zero;
+    choose("zero-projections", o_.zero_projections, usually_zero_projections(*o_.optimizer),
+           o_.optimizer == OptimizerKind::muon ? "blocks begin as the identity, the head without an opinion "
+                                                 "(Zhang et al. 2019; Yang et al. 2022, appendix D.2)"
+                                               : "drawn: from zero adamw gets away more slowly than muon");
     rates();
     watching();
     return std::move(rules_);
@@ -61,6 +65,12 @@ class Rules {
     rules_.push_back({name, text_of(value), missing ? reason : "given", !missing});
   }
 
+  template <class Value>
+  void choose(const char* name, std::optional<Value>& value, Value chosen, const std::string& reason) {
+    const bool missing = !value;
+    set(name, missing ? value.emplace(chosen) : *value, missing, chosen, reason);
+  }
+
   void length() {
     const int64_t T = m_.context;
     const int64_t wanted_batch = o_.total_batch_tokens && !o_.grad_accum && o_.total_batch_tokens < 1024
@@ -71,11 +81,10 @@ class Rules {
     const int64_t micro = o_.batch * T;
     if (o_.total_batch_tokens) {
       if (o_.grad_accum && o_.grad_accum * micro != o_.total_batch_tokens)
-        fail_usage("--total-batch-tokens ", o_.total_batch_tokens,
-                   " is not --batch x --context x --grad-accum = ", o_.grad_accum * micro);
+        fail_value("total-batch-tokens", " ", o_.total_batch_tokens,
+                   " is not batch x context x grad-accum = ", o_.grad_accum * micro);
       if (o_.total_batch_tokens % micro)
-        fail_usage("--total-batch-tokens ", o_.total_batch_tokens,
-                   " is not a multiple of --batch x --context = ", micro);
+        fail_value("total-batch-tokens", " ", o_.total_batch_tokens, " is not a multiple of batch x context = ", micro);
       o_.grad_accum = o_.total_batch_tokens / micro;
     }
     // The number of tokens a step beyond which more do not pay grows about as the square root of the run's tokens; 1024
@@ -94,13 +103,13 @@ class Rules {
 
   void rates() {
     const auto steps = static_cast<double>(o_.steps), step_tokens = static_cast<double>(o_.total_batch_tokens);
-    set("schedule", o_.schedule, o_.schedule.empty(), std::string("linear"),
-        "straight to zero is best for a run of a known length (Defazio et al. 2023; Bergsma et al. 2025)");
+    choose("schedule", o_.schedule, ScheduleKind::linear,
+           "straight to zero is best for a run of a known length (Defazio et al. 2023; Bergsma et al. 2025)");
     // These schedules keep the highest rate for most of the run.
-    const bool held = o_.schedule == "wsd" || o_.schedule == "constant";
-    const bool standard = o_.parametrization == "standard";
+    const bool held = o_.schedule == ScheduleKind::wsd || o_.schedule == ScheduleKind::constant;
+    const bool standard = o_.parametrization == RateScaling::standard;
     // The best rates over 200 to 6,000 steps, as measured (llm/train/README.md).
-    const bool muon = o_.optimizer == "muon";
+    const bool muon = o_.optimizer == OptimizerKind::muon;
     // Attention without QK-norm takes only a lower rate of AdamW.
     const double scale = !muon ? 0.08 : held ? 0.26 : 0.22, most = muon ? 0.015 : m_.qk_norm ? 0.006 : 0.002;
     // Fewer tokens make a noisier direction, and Muon follows it at full length nevertheless, which costs where the
@@ -158,13 +167,13 @@ class Rules {
 
 }  // namespace
 
-const char* usual_optimizer(const ModelConfig& model, int64_t step_tokens) {
+OptimizerKind usual_optimizer(const ModelConfig& model, int64_t step_tokens) {
   return muon_flops(model) <= training_flops_per_token(model, model.context) * static_cast<double>(step_tokens)
-             ? "muon"
-             : "adamw";
+             ? OptimizerKind::muon
+             : OptimizerKind::adamw;
 }
 
-bool usually_zero_projections(const std::string& optimizer) { return optimizer == "muon"; }
+bool usually_zero_projections(OptimizerKind optimizer) { return optimizer == OptimizerKind::muon; }
 
 std::vector<Rule> apply_rules(TrainOptions& options, const ModelConfig& model, int64_t val_tokens, bool is_trained) {
   return Rules(options, model, val_tokens, is_trained).run();

@@ -8,19 +8,19 @@
 
 namespace llm {
 
-// One value of a run: its name (that of its flag), and why it is what it is.
+// One value of a run: its name, and why it is what it is.
 struct Rule {
   std::string name, value, reason;
   bool given = false;  // by the user, so that no rule was needed
 };
 
-// "muon"; "adamw" where steps are so small that making matrices orthogonal would cost more than their gradients do.
-const char* usual_optimizer(const ModelConfig& model, int64_t step_tokens);
+// Muon; AdamW where steps are so small that making matrices orthogonal would cost more than their gradients do.
+OptimizerKind usual_optimizer(const ModelConfig& model, int64_t step_tokens);
 
 // Whether projections begin at zero: that helps Muon and holds AdamW back.
-bool usually_zero_projections(const std::string& optimizer);
+bool usually_zero_projections(OptimizerKind optimizer);
 
-// Fills in every value of `options` that is 0, -1 or "" and has a rule. Returns all values, filled in or given, with
+// Fills in every value of `options` that is 0, -1 or none and has a rule. Returns all values, filled in or given, with
 // their reasons, in the order in which they depend on each other. `val_tokens`: the tokens of the held-out split.
 // `is_trained`: the run starts from the weights of a trained model. Throws UsageError where given values contradict
 // each other.

@@ -8,22 +8,6 @@
 
 namespace llm {
 
-const char* name_of(ScheduleKind kind) {
-  switch (kind) {
-    case ScheduleKind::cosine: return "cosine";
-    case ScheduleKind::linear: return "linear";
-    case ScheduleKind::wsd: return "wsd";
-    case ScheduleKind::constant: return "constant";
-  }
-  return "?";
-}
-
-ScheduleKind schedule_named(const std::string& name) {
-  for (ScheduleKind k : {ScheduleKind::cosine, ScheduleKind::linear, ScheduleKind::wsd, ScheduleKind::constant})
-    if (name == name_of(k)) return k;
-  fail_usage("unknown --schedule ", name, "; known: cosine, linear, wsd, constant");
-}
-
 double Schedule::at(int64_t step) const {
   if (step < warmup) return peak * static_cast<double>(step + 1) / static_cast<double>(warmup);
   if (kind == ScheduleKind::constant) return peak;

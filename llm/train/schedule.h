@@ -1,7 +1,8 @@
 // The learning rate over a run.
 #pragma once
 #include <cstdint>
-#include <string>
+
+#include "llm/base/names.h"
 
 namespace llm {
 
@@ -11,8 +12,8 @@ namespace llm {
 //   wsd:      the peak, then a straight line to the end value over the last fifth of the run (Hu et al. 2024)
 //   constant: the peak
 enum class ScheduleKind { cosine, linear, wsd, constant };
-ScheduleKind schedule_named(const std::string& name);  // throws UsageError
-const char* name_of(ScheduleKind kind);
+template <>
+inline constexpr std::array kNames<ScheduleKind> = {"cosine", "linear", "wsd", "constant"};
 
 struct Schedule {
   ScheduleKind kind = ScheduleKind::linear;

@@ -30,7 +30,7 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
       table_(parameter_table(model, parametrization_of(options))),
       step_samples_(options.batch * options.grad_accum),
       step_tokens_(step_samples_ * model.context) {
-  schedule_ = {schedule_named(options_.schedule), options_.lr, 0.0, options_.steps, options_.warmup};
+  schedule_ = {options_.schedule.value(), options_.lr, 0.0, options_.steps, options_.warmup};
   loader_ = std::make_unique<Loader>(dataset_.train, model_.context, options_.seed, model_.vocabulary);
   for (const TokenStream* stream : {&dataset_.train, &dataset_.val})
     if (stream->largest_token() >= model_.vocabulary)
@@ -39,10 +39,10 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
 
   const int32_t end_of_text = options_.document_mask && dataset_.tokenizer ? dataset_.tokenizer->end_of_text() : -1;
   if (options_.document_mask && end_of_text < 0)
-    fail("--document-mask: ", dataset_.tokenizer
-                                  ? "the data's tokenizer has no end-of-text token"
-                                  : "the data has no tokenizer that says which token is the end of a text");
-  const Target target = target_on(device_, precision_named(options_.dtype));
+    fail("the document mask: ", dataset_.tokenizer
+                                    ? "the data's tokenizer has no end-of-text token"
+                                    : "the data has no tokenizer that says which token is the end of a text");
+  const Target target = target_on(device_, options_.dtype);
   TrainingGraph t = build_training_graph(model_, options_.batch, model_.context, optimizer_of(options_),
                                          dtype_of(target.precision), recipe_of(options_, end_of_text));
   tensors_ = {t.tokens, t.targets, t.loss_weights, t.loss, t.gradient_norm, t.guarded_norm};
@@ -86,7 +86,7 @@ std::string Trainer::weights_of(const Parameter& p) const {
 }
 
 std::vector<StateTensor> Trainer::state_tensors() const {
-  std::vector<StateTensor> tensors = optimizer_state(table_, optimizer_named(options_.optimizer));
+  std::vector<StateTensor> tensors = optimizer_state(table_, options_.optimizer.value());
   if (options_.guard_deviations > 0) tensors.push_back({kGuardState, {kGuardStatistics}});
   return tensors;
 }
@@ -247,7 +247,7 @@ void Trainer::save(double val_loss) {
   state_.val_loss = val_loss;
   CheckpointContent content;
   content.state = state_;
-  content.state.settings_json = options_.json(model_);
+  content.state.settings_json = options_.settings_json;
   content.config = model_;
   content.table = table_;
   content.optimizer = state_tensors();
