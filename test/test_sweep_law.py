@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import unittest
+import warnings
 
 from sweep_testing import SHARED, TRUE, Folder, grid_points, sweep  # first: this import finds the packages
 
@@ -69,6 +70,32 @@ class Fit(Folder):
             np.testing.assert_allclose(read.C, C)
         odd = self.write(("width", "size in millions", "tokens", "final"), zip(N, [f"{n / 1e6}M" for n in N], D, L))
         np.testing.assert_allclose(table.read_table(odd, ["N=size in millions", "loss=final"]).N, N)
+
+    def test_runs_without_a_loss_are_left_out_and_counted(self):
+        rows = [*zip(*grid_points(0.01))]
+        whole = self.write(("parameter_count", "total_tokens", "loss"), rows)
+        rows.insert(3, (1e6, 1e9, "NaN"))
+        rows.insert(9, (1e6, 1e9, "diverged"))
+        holes = self.write(("parameter_count", "total_tokens", "loss"), rows, "holes.csv")
+        with open(holes) as file:
+            text = file.read()
+        with open(holes, "w") as file:
+            file.write(text.replace("\n", "\n\n", 1))  # an empty line counts as a row of the file
+        a, b = (sweep("fit", path, "--bootstrap", "50") for path in (whole, holes))
+        self.assertEqual((a.returncode, a.stderr), (0, ""))
+        self.assertEqual(a.stdout, b.stdout)
+        self.assertIn("2 of 66 runs have no loss and are left out: row 6, 12\n", b.stderr)
+
+    def test_budgets_and_decimal_commas(self):
+        N, D, L = grid_points(0.01)
+        plain = table.read_table(self.write(("N", "budget", "loss"), zip(N, 6 * N * D, L)))
+        with open(self.path("comma.csv"), "w") as file:
+            file.write("n;budget;val loss\n")
+            for n, d, loss in zip(N, D, L):
+                file.write(f"{n};{6 * n * d};{loss}\n".replace(".", ","))
+        comma = table.read_table(self.path("comma.csv"))
+        for name in ("N", "D", "C", "loss"):
+            np.testing.assert_array_equal(getattr(plain, name), getattr(comma, name))
 
     def test_the_command_line(self):
         N, D, L = grid_points(0.002)
@@ -186,13 +213,23 @@ class Refusals(Folder):
         N, D, L = grid_points()
         self.assertRegex(self.refused(N, D, TRUE.loss(1e7, D)), "depends on N|too wide")
 
+    def test_noise_is_refused_and_never_a_traceback(self):
+        for seed in range(24):
+            r = np.random.default_rng(seed)
+            N, D, L = np.exp(r.uniform(12, 24, 20)), np.exp(r.uniform(18, 28, 20)), np.exp(r.normal(1, 0.5, 20))
+            if seed % 2:
+                N = np.repeat(N[:5], 4)  # some sizes have curves, which may cover no budget together
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                self.refused(N, D, L)
+
     def test_status_and_one_line(self):
         good = [*zip(*grid_points())]
         for rows, header, status, words in (
                 (good[:5], ("N", "D", "loss"), 1, "too few points"),
                 ([("x", 1, 2)], ("N", "D", "loss"), 1, "not a positive"),
                 (good, ("N", "D", "colour"), 1, "wanted columns"), ([], ("N", "D", "loss"), 1, "no runs"),
-                ([(1, 2)], ("N", "D", "loss"), 1, "not a positive number")):
+                ([(1, 2)], ("N", "D", "loss"), 1, "no run has a loss")):
             done = sweep("fit", self.write(header, rows))
             self.assertEqual((done.returncode, done.stderr.count("\n")), (status, 1), done.stderr)
             self.assertIn(words, done.stderr)

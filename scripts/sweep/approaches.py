@@ -93,6 +93,8 @@ def envelope(table, count=40):
     if len(found) >= 3:
         for c in levels(found, count, 2):
             at = [(float(np.exp(f(c))), N) for N, span, f in found if span[0] <= c <= span[-1]]
+            if not at:  # the budget lies a little beyond every curve that is near it
+                continue
             loss, N = min(at)
             inside = [n for _, n in at]
             if min(inside) < N < max(inside):

@@ -83,7 +83,9 @@ def check_grid(table):
 def check_fit(result):
     """The reasons why the exponents cannot be trusted."""
     law, table, reasons = result.law, result.table, []
-    for name, term in (("alpha", law.A / table.N**law.alpha), ("beta", law.B / table.D**law.beta)):
+    with np.errstate(all="ignore"):  # of noise the fit may be far out, and is refused
+        terms = (("alpha", law.A / table.N**law.alpha), ("beta", law.B / table.D**law.beta))
+    for name, term in terms:
         value, (low, high) = getattr(law, name), interval(getattr(result.laws, name))
         axis = "N" if name == "alpha" else "D"
         if value <= 0.01 or np.ptp(term) < 1e-3 * table.loss.min():

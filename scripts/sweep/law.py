@@ -55,7 +55,9 @@ class Problem:
 
     def law(self, theta):  # (..., 5): a, b, e, alpha, beta of the centred points
         a, b, e, alpha, beta = np.moveaxis(theta, -1, 0)
-        return Law(np.exp(e), np.exp(a + alpha * self.n_mean), np.exp(b + beta * self.d_mean), alpha, beta)
+        # Noise can drive a term out of the range of doubles; such a fit is refused, but it must have numbers for that.
+        E, A, B = (np.exp(np.clip(x, -700, 700)) for x in (e, a + alpha * self.n_mean, b + beta * self.d_mean))
+        return Law(E, A, B, alpha, beta)
 
     def theta(self, law):
         return np.array([np.log(law.A) - law.alpha * self.n_mean, np.log(law.B) - law.beta * self.d_mean,
@@ -114,12 +116,10 @@ def polish(problem, theta, weights, iterations=300, tolerance=1e-13, patience=12
         gradient, hessian, majorant = problem.derivatives(theta[active], weights[active])
         ridge = 1e-14 * np.trace(majorant, axis1=1, axis2=2)[:, None, None] * np.eye(5) + 1e-300 * np.eye(5)
         matrix = hessian + damping[active, None, None] * majorant + ridge
-        step = np.zeros_like(gradient)
-        low = np.linalg.eigvalsh(matrix)[:, 0]
-        good = low > 0
-        if good.any():
-            step[good] = -np.linalg.solve(matrix[good], gradient[good][..., None])[..., 0]
-        step = np.clip(step, -2, 2)
+        curvature, axes = np.linalg.eigh(matrix)  # (active, 5), (active, 5, 5): unlike elimination it takes any matrix
+        good = curvature[:, 0] > 0
+        along = np.einsum("bij,bi->bj", axes, gradient) / np.where(good[:, None], curvature, np.inf)
+        step = np.clip(-np.einsum("bij,bj->bi", axes, along), -2, 2)
         trial = theta[active] + step
         trial_value = problem.objective(trial, weights[active])
         better = good & (trial_value < value[active])

@@ -1,7 +1,9 @@
 """A table of training runs from any CSV: the loss and two of N, D and C, under the names that people give them."""
 import csv
+import io
 import math
 import re
+import sys
 
 import numpy as np
 
@@ -9,9 +11,9 @@ from . import SweepError
 
 ALIASES = {  # lower case, letters and digits only
     "N": "n params parameters modelsize modelparams numparams nparams numparameters totalparams paramstotal size "
-         "paramsnominal",
-    "D": "d tokens trainingtokens traintokens numtokens ntokens trainedtokens datasize",
-    "C": "c flops flop trainingflop trainingflops trainflops totalflops compute computeflops",
+         "paramsnominal parametercount paramcount",
+    "D": "d tokens trainingtokens traintokens numtokens ntokens trainedtokens datasize totaltokens tokencount",
+    "C": "c flops flop trainingflop trainingflops trainflops totalflops compute computeflops budget computebudget flopbudget",
     "loss": "loss l valloss validationloss finalloss testloss evalloss bpb valbpb",
     "N_body": "nonembeddingparams paramsnonembedding nnonembedding paramswithoutembeddings nbody paramsbody",
     "N_head": "paramswithhead paramsbodyhead nhead",
@@ -20,6 +22,7 @@ ALIASES = {  # lower case, letters and digits only
     "name": "name run model id",
 }
 NAMES = {alias: key for key, text in ALIASES.items() for alias in text.split()}
+NO_LOSS = {"", "nan", "inf", "infinity", "none", "null", "na", "n/a", "-", "diverged", "failed"}  # runs without a result
 SUFFIXES = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 
 
@@ -51,8 +54,11 @@ class Table:
         return Table(np.array(self.extra[key], dtype=float), self.D, self.loss, None, self.extra)
 
 
-def number(text):
-    match = re.fullmatch(r"\s*([-+0-9.eE]+)\s*([kKmMbBgGtT]?)\s*", text or "")
+def number(text, decimal_comma=False):
+    """A count such as 124M or 2.5e9, or a loss; not a number where the text is none."""
+    if decimal_comma and "." not in text:
+        text = text.replace(",", ".")
+    match = re.fullmatch(r"\s*([-+0-9.eE]+)\s*([kKmMbBgGtT]?)\s*", text)
     try:
         return float(match[1]) * SUFFIXES[match[2].lower()] if match else math.nan
     except ValueError:
@@ -60,7 +66,9 @@ def number(text):
 
 
 def read_table(path, columns=()):
-    """Reads a CSV with a header. `columns`: "KEY=HEADER" for headers that are not known. Raises SweepError."""
+    """Reads a CSV with a header. `columns`: "KEY=HEADER" for headers that are not known. Numbers may have a decimal comma
+    where semicolons or tabs separate them. Runs without a loss are left out, which a line on stderr says. Raises SweepError;
+    a row is counted as editors count lines, the header's being 1."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             text = file.read()
@@ -69,23 +77,34 @@ def read_table(path, columns=()):
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
     try:
-        rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if any(cell.strip() for cell in row)]
+        reader = csv.reader(io.StringIO(text), delimiter=delimiter)
+        rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:
         raise SweepError(f"{path}: not a CSV table: {error}")
     if len(rows) < 2:
         raise SweepError(f"{path}: no runs: a header and at least one row are needed")
-    places = find_columns(path, rows[0], columns)
-    values = {key: [] for key in places}
-    for line, row in enumerate(rows[1:], 2):
-        for key, place in places.items():
-            cell = row[place] if place < len(row) else ""
+    header = rows[0][1]
+    places = find_columns(path, header, columns)
+    values, without_loss = {key: [] for key in places}, []
+    for line, row in rows[1:]:
+        cells = {key: row[place].strip() if place < len(row) else "" for key, place in places.items()}
+        if cells["loss"].lstrip("+-").lower() in NO_LOSS:
+            without_loss.append(line)
+            continue
+        for key, cell in cells.items():
             if key in ("name", "seed"):
                 values[key].append(cell)
                 continue
-            value = number(cell)
+            value = number(cell, delimiter != ",")
             if not (value > 0 and math.isfinite(value)):
-                raise SweepError(f"{path}: row {line}, column {rows[0][place]}: '{cell}' is not a positive number")
+                raise SweepError(f"{path}: row {line}, column {header[places[key]]}: '{cell}' is not a positive number")
             values[key].append(value)
+    if not values["loss"]:
+        raise SweepError(f"{path}: no run has a loss")
+    if without_loss:
+        some = ", ".join(map(str, without_loss[:10])) + (", ..." if len(without_loss) > 10 else "")
+        print(f"sweep: {path}: {len(without_loss)} of {len(rows) - 1} runs have no loss and are left out: row {some}",
+              file=sys.stderr)
     arrays = {key: np.array(column) for key, column in values.items() if key not in ("name", "seed")}
     if "D" not in arrays:
         arrays["D"] = arrays["C"] / (6 * arrays["N"])
