@@ -203,7 +203,9 @@ TEST_CASE("safetensors: a file that breaks the format is an error that names fil
   check(safetensors(R"({"a":{"dtype":"F32","shape":[]}})", ""), "no \"data_offsets\"");
   check(safetensors(R"({"a":{"shape":[],"data_offsets":[0,4]}})", "abcd"), "no \"dtype\"");
   check(safetensors(one("5", "[]", "[0,4]"), "abcd"), "dtype is not a string");
-  check(safetensors(one(R"("F33")", "[]", "[0,4]"), "abcd"), "unknown dtype \"F33\"");
+  // A type that is not known yet, whose size nobody can check.
+  CHECK(parse(safetensors(one(R"("F33")", "[3]", "[0,4]"), "abcd")).tensors.at("a").bytes.size() == 4);
+  CHECK(parse(safetensors(R"({"__metadata__":null})", "")).metadata.empty());
   for (const char* shape :
        {"[-1]", "[1.0]", "[\"1\"]", "{}", "[9223372036854775808]", "[18446744073709551616]", "[true]"})
     check(safetensors(one(R"("F32")", shape, "[0,4]"), "abcd"), "its shape is not");
@@ -320,6 +322,21 @@ TEST_CASE("configs: defaults, nulls, and both spellings of the rotary parameters
     CHECK(stretched.rope_original == 8192);
   }
 
+  CHECK(changed("qwen3", {{"head_dim", "absent"}}).head_size == 128);
+  CHECK(changed("qwen3", {{"max_position_embeddings", "absent"}}).context == 32768);
+  CHECK(changed("llama", {{"max_position_embeddings", "absent"}}).context == 2048);
+  CHECK(changed("llama", {{"hidden_size", 24.0}, {"num_attention_heads", 4.0}}) == small_config("llama"));
+  for (const char* kind : {"linear", "dynamic"})
+    CHECK(changed("llama", {{"rope_scaling", {{"type", kind}, {"factor", 1.0}}}}) == small_config("llama"));
+  CHECK(changed("qwen3", {{"use_sliding_window", true}, {"layer_types", {"full_attention"}}}) == small_config("qwen3"));
+  const json by_layers = {{"use_sliding_window", true}, {"layer_types", "absent"}, {"sliding_window", 8}};
+  json none_slides = by_layers;
+  none_slides["max_window_layers"] = 1000;
+  CHECK(changed("qwen3", none_slides) == small_config("qwen3"));
+  std::string python = config_json(small_config("llama"), -1);
+  python.insert(python.find('{') + 1, R"("a \" NaN": NaN, "b": [Infinity, -Infinity, "Infinity"],)");
+  CHECK(parse_config(python, "c.json") == small_config("llama"));
+
   const auto refused = [&](const char* architecture, const json& changes, const std::string& expected) {
     const std::string message = error_of([&] { changed(architecture, changes); });
     CAPTURE(message);
@@ -328,15 +345,22 @@ TEST_CASE("configs: defaults, nulls, and both spellings of the rotary parameters
   };
   refused("llama", {{"rope_scaling", {{"rope_type", "llama3"}, {"factor", 8}}}}, "\"low_freq_factor\" is missing");
   refused("llama", {{"rope_scaling", {{"rope_type", "yarn"}}}}, R"("rope_type": "yarn" is not supported)");
-  refused("llama", {{"rope_scaling", {{"type", "linear"}}}}, R"("type": "linear" is not supported)");
-  refused("llama", {{"rope_parameters", {{"rope_type", "dynamic"}}}}, "dynamic");
+  refused("llama", {{"rope_scaling", {{"type", "linear"}}}}, R"("factor" is missing)");
+  refused("llama", {{"rope_parameters", {{"rope_type", "dynamic"}, {"factor", 2}}}}, "dynamic");
   refused("llama", {{"attention_bias", true}}, "\"attention_bias\": true is not supported");
   refused("llama", {{"mlp_bias", true}}, "\"mlp_bias\"");
   refused("llama", {{"hidden_act", "gelu"}}, "\"hidden_act\": \"gelu\" is not supported; supported: silu");
   refused("gpt2", {{"activation_function", "gelu"}}, "gelu_new");
   refused("gpt2", {{"n_head", 5}}, "not a multiple");
   refused("gpt2", {{"n_embd", 1ll << 40}, {"n_head", 1}}, "cannot be");
-  refused("qwen3", {{"use_sliding_window", true}}, "use_sliding_window");
+  json first_slides = by_layers;
+  first_slides["max_window_layers"] = 0;
+  refused("qwen3", first_slides, "use_sliding_window");
+  refused("llama", {{"hidden_size", 24.5}}, "\"hidden_size\" is not a count: 24.5");
+  refused("llama", {{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}}, R"("type": "linear" is not supported)");
+  python = config_json(small_config("llama"), -1);
+  python.replace(python.find("\"rms_norm_eps\": ") + 16, 5, "NaN,\"x\":1");
+  CHECK(has(error_of([&] { parse_config(python, "c.json"); }), "\"rms_norm_eps\" is not a number: \"NaN\""));
   refused("qwen3", {{"layer_types", {"sliding_attention"}}}, "sliding_attention");
   refused("qwen3", {{"hidden_size", "absent"}}, "\"hidden_size\" is missing");
   refused("qwen3", {{"hidden_size", -5}}, "\"hidden_size\" is not a count: -5");
@@ -436,9 +460,28 @@ TEST_CASE("weights: files of other writers") {
     std::map<std::string, Raw> bare;
     for (auto& [name, t] : tensors) bare[name.substr(std::strlen("transformer."))] = t;
     bare["h.0.attn.bias"] = {"U8", std::string(256, '\1'), {1, 1, 16, 16}};
-    bare["h.0.attn.masked_bias"] = {"F32", "abcd", {}};
+    bare["h.0.attn.masked_bias"] = {"F4", "abcd", {8}};
     write_raw(folder / "bare.safetensors", bare);
     CHECK(load(folder / "bare.safetensors", table) == weights);
+  }
+  SUBCASE("a base model of Llama's kind, without its prefix") {
+    ModelConfig config = small_config("llama");
+    config.tied_head = true;
+    const auto llama = parameter_table(config);
+    const auto values = random_weights(llama);
+    save(folder / "llama.safetensors", llama, values);
+    std::map<std::string, Raw> bare;
+    for (auto& [name, t] : raw_tensors(folder / "llama.safetensors")) bare[name.substr(std::strlen("model."))] = t;
+    write_raw(folder / "bare.safetensors", bare);
+    CHECK(load(folder / "bare.safetensors", llama) == values);
+  }
+  SUBCASE("weights that are not finite") {
+    auto bad = tensors;
+    std::string& bytes = bad.at("transformer.wpe.weight").bytes;
+    for (const size_t i : {3, 9}) std::memcpy(bytes.data() + 4 * i, "\0\0\xc0\x7f", 4);
+    write_raw(folder / "bad.safetensors", bad);
+    CHECK(has(error_of([&] { load(folder / "bad.safetensors", table); }), "2 of the "));
+    CHECK(has(error_of([&] { load(folder / "bad.safetensors", table); }), "are not finite"));
   }
   SUBCASE("a tied head that was stored all the same") {
     auto tied = tensors;
@@ -508,5 +551,8 @@ TEST_CASE("weights: files of other writers") {
     CHECK(has(error_of([&] { load(folder / "wrong.safetensors", parameter_table(small_config("llama"))); }), "more"));
     fs::remove(folder / "model.safetensors");
     CHECK(has(error_of([&] { load(folder.path, table); }), "neither model.safetensors nor"));
+    CHECK(!has(error_of([&] { load(folder.path, table); }), "pytorch_model.bin"));
+    write_file_atomically(folder / "pytorch_model.bin", "x");
+    CHECK(has(error_of([&] { load(folder.path, table); }), "only pytorch_model.bin"));
   }
 }

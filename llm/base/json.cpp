@@ -107,6 +107,28 @@ ordered_json library_value(const Json& j) {
   return members;
 }
 
+// The text with quotation marks about NaN, Infinity and -Infinity.
+std::string with_numbers_quoted(std::string_view text) {
+  std::string result;
+  bool in_string = false;
+  for (size_t i = 0; i < text.size();) {
+    size_t length = 1;
+    if (in_string) {
+      if (text[i] == '\\') length = std::min<size_t>(2, text.size() - i);
+    } else {
+      for (const std::string_view name : {"NaN", "Infinity", "-Infinity"})
+        if (text.substr(i).starts_with(name)) length = name.size();
+    }
+    if (text[i] == '"') in_string = !in_string;
+    const bool quoted = length > 2;
+    result += quoted ? "\"" : "";
+    result += text.substr(i, length);
+    result += quoted ? "\"" : "";
+    i += length;
+  }
+  return result;
+}
+
 constexpr auto kReplace = ordered_json::error_handler_t::replace;
 
 }  // namespace
@@ -223,6 +245,8 @@ std::string Json::dump(int indent) const {
 
 Json parse_json(std::string_view text, const std::string& where, const JsonLimits& limits) {
   if (text.empty()) fail(where, ": not JSON, the file is empty");
+  const std::string quoted = limits.python_numbers ? with_numbers_quoted(text) : "";
+  if (limits.python_numbers) text = quoted;
   Builder builder(text.size(), where, limits);
   ordered_json::sax_parse(text, &builder);
   return builder.take();

@@ -115,6 +115,8 @@ class Json {
 struct JsonLimits {
   int depth = 100;         // arrays and objects inside each other
   bool keys_once = false;  // a key that an object has twice is an error
+  bool python_numbers =
+      false;  // NaN, Infinity and -Infinity, as Python's json writes them, are strings with these letters
 };
 // Throws Error "WHERE: not JSON ..." with the byte where it is wrong.
 Json parse_json(std::string_view text, const std::string& where, const JsonLimits& limits = {});

@@ -1,6 +1,7 @@
 #include "llm/infer/generator.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "llm/base/error.h"
@@ -159,6 +160,9 @@ std::vector<float> Generator::logits(const std::vector<int32_t>& prompt) {
   Implementation& model = *implementation_;
   const Walk& walk = model.take_in(model.window_of(prompt), 0, {}, 0);
   walk.program.read(walk.logits, model.logits.data());
+  for (size_t i = 0; i < model.logits.size(); ++i)
+    if (!std::isfinite(model.logits[i]))
+      token_of({0, Draw::not_finite, static_cast<int32_t>(i), model.logits[i]});  // throws
   return model.logits;
 }
 

@@ -1,6 +1,7 @@
 #include "llm/model/huggingface.h"
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <optional>
 #include <set>
@@ -40,8 +41,10 @@ class Keys {
   int64_t count(const char* key, std::optional<int64_t> otherwise = {}) const {
     if (otherwise && !has(key)) return *otherwise;
     const Json& value = at(key);
-    at(key, value.is_number_unsigned() && value.get<uint64_t>() < uint64_t{1} << 48, "a count");
-    return value.get<int64_t>();
+    // Some writers print counts as 16.0.
+    const double number = value.is_number() ? value.get<double>() : -1;
+    at(key, number >= 0 && number < 0x1p48 && number == std::floor(number), "a count");
+    return static_cast<int64_t>(number);
   }
   double number(const char* key, std::optional<double> otherwise = {}) const {
     return otherwise && !has(key) ? *otherwise : at(key, at(key).is_number(), "a number").get<double>();
@@ -86,9 +89,11 @@ void read_rope(const Keys& keys, ModelConfig& c) {
   for (const char* name : {"rope_scaling", "rope_parameters"}) {
     if (!keys.has(name)) continue;
     const Keys rope = keys.object(name);
-    // "type" is the older spelling of "rope_type".
-    for (const char* key : {"rope_type", "type"}) rope.require(key, {"default", "none", "llama3"});
-    if (rope.text(rope.has("rope_type") ? "rope_type" : "type", "default") == "llama3") {
+    const char* const key = rope.has("rope_type") ? "rope_type" : "type";  // "type" is the older spelling
+    const std::string type = rope.text(key, "default");
+    const bool by_one = (type == "linear" || type == "dynamic") && rope.number("factor") == 1;
+    if (!by_one) rope.require(key, {"default", "none", "llama3"});
+    if (type == "llama3") {
       ModelConfig scaled = c;
       scaled.rope_factor = rope.number("factor");
       scaled.rope_low = rope.number("low_freq_factor");
@@ -124,11 +129,12 @@ ModelConfig read_gpt2(const Keys& keys) {
   return c;
 }
 
+// Keys that a file lacks have the values that transformers gives them for the family.
 ModelConfig read_llama(const Keys& keys, bool qwen3) {
   ModelConfig c;
   set_architecture(c, qwen3 ? Architecture::qwen3 : Architecture::llama);
   c.vocabulary = keys.count("vocab_size");
-  c.context = keys.count("max_position_embeddings");
+  c.context = keys.count("max_position_embeddings", qwen3 ? 32768 : 2048);
   c.channels = keys.count("hidden_size");
   c.hidden = keys.count("intermediate_size");
   c.layers = keys.count("num_hidden_layers");
@@ -137,19 +143,23 @@ ModelConfig read_llama(const Keys& keys, bool qwen3) {
   if (c.heads < 1 || c.kv_heads < 1 || c.heads % c.kv_heads)
     fail(keys.path(), ": \"num_attention_heads\" ", c.heads, " is not a multiple of \"num_key_value_heads\" ",
          c.kv_heads);
-  if (!keys.has("head_dim") && c.channels % c.heads)
+  if (!qwen3 && !keys.has("head_dim") && c.channels % c.heads)
     fail(keys.path(), ": \"hidden_size\" ", c.channels, " is not a multiple of \"num_attention_heads\" ", c.heads);
-  c.head_size = keys.count("head_dim", c.channels / c.heads);
+  c.head_size = keys.count("head_dim", qwen3 ? 128 : c.channels / c.heads);
   c.norm_epsilon = keys.number("rms_norm_eps", 1e-6);
   read_rope(keys, c);
   c.tied_head = keys.flag("tie_word_embeddings", false);
   keys.require("hidden_act", {"silu", "swish"});
   keys.require("attention_bias", false, "a model without biases has none in its attention");
   keys.require("mlp_bias", false, "a model without biases has none in its MLP");
-  keys.require("use_sliding_window", false, "attention reaches over the whole context");
-  if (keys.has("layer_types"))
+  // A window may be switched on for the layers from max_window_layers on, of which there may be none; layer_types says which.
+  if (keys.has("layer_types")) {
     for (const Json& type : keys.at("layer_types"))
       if (type != "full_attention") fail(keys.path(), ": \"layer_types\": ", described(type), " is not supported");
+  } else if (keys.count("max_window_layers", qwen3 ? 28 : 0) < c.layers &&
+             (!keys.has("sliding_window") || keys.count("sliding_window") < c.context)) {
+    keys.require("use_sliding_window", false, "attention reaches over the whole context");
+  }
   return c;
 }
 
@@ -206,16 +216,16 @@ std::vector<int64_t> dims(const Shape& shape) {
   return result;
 }
 
-// Finds a tensor by its name, which in GPT-2's files may lack the prefix. nullptr: there is none.
+// Finds a tensor by its name, which may lack the prefix: a base model, which has no head, has none. nullptr: there is none.
 const SafetensorsEntry* find_tensor(const ShardedSafetensors& weights, const std::string& name,
                                     std::string& name_in_file) {
-  constexpr std::string_view prefix = "transformer.";
   name_in_file = name;
   auto found = weights.tensors().find(name);
-  if (found == weights.tensors().end() && name.starts_with(prefix)) {
-    name_in_file = name.substr(prefix.size());
-    found = weights.tensors().find(name_in_file);
-  }
+  for (const std::string_view prefix : {"transformer.", "model."})
+    if (found == weights.tensors().end() && name.starts_with(prefix)) {
+      name_in_file = name.substr(prefix.size());
+      found = weights.tensors().find(name_in_file);
+    }
   return found == weights.tensors().end() ? nullptr : &found->second;
 }
 
@@ -296,7 +306,7 @@ void read_part(const SafetensorsEntry& entry, const Parameter& p, const FilePart
 }  // namespace
 
 ModelConfig parse_config(const std::string& text, const std::string& path) {
-  const Json values = parse_json(text, path);
+  const Json values = parse_json(text, path, {.python_numbers = true});
   if (!values.is_object()) fail(path, ": not a JSON object");
   const Keys keys(values, path);
   const std::string type = keys.text("model_type");
@@ -435,6 +445,11 @@ void load_parameters(const std::string& path, const std::vector<Parameter>& tabl
   for (size_t i = 0; i < table.size(); ++i) {
     float* parameter = destination(i);
     for (size_t k = 0; k < found[i].size(); ++k) read_part(*found[i][k], table[i], table[i].file_parts[k], parameter);
+    const int64_t elements = table[i].shape.elements();
+    const auto bad = std::count_if(parameter, parameter + elements, [](float w) { return !std::isfinite(w); });
+    if (bad > 0)
+      fail(weights.path(), ": ", bad, " of the ", elements, " weights of ", table[i].name,
+           " are not finite, so no logits would be: the file is damaged, or its training diverged");
   }
 }
 

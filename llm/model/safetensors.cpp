@@ -61,7 +61,6 @@ SafetensorsEntry parse_entry(const Json& value, std::span<const std::byte> data,
   SafetensorsEntry entry;
   entry.dtype = value["dtype"].get<std::string>();
   const size_t item = item_size(entry.dtype);
-  if (item == 0) fail(where, "unknown dtype ", shown_name(entry.dtype));
   std::vector<int64_t> offsets;
   if (!read_integers(value["shape"], entry.shape))
     fail(where, "its shape is not a list of integers from 0 to 2^63 - 1");
@@ -72,13 +71,14 @@ SafetensorsEntry parse_entry(const Json& value, std::span<const std::byte> data,
   if (begin > end) fail(where, "its data ends (", end, ") before it begins (", begin, ")");
   if (end > data.size())
     fail(where, "its data ends at byte ", end, " of the data, but the file has ", data.size(), ": truncated?");
+  entry.bytes = data.subspan(begin, end - begin);
+  if (item == 0) return entry;  // of a newer format, which nobody may read: is_floating() is false
   uint64_t bytes = item;
   for (int64_t d : entry.shape)
     if (__builtin_mul_overflow(bytes, static_cast<uint64_t>(d), &bytes))
       fail(where, "its shape's size overflows 64 bits");
   if (bytes != end - begin)
     fail(where, "its shape and dtype make ", bytes, " bytes, but its offsets hold ", end - begin);
-  entry.bytes = data.subspan(begin, bytes);
   return entry;
 }
 
@@ -167,7 +167,7 @@ SafetensorsContent parse_safetensors(std::span<const std::byte> file, const std:
       content.tensors.emplace(name, parse_entry(value, data, concat(path, ": tensor ", shown_name(name), ": ")));
       continue;
     }
-    if (!value.is_object()) fail(path, ": __metadata__ is not an object");
+    if (!value.is_object() && !value.is_null()) fail(path, ": __metadata__ is not an object");
     for (auto& [key, entry] : value.items()) {
       if (!entry.is_string()) fail(path, ": __metadata__'s ", shown_name(key), " is not a string");
       content.metadata.emplace(key, entry.get<std::string>());
@@ -198,7 +198,13 @@ ShardedSafetensors::ShardedSafetensors(const std::string& path) : path_(path) {
   } else if (std::filesystem::exists(index, error)) {
     add_shards(path, index);
   } else {
-    fail(path, ": neither model.safetensors nor model.safetensors.index.json is there");
+    const bool pickled = std::filesystem::exists(path + "/pytorch_model.bin", error) ||
+                         std::filesystem::exists(path + "/pytorch_model.bin.index.json", error);
+    fail(path, ": neither model.safetensors nor model.safetensors.index.json is there",
+         pickled ? ", only pytorch_model.bin, which is not read since it may run code; transformers' save_pretrained() "
+                   "writes the "
+                   "other form"
+                 : "");
   }
 }
 

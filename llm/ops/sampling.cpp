@@ -44,7 +44,7 @@ size_t keep_nucleus(Candidate* candidates, size_t size, double share, Weight wei
 
 int32_t token_of(const Draw& draw) {
   if (draw.status == Draw::not_finite)
-    fail("the model's logit of token ", draw.culprit, " is ", draw.logit,
+    fail("the model's logits are not finite, that of token ", draw.culprit, " is ", draw.logit,
          ": its weights are damaged, or its training diverged");
   if (draw.status == Draw::no_chance) fail("the model gives no token a chance: all logits are -inf");
   return draw.id;
