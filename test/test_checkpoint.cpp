@@ -203,10 +203,14 @@ TEST_CASE("checkpoints: saved and found again") {
 TEST_CASE("checkpoints: floats are kept bit for bit") {
   const Folder folder;
   auto content = content_at(1);
-  std::vector<float> odd(2048);
-  for (size_t i = 0; i < odd.size(); ++i)
-    odd[i] = std::bit_cast<float>(static_cast<uint32_t>(i * 2097143 + 0x7f800001));
-  content.parameter = content.optimizer_tensor = [&](size_t) { return odd.data(); };
+  std::vector<float> odd(2048), finite(2048);  // weights that are not finite are refused
+  for (size_t i = 0; i < odd.size(); ++i) {
+    const auto bits = static_cast<uint32_t>(i * 2097143 + 0x7f800001);
+    odd[i] = std::bit_cast<float>(bits);
+    finite[i] = std::isfinite(odd[i]) ? odd[i] : std::bit_cast<float>(bits ^ 0x40000000);
+  }
+  content.parameter = [&](size_t) { return finite.data(); };
+  content.optimizer_tensor = [&](size_t) { return odd.data(); };
   const std::string path = save_checkpoint(folder.path, content);
   std::vector<std::vector<float>> loaded;
   const auto receive = [&](size_t) { return loaded.emplace_back(2048, 0.f).data(); };
@@ -215,7 +219,8 @@ TEST_CASE("checkpoints: floats are kept bit for bit") {
   for (size_t i = 0; i < loaded.size(); ++i) {
     const Shape& shape =
         i < content.table.size() ? content.table[i].shape : content.optimizer[i - content.table.size()].shape;
-    CHECK(std::memcmp(loaded[i].data(), odd.data(), static_cast<size_t>(shape.elements()) * 4) == 0);
+    const float* const written = (i < content.table.size() ? finite : odd).data();
+    CHECK(std::memcmp(loaded[i].data(), written, static_cast<size_t>(shape.elements()) * 4) == 0);
   }
 }
 
