@@ -31,7 +31,7 @@ void Gradients::contribute(TensorId tensor, TensorId gradient) {
     return;
   }
   if (current == kNone) {
-    // A seed is an input of the caller's and keeps its name, through however many additions it flows.
+    // A seed is an input, which the caller named; only activations get the new name.
     if (graph_.tensor(gradient).role == Role::activation) graph_.tensor(gradient).name = name;
     current = gradient;
   } else {
@@ -54,7 +54,7 @@ Gradients differentiate(Graph& graph, const std::vector<std::pair<TensorId, Tens
   for (auto& [tensor, gradient] : seeds) gradients.contribute(tensor, gradient);
   graph.phase = Phase::backward;
   for (size_t i = graph.nodes.size(); i-- > 0;) {
-    const Node node = graph.nodes[i];  // a copy: backward appends to graph.nodes
+    const Node node = graph.nodes[i];  // a copy, since `backward` appends to graph.nodes
     const auto flows = [&](TensorId id) { return gradients.of(id) != kNone; };
     if (std::none_of(node.outputs.begin(), node.outputs.end(), flows)) continue;
     if (!node.op->backward) fail("op ", node.op->name, " has no gradient, but one flows into it");

@@ -1,5 +1,5 @@
 // Reverse-mode differentiation as a graph transformation: one walk from the last node to the first calls each op's
-// `backward`, which appends ordinary nodes. Nothing is saved by hand; what a backward node reads, the memory plan sees.
+// `backward`, which appends ordinary nodes. Nothing is saved by hand: the memory plan keeps what a backward node reads.
 #pragma once
 #include <utility>
 #include <vector>
@@ -12,13 +12,13 @@ class Gradients {
  public:
   Gradients(Graph& graph, std::vector<bool> wanted) : graph_(graph), wanted_(std::move(wanted)) {}
 
-  // The gradient that flows into `tensor`, kNone when none does.
+  // The gradient that flows into `tensor`; kNone when none does.
   TensorId of(TensorId tensor) const;
-  // Whether a gradient with respect to `tensor` is of use: it is a parameter or depends on one.
+  // Whether a gradient with respect to `tensor` is of use: `tensor` is a parameter or a target, or depends on one.
   bool wanted(TensorId tensor) const;
-  // Adds `gradient` to what flows into `tensor`. For an activation a second contribution becomes an `add` node. For a
-  // parameter, `gradient` must be the fresh output of the last node; it turns into the parameter's persistent gradient,
-  // and a second contribution is added in place by its own node (KernelCall::accumulates).
+  // Adds `gradient` to what flows into `tensor`. For an activation, a second contribution becomes an `add` node. For a
+  // parameter, `gradient` must be a new output of the node added last. It becomes the parameter's persistent gradient,
+  // and the node of a second contribution adds to the same memory (KernelCall::accumulates).
   void contribute(TensorId tensor, TensorId gradient);
 
  private:
@@ -27,8 +27,9 @@ class Gradients {
   std::vector<TensorId> gradient_;
 };
 
-// Appends the backward pass of all nodes so far. `seeds`: (tensor, its given gradient). `targets` adds tensors whose
-// gradient is wanted although they are not parameters (gradient checks). The result answers Gradients::of.
+// Appends the backward pass of all nodes so far. `seeds`: pairs of a tensor and its given gradient. `targets`: tensors
+// that are not parameters but whose gradient is wanted (for gradient checks). Throws Error where a gradient flows into
+// an op that has no backward.
 Gradients differentiate(Graph& graph, const std::vector<std::pair<TensorId, TensorId>>& seeds,
                         const std::vector<TensorId>& targets = {});
 

@@ -27,9 +27,9 @@ class Caster {
         if (is_bf16(id)) id = widen(node, id);
       for (TensorId& id : node.outputs) {
         if (!is_bf16(id)) continue;
-        const Tensor narrow = g_.tensor(id);  // a copy: add_tensor moves the tensors
+        const Tensor narrow = g_.tensor(id);  // a copy, since add_tensor may move the tensors
         const TensorId wide = g_.add_tensor(narrow.name + ".fp32", DType::fp32, narrow.shape, Role::activation);
-        // Written in place of an input: in place of that input's fp32 form then.
+        // An output in place of an input now lies in place of that input's fp32 copy.
         if (widened_.contains(narrow.alias)) g_.tensor(wide).alias = widened_[narrow.alias];
         outputs.emplace_back(wide, id);
         id = wide;
@@ -67,7 +67,7 @@ class Caster {
   }
 
   Graph& g_;
-  std::map<TensorId, TensorId> widened_;  // of the node at hand
+  std::map<TensorId, TensorId> widened_;  // bf16 input of the current node -> its fp32 copy
 };
 
 }  // namespace

@@ -46,15 +46,16 @@ Compiled compile(Graph graph, const std::vector<TensorId>& results, const Target
   const auto fits = [&](const Compiled& c) { return bytes_of(c) <= options.memory_budget; };
   if (!options.memory_budget || fits(best)) return best;
 
-  // The choices in the order of their price: the activation functions cost the fewest microseconds per byte they free,
-  // then norms, attention, and the products of whole blocks; at each level one layer more at a time. Memory falls along
-  // this sequence, so the first choice that fits is found by bisection, with the plan itself as the oracle.
+  // The choices are ordered by what a freed byte costs in time: activation functions cost least, then norms, attention,
+  // and the products of whole blocks; within a level, one more layer at a time. Memory falls along this sequence, so
+  // bisection finds the first choice that fits; the memory plan of each tried choice says whether it does.
   int layers = 0;
   for (const Node& node : graph.nodes) layers = std::max(layers, node.layer + 1);
   const auto choice = [&](int i) { return RecomputeChoice{static_cast<Recompute>(1 + i / layers), 1 + i % layers}; };
   int low = 0, high = 4 * layers - 1;
   if (layers > 0) best = compile_by(choice(high));
-  // Of small models the kernels' workspaces can make the end of the sequence rise again: then all of it is looked at.
+  // For small models the kernels' workspaces can make memory rise again at the end of the sequence. Where the last
+  // choice does not fit, every choice is tried.
   for (int i = 0; i < high && !fits(best); ++i) {
     Compiled candidate = compile_by(choice(i));
     if (fits(candidate)) return candidate;

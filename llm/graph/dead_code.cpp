@@ -14,7 +14,7 @@ PassReport remove_dead_code(Graph& graph, const std::vector<TensorId>& results) 
   std::vector<Node> kept;
   for (size_t i = graph.nodes.size(); i-- > 0;) {
     Node& node = graph.nodes[i];
-    // A node that changes persistent memory is wanted for that.
+    // A node that writes persistent memory is always live.
     const bool live = std::any_of(node.outputs.begin(), node.outputs.end(), [&](TensorId id) {
       return id != kNone && (wanted[static_cast<size_t>(id)] || is_persistent(graph.tensor(id).role));
     });

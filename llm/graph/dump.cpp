@@ -30,12 +30,12 @@ std::string text_of(const Attributes::Value& value) {
   return list;
 }
 
-// A flag that is off, a rate of 0.
+// A flag that is off or a number that is 0 goes without saying.
 bool says_nothing(const Attributes::Value& value) {
   return value == Attributes::Value(false) || value == Attributes::Value(0.0) || value == Attributes::Value(0);
 }
 
-// What is the same in layers that are alike: everything but the names.
+// Everything about a node except names: equal for corresponding nodes of layers that are alike.
 std::string signature(const Graph& g, const Node& node) {
   std::string text = node.op->name;
   for (auto& [key, value] : node.attributes.all()) text += " " + key + text_of(value);
@@ -77,7 +77,7 @@ class DotWriter {
     out_ << "digraph graph_of_a_run {\n  rankdir=TB;\n"
             "  node [shape=box, style=\"filled,rounded\", fontname=\"Helvetica\", fontsize=10];\n"
             "  edge [fontname=\"Helvetica\", fontsize=8, color=\"#606060\"];\n";
-    // A cluster for each phase of a layer: one for all three would tie the ends of the graph together.
+    // Each phase of a layer is a cluster: one cluster for all phases would tie the ends of the graph together.
     std::map<std::pair<Phase, int>, std::vector<size_t>> layers;
     for (size_t i = 0; i < g.nodes.size(); ++i)
       if (ids_[i][0] == 'n') layers[{g.nodes[i].phase, layer_of(g, g.nodes[i])}].push_back(i);
@@ -109,8 +109,8 @@ class DotWriter {
            format("%.3f GFLOP", cost_of(c_.graph, node).flops * 1e-9);
   }
 
-  // From the writer of each tensor to its readers, but for what is persistent: each parameter's gradient would be tied to
-  // the norm of them all and to its optimizer step, and Graphviz would not get through.
+  // Edges lead from the writer of each tensor to its readers. Persistent tensors have none: they would tie each
+  // parameter's gradient to the norm of all gradients and to its optimizer step, more edges than Graphviz can lay out.
   void edges() {
     const Graph& g = c_.graph;
     std::vector<std::string> writer(g.tensors.size());
@@ -167,7 +167,7 @@ Cost cost_of(const Graph& graph, const Node& node) { return node.op->cost ? node
 std::string describe(const Node& node) {
   std::string text = node.op->name;
   for (auto& [key, value] : node.attributes.all()) {
-    // The optimizer's settings are the same at each of its nodes, but for the decay.
+    // Of AdamW's settings, which differ little from node to node, only the decay is shown.
     if ((std::string_view(node.op->name) == "adamw" && key != "weight_decay") || key == "epsilon" ||
         says_nothing(value))
       continue;
@@ -183,7 +183,7 @@ std::string describe(const Node& node) {
 int layer_of(const Graph& graph, const Node& node) {
   const TensorId id = first_output(node);
   if (node.layer >= 0 || id == kNone) return node.layer;
-  constexpr std::string_view kPrefix = "layers.";  // of the parameter table's names
+  constexpr std::string_view kPrefix = "layers.";  // with which the parameter table's names of a block begin
   const std::string& name = graph.tensor(id).name;
   int layer = -1;
   if (name.starts_with(kPrefix)) std::from_chars(name.data() + kPrefix.size(), name.data() + name.size(), layer);
@@ -261,7 +261,7 @@ void dump_json(std::ostream& out, const Compiled& c) {
     Json tensor = {{"id", i},        {"name", t.name},          {"dtype", name_of(t.dtype)},
                    {"shape", shape}, {"role", name_of(t.role)}, {"bytes", t.storage_bytes()}};
     if (t.alias != kNone) tensor["alias"] = t.alias;
-    // A tensor that no node uses any more has neither a life nor a place.
+    // A tensor that no node uses any more has neither a lifetime nor an offset.
     if (const auto [first, last] = c.plan.lifetimes[i]; first >= 0) tensor["lifetime"] = {first, last};
     if (const size_t offset = c.plan.offsets[i]; offset != MemoryPlan::kNowhere) tensor["offset"] = offset;
     root["tensors"].push_back(std::move(tensor));

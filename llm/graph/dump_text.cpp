@@ -23,7 +23,7 @@ const MemoryPlan::Lifetime& lifetime_of(const Compiled& c, TensorId id) {
   return c.plan.lifetimes[static_cast<size_t>(id)];
 }
 
-// Columns as wide as their widest cell. A row that starts with an empty cell and has one more is a line of text.
+// Columns are as wide as their widest cell. A row of a single cell is a line of text across all columns.
 class Table {
  public:
   void add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
@@ -101,7 +101,7 @@ void add_node(Table& table, const Compiled& c, size_t index) {
   for (TensorId id : node.outputs) {
     if (id == kNone) continue;
     const Tensor& t = c.graph.tensor(id);
-    // What an optimizer step updates beside its parameter has no life of its own.
+    // State that a node updates besides its first output (moments beside the parameter) would only lengthen the table.
     if (t.role == Role::state && id != first_output(node)) continue;
     row.insert(row.end(), {t.name, t.shape.text(), lifetime_text(c, id), place_text(c, id)});
     table.add(row);
@@ -132,7 +132,7 @@ void print_nodes(std::ostream& out, const Compiled& c, const DumpOptions& option
   table.print(out, "rlllrrrlllr");
 }
 
-// The transient memory that is alive at each node. A column stands for several nodes and shows the most of them.
+// A curve of the live transient memory, node by node. A column that stands for several nodes shows their maximum.
 void print_curve(std::ostream& out, const Compiled& c) {
   constexpr const char* kEighths[] = {" ", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
   constexpr size_t kColumns = 60, kRows = 12;
@@ -157,7 +157,7 @@ void print_curve(std::ostream& out, const Compiled& c) {
   for (size_t row = kRows; row-- > 0;) {
     std::string line;
     for (size_t bytes : most) {
-      const size_t eighths = (bytes * kRows * 8 + peak - 1) / peak;  // any memory at all is seen
+      const size_t eighths = (bytes * kRows * 8 + peak - 1) / peak;  // rounded up, so that any memory at all is seen
       line += kEighths[std::min<size_t>(8, eighths > row * 8 ? eighths - row * 8 : 0)];
     }
     const bool labelled = row + 1 == kRows || row == kRows / 2 - 1;

@@ -1,6 +1,6 @@
 // Products in 8 bits: the linear layers of the blocks multiply e4m3 weights and activations, and e5m2 gradients in the
-// backward pass (Micikevicius et al. 2022); the head, norms, attention and the residual stream stay in bf16, parameter
-// gradients in fp32. A matrix that several products read is quantized once, in the layouts they need.
+// backward pass (Micikevicius et al. 2022). The head, norms, attention and the residual stream stay in bf16, parameter
+// gradients in fp32. A matrix that several products read is quantized once, in the layouts that they need.
 #include <map>
 
 #include "llm/graph/op.h"
@@ -56,7 +56,8 @@ class Narrower {
     }
   }
 
-  // The matrix in 8 bits; made when it is first asked for, right in front of the product.
+  // The 8-bit copy of a matrix, and its scale; the first product that asks for it gets the quantize node in front of
+  // it.
   Factor quantized(TensorId id, bool gradient, bool transposed) {
     if (!quantized_.contains(id)) {
       const Layouts layouts = layouts_[id];
@@ -69,7 +70,7 @@ class Narrower {
     return {transposed ? q.transposed : q.rows, q.scale};
   }
 
-  // The product in 8 bits, to the output of the other, which keeps its name and its alias.
+  // Replaces a product by one of 8-bit matrices that writes the same output tensor.
   void narrow(const Node& node) {
     const Slots& slots = node.op->slots;
     const Factors& factors = *node.op->factors;
@@ -81,7 +82,7 @@ class Narrower {
     std::vector<TensorId> inputs = {a.matrix, a.scale, b.matrix, b.scale};
     if (slots.bias >= 0)
       if (const TensorId bias = node.input(static_cast<size_t>(slots.bias)); bias != kNone) inputs.push_back(bias);
-    const bool gradient = g_.dtype(node.outputs[0]) == DType::fp32;  // a parameter's
+    const bool gradient = g_.dtype(node.outputs[0]) == DType::fp32;  // whether the output is a parameter's gradient
     g_.nodes.push_back(g_.make("product_fp8", {{"gradient", gradient}}, inputs, {node.outputs[0]}));
     ++products_;
   }

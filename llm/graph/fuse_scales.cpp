@@ -1,5 +1,6 @@
-// The scale of an 8-bit matrix needs the matrix's largest value. Where the op that makes the matrix can find it on the way, it
-// gets one more output for it, and quantize, given it, reads the matrix once instead of twice.
+// The scale of an 8-bit matrix follows from the largest absolute value of the matrix. Where the kernel that writes the
+// matrix can find that value too, its node gets one more output; `quantize` takes it as an input, and reads the matrix
+// once instead of twice.
 #include <map>
 #include <string_view>
 

@@ -1,8 +1,8 @@
 // The training step as a graph: tensors, nodes in execution order, and the op rows that give them meaning.
 //
 // Every tensor is written by at most one node. Where a node updates memory in place (an optimizer step, a gradient that
-// a second node adds to) its output is a new tensor whose `alias` names the tensor it shares storage with. A part of a tensor
-// (some rows, some columns of all rows) is a tensor with such an alias, too, that no node writes: a view.
+// a second node adds to), its output is a new tensor whose `alias` names the tensor with which it shares storage. A
+// view is a tensor with an alias that no node writes: some rows of another tensor, or some columns of all its rows.
 #pragma once
 #include <array>
 #include <span>
@@ -20,10 +20,10 @@ using TensorId = int32_t;
 inline constexpr TensorId kNone = -1;  // an optional input or output that is absent
 
 enum class Role : uint8_t {
-  input,        // written by the program around the graph before each run: tokens, targets
+  input,        // written by the code around the graph before each run: tokens, targets
   parameter,    // persistent, learned
   accumulator,  // persistent, summed over the micro-steps of a step: a parameter's gradient, the loss
-  state,        // persistent: optimizer moments, key-value cache
+  state,        // persistent: optimizer moments, fp32 masters, key-value cache
   activation,   // lives from its writer to its last reader
   workspace,    // lives during one node
 };
@@ -35,25 +35,25 @@ struct Tensor {
   DType dtype = DType::fp32;
   Shape shape;
   Role role = Role::activation;
-  TensorId alias = kNone;  // lies in the storage of this tensor, always an earlier one ..
-  int64_t offset = 0;      // .. from this element of it on
-  int64_t row_stride = 0;  // elements from one row to the next; 0: the rows lie side by side
-  int64_t spare_rows = 0;  // room behind the last row, of a parameter or its gradient: zeros that a product may take in
+  TensorId alias = kNone;  // the tensor in whose storage this one lies
+  int64_t offset = 0;      // the element of `alias` at which this tensor begins
+  int64_t row_stride = 0;  // elements from one row to the next; 0: the rows are contiguous
+  int64_t spare_rows = 0;  // rows of zeros behind a parameter or its gradient, which a product may take in
 
   int64_t stride() const { return row_stride ? row_stride : shape.last(); }
   bool is_dense() const { return stride() == shape.last(); }
   size_t bytes() const { return static_cast<size_t>(shape.elements()) * size_of(dtype); }
-  // With what lies between the rows and behind them.
+  // bytes(), what lies between the rows, and the spare rows.
   size_t storage_bytes() const { return static_cast<size_t>((shape.rows() + spare_rows) * stride()) * size_of(dtype); }
 };
 
-// The parts of a step, in their order. `reduce` is what the ranks of a run do together between their last backward pass and the
-// optimizer.
+// The parts of a step, in their order. In `reduce` the ranks of a run add up their gradients, between their last
+// backward pass and the optimizer.
 enum class Phase : uint8_t { forward, backward, reduce, optimizer };
 inline constexpr std::array kPhases = {Phase::forward, Phase::backward, Phase::reduce, Phase::optimizer};
 const char* name_of(Phase phase);
 
-// Some of them.
+// A set of phases.
 class Phases {
  public:
   constexpr Phases(Phase phase) : Phases(1u << static_cast<unsigned>(phase)) {}
@@ -72,8 +72,9 @@ class Phases {
 inline constexpr Phases kMicroStep = {Phase::forward, Phase::backward};
 inline constexpr Phases kWholeStep = {Phase::forward, Phase::backward, Phase::reduce, Phase::optimizer};
 
-// A node's constants by name: head counts, epsilon, flags, lists of sizes. To ask for one as another kind is an error, but a
-// whole number is a number as well. A flag that is absent is false; other constants must be there, or `otherwise` is given.
+// A node's constants by name: head counts, epsilon, flags, lists of sizes. To ask for a constant as another kind throws
+// Error, except that a whole number is a number too. An absent flag is false; any other absent constant throws Error
+// unless the caller gives a value for that case (`otherwise`).
 class Attributes {
  public:
   using Value = std::variant<int64_t, double, bool, std::vector<int64_t>>;
@@ -125,7 +126,7 @@ struct Graph {
   std::vector<Tensor> tensors;
   std::vector<Node> nodes;  // in execution order
 
-  // What new nodes are marked with; the builder and autodiff set them as they go.
+  // The phase and layer that new nodes get; the builder, autodiff and passes set them.
   Phase phase = Phase::forward;
   int layer = -1;
 
@@ -136,18 +137,18 @@ struct Graph {
 
   TensorId add_tensor(std::string name, DType dtype, Shape shape, Role role);
   TensorId find(std::string_view name) const;  // kNone when there is none
-  // A view: rows of shape.last() elements, `row_stride` apart (0: side by side), from element `offset` of `whole` on. Throws
-  // Error where that is more than `whole` has.
+  // A view: rows of shape.last() elements, `row_stride` apart (0: contiguous), from element `offset` of `whole` on.
+  // Throws Error where the view does not lie within `whole`.
   TensorId add_view(std::string name, TensorId whole, Shape shape, int64_t offset, int64_t row_stride = 0);
 
-  // Appends a node and its outputs (the op's `infer` makes them); gives the outputs. `name` names them in dumps.
+  // Appends a node; the op's `infer` adds its outputs, which are returned. `name` names the outputs in dumps.
   std::vector<TensorId> add(std::string_view op, Attributes attributes, std::vector<TensorId> inputs,
                             std::string_view name = {});
-  // The same for passes, whose new nodes take the place of others: the node, which is not appended, writes `outputs`, which
-  // are there already. Throws Error where they are not of the shapes and types that the op's `infer` gives.
+  // For passes, whose new nodes replace others: returns a node, which is not appended, that writes the existing tensors
+  // `outputs`. Throws Error where these do not have the shapes and types that the op's `infer` gives.
   Node make(std::string_view op, Attributes attributes, std::vector<TensorId> inputs, std::vector<TensorId> outputs);
 
-  // For `infer` functions: adds an output of the node that is being made.
+  // For `infer` functions: adds a tensor and makes it the next output of `node`.
   TensorId add_output(Node& node, std::string_view suffix, DType dtype, Shape shape);
 
   // The tensor that owns the storage of `id`, through all aliases.
@@ -162,7 +163,7 @@ struct Graph {
     return bytes;
   }
 
-  std::string naming;  // the name stem of the node being made
+  std::string naming;  // the name from which add_output() makes the names of outputs
 };
 
 }  // namespace llm

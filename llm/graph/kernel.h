@@ -8,19 +8,19 @@ namespace llm {
 
 class CudaDevice;
 
-// Values that change from run to run of the same program. On the GPU they lie in a small device struct, so that a
-// captured CUDA graph need not change.
+// Values that change from run to run of the same program. A GPU keeps a copy of them in its memory, so that a captured
+// CUDA graph need not change with them.
 struct StepState {
   float learning_rate = 0;   // of this step, before a parameter's own multiplier
-  int64_t step = 0;          // optimizer steps done before this one
-  int64_t micro_step = 0;    // 0: parameter gradients are overwritten; later: added to
-  int64_t first_sample = 0;  // of the run, in the micro-step at hand: the sample that its first row is
-  int64_t position = 0;      // inference: tokens that are already in the key-value cache
+  int64_t step = 0;          // number of optimizer steps before this one
+  int64_t micro_step = 0;    // 0: parameter gradients are overwritten; above 0: they are added to
+  int64_t first_sample = 0;  // number of the first row of this micro-step's batch among all samples of the run
+  int64_t position = 0;      // inference: number of tokens already in the key-value cache
   uint64_t seed = 0;         // of the run: stochastic rounding, dropout and sampling depend on it
-  double temperature = 1;    // sampling: as in llm/ops/sampling.h
+  double temperature = 1;    // sampling: these three as in llm/ops/sampling.h
   double top_p = 1;
   int64_t top_k = 0;
-  int64_t token_index = 0;  // sampling: the number of the token to be drawn
+  int64_t token_index = 0;  // sampling: number of the token to be drawn
 
   friend bool operator==(const StepState&, const StepState&) = default;
 };
@@ -31,9 +31,9 @@ struct KernelCall {
   ThreadTeam& threads;
   const StepState& step;
   void* const* addresses;  // by TensorId
-  // For the CUDA kernels: the device, whose stream they run on, and the step in its memory. A launch may be captured and
-  // replayed, so a kernel takes learning rate, step and position from there; of `step` only `accumulates` may be asked. Ops
-  // that say `moves_step` change it.
+  // For CUDA kernels: the device, on whose stream they run, and its copy of the step. A launch may be captured and
+  // replayed in later steps, so a CUDA kernel reads `device_step`; the host code that launches it may use `step` only
+  // through accumulates(). Ops with `moves_step` change `device_step`.
   CudaDevice* cuda = nullptr;
   StepState* device_step = nullptr;
 
@@ -41,12 +41,14 @@ struct KernelCall {
   bool has_output(size_t i) const { return node.output(i) != kNone; }
   const Shape& in_shape(size_t i) const { return graph.shape(node.inputs[i]); }
   const Shape& out_shape(size_t i) const { return graph.shape(node.outputs[i]); }
-  // Elements from row to row: more than a row has only for ops that say `cpu_takes_strides`.
+  // Elements from one row to the next. Only for ops with `cpu_takes_strides` may that be more than the row's own
+  // elements.
   int64_t in_stride(size_t i) const { return graph.tensor(node.inputs[i]).stride(); }
   int64_t out_stride(size_t i) const { return graph.tensor(node.outputs[i]).stride(); }
   DType in_dtype(size_t i) const { return graph.tensor(node.inputs[i]).dtype; }
   DType out_dtype(size_t i) const { return graph.tensor(node.outputs[i]).dtype; }
-  // Null when the optional tensor is absent. The CPU's kernels know fp32 alone: llm/graph/cast.cpp stands between.
+  // The address of a tensor; null when the optional tensor is absent. CPU kernels of ops without `cpu_takes_bf16` see
+  // fp32 where the graph has bf16: the pass cast_for_cpu puts casts around the node.
   template <class T = float>
   const T* in(size_t i) const {
     return has_input(i) ? static_cast<const T*>(address(node.inputs[i])) : nullptr;
@@ -61,8 +63,8 @@ struct KernelCall {
     return node.workspace == kNone ? nullptr : static_cast<T*>(address(node.workspace));
   }
 
-  // Whether output i, an accumulator, must be added to instead of overwritten: from the second micro-step on, and where
-  // another node of this graph has written it before.
+  // Whether the kernel must add to output i, an accumulator, instead of overwriting it: from the second micro-step on,
+  // and where an earlier node of this graph has written the same memory.
   bool accumulates(size_t i) const {
     const TensorId id = node.output(i);
     if (id == kNone || graph.tensor(id).role != Role::accumulator) return false;

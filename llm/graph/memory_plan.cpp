@@ -1,6 +1,6 @@
-// Liveness over the node order, outputs laid over inputs that end there, and a greedy placement of what is left, largest
-// first, each at the lowest address that is free during its whole life (as in Pisarchyk and Lee 2020, "Efficient memory
-// management for deep neural net inference", greedy by size).
+// The memory plan: lifetimes from the order of the nodes; outputs laid over inputs whose last reader their node is;
+// then a greedy placement, the largest tensor first, each at the lowest address that is free during its whole life
+// (Pisarchyk and Lee 2020, "Efficient memory management for deep neural net inference", greedy by size).
 #include <algorithm>
 #include <numeric>
 
@@ -10,9 +10,9 @@
 namespace llm {
 namespace {
 
-// Tensors that share one place: a storage owner, its aliases, and what lies over it.
+// Tensors that share one place: a tensor without an alias, those that alias it, and outputs that are laid over it.
 struct Group {
-  int first = -1, last = -1;
+  int first = -1, last = -1;  // nodes of the first and the last use
   size_t bytes = 0, offset = 0;
 };
 
@@ -34,7 +34,7 @@ class Planner {
       for (TensorId id : node.outputs) touch(id, n);
       touch(node.workspace, n);
     }
-    // Inputs are written before the first node; results are read after the last.
+    // Inputs are written before the first node; results are read after the last node.
     for (size_t i = 0; i < g_.tensors.size(); ++i)
       if (g_.tensors[i].role == Role::input && groups_[i].first >= 0) groups_[i].first = 0;
     for (TensorId id : results) touch(id, end);
@@ -69,7 +69,8 @@ class Planner {
     g.last = std::max(g.last, n);
   }
 
-  // A group is known by its owner's index; groups that were laid over another have none of their own any more.
+  // A group has the index of the tensor that owns its storage. A group that was laid over another one is no longer
+  // placed.
   bool is_placed(size_t i) const {
     return group_of_[i] == i && groups_[i].first >= 0 && !is_persistent(g_.tensors[i].role);
   }
@@ -99,7 +100,7 @@ class Planner {
     return count;
   }
 
-  // Two inputs that lie in one place (one laid over the other) cannot both be read while it is overwritten.
+  // Whether another input lies in the same place as `in`: an output over `in` would then overwrite both.
   bool shared_with_other_input(const Node& node, TensorId in) const {
     return std::any_of(node.inputs.begin(), node.inputs.end(), [&](TensorId other) {
       return other != kNone && other != in &&
@@ -123,7 +124,7 @@ class Planner {
         for (size_t p : placed) {
           const Group& other = groups_[p];
           if (other.last < g.first || other.first > g.last) continue;
-          if (offset + bytes <= other.offset) break;  // it fits into the gap in front of this one
+          if (offset + bytes <= other.offset) break;  // `g` fits into the gap in front of `other`
           offset = std::max(offset, other.offset + placed_bytes(other.bytes));
         }
       } else {
@@ -140,8 +141,8 @@ class Planner {
 
   const Graph& g_;
   bool share_;
-  std::vector<size_t> group_of_;  // by tensor
-  std::vector<Group> groups_;     // by the tensor that owns the place
+  std::vector<size_t> group_of_;  // by tensor: the index of its group
+  std::vector<Group> groups_;     // by the tensor that owns the storage
 };
 
 }  // namespace

@@ -6,6 +6,7 @@
 namespace llm {
 namespace {
 
+// In floats: the distance of rows that share a set of the first-level cache, and a cache line.
 constexpr int64_t kSharedSet = 4096 / sizeof(float), kCacheLine = 64 / sizeof(float);
 
 }  // namespace

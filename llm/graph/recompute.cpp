@@ -1,7 +1,7 @@
-// Recomputation (Chen et al. 2016; by kind of op, as in Korthikanti et al. 2022): the forward nodes of a layer whose
-// outputs its backward pass reads are cloned in front of that backward pass, and the backward nodes read the clones. The
-// originals then end their life in the forward pass; the memory plan sees that by itself. The clones are the same kernels
-// on the same inputs, so no bit changes.
+// Recomputation (Chen et al. 2016; by kind of op, as in Korthikanti et al. 2022): forward nodes of a layer whose
+// outputs the layer's backward pass reads are cloned in front of that backward pass, and the backward nodes read the
+// clones. The memory plan then ends the lifetimes of the original outputs in the forward pass. The clones are the same
+// kernels on the same inputs, so cloning changes no bit.
 #include <algorithm>
 #include <map>
 #include <set>

@@ -1,5 +1,5 @@
-// Values of persistent tensors on their way to and from files: as floats in the host's memory, whatever precision the run has
-// and wherever its arena lies.
+// Persistent tensors on their way to and from files: as floats in the host's memory, whatever the run's precision and
+// wherever its arena lies.
 #pragma once
 #include <span>
 #include <string>
@@ -16,12 +16,12 @@ class Staging {
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
 
-  // Room for the values of a tensor. They are put to their place (in bf16: rounded to the nearest) when room for the next
-  // one is asked for, or by `flush`. Floats in the host's memory are their own room.
+  // Memory for the caller to write the values of a tensor (elements) into. The values go to the arena (to bf16: rounded
+  // to the nearest) with the next call, or with flush(). fp32 tensors that the host can address are given as they are.
   float* room(const std::string& name, int64_t elements);
   void flush();
 
-  // The values of a tensor; valid until the next call.
+  // The values of a tensor (elements); valid until the next call.
   const float* values(const std::string& name, int64_t elements);
 
  private:
@@ -29,7 +29,7 @@ class Staging {
 
   const Arena& arena_;
   const PersistentLayout& layout_;
-  std::string pending_;  // what `floats_` holds and has to be put to its place
+  std::string pending_;  // the tensor whose values are in `floats_` and not yet in the arena; empty: none
   std::vector<float> floats_;
   std::vector<bf16> rounded_;
 };

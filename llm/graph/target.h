@@ -1,4 +1,4 @@
-// What a graph is compiled for: the device, its threads, and how narrow the numbers are.
+// What a graph is compiled for: the kind of device, the CPU's threads, and the precision.
 #pragma once
 #include <cstdint>
 
@@ -9,17 +9,18 @@ namespace llm {
 
 class Device;
 
-// What --dtype says. A bf16 run holds parameters and activations in bf16, with fp32 master weights for the optimizer;
-// statistics, losses, parameter gradients and moments are fp32 in either. fp8 is bf16 with the blocks' products in 8 bits.
+// The value of --dtype. A bf16 run holds parameters and activations in bf16, with fp32 master weights for the
+// optimizer. An fp8 run is a bf16 run whose transformer blocks multiply 8-bit matrices. Statistics, losses, parameter
+// gradients and moments are always fp32.
 enum class Precision : uint8_t { fp32, bf16, fp8 };
 template <>
 inline constexpr std::array kNames<Precision> = {"fp32", "bf16", "fp8"};
 
-// Of parameters and activations.
+// The type of parameters and activations.
 inline DType dtype_of(Precision precision) { return precision == Precision::fp32 ? DType::fp32 : DType::bf16; }
 
 struct Target {
-  int threads = 1;  // of the CPU's team: some of its workspaces are per thread
+  int threads = 1;  // of the CPU's team: some CPU kernels need a workspace for each thread
   bool cuda = false;
   Precision precision = Precision::fp32;
 };
