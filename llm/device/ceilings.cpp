@@ -12,15 +12,15 @@
 
 namespace llm {
 
-// Memory straight from the system, in huge pages where it gives them, so that page faults and the small pages' TLB
-// misses are not what is measured.
+// Memory straight from the system, in huge pages where the system gives them, so that page faults and TLB misses do not
+// count in the measurement.
 class CeilingMeter::Pages {
  public:
   explicit Pages(size_t bytes) : bytes_(bytes) {
     data_ = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (data_ == MAP_FAILED)
       fail("the system does not give the ", bytes_ >> 20, " MiB that measuring its memory needs");
-    ::madvise(data_, bytes_, MADV_HUGEPAGE);  // only an advice
+    ::madvise(data_, bytes_, MADV_HUGEPAGE);  // may fail: it is only advice
   }
   ~Pages() { ::munmap(data_, bytes_); }
   Pages(const Pages&) = delete;
@@ -39,15 +39,16 @@ using simd::Vec;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-// Independent chains of fma: more than latency times throughput asks for, few enough to stay in registers.
+// Independent chains of fma: more than latency times throughput, so that the units are never idle, and few enough to
+// stay in registers.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kChains = 24;
 #else
 constexpr int kChains = 12;
 #endif
 
-// Every thread runs `steps` fma on each chain. The constants come from volatile variables and the sum goes to one, so
-// nothing can be computed at compile time or left out.
+// Seconds that all threads take for `steps` fma on each chain. The constants come from volatile variables and the sum
+// goes to a volatile variable, so that the compiler can neither compute the result nor leave the work out.
 double fma_seconds(ThreadTeam& threads, int64_t steps) {
   static volatile float factor_source = 0.999f, term_source = 1e-3f;
   std::vector<float> sums(static_cast<size_t>(threads.size()));
@@ -84,13 +85,13 @@ void read_all(ThreadTeam& threads, const float* from, float* sums, int64_t n) {
       for (int u = 0; u < kUnroll; ++u) sum[u] += simd::load(from + i + u * simd::kLanes);
     Vec total{};
     for (const Vec& s : sum) total += s;
-    sums[begin / kBlock] = simd::reduce_add(total);  // is needed, as far as the compiler can see
+    sums[begin / kBlock] = simd::reduce_add(total);  // keeps the compiler from leaving the loads out
   });
 }
 
 void copy_all(ThreadTeam& threads, const float* from, float* to, int64_t n) {
   threads.for_blocks(n, kBlock, [&](int64_t begin, int64_t end) {
-    // Not one loop over vectors: that is turned into a call of memcpy, which uses streaming stores.
+    // The negation keeps the compiler from calling memcpy, whose streaming stores the kernels do not use.
     for (int64_t i = begin; i < end; i += kStride)
 #pragma GCC unroll 8
       for (int u = 0; u < kUnroll; ++u)
@@ -110,10 +111,11 @@ void update_all(ThreadTeam& threads, float* data, int64_t n) {
   });
 }
 
-// Read, copy and update of arrays that take `bytes` together; each pass over them is repeated `repeats` times.
 struct Bandwidths {
-  double read, copy, update;
+  double read, copy, update;  // in 10^9 bytes per second
 };
+
+// Measures with arrays that take `bytes` together; each pass over them is repeated `repeats` times.
 Bandwidths measure_bandwidths(ThreadTeam& threads, float* data, float* sums, size_t bytes, int repeats) {
   const int64_t n = static_cast<int64_t>(bytes / sizeof(float)) / (2 * kBlock) * (2 * kBlock);
   const double moved = static_cast<double>(n) * sizeof(float) * repeats * 1e-9;
@@ -133,7 +135,7 @@ double flops_of_steps(ThreadTeam& threads, int64_t steps) {
   return 2.0 * kChains * simd::kLanes * threads.size() * static_cast<double>(steps);
 }
 
-// How many steps take `seconds`. Finding it wakes the threads and the cores' clocks up.
+// A number of steps that takes at least `seconds`. The search also wakes the threads and raises the cores' clocks.
 int64_t steps_for(ThreadTeam& threads, double seconds) {
   const auto start = Clock::now();
   int64_t steps = 1024;
@@ -162,11 +164,12 @@ CeilingMeter::CeilingMeter(ThreadTeam& threads) : threads_(threads) {}
 CeilingMeter::~CeilingMeter() = default;
 
 void CeilingMeter::round() {
-  // More than the caches hold. How much that is cannot be asked: virtual machines report anything up to their host's.
+  // More than the caches hold. The size of the caches cannot be asked: virtual machines report up to what their host
+  // has.
   constexpr size_t kBytes = size_t{512} << 20;
   if (!pages_) {
     pages_ = std::make_unique<Pages>(kBytes);
-    update_all(threads_, pages_->floats(), static_cast<int64_t>(kBytes / sizeof(float)));  // makes the pages be there
+    update_all(threads_, pages_->floats(), static_cast<int64_t>(kBytes / sizeof(float)));  // touches every page
   }
   std::vector<float> sums(kBytes / sizeof(float) / kBlock);
   const auto bandwidths = [&](size_t bytes, int repeats) {

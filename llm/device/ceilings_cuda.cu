@@ -14,7 +14,8 @@ constexpr int kRounds = 5, kThreads = 256, kPacksAThread = 4;
 
 using Packed = simt::Pack<float>;
 
-// y[i] = x[i] + addend, 16 bytes a time; y == x updates, no y reads alone (the sum is written where it cannot be 1e30).
+// y[i] = x[i] + addend, 16 bytes at a time; x, y (packs). With y == x this is an update, with y null a read: then a sum
+// above 1e30 would be written, which never occurs but keeps the compiler from leaving the loads out.
 __global__ void stream_kernel(const Packed* x, Packed* y, float* sums, float addend, int64_t packs) {
   const int64_t first = (int64_t{blockIdx.x} * kThreads * kPacksAThread) + threadIdx.x;
   Packed values[kPacksAThread];
@@ -36,7 +37,7 @@ __global__ void stream_kernel(const Packed* x, Packed* y, float* sums, float add
   if (!y && sum > 1e30f) sums[0] = sum;
 }
 
-// Values in [-1, 1) that differ from place to place. A GPU multiplies zeros at a higher clock than what a model holds.
+// Fills x (count) with varied values in [-1, 1): a GPU multiplies zeros at a higher clock than a model's numbers.
 template <class T>
 __global__ void fill_kernel(T* x, int64_t count) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
@@ -54,7 +55,7 @@ void fill(CudaDevice& device, void* x, int64_t count, DType dtype) {
     simt::launch(device.stream(), blocks, kThreads, 0, fill_kernel<float>, static_cast<float*>(x), count);
 }
 
-// The median of kRounds runs of `work`, after one to warm up.
+// The median of kRounds runs of `work`, after one run to warm up.
 template <class Work>
 double median_seconds(CudaDevice& device, Work&& work) {
   const auto watch = device.new_stopwatch(kRounds + 1);
@@ -70,10 +71,12 @@ double median_seconds(CudaDevice& device, Work&& work) {
   return seconds[kRounds / 2];
 }
 
-// How many bytes the arrays of a bandwidth measurement take: the device's free memory and 1 GiB are the limits.
 struct Streams {
-  double read = 0, copy = 0, update = 0;  // GB/s
+  double read = 0, copy = 0, update = 0;  // 10^9 bytes per second, read plus written
 };
+
+// Two arrays grow from 1 MiB each until a pass takes kEnoughSeconds, up to 512 MiB each or half of the free memory
+// together.
 
 Streams measure_streams(CudaDevice& device) {
   Streams result;

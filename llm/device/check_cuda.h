@@ -1,4 +1,4 @@
-// A check of every call of the CUDA runtime.
+// The check of a call of the CUDA runtime.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -6,7 +6,7 @@
 
 namespace llm {
 
-// `what` says what was tried, as in "cannot <what>".
+// Throws Error "CUDA: cannot <what>: ..." for any status but success.
 template <class... What>
 void check_cuda(cudaError_t status, const What&... what) {
   if (status == cudaSuccess) return;

@@ -12,7 +12,7 @@
 namespace llm {
 namespace {
 
-constexpr int kLeastComputeCapability = 80;  // bf16 on the tensor cores, copies in the background
+constexpr int kLeastComputeCapability = 80;  // has bf16 on the tensor cores, and cp.async
 
 // CUDA writes a version as 1000 * major + 10 * minor.
 std::string version_text(int version) { return concat(version / 1000, ".", version % 1000 / 10); }
@@ -35,7 +35,7 @@ std::string describe_cuda_devices() {
     return concat("the runtime library does not answer: ", reason(status));
   const std::string built = "runtime " + version_text(runtime);
 
-  // Without a driver the call succeeds and the version is 0.
+  // Without a driver the call succeeds and gives version 0.
   int driver = 0;
   if (const cudaError_t status = cudaDriverGetVersion(&driver); status != cudaSuccess)
     return concat(built, "; the driver does not tell its version: ", reason(status));
@@ -65,7 +65,7 @@ int count_cuda_devices() {
   int driver = 0, count = 0;
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return 0;
   if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
-  cudaGetLastError();  // so that no later check meets it
+  cudaGetLastError();  // clears the error, so that no later check reports it
   return 0;
 }
 
@@ -93,7 +93,7 @@ CudaDevice::CudaDevice(ThreadTeam& threads, int index) : Device(threads), index_
 
 CudaDevice::~CudaDevice() { destroy(); }
 
-// Nothing to be done about what fails here: the process gives all back at its end.
+// A failure here is ignored: the end of the process releases everything.
 void CudaDevice::destroy() {
   if (stream_) cudaStreamSynchronize(stream_);
   if (copy_stream_) cudaStreamSynchronize(copy_stream_);

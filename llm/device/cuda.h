@@ -1,5 +1,5 @@
-// One NVIDIA GPU. Plain C++, without CUDA's headers: the parts that need them are compiled by nvcc (or, in the tests, by
-// the test bed) and found by the linker. A binary without them has null at these weak names.
+// One NVIDIA GPU. Plain C++, without CUDA's headers: nvcc (or, for the tests, the test bed) compiles the parts that
+// need those headers. The names are weak: in a binary without these parts they are null.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -19,38 +19,38 @@ struct CudaProperties {
   int compute_capability = 0;  // 10 * major + minor
   int multiprocessors = 0;
   size_t memory_bytes = 0;         // of the device
-  size_t shared_memory_bytes = 0;  // that a block may have at the most
+  size_t shared_memory_bytes = 0;  // the most that a block may have
 };
 
-inline constexpr int64_t kCudaCounters = 1 << 16;
+inline constexpr int64_t kCudaCounters = 1 << 16;  // how many counters() there are
 
-// What the matrix products need beside the plan's arena; 32 MiB is cuBLAS's own choice for the H100.
+// The workspace of cuBLASLt's products, beside the arena; 32 MiB is cuBLAS's own choice for the H100.
 inline constexpr size_t kGemmWorkspaceBytes = size_t{32} << 20;
 
 class CudaDevice : public Device {
  public:
-  // Throws Error naming the reason when the device cannot be used. The calling thread's work goes to it from here on.
+  // Makes the device current for the calling thread. Throws Error with the reason when the device cannot be used.
   [[gnu::weak]] explicit CudaDevice(ThreadTeam& threads, int index = 0);
   [[gnu::weak]] ~CudaDevice() override;
 
-  [[gnu::weak]] void make_current();  // for the calling thread, where it is not the one that made the device
-  // Whether a walk over kernels can be captured: not in the test bed, which runs each kernel when it is launched.
+  [[gnu::weak]] void make_current();  // for calls from another thread than the one that made the device
+  // Whether launches can be captured as a CUDA graph: not in the test bed, which runs each kernel when it is launched.
   [[gnu::weak]] static bool captures();
 
   const CudaProperties& properties() const { return properties_; }
-  CUstream_st* stream() const { return stream_; }              // where everything runs
-  CUstream_st* copy_stream() const { return copy_stream_; }    // where batches come in meanwhile
+  CUstream_st* stream() const { return stream_; }              // of all kernels
+  CUstream_st* copy_stream() const { return copy_stream_; }    // of copies that run beside kernels
   GemmPlans* gemm_plans() const { return gemm_plans_.get(); }  // null in the test bed: llm/device/gemm_plans.h
-  uint32_t* counters() const { return counters_; }             // zeros: simt::arrives_last uses them and clears them
-  [[gnu::weak]] size_t free_bytes();                           // of the device's memory, by now
+  uint32_t* counters() const { return counters_; }             // zeros; simt::arrives_last uses them and clears them
+  [[gnu::weak]] size_t free_bytes();                           // of the device's memory at this time
 
-  // Products of fp32 may round their factors to tf32 (10 bits): several times as fast. Off at first.
+  // Whether products of fp32 may round their factors to tf32 (10 bits of mantissa), which is several times as fast.
   bool allow_tf32 = false;
 
   CudaDevice* cuda() override { return this; }
   int ahead() const override { return 1; }
-  [[gnu::weak]] std::byte* allocate(size_t bytes) override;         // the message says what is free
-  [[gnu::weak]] void release(void* memory, size_t bytes) override;  // waits until nothing runs
+  [[gnu::weak]] std::byte* allocate(size_t bytes) override;         // the error says how much is free
+  [[gnu::weak]] void release(void* memory, size_t bytes) override;  // waits until the device is idle
   std::byte* on_host(std::byte*) const override { return nullptr; }
   [[gnu::weak]] void copy_in(void* to, const void* from, size_t bytes) override;
   [[gnu::weak]] void copy_out(void* to, const void* from, size_t bytes) override;
@@ -71,13 +71,13 @@ class CudaDevice : public Device {
   std::unique_ptr<GemmPlans> gemm_plans_;
 };
 
-// One line, without its end, to stand after "CUDA: ": the CUDA runtime's and the driver's version and each device's name,
-// compute capability and memory; or the one reason why no device can be used (no driver, driver too old, no device).
-// Never throws for want of a GPU.
+// One line, without a line break, to stand after "CUDA: ": the versions of the CUDA runtime and the driver, and each
+// device's name, compute capability and memory; or the reason why no device can be used (no driver, driver too old, no
+// device). Does not throw for want of a GPU.
 [[gnu::weak]] std::string describe_cuda_devices();
-// How many devices can be used, 0 where there is none for whatever reason.
+// How many devices can be used; 0 where there is none, for whatever reason.
 [[gnu::weak]] int count_cuda_devices();
-// Whether the binary has the CUDA back end. Without it nothing else of this header may be called.
+// Whether the binary has the CUDA back end. If not, nothing else of this header may be called.
 inline bool cuda_is_built_in() { return &count_cuda_devices != nullptr; }
 
 }  // namespace llm

@@ -1,7 +1,7 @@
-// The blocked product. C is cut into blocks, each of which one thread makes alone: no thread waits for another. A block
-// is a few column panels wide. For each stage of k its piece of B is packed, then A is read in place, panel after panel
-// of rows: the microkernel broadcasts A's elements, so they may stay where they are. Where the elements of a row of B are
-// neighbours in memory, the first panel of rows reads B in place too, and packs it on the way.
+// The blocked product. C is cut into blocks, each of which one thread computes alone: no thread waits for another. A
+// block is a few column panels wide. For each stage of k the thread packs the block's piece of B, then reads A in
+// place, row panel after row panel: the microkernel broadcasts A's elements, so A need not be packed. Where the
+// elements of a row of B are contiguous, the first row panel reads B in place, too, and packs it on the way.
 #include "llm/device/gemm_cpu.h"
 
 #include <algorithm>
@@ -20,18 +20,20 @@ using microkernel::kColumns;
 using microkernel::kRows;
 using microkernel::RowPanels;
 
-// The k of a stage, and the column panels of a block, which lie in L2 with that depth. Of a row-major A each cache line
-// serves 16 steps of k; of a transposed one a line a step is read, and more blocks beside it may use it while it is near.
+// The steps of k in a stage, and the column panels of a block: a block's piece of B stays in L2. A cache line of a
+// row-major A serves 16 steps of k. A transposed A is read a line a step, so its blocks are wider and use each line
+// more.
 constexpr int64_t kDepthRowMajor = 768, kPanelsRowMajor = 2;
 constexpr int64_t kDepthTransposed = 512, kPanelsTransposed = 3;
-constexpr int64_t kMostRows = 4096;  // of a block: a piece of A this high stays in L3 for the blocks beside it
+constexpr int64_t kMostRows = 4096;  // of a block: so many rows of A stay in L3 for the blocks beside it
 constexpr int64_t kBlocksPerThread = 2;
-// The least rows of a block, for its piece of B to be worth packing apart, and on the way.
+// The fewest rows of a block for which packing its piece of B pays: in a pass of its own, and on the way.
 constexpr int64_t kLeastRowsPacking = 256, kLeastRowsOnTheWay = 128;
-// The last row panels of a block, beside which the next one's B is fetched: what comes sooner is gone again.
+// The next block's piece of B is prefetched during the last so many row panels: lines that come sooner are evicted
+// again.
 constexpr int64_t kFetchingPanels = 6;
-constexpr int64_t kTrickleTiles = 16 / microkernel::kTrickle;  // that fetch half a panel
-constexpr double kSerialWork = 1e6;  // multiply-adds below which waking the team costs more than it brings
+constexpr int64_t kTrickleTiles = 16 / microkernel::kTrickle;  // tiles that it takes to fetch 16 columns of a panel
+constexpr double kSerialWork = 1e6;  // multiply-adds below which waking the team costs more time than it saves
 
 struct Range {
   int64_t begin, end;
@@ -41,7 +43,7 @@ struct Range {
 // The i-th of `count` nearly equal parts of [0, n).
 Range part(int64_t n, int64_t count, int64_t i) { return {i * n / count, (i + 1) * n / count}; }
 
-// How C is cut. Only the stages may touch the bits, and they depend on k and the layout of A alone.
+// How C is cut. Of all this only the stages affect the bits, and they depend on k and the layout of A alone.
 struct Plan {
   int64_t depth, stages;
   int64_t column_panels, column_blocks, row_blocks;
@@ -53,10 +55,10 @@ struct Plan {
     depth = round_up(ceil_div(k, stages), 16);
     const int64_t least_rows = b_along_k ? kLeastRowsPacking : kLeastRowsOnTheWay;
     const int64_t most_row_blocks = std::max<int64_t>(1, m / least_rows);
-    // Where A is larger than B, each thread has rows of its own, as it has in the ops before and after.
+    // Where A (m, k) is larger than B (k, n), each thread gets rows of its own, as in the ops before and after.
     const int64_t least_row_blocks = std::max(ceil_div(m, kMostRows), m > n ? std::min(most_row_blocks, threads) : 1);
-    // Of all cuts into blocks enough, the one whose last thread is done first: in rows times panels, where packing a
-    // panel costs as much as some rows more.
+    // Chooses, among the cuts into enough blocks, the one whose slowest thread has the least work. Work is counted in
+    // rows times panels; packing a panel counts as some more rows.
     const int64_t wanted = std::min(threads > 1 ? kBlocksPerThread * threads : 1, column_panels * most_row_blocks);
     const int64_t widest = a_row_major ? kPanelsRowMajor : kPanelsTransposed;
     int64_t least = std::numeric_limits<int64_t>::max();
@@ -77,7 +79,7 @@ class BlockedGemm {
  public:
   BlockedGemm(const Gemm& g, const Plan& plan, float* workspace) : g_(g), plan_(plan), packed_(aligned(workspace)) {}
 
-  // Blocks that use the same rows of A follow each other.
+  // Computes one block of C. Blocks of successive numbers use the same rows of A.
   void multiply(int64_t block, int rank) const {
     float* packed = packed_ + rank * plan_.floats_of_thread();
     const Range panels = panels_of(block);
@@ -90,9 +92,10 @@ class BlockedGemm {
       for (int64_t panel = panels.begin; panel < panels.end; ++panel)
         if (const Piece p = piece(panel, k.begin); !packs_on_the_way(p))
           microkernel::pack_columns(b_along_k_, p.data, b_stride_, p.columns, k.size(), pack_of(panel));
-      // What is likely to be read next of B. Rows of B are far from each other, and nothing but these fetches brings them near.
+      // The piece of B that is likely to be read next. The rows of B lie far apart, so the hardware does not prefetch
+      // them.
       const Piece next = last ? piece(panels_of(block + 1).begin, 0) : piece(panels.begin, k.end);
-      const int64_t half_panels = 2 * panels.size();  // lines of 16 columns
+      const int64_t half_panels = 2 * panels.size();  // of 16 columns, a cache line of a row of B
       const bool trickles =
           a_row_major_ && !b_along_k_ && row_panels.count * panels.size() >= kTrickleTiles * half_panels;
       int64_t fetches = trickles ? 0 : half_panels, tiles_left = row_panels.count * panels.size();
@@ -136,7 +139,7 @@ class BlockedGemm {
   }
 
  private:
-  // One column panel's piece of B in one stage.
+  // The piece of B of one column panel in one stage.
   struct Piece {
     const float* data;
     int64_t columns;
@@ -155,11 +158,12 @@ class BlockedGemm {
   float* packed_;
   const bool a_row_major_ = g_.a.column_stride == 1, b_along_k_ = g_.b.column_stride != 1;
   const int64_t b_stride_ = b_along_k_ ? g_.b.column_stride : g_.b.row_stride;
-  // Rows that lie a multiple of 4 KiB apart share one set of the first-level cache: no more of them than it has ways.
+  // Rows of A whose distance is a multiple of 4 KiB share one set of the first-level cache, so a panel has no more of
+  // them than the cache has ways.
   const int64_t most_rows_ = a_row_major_ && g_.a.row_stride % 1024 == 0 ? std::min(kRows, 10) : kRows;
 };
 
-// Of a symmetric C: what is above the diagonal in rows [begin, end) from what is below it.
+// Fills the part above the diagonal of a symmetric C, in rows [begin, end), from the part below it.
 void mirror_rows(const Gemm& g, int64_t begin, int64_t end) {
   for (int64_t j = begin + 1; j < g.n; ++j)
     for (int64_t i = begin; i < std::min(end, j); ++i) g.c[i * g.c_stride + j] = g.c[j * g.c_stride + i];
@@ -169,7 +173,7 @@ void mirror_rows(const Gemm& g, int64_t begin, int64_t end) {
 
 int64_t gemm_workspace(int64_t m, int64_t n, int64_t k, int threads) {
   if (m <= 0 || n <= 0) return 0;
-  // A small product is made by one thread alone, in wider blocks.
+  // A small product is computed by one thread alone, in wider blocks, so a team of 1 is counted too.
   int64_t floats = 0;
   for (const bool row_major : {true, false})
     for (const bool along_k : {true, false})

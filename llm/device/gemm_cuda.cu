@@ -1,4 +1,4 @@
-// Which of the two products runs.
+// Chooses between cuBLASLt's product and the plain kernel.
 #include "llm/device/gemm_cuda.h"
 
 #include "llm/device/gemm_plain_cuda.h"

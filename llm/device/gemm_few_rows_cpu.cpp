@@ -1,5 +1,5 @@
-// The product for few rows against a transposed B, as in token-by-token decoding: each row of B's transpose is read once,
-// straight from memory, against all rows of A. What counts is the way of the weights from memory.
+// The product of few rows of A and a transposed B, as in token-by-token decoding: each row of B's transpose is read
+// once, straight from memory, and multiplied with all rows of A. Reading the weights from memory takes all the time.
 #include "llm/device/gemm_few_rows_cpu.h"
 #include <algorithm>
 
@@ -11,11 +11,11 @@ namespace {
 using simd::kLanes;
 using simd::Vec;
 
-constexpr int64_t kMostRows = 8;  // up to here nothing but B's way from memory counts
-constexpr int64_t kAhead = 1024;  // floats: how far in front memory is asked
+constexpr int64_t kMostRows = 8;  // up to so many rows reading B from memory takes all the time
+constexpr int64_t kAhead = 1024;  // floats: how far ahead B is prefetched
 
-// One column of C for all rows: one row of B's transpose, in the order in which it lies in memory, so that the processor
-// sees one stream. Two chains of additions keep ahead of any memory.
+// One column of C for all rows: reads one row of B's transpose from its first element to its last, so that the
+// processor sees one stream. Two chains of additions are faster than any memory.
 template <int Rows>
 void dot_products(const Gemm& g, int64_t column) {
   Vec sum[Rows][2] = {};

@@ -1,9 +1,9 @@
-// c (m, n) = scale a (m, k) b (k, n) [+ bias (n)] [+ c], in fp32 on the ordinary cores: for what cuBLASLt has no algorithm for, and
-// for the test bed.
+// c (m, n) = scale a (m, k) b (k, n) [+ bias (n)] [+ c], in fp32 on the ordinary cores: for products for which cuBLASLt
+// has no algorithm, and for the test bed.
 //
-// A block makes a 64 x 64 tile of c, 16 elements of k at a time, which it lays out in shared memory as floats; each of its 256
-// threads keeps 4 x 4 elements of the tile, 16 apart. Bytes: each tile of a is read n / 64 times, each of b m / 64 times, c
-// is written once. Each element of c is one sum over k, in order.
+// A block computes a 64 x 64 tile of c. It goes through k 16 steps at a time, whose pieces of a and b it puts into
+// shared memory as floats; each of its 256 threads holds 4 x 4 elements of the tile, 16 apart. Each element of c is one
+// sum over k, in order. Bytes: a is read n / 64 times, b is read m / 64 times, c is written once.
 #include "llm/device/gemm_plain_cuda.h"
 
 #include "llm/base/fp8.h"
@@ -15,7 +15,7 @@ namespace {
 constexpr int kTile = 64, kDepth = 16, kSide = 16, kThreads = kSide * kSide, kEach = kTile / kSide;
 
 struct Shared {
-  // The padding puts the 16 x 2 elements that a warp writes at a time into 32 different banks.
+  // The padding puts the 16 x 2 elements that a warp writes at once into 32 different banks.
   float a[kDepth][kTile + 2], b[kDepth][kTile + 2];
 };
 
@@ -26,9 +26,9 @@ struct View {
   bool transposed;
 };
 
-// One tile, 64 of the outer index (a row of a, a column of b) by 16 of k, into shared memory, zeros beyond the matrix. Element
-// (i, p) lies at data[i * stride + p], or, if k goes with the stride, at data[p * stride + i]; neighbouring threads read
-// neighbouring memory in either case.
+// Reads one tile, 64 indices i (rows of a, columns of b) by 16 indices p of k, into shared memory, with zeros beyond
+// the matrix. Element (i, p) lies at data[i * stride + p] or, with `k_by_stride`, at data[p * stride + i]; in either
+// case neighbouring threads read neighbouring memory.
 template <class T>
 __device__ void load_tile(float (&tile)[kDepth][kTile + 2], const T* data, int64_t stride, bool k_by_stride,
                           int64_t first_i, int64_t size, int64_t first_p, int64_t k) {
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads)
     plain_kernel(int64_t m, int64_t n, int64_t k, View<A> a, View<B> b, C* c, int64_t c_stride, bool accumulate,
                  const C* bias, const float* a_scale, const float* b_scale) {
   auto& s = simt::shared_memory<Shared>();
-  const int64_t tiles = (n + kTile - 1) / kTile;  // side by side
+  const int64_t tiles = (n + kTile - 1) / kTile;  // in a row of tiles
   const int64_t row = blockIdx.x / tiles * kTile, column = blockIdx.x % tiles * kTile;
   const int x = static_cast<int>(threadIdx.x) % kSide, y = static_cast<int>(threadIdx.x) / kSide;
   float sum[kEach][kEach] = {};

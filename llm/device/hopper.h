@@ -1,12 +1,13 @@
-// What kernels for Hopper (compute capability 9.0, code for sm_90a) need beyond llm/device/simt.h: barriers in shared memory
-// that count arriving bytes (mbarrier), tiles copied by the tensor memory accelerator (TMA), products of a warpgroup's four
-// warps on operands in shared memory (wgmma), barriers of some of a block's warps, and registers that move between
-// warpgroups. PTX ISA, sections "Asynchronous Warpgroup Level Matrix Instructions" and "Data Movement and Conversion".
+// What kernels for Hopper (compute capability 9.0, code for sm_90a) need beyond llm/device/simt.h: barriers in shared
+// memory that count arriving bytes (mbarrier), tiles copied by the tensor memory accelerator (TMA), products of a
+// warpgroup's four warps on operands in shared memory (wgmma), barriers of some of a block's warps, and registers that
+// move between warpgroups. Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions", "Data Movement and
+// Conversion".
 //
-// A copy or a product reads and writes shared memory behind the threads' backs ("async proxy"):
-// - what threads wrote there, a copy or product sees after `fence_async_proxy` of each writer and then a barrier;
-// - what a copy wrote, threads and products see after waiting for the phase of its barrier;
-// - accumulators (and left operands in registers) belong to the products from `products_begin` to `products_wait`.
+// Copies and products access shared memory asynchronously to the threads ("async proxy"):
+// - a copy or product sees what threads wrote after `fence_async_proxy` by each writer and then a barrier;
+// - threads and products see what a copy wrote after a wait for the phase of its barrier;
+// - accumulators, and left operands in registers, must not be touched between `products_begin` and `products_wait`.
 #pragma once
 #include <cuda.h>
 
@@ -14,25 +15,27 @@
 
 namespace llm::simt {
 
-// Whether this code is compiled for a GPU that has the instructions. Kernels ask, so that they compile to a trap elsewhere.
+// Whether this code is compiled for a GPU that has these instructions. For other GPUs the kernels compile to a trap.
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 inline constexpr bool kHopperCode = true;
 #else
 inline constexpr bool kHopperCode = false;
 #endif
 
-// A barrier in shared memory. It is in phase 0, 1, 2, ...; a phase ends when `arrivals` threads have arrived and all bytes
-// that they announced are there. One waits for the end of the phase of a parity: of parity 1, a new barrier's wait returns.
+// A barrier in shared memory. Its phases are numbered from 0; a phase ends when `arrivals` threads have arrived and all
+// bytes that they announced have been copied. wait() waits for the end of the latest phase of the given parity (the
+// phase's number modulo 2): on a new barrier a wait for parity 1 returns at once.
 struct alignas(8) Barrier {
   uint64_t state;
 };
 
-// Where a tensor of bf16 lies, of up to four dimensions, and the box of it that a copy takes. A parameter of a kernel:
-// `const __grid_constant__ TensorMap`.
+// Where a tensor of bf16 with four dimensions lies, and the size of the boxes that copies take from it. To be passed to
+// a kernel as `const __grid_constant__ TensorMap`.
 using TensorMap = CUtensorMap;
 
-// Rows of kColumns bf16 as copies with 128-byte swizzle leave them: blocks of 64 columns one after the other, in each the
-// rows, 128 bytes long, whose 16-byte chunks are permuted by the row.
+// kRows x kColumns bf16 in the layout of copies with 128-byte swizzle: blocks of 64 columns one after the other; in
+// each block the rows, 128 bytes long, with their 16-byte chunks permuted by the row's number. chunk(row, i): columns 8
+// i and on.
 template <int kRows, int kColumns>
 struct alignas(1024) SwizzledTile {
   static_assert(kColumns % 64 == 0 && kRows % 8 == 0);
@@ -45,8 +48,9 @@ struct alignas(1024) SwizzledTile {
   }
 };
 
-// An operand of a product in shared memory, for one step of k: 64 rows of a tile from `row` on (a multiple of 8), or all rows of one,
-// k along its columns 16 step to 16 step + 15 (row_operand); or all columns of a tile, k along its rows (column_operand).
+// Operand: an operand of a product in shared memory for one step, 16 indices of k. row_operand: rows of a tile from
+// `row` (a multiple of 8) on, with k along the columns 16 step to 16 step + 15. column_operand: all columns of a tile,
+// with k along the rows 16 step to 16 step + 15.
 
 #if !defined(LLM_TEST_BED)
 
@@ -56,7 +60,7 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// Dynamic shared memory where tiles with 128-byte swizzle may begin.
+// Dynamic shared memory aligned for tiles with 128-byte swizzle.
 template <class T>
 __device__ __forceinline__ T& tile_memory() {
   extern __shared__ __align__(1024) unsigned char llm_tile_memory[];
@@ -66,7 +70,7 @@ __device__ __forceinline__ T& tile_memory() {
 __device__ __forceinline__ void initialize(Barrier& barrier, unsigned arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(shared_address(&barrier)), "r"(arrivals) : "memory");
 }
-// By the thread that initialised barriers, before the __syncthreads after which others use them.
+// To be called by the thread that initialised barriers, before the __syncthreads after which other threads use them.
 __device__ __forceinline__ void fence_initialization() {
   asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
 }
@@ -86,8 +90,9 @@ __device__ __forceinline__ void wait(Barrier& barrier, unsigned parity) {
       : "memory");
 }
 
-// Four dimensions, the innermost first, whose elements lie side by side; bytes from one index of each other to the next,
-// multiples of 16, as the address is. Boxes have 64 elements in a row. Throws Error. On the host.
+// The map of a tensor, made on the host. Dimensions stand innermost first; the elements of the innermost one are
+// contiguous. sizes: in elements; strides: of the other three dimensions, in bytes, multiples of 16, as the address
+// must be too; box: in elements, 64 of the innermost dimension. Throws Error where the driver refuses.
 inline TensorMap tensor_map(const bf16* tensor, const uint64_t (&sizes)[4], const uint64_t (&strides)[3],
                             const uint32_t (&box)[4]) {
   void* function = nullptr;
@@ -112,8 +117,8 @@ inline TensorMap tensor_map(const bf16* tensor, const uint64_t (&sizes)[4], cons
   return map;
 }
 
-// The box at (x, y, z, w), in elements, to shared memory with 128-byte swizzle; the bytes count at the barrier. Parts beyond the
-// tensor become zeros, and count as well. By one thread.
+// Starts to copy the box at (x, y, z, w), in elements, to shared memory with 128-byte swizzle. The barrier counts its
+// bytes; parts beyond the tensor become zeros and are counted as well. To be called by one thread.
 __device__ __forceinline__ void copy_box_async(void* shared, const TensorMap& map, int x, int y, int z, int w,
                                                Barrier& barrier) {
   asm volatile(
@@ -122,7 +127,7 @@ __device__ __forceinline__ void copy_box_async(void* shared, const TensorMap& ma
       "l"(&map), "r"(shared_address(&barrier)), "r"(x), "r"(y), "r"(z), "r"(w)
       : "memory");
 }
-// Bytes in a row, a multiple of 16, from and to multiples of 16. By one thread.
+// Starts to copy contiguous bytes; their number and both addresses are multiples of 16. To be called by one thread.
 __device__ __forceinline__ void copy_bytes_async(void* shared, const void* global, unsigned bytes, Barrier& barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(
                    shared_address(shared)),
@@ -135,8 +140,8 @@ __device__ __forceinline__ void prefetch(const TensorMap& map) {
 
 __device__ __forceinline__ void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 
-// A barrier of `threads` threads (whole warps) of the block; 0 is __syncthreads' own. With `pass`, a thread arrives without
-// waiting.
+// Barrier number `id` for `threads` threads (whole warps) of the block; number 0 is that of __syncthreads. `meet`
+// arrives and waits, `pass` arrives without waiting.
 __device__ __forceinline__ void meet(int id, int threads) {
   asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
 }
@@ -144,7 +149,8 @@ __device__ __forceinline__ void pass(int id, int threads) {
   asm volatile("bar.arrive %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
 }
 
-// Registers a thread, for all warps of a warpgroup: given back, or taken once others have given them back.
+// Set the number of registers per thread to N, for all warps of a warpgroup: the first gives registers back, the second
+// waits until others have given enough back.
 template <int N>
 __device__ __forceinline__ void give_back_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(N));
@@ -154,7 +160,8 @@ __device__ __forceinline__ void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(N));
 }
 
-// Matrix descriptor of a tile's beginning: 128-byte swizzle, 1024 bytes from eight rows to the next.
+// The matrix descriptor of the beginning of a tile: 128-byte swizzle, 1024 bytes from one group of eight rows to the
+// next.
 __device__ __forceinline__ uint64_t descriptor(const void* tile, unsigned bytes_between_column_blocks) {
   return (shared_address(tile) & 0x3ffff) >> 4 | uint64_t{bytes_between_column_blocks >> 4} << 16 |
          uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
@@ -169,23 +176,23 @@ __device__ __forceinline__ Operand column_operand(const SwizzledTile<kRows, kCol
   return descriptor(tile.values, kRows * 128) + step * 128;
 }
 
-// The accumulators of a warpgroup's 64 x 8 N product: of each 64 x 8 part a warp has the 16 rows of its place in the
-// warpgroup, as simt::mma_16x8x16 spreads them. Between `products_begin` and `products_wait` nobody may touch them.
+// The accumulators of a warpgroup's 64 x 8 N product: of each 64 x 8 part, warp w of the warpgroup has rows 16 w to
+// 16 w + 15, spread over its lanes as in simt::mma_16x8x16.
 __device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
 __device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
-// Until at most the `kPending` latest groups of products are under way.
+// Waits until at most the `kPending` latest groups of products are still running.
 template <int kPending>
 __device__ __forceinline__ void products_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kPending) : "memory");
 }
-// The value, of which the compiler does not know that it is always the same: it then keeps no registers for what follows
-// from it while the products of a loop need them.
+// Returns `value` in such a way that the compiler takes it for a new value. The compiler then cannot compute what
+// depends on it ahead of a loop and hold the results in registers that the loop's products need.
 __device__ __forceinline__ int computed_here(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }
 
-// What is done with the accumulators after a wait, the compiler must not do before it; nor the other way round.
+// Keeps the compiler from moving accesses of the accumulators across this point, which follows a wait.
 template <int N>
 __device__ __forceinline__ void hold(float (&d)[N][4]) {
 #pragma unroll
@@ -194,8 +201,8 @@ __device__ __forceinline__ void hold(float (&d)[N][4]) {
     for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(d[n][i])::"memory");
 }
 
-// d = a b, or d += a b where `add`, for 16 steps of k: `a` of 64 rows, from shared memory or as simt::mma_16x8x16 has it in
-// registers; `b` of 8 N columns: rows of a tile, or with kColumns columns of one.
+// d (64, 8 N) = a b, or with `add` d += a b, for 16 indices of k. `a` (64, 16) comes from shared memory, or from
+// registers in the layout of simt::mma_16x8x16. `b` (16, 8 N) is a row_operand or, with kColumns, a column_operand.
 #define LLM_ACCUMULATOR(d, n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
 #define LLM_ACCUMULATORS(d, n) \
   LLM_ACCUMULATOR(d, n), LLM_ACCUMULATOR(d, n + 1), LLM_ACCUMULATOR(d, n + 2), LLM_ACCUMULATOR(d, n + 3)

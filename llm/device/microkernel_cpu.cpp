@@ -7,7 +7,7 @@
 namespace llm::microkernel {
 namespace {
 
-// One step of k: rows of A at row(0), row(1), ...
+// One step of k: row(i) gives the element of row i of A.
 template <int Rows, int Vectors, bool Copy, class Row>
 inline __attribute__((always_inline)) void step(Vec (&sum)[Rows][Vectors], const float* b, float* b_copy, Row row) {
   Vec b_row[Vectors];
@@ -24,7 +24,7 @@ inline __attribute__((always_inline)) void step(Vec (&sum)[Rows][Vectors], const
   }
 }
 
-// A ragged edge of C: only the last vector is not full.
+// A ragged edge of C: only the last vector of a row is not full.
 [[gnu::noinline]] void write_edge(const Tile& t, const float* sums, int rows, int vectors) {
   const int64_t last = t.columns - (vectors - 1) * kLanes;
   for (int i = 0; i < rows; ++i)
@@ -36,9 +36,9 @@ inline __attribute__((always_inline)) void step(Vec (&sum)[Rows][Vectors], const
     }
 }
 
-enum class Extra { none, trickle, row_sums };  // what a kernel does besides
+enum class Extra { none, trickle, row_sums };  // what a kernel does besides multiplying
 
-// RowMajor: a_step is 1. Else a_row is.
+// RowMajor: t.a_step is 1; otherwise t.a_row is 1.
 template <int Rows, int Vectors, bool RowMajor, bool Copy, Extra Kind>
 void multiply(const Tile& t) {
   constexpr bool kTrickles = Kind == Extra::trickle, kSumsRows = Kind == Extra::row_sums;
@@ -49,10 +49,10 @@ void multiply(const Tile& t) {
     for (int j = 0; j < Vectors; ++j) sum[i][j] = Vec{};
 
   const int64_t width = Vectors * kLanes;
-  // What the tile is written to, and what its epilogue reads beside it, is brought near in the last steps, two rows every
-  // 16: all at once would take every load that a core may have under way, and hold up those of A and B.
+  // C's tile, and the same place of the matrix that the epilogue uses, are prefetched in the last steps, two rows every
+  // 16 steps: all at once would use up the outstanding loads of a core and delay those of A and B.
   constexpr int64_t kFetchingSteps = 8 * Rows + 48;
-  const auto fetch_row = [&](int64_t i) __attribute__((always_inline)) {  // a call would spill the sums
+  const auto fetch_row = [&](int64_t i) __attribute__((always_inline)) {  // a call would spill the accumulators
     const int64_t begin = i * t.c_stride, end = begin + t.columns - 1;
     __builtin_prefetch(t.c + begin, 1);
     __builtin_prefetch(t.c + end, 1);
@@ -73,13 +73,14 @@ void multiply(const Tile& t) {
   const float *b = t.b, *fetch_block = t.fetch ? t.fetch : t.b;
   float* b_copy = t.b_copy;
   const int64_t b_step = t.b_step, fetch_step = t.fetch ? t.fetch_step : 0, to_next_block = t.fetch ? t.fetch_block : 0;
-  // For a row-major A a pointer to every fourth row: the others are at its sums with one, two and three strides.
+  // For a row-major A, pointers to every fourth row: the rows between are one, two and three strides further.
   constexpr int kGroups = RowMajor ? (Rows + 3) / 4 : 1;
   const int64_t a_row = t.a_row, a_step = RowMajor ? 1 : t.a_step;
   const float* a[kGroups];
 #pragma GCC unroll 4
   for (int g = 0; g < kGroups; ++g) a[g] = t.a + 4 * g * a_row;
-  // A transposed A's rows stand side by side: their sums are one addition more beside 2 Rows multiply-adds.
+  // The row sums of a transposed A, whose elements of one k are contiguous: kRowVectors additions more for each k,
+  // beside 2 Rows multiply-adds.
   constexpr int kRowVectors = (Rows + kLanes - 1) / kLanes;
   const auto lanes_of = [](int i) { return std::min(Rows - i * kLanes, kLanes); };
   const auto rows_of = [&](const float* from, int i) {

@@ -1,9 +1,8 @@
-// The inner loop of every matrix product on the CPU: a tile of C of up to kRows x kColumns in registers, one row of a
-// panel of A broadcast against one row of a panel of B at each step of k.
+// The inner loop of the blocked matrix products on the CPU: a tile of C of up to kRows x kColumns stays in registers;
+// at each step of k it broadcasts the elements of one column of A and multiplies them with one row of B.
 //
-// Every kernel here does the same multiply-adds in the same order for an element, whatever the height and width of its
-// tile: sum = 0, sum += a(k) b(k) for k = 0, 1, ..., then C = sum or C = addend + sum. Callers rely on that for their
-// bits.
+// Every kernel here does the same multiply-adds in the same order for an element of C, whatever the height and width of
+// its tile: sum = 0; sum += a(k) b(k) for k = 0, 1, ...; then C = sum or C = addend + sum. Callers rely on these bits.
 #pragma once
 #include <cstdint>
 
@@ -14,7 +13,8 @@ namespace llm::microkernel {
 using simd::kLanes;
 using simd::Vec;
 
-// As many accumulators as the registers hold besides two vectors of B and one of A: 28 of 32, or 12 of 16.
+// As many accumulators (2 kRows) as the registers hold besides two vectors of B and one of A: 28 of 32 with AVX-512, 24
+// of 32 with NEON, 12 of 16 with AVX2.
 #if defined(__AVX512F__)
 inline constexpr int kRows = 14;
 #elif defined(__aarch64__)
@@ -24,8 +24,9 @@ inline constexpr int kRows = 6;
 #endif
 inline constexpr int kColumns = 2 * kLanes;
 
-// One tile. A's element (i, k) is at a[i * a_row + k * a_step], and one of the two is 1; B's row k at b + k * b_step. Only
-// `columns` columns are written; B must be readable in the kernel's full width.
+// The product of one tile. A's element (i, k) is at a[i * a_row + k * a_step], where a_row or a_step is 1; B's row k is
+// at b + k * b_step. Only `columns` columns are written, but B must be readable in the full width of one or two
+// vectors.
 struct Tile {
   int64_t k;
   const float* a;
@@ -34,31 +35,31 @@ struct Tile {
   int64_t b_step;
   float* c;
   int64_t c_stride;
-  const float* addend;  // may be C; nullptr for none
+  const float* addend;  // may be C; null: none
   int64_t addend_stride;
   int64_t columns;
-  const float* beside = nullptr;  // with C's stride: brought closer together with C
-  bool c_is_near = false;         // in the first-level cache, so that nothing is to be fetched
-  float* b_copy = nullptr;        // where B's rows are copied to on their way, side by side, for the tiles that follow
-  // What will be read soon is brought into L2 meanwhile, a line a step of k: the lines at fetch + 16 block * fetch_block
-  // + step * fetch_step, 16 steps to a block.
+  const float* beside = nullptr;  // a matrix with C's stride that is prefetched together with C; null: none
+  bool c_is_near = false;         // C is in the first-level cache, so that neither is prefetched
+  float* b_copy = nullptr;        // where B's rows are copied to, kColumns floats apart, for the tiles that follow
+  // What will be read soon is prefetched into L2, one cache line for each step of k: in steps 16 i to 16 i + 15 the
+  // lines at fetch + i * fetch_block + (0 to 15) * fetch_step.
   const float* fetch = nullptr;
   int64_t fetch_step = 0, fetch_block = 0;
-  // From memory it is brought more slowly, kTrickle lines every 16 steps of k, trickle_step apart: a core has so few loads under
-  // way that one a step would hold up all others. Only where a_step is 1.
+  // What must come from memory is prefetched more slowly, kTrickle lines for 16 steps of k, trickle_step apart: a core
+  // has few outstanding loads, and one for each step would delay all others. Only where a_step is 1.
   const float* trickle = nullptr;
   int64_t trickle_step = 0;
-  // Of a transposed A also the sums of its rows go here, on top of what is there or not.
+  // For a transposed A: where the sums of its rows go; they are added to what is there or overwrite it.
   float* row_sums = nullptr;
   bool add_to_row_sums = false;
 };
 
-inline constexpr int64_t kTrickle = 4;  // lines every 16 steps
+inline constexpr int64_t kTrickle = 4;  // lines for 16 steps
 
-// A tile of `rows` <= kRows rows, of one or two vectors as its columns need.
+// Computes a tile of `rows` <= kRows rows and of one or two vectors, as its columns need.
 void multiply_tile(int64_t rows, const Tile& t);
 
-// Cuts `count` rows into panels of nearly equal height: a ragged last panel would leave the pipelines half empty.
+// Cuts `rows` rows into `count` panels of nearly equal height: a low last panel would leave the pipelines half empty.
 struct RowPanels {
   int64_t rows, count;
   explicit RowPanels(int64_t m, int64_t most = kRows) : rows(m), count((m + most - 1) / most) {}

@@ -1,5 +1,5 @@
-// Copies of pieces of a matrix in the order in which the microkernel reads its B: panels of kColumns columns, whose
-// entries stand side by side at each k.
+// Copies pieces of a matrix into the order in which the microkernel reads its B: panels of kColumns columns, where the
+// entries of one k are contiguous.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -11,7 +11,8 @@ namespace llm::microkernel {
 
 namespace detail {
 
-// kLanes columns, of which `count` are there, along k.
+// kLanes columns of a panel, of which the first `count` exist. Here the entries of one column are contiguous in memory;
+// in pack_copying the entries of one k are.
 inline void pack_transposing(const float* in, int64_t stride, int64_t count, int64_t depth, float* panel, Vec scale) {
   for (int64_t k = 0; k < depth; k += kLanes) {
     const int64_t lanes = std::min<int64_t>(kLanes, depth - k);
@@ -42,8 +43,8 @@ inline void pack_copying(const float* in, int64_t stride, int64_t count, int64_t
 
 }  // namespace detail
 
-// Fills panel[k * kColumns + i] for k < depth and i < kColumns, with zeros for i >= count, from a piece of a matrix times
-// `scale`: in[i * stride + k] when `along_k` (the entries of one i are neighbours in memory), else in[k * stride + i].
+// Fills panel[k * kColumns + i] for k < depth and i < kColumns, with zeros for i >= count, with `scale` times an entry
+// of the matrix: in[i * stride + k] with `along_k` (the entries of one i are contiguous), otherwise in[k * stride + i].
 inline void pack_columns(bool along_k, const float* in, int64_t stride, int64_t count, int64_t depth, float* panel,
                          float scale = 1.0f) {
   for (int64_t column = 0; column < kColumns; column += kLanes) {

@@ -1,12 +1,15 @@
-// What kernels need beyond plain CUDA C++, with two bodies: here for nvcc, in test/simt/ for the test bed, which compiles
-// the same kernels as C++ and runs them on the CPU (then <cuda_runtime.h> is the bed's, and defines LLM_TEST_BED).
+// What kernels need beyond plain CUDA C++. Each function has two bodies: the one for nvcc is here; the one for the test
+// bed is in test/simt/. The test bed compiles the same kernels as C++ and runs them on the CPU (its <cuda_runtime.h>
+// defines LLM_TEST_BED).
 //
-// Rules that both can keep:
-// - Shared memory is dynamic: a struct per kernel, `auto& s = simt::shared_memory<Shared>();`, its size given to `launch`.
-//   It holds garbage at the start.
-// - A test of an index against a size is written `if (simt::in_bounds(i < n))`, so that the mutation test can leave it out.
-// - Barriers and shuffles are CUDA's own (__syncthreads, __syncwarp, __shfl_xor_sync, ...), with all threads they name.
-// - No atomics on floats: sums have one order.
+// Rules for kernels that are to run on both:
+// - Shared memory is dynamic: a struct for each kernel, `auto& s = simt::shared_memory<Shared>();`, whose size is given
+//   to `launch`. Its contents are undefined at the start.
+// - A test of an index against a size is written `if (simt::in_bounds(i < n))`, so that the mutation test can leave it
+//   out.
+// - Barriers and shuffles are CUDA's own (__syncthreads, __syncwarp, __shfl_xor_sync, ...); all threads that they name
+//   must take part.
+// - No atomics on floats: every sum has one fixed order.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -29,14 +32,15 @@ __device__ inline T& shared_memory() {
   return *reinterpret_cast<T*>(llm_shared_memory);
 }
 
-// Starts `kernel` on the stream. Throws Error when the launch itself is refused; what goes wrong while it runs shows at a
-// later check_cuda.
+// Starts `kernel` on the stream. Throws Error when the launch is refused; a later check_cuda reports what goes wrong
+// while the kernel runs.
 template <class... Parameters, class... Arguments>
 void launch(cudaStream_t stream, dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(Parameters...),
             Arguments... arguments) {
   cudaError_t status = cudaSuccess;
   if (shared_bytes > 48 * 1024) {
-    // All that a block may have: a limit of this launch's own bytes would take away what captured launches of the kernel need.
+    // The limit is set to all that a block may have: the bytes of this launch might be less than captured launches of
+    // the same kernel need.
     int device = 0, most = 0;
     status = cudaGetDevice(&device);
     if (status == cudaSuccess) status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
@@ -56,15 +60,16 @@ void launch(cudaStream_t stream, dim3 grid, dim3 block, size_t shared_bytes, voi
   }
 }
 
-// As `launch`, but from compute capability 9.0 on the kernel may start while the stream's kernel before it is still running,
-// once all blocks of that one have called let_next_start() or ended ("programmatic dependent launch", CUDA C++ Programming
-// Guide). All threads of the kernel call wait_for_inputs() before they touch what another kernel writes or reads; in front
-// of that they may read what does not change while the stream is busy: weights. (What they read behind it must not come through a
-// pointer to const that is __restrict__: the compiler may take that for constant and read it in front of the wait.)
+// Like `launch`, but from compute capability 9.0 on the kernel may start while the previous kernel of the stream still
+// runs, once all blocks of that kernel have called let_next_start() or ended ("programmatic dependent launch", CUDA C++
+// Programming Guide). All threads of the kernel must call wait_for_inputs() before they touch memory that another
+// kernel writes or reads. Before that call they may read what does not change while the stream is busy: weights. (After
+// that call they must not read through `const T* __restrict__`: the compiler may take such memory for constant and read
+// it earlier.)
 template <class... Parameters, class... Arguments>
 void launch_early(cudaStream_t stream, dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(Parameters...),
                   Arguments... arguments) {
-  // A kernel that was compiled for less has no code for the wait.
+  // A kernel that was compiled for an older GPU has no code for the wait.
   cudaFuncAttributes compiled;
   cudaError_t status = cudaFuncGetAttributes(&compiled, kernel);
   if (status == cudaSuccess && compiled.ptxVersion < 90)
@@ -91,8 +96,9 @@ __device__ inline void let_next_start() {
 #endif
 }
 
-// For blocks that add up what several of them have made: whether this block is the last of `of` to come here, in all of its
-// threads; then what the others wrote before can be read. The counter is 0 at first, and again after the last.
+// For a kernel whose last block adds up what all have computed: tells all threads of the block whether this block is
+// the last of `of` blocks to call this. The last block can read what the others wrote before. The counter (1) is 0
+// before the first block and again after the last.
 __device__ inline bool arrives_last(uint32_t* counter, uint32_t of) {
   __threadfence();
   __syncthreads();
@@ -102,10 +108,11 @@ __device__ inline bool arrives_last(uint32_t* counter, uint32_t of) {
   return last;
 }
 
-// d += a b on the tensor cores: a 16x16 and b 16x8 of bf16 pairs, d 16x8 of float, each spread over the warp as PTX's
-// mma.m16n8k16 says (lane = 4 group + member): a[0..3] rows group, group + 8, group, group + 8 at columns 2 member and (the
-// last two) 2 member + 8; b[0..1] rows 2 member (+ 8) of column group; d[0..1] row group, d[2..3] row group + 8, columns
-// 2 member, 2 member + 1.
+// d += a b on the tensor cores: a (16, 16) and b (16, 8) as pairs of bf16, d (16, 8) as floats, spread over the warp as
+// in PTX's mma.m16n8k16. With lane = 4 group + member a lane holds
+// - a[0], a[1]: columns 2 member, 2 member + 1 of rows group, group + 8; a[2], a[3]: the same rows 8 columns further;
+// - b[0], b[1]: rows 2 member, 2 member + 1 of column group, and the rows 8 further;
+// - d[0], d[1]: columns 2 member, 2 member + 1 of row group; d[2], d[3]: the same columns of row group + 8.
 __device__ inline void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -114,8 +121,9 @@ __device__ inline void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Four 8x8 matrices of 16-bit values from shared memory: lane 8 i + r gives the address of row r of matrix i (16 bytes,
-// aligned); r[i] gets of matrix i the pair (row lane / 4, columns 2 (lane % 4) and one more). Transposed: of its transpose.
+// Loads four 8 x 8 matrices of 16-bit values from shared memory. Lane 8 i + j passes the address of row j of matrix i
+// (16 bytes, aligned to 16). r[i] becomes the pair in row lane / 4, columns 2 (lane % 4) and 2 (lane % 4) + 1, of
+// matrix i; in the transposed form, of its transpose.
 __device__ inline void load_matrix_x4(uint32_t (&r)[4], const void* row) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
@@ -131,21 +139,23 @@ __device__ inline void load_matrix_x4_transposed(uint32_t (&r)[4], const void* r
                : "memory");
 }
 
-// Copies 16 bytes from global to shared memory in the background, or writes zeros where `valid` is false (the global address
-// must then still be one that exists). Done after a wait for its group, and a barrier for the other threads' copies.
+// Copies 16 bytes from global to shared memory in the background, or writes zeros where `valid` is false (the global
+// address must be a valid one all the same). The copy is complete after a wait for its group; other threads may read it
+// after a barrier.
 __device__ inline void copy_async_16(void* shared, const void* global, bool valid) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(address), "l"(global), "r"(valid ? 16 : 0)
                : "memory");
 }
-// Closes the group of this thread's copies so far; `copy_wait<N>` waits until at most the N latest groups are under way.
+// Ends the group of this thread's copies so far; `copy_wait<N>` waits until at most the N latest groups are still
+// running.
 __device__ inline void copy_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 template <int N>
 __device__ inline void copy_wait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(N) : "memory");
 }
 
-// Brings the line of memory that holds the address into the L2 cache, in the background; takes no registers.
+// Fetches the cache line that holds the address into the L2 cache, in the background, without a register.
 __device__ inline void prefetch(const void* global) { asm volatile("prefetch.global.L2 [%0];\n" ::"l"(global)); }
 
 // 2^x to about 2 units in the last place of a float.
@@ -162,8 +172,8 @@ __device__ inline float reciprocal_fast(float x) {
   return y;
 }
 
-// The compiler forgets what it has computed from these bytes: what is needed of it again is computed again, and takes no
-// registers in between.
+// Makes the compiler take x for a new value: what it has computed from x it must compute again, instead of holding it
+// in registers meanwhile.
 template <class T>
 __device__ inline void forget(T& x) {
   uint32_t words[sizeof(T) / 4];
@@ -173,7 +183,7 @@ __device__ inline void forget(T& x) {
   std::memcpy(&x, words, sizeof x);
 }
 
-// Two floats as a pair of bf16, the first one in the lower half.
+// Two floats rounded to a pair of bf16, `low` in the lower half.
 __device__ inline uint32_t pack_bf16(float low, float high) {
   uint32_t pair;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(pair) : "f"(high), "f"(low));
@@ -191,7 +201,7 @@ __device__ inline bf16 round_bf16(float x) {
 
 namespace llm::simt {
 
-// From float to the type that a tensor is stored in.
+// Converts a float to the type in which a tensor is stored.
 template <class T>
 __device__ inline T stored(float x);
 template <>
@@ -205,14 +215,15 @@ __device__ inline bf16 stored<bf16>(float x) {
 
 inline constexpr unsigned kWholeWarp = 0xffffffff;
 
-// N values side by side, moved as one: 16 bytes are the widest load there is. The address must be a multiple of the size.
+// N contiguous values that are loaded and stored at once; 16 bytes are the widest load. The address must be a multiple
+// of the size.
 template <class T, int N = 16 / sizeof(T)>
 struct alignas(sizeof(T) * N) Pack {
   T values[N];
   __device__ float get(int i) const { return to_float(values[i]); }
   __device__ void set(int i, float x) { values[i] = stored<T>(x); }
 };
-// From floats; bf16 are rounded two by two.
+// A pack of floats, rounded to T; bf16 are rounded in pairs, by one instruction each.
 template <class T, int N>
 __device__ inline Pack<T, N> packed(const float (&x)[N]) {
   Pack<T, N> pack;
@@ -230,7 +241,7 @@ __device__ inline Pack<T, N> packed(const float (&x)[N]) {
 template <class T>
 inline constexpr int kPack = 16 / static_cast<int>(sizeof(T));  // values in 16 bytes
 
-// Whether rows of `columns` values that start at `address` can be read in packs of 16 bytes. On the host.
+// Whether the rows of a matrix of `columns` columns at `address` can be read in packs of 16 bytes. For the host.
 template <class T>
 bool packs(const T* address, int64_t columns) {
   return reinterpret_cast<uintptr_t>(address) % 16 == 0 && columns % kPack<T> == 0;

@@ -1,4 +1,4 @@
-// How long work takes on a GPU that is as warm as in the midst of training: what kernels and algorithms are chosen by.
+// Measures how long work takes on a GPU at the clock that it holds while training, to choose between algorithms.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -7,7 +7,7 @@
 
 namespace llm {
 
-// For choices: at least so many runs behind one another, and so long, after a warm-up.
+// What a choice is measured with: at least so many runs in succession, which take at least so long, after a warm-up.
 constexpr int kTimedRuns = 10;
 constexpr double kTimedSeconds = 2e-3, kWarmUpSeconds = 0.1;
 
@@ -15,10 +15,11 @@ class TuningClock {
  public:
   explicit TuningClock(Device& device) : watch_(device.new_stopwatch(2)) {}
 
-  // `work` puts a run of something on the stream.
+  // Seconds that one run of `work`, which starts it on the device's stream, takes. `runs` runs are timed in succession,
+  // and more where these take less than `at_least` seconds together.
   template <class Work>
   double seconds_a_run(Work&& work, int runs, double at_least) {
-    if (!warm_) {  // an idle GPU's clock is low, and rises within milliseconds
+    if (!warm_) {  // an idle GPU has a low clock, which rises within milliseconds
       warm_ = true;
       double spent = 0;
       for (int i = 0; i < 1000 && spent < kWarmUpSeconds; ++i) spent += elapsed(work, kTimedRuns);
