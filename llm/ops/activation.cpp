@@ -1,4 +1,4 @@
-// gelu and relu2, element by element: h -> a; and their backward: (da, h) -> dh.
+// gelu and relu2, element by element: h -> a. Their backward ops: (da, h) -> dh.
 #include "llm/graph/autodiff.h"
 #include "llm/ops/activation_functions.h"
 #include "llm/ops/cuda_kernels.h"

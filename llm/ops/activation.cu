@@ -1,5 +1,5 @@
-// gelu and relu2, element by element (elementwise_cuda.h): h -> a; and their backward: (da, h) -> dh. Each reads its inputs
-// and writes its output once.
+// gelu and relu2, element by element (elementwise_cuda.h): h -> a. Their backward ops: (da, h) -> dh. Each kernel reads
+// its inputs and writes its output once.
 #include "llm/device/cuda.h"
 #include "llm/ops/activation_cuda.h"
 #include "llm/ops/cuda_kernels.h"

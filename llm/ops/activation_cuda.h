@@ -1,10 +1,11 @@
-// The activation functions of activation_functions.h on a GPU's floats. The ops on their own and swiglu share them.
+// The activation functions of activation_functions.h for floats on the GPU, and the sigmoid, which swiglu uses too.
 #pragma once
 #include "llm/device/simt.h"
 
 namespace llm::cuda {
 
-// 1 / (1 + e^-x), by the GPU's own 2^x and 1/x: to about 1e-6 of its value, and these kernels stay bound by memory.
+// 1 / (1 + e^-x) to about 1e-6 of its value. It uses the GPU's instructions for 2^x and 1/x, so that the kernels stay
+// bound by memory.
 __device__ inline float sigmoid(float x) {
   return simt::reciprocal_fast(1 + simt::exp2_fast(-1.4426950408889634f * x));
 }

@@ -1,5 +1,5 @@
-// The MLP's activation functions and their derivatives on vectors. One definition serves the ops on their own and the
-// epilogues of the matrix products, so fusing changes no bit.
+// The MLP's activation functions and their derivatives on vectors, for the CPU. The unfused ops and the epilogues of
+// the matrix products share one definition, so fusing changes no bit.
 #pragma once
 #include "llm/base/simd.h"
 

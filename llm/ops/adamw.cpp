@@ -1,12 +1,13 @@
-// adamw: one step of Adam with decoupled weight decay (Loshchilov and Hutter 2019), clipped by the global norm, in one
-// pass over memory, for all parameters that share their settings. All outputs lie in place of their inputs.
-//   norm (1), then of each parameter: parameter, gradient, first moment, second moment, [master]
-//   -> of each parameter: parameter, first moment, second moment, [master]
+// adamw: one step of Adam with decoupled weight decay (Loshchilov and Hutter 2019), with gradients clipped by the
+// global norm, in one pass over memory, for all parameters that share their settings. All outputs lie in place of their
+// inputs.
+//   norm (1), then for each parameter: parameter, gradient, first moment, second moment, [master], all of one shape
+//   -> for each parameter: parameter, first moment, second moment, [master]
 // Attributes: beta1, beta2, epsilon, weight_decay, grad_clip (0: none), learning_rate_scale.
 // As PyTorch: g *= min(1, clip / (norm + 1e-6)); p *= 1 - lr decay; p -= lr m^ / (sqrt(v^) + epsilon).
-// A bf16 parameter has an fp32 master, which is what the step changes; the parameter is the master rounded stochastically, so
-// that steps smaller than its last bit are not lost on average.
-// A norm that is not finite leaves everything as it was; the trainer reports the step.
+// A bf16 parameter has an fp32 master, to which the step is applied. The parameter is the master rounded
+// stochastically, so that steps smaller than the parameter's last bit are not lost on average.
+// If the norm is not finite, the op leaves everything as it was; the trainer reports the skipped step.
 #include <cmath>
 
 #include "llm/base/random.h"
@@ -17,7 +18,7 @@
 namespace llm {
 namespace {
 
-constexpr size_t kInputs = 5, kOutputs = 4;  // of each parameter
+constexpr size_t kInputs = 5, kOutputs = 4;  // for each parameter
 
 size_t parameters_of(const Node& node) { return (node.inputs.size() - 1) / kInputs; }
 
@@ -46,14 +47,14 @@ Cost cost(const Graph& g, const Node& node) {
   for (size_t p = 0; p < parameters_of(node); ++p)
     elements += static_cast<double>(g.shape(node.inputs[1 + p * kInputs]).elements());
   Cost c = streaming_cost(g, node, 14.0 * elements);
-  // A parameter with a master is written, not read.
+  // A parameter that has a master is written but not read.
   for (size_t p = 0; p < parameters_of(node); ++p)
     if (node.inputs[1 + p * kInputs + 4] != kNone)
       c.bytes_read -= static_cast<double>(g.tensor(node.inputs[1 + p * kInputs]).bytes());
   return c;
 }
 
-// Vectors of square roots: there is no operator for it, and the loop becomes one instruction.
+// The square root of each lane: vectors have no operator for it, and the compiler makes the loop one instruction.
 simd::Vec square_root(simd::Vec v) {
   for (int i = 0; i < simd::kLanes; ++i) v[i] = std::sqrt(v[i]);
   return v;

@@ -1,6 +1,7 @@
-// adamw: one step of AdamW for many parameters, in place (formulas: adamw.cpp). A block of threads takes 16384 elements of one
-// tensor, a thread four at a time: 16 bytes of gradient, moments and fp32 parameter, read and written once, and with a
-// master 8 bytes of rounded parameter, written. One launch takes up to kTensors parameters.
+// adamw: one step of AdamW for many parameters, in place (formulas: adamw.cpp). A block of threads takes 16384 elements
+// of one parameter, a thread takes four at a time. Bytes: gradient, moments and fp32 parameter (or master) are read
+// once, moments and fp32 parameter are written once, and so is the rounded parameter of a master. One launch takes up
+// to kTensors parameters.
 #include <cmath>
 
 #include "llm/base/random.h"
@@ -23,15 +24,15 @@ struct Tensors {
   const float* gradient[kTensors];
   float *first[kTensors], *second[kTensors];
   float* parameter[kTensors];  // the master, where there is one
-  bf16* rounded[kTensors];     // the parameter of a master, or null
-  uint64_t stream[kTensors];   // of the random bits that round it
+  bf16* rounded[kTensors];     // the parameter where there is a master, or null
+  uint64_t stream[kTensors];   // of the random bits that round the master
   int64_t elements[kTensors];
   int first_block[kTensors];
   int count;
 };
 static_assert(sizeof(Tensors) + sizeof(Settings) <= 4000, "a kernel's parameters are 4 KiB together");
 
-// What is the same for all elements: one thread computes it, in double.
+// The factors that are the same for all elements; one thread of a block computes them, in double.
 struct Step {
   float scale;         // of the gradient, by clipping
   float size;          // learning rate / (1 - beta1^t)
@@ -52,7 +53,7 @@ struct Step {
   }
 };
 
-// `kWidth` elements from `at` on; `group_bits` round elements 8 (at / 8) to 8 (at / 8) + 7.
+// Updates kWidth elements from `at` on. `bits` are the random bits for rounding elements 8 (at / 8) to 8 (at / 8) + 7.
 template <int kWidth>
 __device__ void update(const Tensors& tensors, int tensor, int64_t at, const Step& step,
                        const std::array<uint32_t, 4>& bits) {
@@ -84,7 +85,7 @@ __global__ void __launch_bounds__(kThreads)
     adamw_kernel(const __grid_constant__ Tensors tensors, const __grid_constant__ Settings settings,
                  const StepState* __restrict__ state, const float* __restrict__ norm) {  // (1)
   auto& step = simt::shared_memory<Step>();
-  if (!isfinite(*norm)) return;  // the trainer reports the step; everything stays as it was
+  if (!isfinite(*norm)) return;  // everything stays as it was; the trainer reports the skipped step
   if (threadIdx.x == 0) step.compute(settings, *state, *norm);
   const int block = static_cast<int>(blockIdx.x);
   const int tensor = tensor_of_block(tensors.first_block, tensors.count, block);
@@ -108,7 +109,7 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void adamw(const KernelCall& call) {
-  constexpr size_t kInputs = 5, kOutputs = 4;  // of each parameter
+  constexpr size_t kInputs = 5, kOutputs = 4;  // for each parameter
   const Attributes& a = call.node.attributes;
   const Settings settings{a.number("beta1"),
                           a.number("beta2"),

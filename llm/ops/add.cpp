@@ -1,4 +1,4 @@
-// add: c = a + b, element by element. The residual connection, and the sum of two gradients of one tensor.
+// add: c = a + b, element by element: the residual connection, and the sum of two gradients of one tensor.
 #include "llm/graph/autodiff.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/ops.h"

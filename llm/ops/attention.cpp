@@ -1,8 +1,9 @@
-// attention: causal self-attention with grouped queries on packed q, k, v; its CPU kernels are in attention_cpu.cpp
-// (forward, with a cache as well) and attention_backward_cpu.cpp.
+// attention: causal self-attention with grouped queries on packed q, k, v. The CPU kernels are in attention_cpu.cpp
+// (forward, with and without a cache) and attention_backward_cpu.cpp.
 //   attention: qkv (B, T, (H + 2 K) D), [document starts (B, T) int32] -> out (B, T, H D), log_sum_exp (B, H, T)
 //   attention_cached, for inference: qkv of T new tokens, key cache and value cache (B, capacity, K, D) -> out, caches
-// Attributes: heads H, kv_heads K, head_size D. With document starts (document_starts.cpp) a token sees its own document alone.
+// Attributes: heads H, kv_heads K, head_size D. With document starts (document_starts.cpp) a token attends only to its
+// own document.
 #include "llm/ops/attention_cpu.h"
 
 #include "llm/graph/autodiff.h"
@@ -50,8 +51,8 @@ void backward(Graph& g, const Node& node, Gradients& gradients) {
   gradients.contribute(node.inputs[0], d[0]);
 }
 
-// Products of T x T x D a head, half of each below the diagonal; qkv is input kQkv. How much of it documents leave out,
-// only the data say.
+// kProducts products of T x T x D for each head, of which the half below the diagonal counts; qkv is input kQkv.
+// Documents leave out more, but how much depends on the data.
 template <size_t kQkv, int kProducts>
 Cost cost(const Graph& g, const Node& node) {
   const AttentionShape s = shape_of(g, node, node.inputs[kQkv]);
@@ -103,7 +104,7 @@ size_t cached_workspace(const Graph& g, const Node& node, const Target& target) 
                      : floats(attention_cached_workspace(s, capacity, target.threads));
 }
 
-// At a full cache: all of it is read.
+// The cost with a full cache, all of which is read.
 Cost cached_cost(const Graph& g, const Node& node) {
   const AttentionShape s = shape_of(g, node, node.inputs[0]);
   const double pairs =

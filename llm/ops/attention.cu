@@ -1,5 +1,5 @@
-// The CUDA side of attention: which kernel serves which call. bf16 with a head size that the tensor-core kernels have goes
-// there; everything else goes to the plain ones.
+// Chooses the CUDA kernel of attention: the tensor-core kernels for bf16 with a head size that they have and addresses
+// aligned to 16 bytes (those for Hopper where the device is one), the plain kernels for everything else.
 #include "llm/graph/kernel.h"
 #include "llm/ops/attention_cuda.h"
 #include "llm/ops/cuda_kernels.h"
@@ -13,7 +13,7 @@ void check_shape(const AttentionShape& s) {
   if (s.head_size > kPlainHeadSize)
     fail("attention: the CUDA kernels have head sizes up to ", kPlainHeadSize, ", not ", s.head_size,
          "; use more heads or the CPU");
-  // They number the tokens of a batch with 32 bits.
+  // The kernels number the tokens of a batch with 32 bits.
   if (s.batch * s.tokens > INT32_MAX)
     fail("attention: a batch of ", s.batch, " x ", s.tokens,
          " tokens is too large for the CUDA kernels; use a smaller batch");

@@ -1,7 +1,7 @@
-// Backward attention (Dao et al. 2022, algorithm 4, with the roles of the loops swapped): for each query block of a
-// head a thread makes the probabilities again from the saved log-sum-exp and adds to
+// Backward attention (Dao et al. 2022, algorithm 4, with the two loops swapped). For each block of queries of a head a
+// thread computes the probabilities P again from the saved log-sum-exp, and then
 //   dV += P^T dO,  dS = P * (dO V^T - D) / sqrt(head size),  dK += dS^T Q,  dQ = dS K,
-// where D = rowsum(dO * O). Queries stand in the lanes, so P^T and dS^T are what is in memory, one row a key.
+// where D = rowsum(dO * O). A lane stands for a query, so memory holds P^T and dS^T: a row for each key.
 #include <algorithm>
 #include <cmath>
 #include <utility>
@@ -14,25 +14,25 @@ namespace {
 
 using namespace attention;
 
-constexpr int64_t kQueryBlock = 2 * kColumns;  // the depth of the products that make dK and dV
-constexpr int64_t kKeyBlock = 256;             // two tiles of kKeyBlock x kQueryBlock, 128 KiB together with 16 lanes
-constexpr int64_t kWantedItems = 16;           // below this, the queries of a head are dealt out to several items
-constexpr int64_t kLeastQueries = 128;         // of an item, for its keys to be worth packing
+constexpr int64_t kQueryBlock = 2 * kColumns;  // the depth (k) of the products for dK and dV
+constexpr int64_t kKeyBlock = 256;      // P^T and dS^T (kKeyBlock, kQueryBlock) take 128 KiB together with 16 lanes
+constexpr int64_t kWantedItems = 16;    // with fewer heads than this, the queries of a head go to several items
+constexpr int64_t kLeastQueries = 128;  // of an item, so that packing its keys pays
 
-// Into how many items the queries of a head are split. The items' sums for dK and dV are added in order, so the number
-// must not depend on the team.
+// Into how many items the queries of a key-value head are split. The items' sums for dK and dV are added in order, so
+// the number must not depend on the team.
 int64_t query_splits(const AttentionShape& s) {
   const int64_t heads = std::max<int64_t>(1, s.batch * s.kv_heads);
   return std::clamp<int64_t>(ceil_div(kWantedItems, heads), 1, std::max<int64_t>(1, s.tokens / kLeastQueries));
 }
 
-// The buffers of one thread, with their sizes in floats.
+// The buffers of one thread. B: the right operand of the product for the matrix that is named.
 struct Scratch {
-  float* key_columns;    // (T, D) as B of dQ, where it must be packed
-  float* query_panels;   // (2, D, kColumns), times the scale: as B of the scores
-  float* d_out_panels;   // (2, D, kColumns): as B of dP
-  float* query_columns;  // (kQueryBlock, D) as B of dK, where it must be packed
-  float* d_out_columns;  // (kQueryBlock, D) as B of dV, where it must be packed
+  float* key_columns;    // (T, D), B for dQ, if it must be packed
+  float* query_panels;   // (2, D, kColumns), multiplied by the scale, B for the scores
+  float* d_out_panels;   // (2, D, kColumns), B for dP
+  float* query_columns;  // (kQueryBlock, D), B for dK, if it must be packed
+  float* d_out_columns;  // (kQueryBlock, D), B for dV, if it must be packed
   float* probabilities;  // (kKeyBlock, kQueryBlock)
   float* d_scores;       // (kKeyBlock, kQueryBlock)
   float* d_keys_values;  // (2, T, D)
@@ -71,14 +71,15 @@ struct Head {
   const int32_t* starts;  // (T), or null
 };
 
-// One column of vectors, keys [begin, end): scores become probabilities, and d_scores, which holds dP, becomes dS.
+// For one vector of queries and keys [begin, end): scores become probabilities, and d_scores, which holds dP, becomes
+// dS.
 template <bool kDocuments>
 void softmax_backward_column(float* scores, float* d_scores, int64_t begin, int64_t end, int64_t first_query,
                              IntVec starts, Vec log_sum_exp, Vec row_sum, float scale) {
   for (int64_t key = begin; key < end; ++key) {
     float* at = scores + (key - begin) * kQueryBlock;
     float* d_at = d_scores + (key - begin) * kQueryBlock;
-    if (key >= first_query + kLanes) {  // no query of this column sees the key, its scores were not computed
+    if (key >= first_query + kLanes) {  // none of these queries sees the key, and its scores were not computed
       simd::store(at, Vec{});
       simd::store(d_at, Vec{});
       continue;
@@ -98,7 +99,7 @@ float dot(const float* a, const float* b, int64_t count) {
   return simd::reduce_add(sum);
 }
 
-// Queries [first, first + count) of one head, count <= kQueryBlock.
+// The gradients from queries [first, first + count) of one head, count <= kQueryBlock.
 template <bool kDocuments>
 void backward_block(const Head& head, Columns key_columns, int64_t tokens, int64_t first, int64_t count,
                     const Scratch& scratch, RowsAhead& ahead) {
@@ -140,7 +141,7 @@ void backward_block(const Head& head, Columns key_columns, int64_t tokens, int64
                                             simd::load(row_sum + j * kColumns + half), scale);
     }
     for_panels(key, key_end, [&](int64_t row, int64_t rows) {
-      const int64_t skipped = std::max<int64_t>(0, row - first);  // queries before the panel's first key
+      const int64_t skipped = std::max<int64_t>(0, row - first);  // queries that come before the panel's first key
       const int64_t at = (row - key) * kQueryBlock + skipped;
       multiply_channels(rows, count - skipped, scratch.probabilities + at, kQueryBlock, 1,
                         d_out_columns.from_row(skipped), size, d_values + row * size, size, true);
@@ -173,7 +174,7 @@ void attention_backward(ThreadTeam& threads, const AttentionShape& s, const floa
   workspace = aligned(workspace);
   float* partial = workspace + threads.size() * Scratch::floats(s);  // (B K, splits, 2, T, D)
 
-  // dK and dV of a head, rows [begin, end): the sum of its items' parts into d_qkv.
+  // Writes rows [begin, end) of dK and dV of a key-value head to d_qkv: the sum of the parts of its items.
   const auto store = [&](int64_t kv, const float* parts, int64_t count, int64_t begin, int64_t end) {
     for (int part = 0; part < 2; ++part)
       for (int64_t t = begin; t < end; ++t) {

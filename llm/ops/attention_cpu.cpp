@@ -1,6 +1,7 @@
-// Forward attention. A thread takes the queries of one head by tiles of kColumns; keys and values are read in place.
-// Keys come in blocks of kKeyBlock, counted from key 0: up to that length the softmax needs no rescaling, and a query's
-// bits depend neither on where its tile begins nor on how many queries there are.
+// Forward attention. A thread takes the queries of one head in tiles of kColumns, and reads keys and values in place
+// where it can. Keys come in blocks of kKeyBlock, counted from key 0: up to that length the softmax needs no rescaling,
+// and a query's bits depend neither on where its tile begins nor on how many queries there are. (With documents the
+// blocks count from the first key that the tile sees, a multiple of kColumns.)
 #include "llm/ops/attention_cpu.h"
 
 #include <algorithm>
@@ -15,24 +16,24 @@ namespace {
 using namespace attention;
 
 constexpr int64_t kKeyBlock = 512;    // the tile of scores, 64 KiB with 32 queries, stays in L2
-constexpr int64_t kQueryChunk = 128;  // the least number of queries in a claim
-constexpr int64_t kFewTokens = 8;     // up to here one pass over the cache for each query beats packing it
-constexpr int64_t kSplitKeys = 256;   // keys that one claim of the decoding kernel reads
-constexpr int64_t kRowsAhead = 16;    // how many of them it asks memory for in advance
+constexpr int64_t kQueryChunk = 128;  // the fewest queries of an item of work
+constexpr int64_t kFewTokens = 8;     // up to so many new tokens, reading the cache once for each beats packing it
+constexpr int64_t kSplitKeys = 256;   // keys that one item of the decoding kernel reads
+constexpr int64_t kRowsAhead = 16;    // how many keys ahead the decoding kernel prefetches
 
-// One head's queries [begin, end), at positions `position` + begin ..., against all keys up to their own.
+// One query head. Query t stands at position `position` + t and sees the keys up to that position.
 struct HeadTask {
   HeadRows queries, keys, values;
-  float* out;  // rows at out + t * out_stride
+  float* out;  // row t at out + t * out_stride
   int64_t out_stride;
-  float* log_sum_exp;  // of query t at [t], or nullptr
+  float* log_sum_exp;  // (T), or null
   int64_t position;
-  const int32_t* starts = nullptr;  // of query t at [t]
+  const int32_t* starts = nullptr;  // (T), or null: where the document of each query begins
 };
 
 struct ForwardScratch {
   float *queries, *scores, *sums, *values;
-  // `stride`: between the values of two keys.
+  // `stride`: elements from the values of one key to those of the next.
   static int64_t floats(int64_t keys, int64_t head_size, int64_t stride) {
     return round_up(2 * head_size * kColumns + kKeyBlock * kColumns + packed_floats(keys, head_size, stride), 16);
   }
@@ -44,14 +45,14 @@ struct ForwardScratch {
   }
 };
 
-// exp(score - maximum) in place for one column of vectors of the tile, keys [begin, end). Updates the running maximum
-// and sum of each query; returns what the earlier sums must be multiplied by.
+// For one vector of queries and keys [begin, end): scores become exp(score - maximum). Updates the running maximum and
+// sum of each query; returns the factors by which the earlier sums must be multiplied.
 template <bool kDocuments>
 Vec softmax_column(float* scores, int64_t begin, int64_t end, int64_t first_query, IntVec starts, Vec& maximum,
                    Vec& sum) {
-  constexpr int kChains = 4;  // so that no maximum and no sum waits for the one before
+  constexpr int kChains = 4;  // independent maxima and sums, so that none waits for the one before
   const auto at = [&](int64_t key) { return scores + (key - begin) * kColumns; };
-  // Keys that all queries of this column may see, and those that some may.
+  // The end of the keys that all of these queries see, and of those that at least one sees.
   const int64_t plain = kDocuments ? begin : std::clamp(first_query + 1, begin, end),
                 seen = std::clamp(first_query + kLanes, begin, end);
   Vec tops[kChains];
@@ -78,13 +79,13 @@ Vec softmax_column(float* scores, int64_t begin, int64_t end, int64_t first_quer
 #pragma GCC unroll 4
     for (int c = 0; c < kChains; ++c) exponential(key + c, totals[c]);
   for (int c = 0; key < seen; ++key, ++c) exponential(key, totals[c]);
-  for (; key < end; ++key) simd::store(at(key), Vec{});  // of these no score was computed
+  for (; key < end; ++key) simd::store(at(key), Vec{});  // the scores of these keys were not computed
   maximum = top;
   sum = sum * scale + ((totals[0] + totals[1]) + (totals[2] + totals[3]));
   return scale;
 }
 
-// Queries [begin, end), at most kColumns.
+// The outputs of queries [begin, end), at most kColumns of them.
 template <bool kDocuments>
 void forward_tile(const HeadTask& task, int64_t begin, int64_t end, Columns values, const ForwardScratch& scratch,
                   RowsAhead& ahead) {
@@ -106,7 +107,7 @@ void forward_tile(const HeadTask& task, int64_t begin, int64_t end, Columns valu
     if (key > first_key)
       for (int64_t i = 0; i < count * size; ++i) scratch.sums[i] *= factors[i / size];
     for_panels(0, count, [&](int64_t i, int64_t rows) {
-      const int64_t seen = std::min(key_end, first + i + rows) - key;  // the others have probability 0
+      const int64_t seen = std::min(key_end, first + i + rows) - key;  // the keys after these have probability 0
       if (seen > 0)
         multiply_channels(rows, seen, scratch.scores + i, 1, kColumns, values.from_row(key), size,
                           scratch.sums + i * size, size, key > first_key);
@@ -121,13 +122,14 @@ void forward_tile(const HeadTask& task, int64_t begin, int64_t end, Columns valu
       task.log_sum_exp[begin + i] = maximum[i / kLanes][i % kLanes] + std::log(sum[i / kLanes][i % kLanes]);
 }
 
-// How many chunks the queries of a head are cut into so that the whole team has work. No bits depend on it.
+// Into how many chunks the queries of a head are cut, so that the whole team has work. The bits do not depend on it.
 int64_t query_chunks(const AttentionShape& s, int threads) {
   const int64_t heads = std::max<int64_t>(1, s.batch * s.kv_heads);
   return std::clamp<int64_t>(ceil_div(8 * threads, heads), 1, std::max<int64_t>(1, s.tokens / kQueryChunk));
 }
 
-// Runs all heads. task(batch, head) describes one; the heads of a group share their values.
+// Computes all heads; make_task(batch, head) describes one query head. The query heads of a group share keys and
+// values.
 template <class MakeTask>
 void forward_all(ThreadTeam& threads, const AttentionShape& s, int64_t position, float* workspace, MakeTask make_task) {
   const int64_t group = s.heads / s.kv_heads, chunks = query_chunks(s, threads.size());
@@ -140,7 +142,7 @@ void forward_all(ThreadTeam& threads, const AttentionShape& s, int64_t position,
     int64_t begin, end, batch, kv_head;
   };
   const auto item_at = [&](int64_t index) {
-    // The last chunks have the most keys: they come first, so that no thread is left with one at the end.
+    // The last chunks have the most keys. They come first, so that no thread is still busy with one at the end.
     const int64_t begin = (chunks - 1 - index / (s.batch * s.kv_heads)) * chunk;
     return Item{begin, std::min(s.tokens, begin + chunk), index % (s.batch * s.kv_heads) / s.kv_heads,
                 index % s.kv_heads};
@@ -168,8 +170,8 @@ void forward_all(ThreadTeam& threads, const AttentionShape& s, int64_t position,
   });
 }
 
-// Decoding: the largest score, the sum of exp(score - largest) and the weighted sum of the values over a part of the
-// keys.
+// Decoding: for a part of the keys the largest score, the sum of exp(score - largest), and the sum of the values
+// weighted by these exponentials.
 struct Partial {
   float* data;  // maximum, sum, values[head_size]
   float& maximum() const { return data[0]; }
@@ -183,7 +185,7 @@ void attend_part(const float* query, HeadRows keys, HeadRows values, int64_t beg
   const float scale = 1.0f / std::sqrt(static_cast<float>(size));
   float maximum = kMinusInfinity;
   for (int64_t key = begin; key < end; ++key) {
-    // Rows lie far apart in the cache: nothing but a prefetch brings them near in time, and the values' meanwhile.
+    // Rows lie far apart in the key-value cache, so the hardware does not prefetch them. The values come in meanwhile.
     for (int64_t c = 0; c < size; c += 64 / 4) {
       __builtin_prefetch(keys.row(key + kRowsAhead) + c);
       __builtin_prefetch(values.row(key) + c);
@@ -223,7 +225,7 @@ void attend_part(const float* query, HeadRows keys, HeadRows values, int64_t beg
   }
 }
 
-// Adds the parts in the keys' order.
+// Adds up the parts of a query in the order of their keys.
 void combine_parts(const float* parts, int64_t stride, int64_t count, int64_t size, float* out) {
   float maximum = kMinusInfinity, sum = 0;
   for (int64_t p = 0; p < count; ++p) maximum = std::max(maximum, parts[p * stride]);

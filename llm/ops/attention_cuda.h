@@ -1,5 +1,5 @@
-// What the files of CUDA attention kernels know of each other, and their workspaces in bytes, for the ops' `infer` and the
-// launchers alike. Plain C++.
+// The interfaces of the CUDA attention kernels, and their workspaces in bytes, for the op rows' `workspace` and the
+// launchers. Plain C++.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -15,28 +15,30 @@ namespace llm {
 class CudaDevice;
 struct KernelCall;
 
-// attention: everything stays on the chip.
+// attention needs no workspace: scores and sums stay in registers and shared memory.
 inline size_t attention_workspace_cuda(const AttentionShape&, DType) { return 0; }
 
-// attention_backward: rowsum(d_out * out) of each query, (B, H, T) floats; on Hopper, beside each log_sum_exp, pairs of
-// floats (B, H, attention_statistic_rows(T)), since tiles of them are copied whole.
+// attention_backward needs rowsum(d_out * out) of each query, (B, H, T) floats. The kernels for Hopper need a pair of
+// that and log_sum_exp, (B, H, attention_statistic_rows(T), 2) floats, padded since whole tiles are copied. As the op
+// row does not know the device, the workspace always has the larger size.
 inline int64_t attention_statistic_rows(int64_t tokens) { return (tokens + 127) / 128 * 128; }
 inline size_t attention_backward_workspace_cuda(const AttentionShape& s, DType) {
   return static_cast<size_t>(s.batch * s.heads * attention_statistic_rows(s.tokens)) * 2 * sizeof(float);
 }
 
-// attention_cached: the cache is cut into splits that blocks work on side by side. How many there are follows from the
-// shape alone (a captured launch must serve every position); how long they are, from the position.
+// attention_cached cuts the cache into splits, each for a block of its own. The number of splits follows from the shape
+// alone, since a captured launch must serve every position; their length follows from the position.
 inline constexpr int64_t kDecodeMaxSplits = 64;
 inline constexpr int64_t kDecodeEnoughBlocks = 1024;
 
-// Query rows that one block handles together: those of all heads that share the keys, and of several new tokens.
+// The kernel is compiled for blocks of 1, 4 and 8 query rows; a query row is one query head of one new token. This is
+// the number for the query rows that share a key-value head.
 inline int attention_cached_rows(const AttentionShape& s) {
   const int64_t rows = s.heads / s.kv_heads * s.tokens;
   return rows == 1 ? 1 : rows <= 4 ? 4 : 8;
 }
 
-// The least keys that a split is worth: of fewer the time for adding up the splits would be the larger part.
+// The fewest keys of a split: with fewer, adding up the splits would take more time than the keys.
 LLM_HOST_DEVICE inline constexpr int64_t attention_cached_split_keys(int rows) {
   return rows == 1 ? 256 : rows == 4 ? 128 : 64;
 }
@@ -50,8 +52,8 @@ inline int64_t attention_cached_splits(const AttentionShape& s, int64_t capacity
   return std::clamp<int64_t>(std::min(wanted, possible), 1, kDecodeMaxSplits);
 }
 
-// Of each query row and split the largest score, the sum of exponentials and their weighted sum of the values:
-// outs (B, T, H, splits, D), then stats (B, T, H, splits, 2), in floats.
+// For each query row and split: the sum of the values weighted by the exponentials, (B, T, H, splits, D) floats; then
+// the largest score and the sum of the exponentials, (B, T, H, splits, 2) floats.
 inline size_t attention_cached_workspace_cuda(const AttentionShape& s, int64_t capacity, DType) {
   const int64_t rows = s.batch * s.tokens * s.heads;
   return static_cast<size_t>(rows * attention_cached_splits(s, capacity) * (s.head_size + 2)) * sizeof(float);
@@ -59,7 +61,7 @@ inline size_t attention_cached_workspace_cuda(const AttentionShape& s, int64_t c
 
 namespace cuda {
 
-// Where the heads lie in a row of qkv, (H + 2 K) D values: H query heads, K key heads, K value heads.
+// Where the heads lie in a row of qkv, ((H + 2 K) D): H query heads, K key heads, K value heads.
 struct PackedHeads {
   int tokens, heads, kv_heads, head_size;  // T, H, K, D
 
@@ -78,31 +80,31 @@ struct PackedHeads {
   float scale() const { return 1 / std::sqrt(static_cast<float>(head_size)); }
 };
 
-// Where the documents of a row of a batch begin. Without documents it is all one, and costs nothing.
+// Where the documents of a row of a batch begin. Without kDocuments the row is one document, and nothing is read.
 template <bool kDocuments>
 struct DocumentStarts {
-  const int32_t* starts;  // of the row
+  const int32_t* starts;  // (T), of the row
   int tokens;
 
   LLM_HOST_DEVICE DocumentStarts(const int32_t* all, int64_t batch, int row_tokens)
       : starts(kDocuments ? all + batch * row_tokens : nullptr), tokens(row_tokens) {}
-  // Of tokens beyond the row's end: 0.
+  // The start of a token's document; 0 for tokens beyond the row's end.
   LLM_HOST_DEVICE int of(int token) const { return kDocuments && token < tokens ? starts[token] : 0; }
 };
 
-AttentionShape attention_shape(const KernelCall& call, size_t qkv);  // from the attributes and input `qkv`
+AttentionShape attention_shape(const KernelCall& call, size_t qkv);  // from the attributes and input number `qkv`
 
-// Arithmetic in fp32, head sizes up to kPlainHeadSize.
+// The plain kernels: arithmetic in fp32, head sizes up to kPlainHeadSize.
 inline constexpr int64_t kPlainHeadSize = 256;
 void attention_plain(const KernelCall& call);
 void attention_backward_plain(const KernelCall& call);
 
-// Products of bf16 on the tensor cores, for the head sizes that `has_flash_attention` names.
+// Kernels with bf16 products on the tensor cores, for the head sizes for which `has_flash_attention` is true.
 bool has_flash_attention(int64_t head_size);
 void flash_attention(const KernelCall& call);
 void flash_attention_backward(const KernelCall& call);
 
-// The same by wgmma and TMA, where the device is a Hopper and the binary has code for sm_90a.
+// The same with wgmma and TMA, where the device is a Hopper and the binary has code for sm_90a.
 bool has_flash_attention_hopper(const CudaDevice& device, int64_t head_size);
 void flash_attention_hopper(const KernelCall& call);
 void flash_attention_backward_hopper(const KernelCall& call);

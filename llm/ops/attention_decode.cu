@@ -1,14 +1,16 @@
 // attention_cached: new tokens attend to a key-value cache, to which their own keys and values are appended; for
-// generation, where T is 1 or a short part of a prompt. What counts is to read the cache once, by the whole GPU.
+// generation, where T is 1 or a short part of a prompt. The time goes into reading the cache, so the whole GPU reads
+// it, once.
 //
-// The filled part of the cache is cut into splits (Flash-Decoding, Dao et al. 2023). A block goes through the keys of one
-// split and key-value head for up to kRows query rows: the heads of the group, of one or several new tokens. kLanes lanes
-// share a key, 8 channels each, and keep a running softmax (Milakov and Gimelshein 2018) of the keys they see; the block
-// adds these up. Where the cache fills one split, that is the result; else the block leaves largest score, sum and output per
-// row, and the last block of the rows adds up the splits. All in a fixed order, whichever block is last. A launch must serve
-// every position, so the grid is as large as the full cache needs, and blocks without keys end at once. Keys of the new tokens
-// are read from qkv, so nothing waits for the append.
-// Bytes: queries, and keys and values up to the position, once (while a group's new rows fit in kRows).
+// The filled part of the cache is cut into splits (Flash-Decoding, Dao et al. 2023). A block goes through the keys of
+// one split and key-value head for up to kRows query rows: the query heads of the group, of one or several new tokens.
+// kLanes lanes share a key, 8 channels each, and keep a running softmax (Milakov and Gimelshein 2018) of the keys that
+// they see; at the end the block adds these up. Where the cache fills only one split, that is the result. Otherwise the
+// block leaves the largest score, the sum and the output of each row in the workspace, and the last block of these rows
+// adds up the splits, in a fixed order, whichever block is last. A launch must serve every position, so the grid is as
+// large as the full cache needs, and blocks without keys end at once. The keys and values of the new tokens are read
+// from qkv, so that nothing waits for the append.
+// Bytes: queries, and keys and values up to the position, once (as long as a group's new rows fit into kRows).
 #include "llm/device/cuda.h"
 #include "llm/device/simt.h"
 #include "llm/graph/kernel.h"
@@ -23,9 +25,9 @@ using simt::kWholeWarp;
 using simt::Pack;
 
 constexpr int kChannels = 8;        // of a lane
-constexpr float kNoScore = -1e30f;  // less than any score, but finite: differences to it are not NaN
+constexpr float kNoScore = -1e30f;  // less than any score, but finite, so that a difference of two is not NaN
 
-// Threads of a block: as many as leave room on an SM for the blocks of the kernel before.
+// Threads of a block: few enough that blocks fit on a multiprocessor beside those of the previous kernel.
 template <int kRows>
 inline constexpr int kThreads = kRows == 1 ? 256 : 128;
 
@@ -36,7 +38,7 @@ __device__ int split_keys(int64_t length, int splits) {
   return static_cast<int>((keys + kLeast - 1) / kLeast * kLeast);
 }
 
-// A lane's channels of a row of D: in packs of 16 bytes, neighbours on neighbouring lanes.
+// A lane's 8 channels of a row (D): packs of 16 bytes, of which neighbouring ones are on neighbouring lanes.
 template <class T, int kLanes>
 struct Channels {
   static constexpr int kPacks = kChannels / kPack<T>;
@@ -45,7 +47,7 @@ struct Channels {
   __device__ static int first(int j) { return (j * kLanes + static_cast<int>(threadIdx.x) % kLanes) * kPack<T>; }
   __device__ float get(int i) const { return packs[i / kPack<T>].get(i % kPack<T>); }
 
-  // Channels from `head_size` on are zeros.
+  // Channels from `head_size` on become zeros.
   __device__ void load(const T* row, int head_size, bool packed) {
 #pragma unroll
     for (int j = 0; j < kPacks; ++j) {
@@ -73,8 +75,8 @@ struct Channels {
   }
 };
 
-// A running softmax of one query row: of the keys seen, the largest score, the sum of exponentials (of base 2, relative
-// to it) and the lane's channels of their weighted sum of values.
+// A running softmax of one query row, over the keys seen: the largest score, the sum of 2^(score - largest), and the
+// lane's channels of the sum of the values weighted by these powers.
 struct Partial {
   float largest = kNoScore, sum = 0, out[kChannels] = {};
 
@@ -85,7 +87,7 @@ struct Partial {
 #pragma unroll
     for (int i = 0; i < kChannels; ++i) out[i] *= factor;
   }
-  // With the lane `offset` lanes away, which does the same.
+  // Adds the softmax of the lane at xor distance `offset`, which adds this lane's.
   __device__ void add_lane(int offset) {
     rescale(fmaxf(largest, __shfl_xor_sync(kWholeWarp, largest, offset)));
     sum += __shfl_xor_sync(kWholeWarp, sum, offset);
@@ -96,23 +98,24 @@ struct Partial {
 
 template <class T, int kRows, int kLanes>
 struct Shared {
-  // So that neighbouring channels, which lie kPack rows of this apart, come from different banks.
+  // The padding puts neighbouring channels, which lie rows of kLanes + kPadding floats apart, into different banks.
   static constexpr int kPadding = kPack<T> == 8 ? 4 : kLanes == 8 ? 0 : 8;
   static constexpr int kWarps = kThreads<kRows> / 32;
   float outs[kWarps][kRows][kChannels][kLanes + kPadding];
   float largest[kWarps][kRows], sums[kWarps][kRows];
 };
 
-// qkv (B, T, (H + 2 K) D), caches (B, capacity, K, D) -> out (B, T, H D), caches; outs (B, T, H, splits, D) and stats
-// (B, T, H, splits, 2) are between the blocks. Grid (B K tiles of query rows, splits), a counter for each x.
+// qkv (B, T, (H + 2 K) D), caches (B, capacity, K, D) -> out_rows (B, T, H D), caches. Through outs (B, T, H, splits,
+// D) and stats (B, T, H, splits, 2) blocks pass their parts on. Grid (B K tiles of query rows, splits), a counter for
+// each x.
 template <class T, int kRows, int kLanes>
 __global__ void __launch_bounds__(kThreads<kRows>)
     decode_kernel(PackedHeads heads, float scale, bool packed, int64_t capacity, const StepState* __restrict__ state,
                   const T* qkv, T* key_cache, T* value_cache, float* outs, float* stats, T* out_rows,
                   uint32_t* counters) {
   constexpr int kThreads = cuda::kThreads<kRows>, kWarps = kThreads / 32;
-  constexpr int kKeysAtOnce = kThreads / kLanes;  // by the block
-  constexpr int kUnrolled = kRows == 8 ? 2 : 4;   // keys on their way at a time
+  constexpr int kKeysAtOnce = kThreads / kLanes;  // of the block
+  constexpr int kUnrolled = kRows == 8 ? 2 : 4;   // keys of a group of lanes that are loaded at a time
   auto& shared = simt::shared_memory<Shared<T, kRows, kLanes>>();
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int group = heads.group(), D = heads.head_size;
@@ -127,7 +130,7 @@ __global__ void __launch_bounds__(kThreads<kRows>)
   const int64_t begin = int64_t{split} * keys_per_split;
   const int64_t end = begin + keys_per_split < length ? begin + keys_per_split : length;
   simt::let_next_start();
-  if (begin < position) {  // the first keys' way from memory needs no wait
+  if (begin < position) {  // the first cached keys can be prefetched before the wait for the previous kernel
     const int64_t key = begin + static_cast<int>(threadIdx.x) % (kKeysAtOnce * kUnrolled);
     const int64_t cached = ((batch * capacity + (key < position ? key : begin)) * heads.kv_heads + kv_head) * D;
     simt::prefetch(key_cache + cached);
@@ -139,7 +142,7 @@ __global__ void __launch_bounds__(kThreads<kRows>)
   const auto token_of = [&](int row) { return (row_tile * kRows + row) / group; };
   const auto head_of = [&](int row) { return kv_head * group + (row_tile * kRows + row) % group; };
 
-  float queries[kRows][kChannels];  // with the scale and the change of base
+  float queries[kRows][kChannels];  // multiplied by the scale and log2(e), for exponentials of base 2
 #pragma unroll
   for (int row = 0; row < kRows; ++row) {
     Channels<T, kLanes> query = {};
@@ -169,7 +172,7 @@ __global__ void __launch_bounds__(kThreads<kRows>)
     }
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
-      const int64_t last = position + token_of(row);  // that the row sees
+      const int64_t last = position + token_of(row);  // the last key that the row sees
       float s[kUnrolled], largest = partials[row].largest;
 #pragma unroll
       for (int u = 0; u < kUnrolled; ++u) {
@@ -193,7 +196,7 @@ __global__ void __launch_bounds__(kThreads<kRows>)
     }
   }
 
-  // The lanes of a warp that hold the same channels, then the warps.
+  // Add up the lanes of a warp that hold the same channels, then the warps.
 #pragma unroll
   for (int row = 0; row < kRows; ++row) {
 #pragma unroll
@@ -211,7 +214,7 @@ __global__ void __launch_bounds__(kThreads<kRows>)
   for (int index = static_cast<int>(threadIdx.x); index < kRows * kChannels * kLanes; index += kThreads) {
     const int row = index / (kChannels * kLanes), channel = index % (kChannels * kLanes);
     if (!simt::in_bounds(row_tile * kRows + row < rows && channel < D)) continue;
-    // Where Channels keeps it.
+    // Where Channels keeps the channel: number i of lane pack % kLanes.
     const int pack = channel / kPack<T>;
     const int i = pack / kLanes * kPack<T> + channel % kPack<T>;
     float largest = kNoScore, sum = 0, out = 0;

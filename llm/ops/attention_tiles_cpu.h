@@ -1,8 +1,8 @@
-// What the forward and the backward attention kernels on the CPU share: how keys are packed, and how a tile of scores
-// is made.
+// What the forward and the backward attention kernels on the CPU share: packed operands, tiles of scores, and masks.
 //
-// Scores stand transposed, one row a key, one lane a query: so the softmax runs down the rows in whole vectors without
-// any sum across lanes, and the probabilities are already in the order in which the microkernel reads its A.
+// Tiles of scores are stored transposed, with a row for each key and a lane for each query. So the softmax runs down
+// the rows in whole vectors, without sums across lanes, and the probabilities already have the order in which the
+// microkernel reads its A.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -22,25 +22,27 @@ using simd::Vec;
 
 inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-// Of a key in an earlier document, where a maximum is still to be found: finite, so that a difference of two is no NaN.
-// What is made of it is multiplied by 0 when the query's own document comes.
+// The score of a key in an earlier document than the query's, before the maximum is known. It is finite, so that a
+// difference of two is not NaN. Sums over such keys alone are later multiplied by 0, when a key of the query's own
+// document raises the maximum.
 inline constexpr float kHidden = -1e30f;
 
-// Rows of one head: row t at data + t * stride, `size` channels.
+// The rows of one head: row t is at data + t * stride and has `size` channels.
 struct HeadRows {
   const float* data;
   int64_t stride, size;
   const float* row(int64_t t) const { return data + t * stride; }
 };
 
-// The rows that a thread is likely to need next, when it is done with a head: they lie in pieces of a few cache lines
-// far from each other, so nothing but a prefetch brings them near in time. Each tile of scores fetches a part.
+// The rows that a thread is likely to need next, after the current head: pieces of a few cache lines that lie far
+// apart, so that the hardware does not prefetch them. Each tile of scores prefetches a part of them.
 class RowsAhead {
  public:
-  // Rows [0, count) of one more matrix.
+  // Adds rows [0, count) of one more matrix.
   void add(HeadRows rows, int64_t count) {
     if (matrices_ < kMost) rows_[matrices_] = rows, counts_[matrices_++] = count;
   }
+  // Makes the tile prefetch the next part.
   void hand_out(microkernel::Tile& t) {
     if (at_ == matrices_) return;
     const HeadRows& m = rows_[at_];
@@ -61,9 +63,9 @@ class RowsAhead {
   int64_t row_ = 0, channel_ = 0;
 };
 
-// Calls work(first row, rows) for panels of nearly equal height in [begin, end). They are cut from runs of kColumns
-// rows counted from `begin`, a multiple of kColumns: as a tile of queries is that wide, the end of the keys that it may
-// see never lies inside a panel.
+// Calls work(first row, number of rows) for panels of nearly equal height in [begin, end). The panels are cut from runs
+// of kColumns rows counted from `begin`, a multiple of kColumns. Since a tile has kColumns queries, the end of the keys
+// that it sees never lies inside a panel.
 template <class Work>
 inline void for_panels(int64_t begin, int64_t end, Work&& work) {
   for (int64_t block = begin; block < end; block += kColumns) {
@@ -72,21 +74,22 @@ inline void for_panels(int64_t begin, int64_t end, Work&& work) {
   }
 }
 
-// Rows of a head as the microkernel's B, the rows as k: channels [32 p, 32 p + 32) of row t, with kColumns = 32, are at
-// data + p * panel_stride + t * row_stride.
+// The rows of a head as the microkernel's B, with the rows as k: channels [p kColumns, (p + 1) kColumns) of row t are
+// at data + p * panel_stride + t * row_stride.
 struct Columns {
   const float* data;
   int64_t panel_stride, row_stride;
   Columns from_row(int64_t t) const { return {data + t * row_stride, panel_stride, row_stride}; }
 };
 
-// Floats into which columns_of() packs `count` rows. None where they serve as they are: if the last vector of a row is
-// full and the rows are not so far apart that they share sets of the cache.
+// How many floats columns_of() needs to pack `count` rows. None where the rows can be used in place: where the last
+// vector of a row is full, and the distance of the rows is not a multiple of 4 KiB, so that they do not share sets of
+// the cache.
 inline int64_t packed_floats(int64_t count, int64_t size, int64_t stride) {
   return size % kLanes == 0 && stride % 1024 != 0 ? 0 : count * round_up(size, kColumns);
 }
 
-// Rows [begin, begin + count): where they are, or packed into `scratch`.
+// Rows [begin, begin + count) of a head as B: in place, or packed into `scratch` (packed_floats()).
 inline Columns columns_of(HeadRows in, int64_t begin, int64_t count, float* scratch) {
   if (packed_floats(count, in.size, in.stride) == 0) return {in.row(begin), kColumns, in.stride};
   for (int64_t channel = 0; channel < in.size; channel += kColumns)
@@ -95,7 +98,8 @@ inline Columns columns_of(HeadRows in, int64_t begin, int64_t count, float* scra
   return {scratch, count * kColumns, kColumns};
 }
 
-// out (rows, channels) = or += A B, with one panel of A, whose strides are the microkernel's.
+// out (rows, channels) = A B, or with `accumulate` out += A B: A (rows, k) is one panel of rows, element (i, j) at
+// a[i * a_row + j * a_step]; B is (k, channels).
 inline void multiply_channels(int64_t rows, int64_t k, const float* a, int64_t a_row, int64_t a_step, Columns b,
                               int64_t channels, float* out, int64_t out_stride, bool accumulate) {
   for (int64_t channel = 0; channel < channels; channel += kColumns)
@@ -105,8 +109,9 @@ inline void multiply_channels(int64_t rows, int64_t k, const float* a, int64_t a
 }
 
 // tile(key, query) = sum over channels of keys(key, channel) queries(channel, query), for the kColumns queries from
-// `first_query` on and the keys [begin, end), at tile + (key - begin) * stride. Where the first half of the queries
-// comes before all keys of a panel, only the second half is computed.
+// `first_query` on and the keys [begin, end); the row of a key is at tile + (key - begin) * stride. `queries` (D,
+// kColumns) is packed. Where the first half of the queries comes before all keys of a panel, only the second half is
+// computed.
 inline void multiply_keys(HeadRows keys, int64_t begin, int64_t end, const float* queries, int64_t first_query,
                           float* tile, int64_t stride, RowsAhead& ahead) {
   for_panels(begin, end, [&](int64_t key, int64_t count) {
@@ -129,7 +134,7 @@ inline void multiply_keys(HeadRows keys, int64_t begin, int64_t end, const float
   });
 }
 
-// Of the queries from `first_query` on, one a lane: those that come before the key are replaced.
+// Lane i of v belongs to query first_query + i. Replaces the lanes of queries that come before the key.
 inline Vec mask(Vec v, int64_t key, int64_t first_query, float replacement) {
   if (key <= first_query) return v;
   IntVec lane;
@@ -138,19 +143,19 @@ inline Vec mask(Vec v, int64_t key, int64_t first_query, float replacement) {
   return lane >= static_cast<int32_t>(std::min<int64_t>(key - first_query, kLanes)) ? v : simd::broadcast(replacement);
 }
 
-// Where the documents of kLanes queries begin, those from `query` on; of those from `end` on, which do not exist, at 0.
+// Where the documents of the kLanes queries from `query` on begin; 0 for queries from `end` on, which do not exist.
 inline IntVec starts_of(const int32_t* starts, int64_t query, int64_t end) {
   IntVec v{};
   for (int i = 0; i < kLanes && query + i < end; ++i) v[i] = starts[query + i];
   return v;
 }
 
-// Of the queries whose documents begin after the key: those are replaced.
+// Replaces the lanes of queries whose documents begin after the key.
 inline Vec mask_earlier_documents(Vec v, int64_t key, IntVec starts, float replacement) {
   return starts <= static_cast<int32_t>(key) ? v : simd::broadcast(replacement);
 }
 
-// The first key that queries from `query` on see, as a multiple of kColumns.
+// The first key that queries from `query` on see, rounded down to a multiple of kColumns.
 inline int64_t first_key_of(const int32_t* starts, int64_t query) {
   return starts ? starts[query] / kColumns * kColumns : 0;
 }

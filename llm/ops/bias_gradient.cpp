@@ -1,4 +1,5 @@
-// bias_gradient: dy (.., O) -> db (O), the sum over all rows: for linear layers whose products are not linear_backward_weight.
+// bias_gradient: dy (.., O) -> db (O), the sum over all rows. For the linear layers of an fp8 run, where product_fp8
+// computes the gradient of the weight, without that of the bias.
 #include <algorithm>
 
 #include "llm/ops/cuda_kernels.h"

@@ -1,8 +1,10 @@
-// The gradient of a bias: db (O) = sum over the rows of dy (rows, O), in two passes. In the first, a block takes a chunk of
-// rows and as many columns as a warp reads in one go, 16 bytes a thread; its warps take every sixteenth row, and add up at
-// the end. The second adds up the chunks (llm/ops/norm_cuda.h); of one chunk nothing is left to be done.
+// The gradient of a bias: db (O) = sum over the rows of dy (rows, O), in two passes. In the first, a block takes a
+// chunk of rows and as many columns as a warp reads at once, 16 bytes a thread; each of its 16 warps takes every
+// sixteenth row, and the block adds up the warps' sums at the end. The second pass adds up the chunks
+// (llm/ops/norm_cuda.h); with one chunk there is no second pass.
 //
-// Bytes: dy read once; the partial sums, chunks x O floats, written and read: 3% of dy for chunks of 128 rows of bf16.
+// Bytes: dy is read once; the partial sums, chunks x O floats, are written and read: 3% of dy for chunks of 128 rows of
+// bf16.
 #include "llm/device/cuda.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/linear_cuda.h"
@@ -13,14 +15,14 @@ namespace {
 
 constexpr int kWarps = 16, kThreads = 32 * kWarps;
 
-// By warp, element of the pack and lane. They are read by column, N lane + element: a row of 32 + 32 / N floats puts 32
-// neighbouring columns into different banks.
+// The warps' sums by warp, element of a pack and lane. They are read by column, which is N lane + element: rows of
+// 32 + 32 / N floats put 32 neighbouring columns into different banks.
 template <int N>
 struct Shared {
   float sums[kWarps][N][32 + (N > 1 ? 32 / N : 0)];
 };
 
-// partial (chunks, O); add: to what is there.
+// dy (rows, O) -> partial (chunks, O), added to what is there with `add`.
 template <class T, int N>
 __global__ void __launch_bounds__(kThreads)
     bias_gradient_kernel(const T* __restrict__ dy, int64_t rows, int64_t O, int64_t chunk_rows, bool add,
@@ -41,7 +43,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int i = 0; i < N; ++i) s.sums[warp][i][lane] = sum[i];
   __syncthreads();
-  // Neighbouring threads take neighbouring columns, to write them side by side.
+  // Neighbouring threads take neighbouring columns, so that their stores coalesce.
   for (int c = static_cast<int>(threadIdx.x); c < 32 * N; c += kThreads) {
     const int64_t to = int64_t{blockIdx.x} * 32 * N + c;
     float total = 0;

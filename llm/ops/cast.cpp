@@ -1,5 +1,5 @@
-// cast: the same values in another precision, rounded to the nearest. Flag "bf16": to bf16, else to fp32.
-// The CPU's kernels know fp32 alone; llm/graph/cast_for_cpu.cpp puts this op around them in a bf16 run.
+// cast: the same values in another precision, rounded to the nearest. Attribute "bf16", a flag: to bf16, otherwise to
+// fp32. Most CPU kernels know fp32 alone; the pass llm/graph/cast_for_cpu.cpp puts this op around them in a bf16 run.
 #include "llm/graph/autodiff.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/ops.h"
@@ -42,7 +42,7 @@ void cpu(const KernelCall& call) {
   if (!from && !to) convert<float, float>(call);
 }
 
-// To bf16 and back the values change, so the gradient cannot be taken by differences.
+// No example casts to bf16: rounding makes the function a staircase, of which finite differences give no gradient.
 std::vector<Example> examples() {
   const auto example = [](bool narrow, DType from, Shape shape) -> Example {
     return {{{"bf16", narrow}}, {{.shape = shape, .dtype = from, .keeps_fp32 = true}}};

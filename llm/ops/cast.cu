@@ -1,5 +1,5 @@
-// cast: the same values in bf16 or fp32, rounded to the nearest (elementwise_cuda.h). Reads the input and writes the
-// output once.
+// cast: the same values in bf16 or fp32, rounded to the nearest (elementwise_cuda.h). The kernel reads the input and
+// writes the output once.
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/elementwise_cuda.h"
 

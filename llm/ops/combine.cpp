@@ -1,5 +1,5 @@
 // combine: y = a x + b z, element by element, for many pairs of tensors at once.
-//   x, z of each pair -> y of each. Attributes: a, b.
+//   x, z of each pair -> y of each pair, all three of one shape. Attributes: a, b.
 #include "llm/graph/autodiff.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/ops.h"
@@ -24,8 +24,8 @@ Cost cost(const Graph& g, const Node& node) {
   return streaming_cost(g, node, 3 * elements);
 }
 
-// A sum of two products is rounded in one of two ways, as the compiler likes; compiled once for all callers, so that a block
-// gets the same bits whichever thread takes it.
+// The compiler may contract either product of a sum of two products into an fma, which changes the last bit. As it is
+// not inlined, the function is compiled once for all callers, and a block gets the same bits whichever thread takes it.
 [[gnu::noinline]] void combine_block(const float* x, const float* z, float* y, int64_t count, float a, float b) {
   for_vectors(count, [&](int64_t i, auto lanes) { lanes.store(y + i, lanes.load(x + i) * a + lanes.load(z + i) * b); });
 }
@@ -47,7 +47,7 @@ std::vector<Example> examples() {
           {{{"a", 0.7}, {"b", 0.3}}, {input({130, 129}), input({130, 129})}}};
 }
 
-// Each y over its x or its z, for as many pairs as a node is likely to have.
+// Lets each y lie over its x or its z, for the first 16 pairs of a node.
 std::vector<InPlace> over_inputs() {
   std::vector<InPlace> pairs;
   for (int k = 0; k < 16; ++k) pairs.insert(pairs.end(), {{k, 2 * k}, {k, 2 * k + 1}});

@@ -1,5 +1,6 @@
-// combine: y = a x + b z for many pairs (combine.cpp). A block of threads takes 4096 elements of one pair, a thread 16 bytes at
-// a time; every element is read and written once. A y may lie over its x or z: each thread reads before it writes.
+// combine: y = a x + b z for many pairs (combine.cpp). A block of threads takes 4096 elements of one pair, a thread
+// takes 16 bytes at a time; every element is read once and written once. A y may lie over its x or z: each thread reads
+// its elements before it writes them.
 #include "llm/device/cuda.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/multi_tensor_cuda.h"
@@ -74,7 +75,7 @@ void combine_as(const KernelCall& call) {
 
 }  // namespace
 
-// All pairs of a node are of one type: the graph's precision.
+// All pairs of a node have one type (combine.cpp checks it).
 void combine(const KernelCall& call) {
   call.in_dtype(0) == DType::bf16 ? combine_as<bf16>(call) : combine_as<float>(call);
 }

@@ -1,11 +1,12 @@
 // cross_entropy: losses = log(sum(exp(logits))) - logits[target], in nats.
 //   logits (B, T, V), targets (B, T) int32 -> losses (B, T), log_sum_exp (B, T)
 //   backward: (d_losses, logits, targets, log_sum_exp) -> d_logits = (softmax - one_hot(target)) d_loss
+// A target below 0 is ignored: its loss and its gradient are 0.
 // Attributes, both optional:
-//   softcap: the logits are cap tanh(logit / cap) (Gemma Team 2024, "Gemma 2")
-//   z_loss: the losses get z_loss log(sum(exp(logits)))^2 more, which keeps the softmax's sum near 1 (Chowdhery et al.
+//   softcap: cap tanh(logit / cap) takes the place of each logit (Gemma Team 2024, "Gemma 2")
+//   z_loss: adds z_loss log(sum(exp(logits)))^2 to the losses, which keeps the softmax's sum near 1 (Chowdhery et al.
 //   2022, "PaLM")
-// In a whole model the fusion pass puts head_loss in its place, which never holds all logits.
+// In a whole model the fusion pass replaces this op and the head's product by head_loss, which never holds all logits.
 #include "llm/graph/autodiff.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/ops.h"
@@ -67,7 +68,7 @@ void cpu_backward(const KernelCall& call) {
   call.threads.for_blocks(call.in_shape(1).rows(), row_grain(V), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const float d = targets[r] < 0 ? 0.0f : d_losses[r], scale = d * (1 + 2 * z_loss * lse[r]);
-      // Read first: the gradient may take the logits' place.
+      // The target's logit is read first because the gradient may lie in place of the logits.
       const float target = targets[r] < 0 ? 0.0f : soft_cap(logits[r * V + targets[r]]);
       for_vectors(V, [&](int64_t c, auto lanes) {
         const simd::Vec logit = soft_cap(lanes.load(logits + r * V + c));

@@ -1,4 +1,5 @@
-// cross_entropy and its backward pass on the GPU, a block a row. Bytes: the logits once, and once their gradient.
+// cross_entropy and its backward pass on the GPU: a block takes a row. Bytes: each of the two kernels reads the logits
+// once; the backward kernel writes their gradient once.
 #include "llm/device/cuda.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/softmax_cuda.h"
@@ -40,7 +41,7 @@ __global__ void __launch_bounds__(kSoftmaxThreads) gradient_kernel(const float* 
   }
 }
 
-// Calls body(width of a pack, LossTerms), the width as a constant.
+// Calls body(width of a pack as an std::integral_constant, LossTerms).
 template <class T, class Body>
 void with_packs(bool packs, const Attributes& attributes, Body&& body) {
   with_loss_terms(attributes, [&](const auto& terms) {

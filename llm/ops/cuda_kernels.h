@@ -1,6 +1,6 @@
-// The CUDA side of the op table: what starts an op's kernels on call.cuda's stream. Defined in the .cu files beside the ops,
-// which nvcc compiles for the program and the test bed's compiler for the tests. The names are weak: in a binary without
-// them they are null, and so is the row's `cuda`.
+// The CUDA side of the op table: functions that start an op's kernels on the stream of call.cuda. They are defined in
+// the .cu files beside the ops, which nvcc compiles for the program, and the C++ compiler for the test bed. The names
+// are weak: in a binary without CUDA they are null, and so is the row's `cuda`.
 #pragma once
 
 #include "llm/graph/kernel.h"

@@ -1,7 +1,7 @@
-// document_starts: tokens (B, T) int32 -> starts (B, T) int32: where the document of each token begins in its row. An
-// end-of-text token opens the document behind it, as in GPT-2's data: it is what a text is generated from, and the one place to
-// which all tokens of a document can attend. A row's first document begins at 0.
-// Attribute: end_of_text.
+// document_starts: tokens (B, T) int32 -> starts (B, T) int32: where in its row the document of each token begins. An
+// end-of-text token is the first token of the document that follows it, as in GPT-2's data: generation starts from that
+// token, and it is the one place to which all tokens of a document can attend. The first document of a row begins at 0.
+// Attribute: end_of_text, the id of that token.
 #include "llm/graph/autodiff.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/ops.h"

@@ -1,4 +1,4 @@
-// document_starts on the GPU: a warp a row, 32 tokens at a time, a vote to see where documents begin.
+// document_starts on the GPU: a warp takes a row, 32 tokens at a time; a vote of its lanes shows where documents begin.
 #include "llm/device/cuda.h"
 #include "llm/device/simt.h"
 #include "llm/ops/cuda_kernels.h"

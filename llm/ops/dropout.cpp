@@ -1,6 +1,6 @@
-// dropout: y = x / (1 - probability) where a random bit says so, else 0 (Srivastava et al. 2014); its own backward: the same
-// mask on dy. The mask is dropout_mask.h's, made again where it is needed instead of kept.
-// Attributes: probability, stream (another number for each place in a model).
+// dropout: y = 0 with the given probability, otherwise x / (1 - probability) (Srivastava et al. 2014). Its backward
+// pass is the same op on dy, with the same mask, which is computed again (dropout_mask.h) instead of kept.
+// Attributes: probability; stream, a different number for each place in a model.
 #include "llm/graph/autodiff.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/dropout_mask.h"

@@ -1,5 +1,5 @@
-// dropout on the GPU: a thread makes the random bits of four neighbouring elements of a row of the batch. Each element is
-// read once and written once.
+// dropout on the GPU: a thread computes the random bits of four neighbouring elements of a row of the batch. Each
+// element is read once and written once.
 #include "llm/device/cuda.h"
 #include "llm/device/simt.h"
 #include "llm/ops/cuda_kernels.h"

@@ -1,5 +1,6 @@
-// Which elements dropout keeps: a pure function of (seed, step, sample, element of the sample, stream), so nothing depends on
-// threads or ranks, on how a step is cut into micro-steps, or on whether it is resumed or recomputed.
+// Which elements dropout keeps: a pure function of (seed, step, sample, element of the sample, stream). So the mask
+// does not depend on threads or ranks, on how a step is cut into micro-steps, or on whether it is resumed or
+// recomputed.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -13,15 +14,15 @@
 namespace llm {
 
 struct DropoutMask {
-  uint32_t threshold;  // of random bits: at and above it an element is kept
-  uint32_t stream;     // of the node
+  uint32_t threshold;  // an element whose random bits are at least this is kept
+  uint32_t stream;     // the node's attribute
 
   DropoutMask(double probability, int64_t node)
       : threshold(static_cast<uint32_t>(probability * 4294967296.0)), stream(static_cast<uint32_t>(node)) {}
 
-  // For elements 4 `group` to 4 `group` + 3 of a row of the batch, one word each.
+  // Random bits for elements 4 group to 4 group + 3 of row `row` of the batch, one word each (Philox).
   LLM_HOST_DEVICE std::array<uint32_t, 4> bits(const StepState& step, int64_t row, int64_t group) const {
-    constexpr uint32_t kDropout = 0x64726f70;  // keeps apart from other users of the same seed
+    constexpr uint32_t kDropout = 0x64726f70;  // distinguishes dropout from other users of the same seed
     const auto sample = static_cast<uint64_t>(step.first_sample + row);
     return philox(
         {static_cast<uint32_t>(group), static_cast<uint32_t>(sample),
@@ -30,7 +31,7 @@ struct DropoutMask {
   }
 };
 
-// A tensor's rows of the batch, each cut into groups of four elements, of which the last may have fewer.
+// The rows of a batch, each cut into groups of four elements; the last group of a row may have fewer.
 struct DropoutGroups {
   int64_t rows, elements, groups;  // elements and groups: of a row
 

@@ -1,8 +1,8 @@
-// Kernels that compute each element of the output from the same element of the inputs: function(in...) -> out.
+// Kernels that compute each element of the output from the same element of the inputs: out = function(in...).
 //
-// A thread takes as many neighbouring elements as 16 bytes hold of the widest type, so that neighbouring threads read and
-// write neighbouring memory, every byte once; the last thread takes what is left over. The output may lie in place of an
-// input: a thread has read its elements before it writes them, and no other thread reads them.
+// A thread takes as many neighbouring elements as 16 bytes hold of the widest type, so that neighbouring threads read
+// and write neighbouring memory, every byte once; the last thread takes the remaining elements. The output may lie in
+// place of an input: a thread reads its elements before it writes them, and no other thread reads them.
 #pragma once
 #include <algorithm>
 #include <utility>
@@ -46,7 +46,9 @@ struct Add {
   __device__ float operator()(float a, float b) const { return a + b; }
 };
 
-// All (n) and in device memory. Function: __device__ float operator()(float...) const. `largest`: null, or 0.
+// Starts the kernel. All tensors have n elements and lie in device memory. Function: __device__ float
+// operator()(float...) const. `largest` (1): null, or 0 in device memory, which becomes the bits of the largest
+// absolute value of the output.
 template <class Function, class Out, class... In>
 void elementwise_noting(cudaStream_t stream, int64_t n, uint32_t* largest, Function function, Out* out,
                         const In*... in) {

@@ -1,6 +1,7 @@
 // embedding: x = token_table[token] (+ position_table[position]).
 //   tokens (B, T) int32, token_table (V, C), [position_table (context, C)] -> x (B, T, C)
-// The backward pass is deterministic: a thread owns a block of channels and adds all tokens' gradients in their order.
+// The backward pass on the CPU: a thread owns a block of channels and adds the gradients of all tokens in their order,
+// so that the bits do not depend on the number of threads.
 #include <algorithm>
 
 #include "llm/graph/autodiff.h"
@@ -30,7 +31,7 @@ void backward(Graph& g, const Node& node, Gradients& gradients) {
   if (node.input(2) != kNone) gradients.contribute(node.inputs[2], d[1]);
 }
 
-// Of the tables, the rows that are needed: no more than there are.
+// Of the token table the rows of the tokens are read: B T rows, but no more than the table has.
 Cost cost(const Graph& g, const Node& node) {
   const Shape x = g.shape(node.outputs[0]);
   const auto bytes = [&](TensorId id) { return static_cast<double>(g.tensor(id).bytes()); };
@@ -61,7 +62,8 @@ void cpu(const KernelCall& call) {
   });
 }
 
-// (tokens, dx, token_table, [position_table]) -> d_token_table, [d_position_table]. Of the tables only the shapes count.
+// (tokens, dx, token_table, [position_table]) -> d_token_table, [d_position_table]. Only the shapes of the tables are
+// used.
 void infer_backward(Graph& g, Node& node) {
   g.add_output(node, "token_table", DType::fp32, g.shape(node.inputs[2]));
   if (node.input(3) != kNone) g.add_output(node, "position_table", DType::fp32, g.shape(node.inputs[3]));
@@ -73,7 +75,8 @@ size_t backward_workspace(const Graph& g, const Node& node, const Target& target
   return static_cast<size_t>(embedding_backward_workspace_cuda(tokens, channels));
 }
 
-// Clearing the tables writes all of them; the rows that occur are then added to.
+// All rows of the tables are cleared, which counts as the writing; the additions to the rows that occur are not
+// counted.
 Cost backward_cost(const Graph& g, const Node& node) {
   Cost c = streaming_cost(
       g, node, (node.input(3) != kNone ? 2.0 : 1.0) * static_cast<double>(g.shape(node.inputs[1]).elements()));

@@ -1,7 +1,7 @@
-// embedding: x = token_table[token] (+ position_table[position]). (The backward pass is in embedding_backward.cu.)
+// embedding: x = token_table[token] (+ position_table[position]). The backward pass is in embedding_backward.cu.
 //
-// A block takes a position t and up to four sequences: a thread reads its 16 bytes of the position's row once for all of them.
-// Every byte is read and written once (a position's row once for four sequences).
+// A block takes a position t and up to four sequences: a thread reads its 16 bytes of the position's row once for all
+// of them. Every other byte is read once, and x is written once.
 #include <algorithm>
 
 #include "llm/device/cuda.h"

@@ -1,14 +1,16 @@
-// embedding_backward: d_token_table[token] += dx, d_position_table[position] += dx, each sum in one fixed order, without float
-// atomics and without a list for each token of the vocabulary.
+// embedding_backward: d_token_table[token] += dx, d_position_table[position] += dx, each sum in one fixed order,
+// without float atomics and without a list for each token of the vocabulary.
 //
-// The positions are sorted by token: tiles of 1024 by a bitonic network (Batcher 1968), in registers up to distance 16 and in
-// shared memory beyond, then 16 sorted runs at a time are merged, where an element finds its place by counting, in each other
-// run, what comes before it. The sorted list is cut into tiles of 32 places. A warp adds up one tile's runs of equal tokens,
-// 128 channels wide. A run that lies within a tile goes to the table; of one that crosses tiles each tile leaves its part in
-// the workspace, and a second kernel adds these in order. So the work does not depend on how often a token occurs.
+// First the B T positions are sorted by token. A bitonic network (Batcher 1968) sorts tiles of 1024, in registers up to
+// distance 16 and in shared memory beyond. Then 16 sorted runs at a time are merged: an element finds its place by
+// counting in each run the elements that come before it. The sorted list is cut into tiles of 32 entries, and a warp
+// adds up the runs of equal tokens of one tile, 128 channels wide. The sum of a run that lies within a tile goes to the
+// table. Of a run that crosses tiles, each tile leaves its part in the workspace, and a second kernel adds these parts
+// in order. So the work does not depend on how often a token occurs.
 //
-// Bytes: dx once, the rows that occur once (twice when they are added to), 16 bytes a position for the lists; and for the
-// position table dx once more. Where the table is overwritten all of it is cleared first.
+// Bytes: dx is read once; the table's rows that occur are written once (and read once where they are added to); the
+// lists take 16 bytes a position for each sort or merge. For the position table dx is read once more. Where the table
+// is overwritten, all of it is cleared first.
 #include <bit>
 
 #include "llm/device/cuda.h"
@@ -19,23 +21,23 @@
 namespace llm::cuda {
 namespace {
 
-// A place of the list: the token in the upper half, its position in the lower half. No two are equal.
+// An entry of the list: the token in the upper half, its position in the lower half. No two entries are equal.
 using Key = uint64_t;
 __device__ int32_t token_of(Key key) { return static_cast<int32_t>(key >> 32); }
 __device__ int64_t position_of(Key key) { return static_cast<int64_t>(key & 0xffffffff); }
 
-constexpr int kTokenBits = 22;  // of 32, beside the place in a tile of 1024
+constexpr int kTokenBits = 22;  // of the 32 bits of a key within a tile; the rest is the position in the tile
 static_assert(kSortTile == 1 << (32 - kTokenBits));
 
 struct SortShared {
-  uint32_t keys[2][kSortTile];  // alternating, so that one barrier an exchange is enough
+  uint32_t keys[2][kSortTile];  // used in turn, so that one barrier for each exchange is enough
 };
 
 __global__ void __launch_bounds__(kSortTile) sort_tiles_kernel(const int32_t* __restrict__ tokens,  // (n)
                                                                int n, Key* __restrict__ keys) {     // (n)
   auto& s = simt::shared_memory<SortShared>();
   const int thread = static_cast<int>(threadIdx.x), first = static_cast<int>(blockIdx.x * kSortTile);
-  uint32_t key = 0xffffffff;  // the last of all
+  uint32_t key = 0xffffffff;  // beyond the list: comes last
   if (simt::in_bounds(first + thread < n))
     key = static_cast<uint32_t>(tokens[first + thread]) << (32 - kTokenBits) | static_cast<uint32_t>(thread);
   int turn = 0;
@@ -61,7 +63,7 @@ __global__ void __launch_bounds__(kSortTile) sort_tiles_kernel(const int32_t* __
 
 constexpr int kMergeThreads = 256, kMergedRuns = 16, kRunsAtOnce = 4;
 
-// Runs of `length` sorted keys (the last one may be shorter) -> runs of kMergedRuns * length.
+// Merges runs of `length` sorted keys (the last run may be shorter) into runs of kMergedRuns * length.
 __global__ void __launch_bounds__(kMergeThreads)
     merge_kernel(const Key* __restrict__ keys,                           // (n)
                  Key* __restrict__ merged, int64_t n, int64_t length) {  // (n)
@@ -70,9 +72,9 @@ __global__ void __launch_bounds__(kMergeThreads)
     const Key key = keys[i];
     const int64_t begin = i / (kMergedRuns * length) * kMergedRuns * length;
     const int64_t end = min(begin + kMergedRuns * length, n);
-    int64_t rank = 0;  // of the key among all the runs' keys
+    int64_t rank = 0;  // of the key among the keys of all runs
     for (int64_t first = begin; first < end; first += kRunsAtOnce * length) {
-      int64_t before[kRunsAtOnce] = {};  // keys of the run that come before this one: some searches at once
+      int64_t before[kRunsAtOnce] = {};  // how many keys of each run come before this key: several searches at once
       for (int64_t step = length; step > 0; step /= 2)
 #pragma unroll
         for (int r = 0; r < kRunsAtOnce; ++r) {
@@ -86,7 +88,7 @@ __global__ void __launch_bounds__(kMergeThreads)
   }
 }
 
-constexpr int kSumWarps = 8, kSumThreads = 32 * kSumWarps;  // at the most
+constexpr int kSumWarps = 8, kSumThreads = 32 * kSumWarps;  // the most of a block
 constexpr int kAtOnce = 8;                                  // rows of dx that a warp reads at once
 static_assert(kEmbeddingTile == 32, "a lane for each place of a tile");
 
@@ -104,19 +106,19 @@ struct Sum {
 };
 
 template <class T, int kWidth>
-__global__ void __launch_bounds__(kSumThreads)
-    sum_tiles_kernel(const Key* __restrict__ keys,  // (n), sorted
-                     const T* __restrict__ dx,      // (n, C)
-                     float* __restrict__ table,     // (V, C)
-                     float* __restrict__ partial,   // (tiles, 2, C): of the run that came in, of the one that goes on
-                     int64_t n, int64_t channels, bool add) {
+__global__ void __launch_bounds__(kSumThreads) sum_tiles_kernel(
+    const Key* __restrict__ keys,  // (n), sorted
+    const T* __restrict__ dx,      // (n, C)
+    float* __restrict__ table,     // (V, C)
+    float* __restrict__ partial,   // (tiles, 2, C): of the run that began before, of the one that goes on
+    int64_t n, int64_t channels, bool add) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t begin = int64_t{blockIdx.x} * kEmbeddingTile;
   const int64_t c = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * kWidth;
   const bool here = c < channels;
   const auto places = static_cast<int>(min(kEmbeddingTile, n - begin));
   const Key key = keys[begin + min(lane, places - 1)];
-  // Of which places the run goes on at the next place. Beyond the list there is none.
+  // A bit for each entry of the tile: whether its run goes on with the next entry of the list.
   const int64_t next = begin + lane + 1;
   const bool goes_on = next < n && token_of(keys[next]) == token_of(key);
   const unsigned going_on = __ballot_sync(simt::kWholeWarp, goes_on);
@@ -153,7 +155,7 @@ __global__ void __launch_bounds__(kSumThreads)
   }
 }
 
-// Runs that go on beyond the tile in which they begin: that tile's warp adds the parts up.
+// Adds up the parts of runs that cross tiles: the warps of the tile in which a run begins add all of its parts.
 template <int kWidth>
 __global__ void __launch_bounds__(kSumThreads)
     sum_crossing_runs_kernel(const Key* __restrict__ keys,       // (n), sorted
@@ -164,9 +166,9 @@ __global__ void __launch_bounds__(kSumThreads)
   const int64_t c = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * kWidth;
   if (end >= n) return;
   const int64_t token = token_of(keys[end - 1]);
-  if (token_of(keys[end]) != token) return;                     // it ends here
-  if (begin > 0 && token_of(keys[begin - 1]) == token) return;  // it began before
-  int64_t last = end, beyond = n;  // the last place that is known to be the run's, the first that is known not to be
+  if (token_of(keys[end]) != token) return;                     // the run ends in this tile
+  if (begin > 0 && token_of(keys[begin - 1]) == token) return;  // the run began before this tile
+  int64_t last = end, beyond = n;  // the last entry known to be of the run, the first known not to be
   while (beyond - last > 1) {
     const int64_t middle = (last + beyond) / 2;
     (token_of(keys[middle]) == token ? last : beyond) = middle;
@@ -187,7 +189,7 @@ __global__ void __launch_bounds__(kSumThreads)
   }
 }
 
-// d_position_table[t] = sum over the sequences of dx at t; 0 beyond the T positions.
+// d_position_table[t] = the sum over the sequences of dx at t; 0 for positions beyond T.
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kSumThreads)
     sum_positions_kernel(const T* __restrict__ dx,       // (B, T, C)
@@ -207,7 +209,7 @@ __global__ void __launch_bounds__(kSumThreads)
   }
 }
 
-// The list of (token, position), sorted; in one of the workspace's two places.
+// Sorts the list of (token, position); the result is in one of the two lists of the workspace.
 const Key* sort_tokens(const KernelCall& call, int64_t n) {
   auto* keys = call.workspace<Key>();
   auto* other = keys + n;

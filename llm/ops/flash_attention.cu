@@ -1,11 +1,12 @@
 // Causal attention of bf16 on the tensor cores, forward: FlashAttention-2 (Dao 2023, algorithm 1).
 //
-// A block of four warps owns a tile of queries of one head, each warp 16 kRowTiles rows of it, and goes through the keys
-// from the first to the diagonal, kKeys at a time. Two stages of keys and values in shared memory: while one is used, the
-// next is copied in the background. The softmax is kept running per row (Milakov and Gimelshein 2018) in registers, where
-// scores become the next product's left operand without leaving them. Of the tiles above the diagonal none is computed,
-// and only those that it crosses are masked. The longest blocks start first.
-// Bytes: queries and outputs once; keys and values once for each tile of queries, from the L2 cache after the first.
+// A block of four warps owns a tile of queries of one head, of which each warp has 16 kRowTiles rows. The block goes
+// through the keys from the first to the diagonal, kKeys at a time. Shared memory has two stages of keys and values:
+// while one is used, the next is copied in the background. Each row has a running softmax (Milakov and Gimelshein 2018)
+// in registers; scores become the left operand of the next product without leaving the registers. Tiles above the
+// diagonal are skipped, and only tiles that the diagonal crosses are masked. The blocks with the most keys start first.
+// Bytes: queries and outputs once; keys and values once for each tile of queries, from the L2 cache after the first
+// time.
 #include "llm/device/cuda.h"
 #include "llm/graph/kernel.h"
 #include "llm/ops/attention_cuda.h"
@@ -29,7 +30,7 @@ struct Shared {
 // The running softmax of a warp's rows.
 template <int M>
 struct RunningSoftmax {
-  float largest[M][2], sum[M][2];  // of raw scores; the sum over this lane's columns alone
+  float largest[M][2], sum[M][2];  // of the raw scores; of the exponentials of this lane's columns alone
 
   __device__ RunningSoftmax() {
 #pragma unroll
@@ -38,14 +39,15 @@ struct RunningSoftmax {
       for (int half = 0; half < 2; ++half) largest[m][half] = -INFINITY, sum[m][half] = 0;
   }
 
-  // Of nothing but masked scores the largest is -infinity: from it, differences would be NaN.
+  // The value to subtract from scores. In a row with nothing but masked scores the largest score is -infinity, of which
+  // differences would be NaN, so 0 takes its place.
   template <bool kMayBeEmpty>
   __device__ static float shift_of(float largest) {
     return kMayBeEmpty && largest == -INFINITY ? 0 : largest;
   }
 
-  // Scores become 2^(scale (score - largest)); what was summed before is brought to the new largest scores. Each row must
-  // have had a score that is not masked, unless kMayBeEmpty.
+  // Scores become 2^(scale (score - largest)); earlier sums and outputs are rescaled to the new largest scores. Unless
+  // kMayBeEmpty, each row must have had a score that is not masked.
   template <bool kMayBeEmpty, int N, int kColumns>
   __device__ void add(float (&s)[M][N][4], float (&out)[M][kColumns][4], float scale) {
     float correction[M][2];
@@ -91,8 +93,8 @@ struct RunningSoftmax {
   }
 };
 
-// qkv (B, T, (H + 2 K) D), starts (B, T) -> out (B, T, H D), log_sum_exp (B, H, T). Grid (B H, tiles of queries). kDocuments:
-// a query sees no key before its start; otherwise `starts` is not used.
+// qkv (B, T, (H + 2 K) D), starts (B, T) -> out (B, T, H D), log_sum_exp (B, H, T). Grid (B H, tiles of queries). With
+// kDocuments a query sees no key before its start; without it `starts` is not used.
 template <int kHead, int kRowTiles, int kKeys, bool kHeldQueries, bool kDocuments>
 __global__ void __launch_bounds__(kThreads)
     flash_attention_kernel(PackedHeads heads, float scale, float scale_to_base_2, const bf16* __restrict__ qkv,
@@ -129,7 +131,7 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     if (first_key + kKeys < end_key) copy_keys_and_values(stage ^ 1, first_key + kKeys);
     if (first_key >= warp_query + 16 * kRowTiles) continue;  // above the diagonal
-    // (With heads of 128 there is no register left for it.)
+    // Keys of earlier documents alone are skipped. (With heads of 128 no register is left for this test.)
     if (kHead < 128 && first_key + kKeys <= documents.of(warp_query)) continue;
     float s[kRowTiles][kKeys / 8][4];
     multiply_transposed(s, queries, shared.keys[stage], 0);

@@ -1,16 +1,18 @@
 // Causal attention of bf16 on the tensor cores, backward: FlashAttention-2 (Dao 2023, algorithm 2) as two kernels.
 //
 // Each gradient has one writer and one order of sums, without atomics or partial sums in memory. The price is seven
-// products of tiles instead of five: scores and dP are made in both kernels. To write dQ's parts for each tile of 128 keys
-// and to add them later would move 1 byte for 64 FLOPs saved, more time than the FLOPs take on any GPU with tensor cores.
+// products of tiles instead of five, since both kernels compute the scores and dP. The alternative, to write dQ's parts
+// for each tile of 128 keys and to add them later, would move 1 byte for 64 FLOPs saved, which takes longer than the
+// FLOPs on any GPU with tensor cores.
 //
-// The first kernel owns tiles of queries and goes through the keys up to the diagonal: delta = rowsum(d_out * out), which it
-// leaves for the second one, and dQ = scale dS K with dS = P (dP - delta), dP = d_out V^T. The second owns tiles of keys and
-// goes through the queries from the diagonal on, of all heads that share the keys: dV = P^T d_out, dK = scale dS^T Q.
-// There scores stand transposed, keys as rows, so that P^T and dS^T are left operands in the registers where they arise.
-// In both, four warps share a tile, each with 16 M rows; the other side comes in two stages, copied in the background,
-// and is worked on kStep columns at a time.
-// Bytes: each block reads its own side once, and the other side's tiles, from the L2 cache after the first block.
+// A block of the first kernel owns a tile of queries and goes through the keys up to the diagonal. It computes
+// delta = rowsum(d_out * out), which it leaves for the second kernel, and dQ = scale dS K, where dS = P (dP - delta)
+// and dP = d_out V^T. A block of the second kernel owns a tile of keys and goes through the queries from the diagonal
+// on, of all heads that share the keys: dV = P^T d_out, dK = scale dS^T Q. The second kernel computes the scores
+// transposed, with a row for each key, so that P^T and dS^T become left operands in the registers in which they are
+// computed. In both kernels four warps share the own tile, each with 16 M rows; the tiles of the other side come in two
+// stages, copied in the background, and are used kStep columns at a time.
+// Bytes: each block reads its own tile once, and the other side's tiles, from the L2 cache after the first block.
 #include "llm/device/cuda.h"
 #include "llm/graph/kernel.h"
 #include "llm/ops/attention_cuda.h"
@@ -25,17 +27,17 @@ using namespace flash;
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 
-// What `head_size` fits into the registers: 16-row tiles a warp for dQ and for dK, dV; and whether dQ's two left operands
-// stay in them.
+// As much as fits into the registers for a head size: how many tiles of 16 rows a warp has, in the kernel for dQ and in
+// the kernel for dK and dV, and whether the two left operands of the kernel for dQ stay in registers (kHeld).
 template <int kHeadSize>
 struct Tiling {
   static constexpr int kHead = kHeadSize;
   static constexpr int kQueryTiles = kHead <= 64 ? 2 : 1, kKeyTiles = kHead <= 64 ? 2 : 1;
   static constexpr bool kHeld = true;
   static constexpr int kStep = 32;
-  static constexpr int kQueries = 16 * kQueryTiles * kWarps;  // that a block of the first kernel owns
-  static constexpr int kKeys = 16 * kKeyTiles * kWarps;       // of the second
-  static constexpr int kOthers = 64;                          // that come at a time
+  static constexpr int kQueries = 16 * kQueryTiles * kWarps;  // of a block of the first kernel
+  static constexpr int kKeys = 16 * kKeyTiles * kWarps;       // of a block of the second kernel
+  static constexpr int kOthers = 64;                          // rows of a tile of the other side
 };
 
 template <class Tiling>
@@ -47,7 +49,7 @@ struct QueryShared {
   Tile<Tiling::kQueries, kHead> queries, d_outs;
   Stage stages[2];
 
-  // The second stage is free at the start.
+  // The outputs are needed only at the start, when the second stage is still unused.
   __device__ Tile<Tiling::kQueries, kHead>& outs() {
     static_assert(sizeof(Tile<Tiling::kQueries, kHead>) <= sizeof(Stage));
     void* stage = &stages[1];
@@ -55,7 +57,7 @@ struct QueryShared {
   }
 };
 
-// Sums of the products of two operands' rows.
+// Adds to `sum` the dot products of the corresponding rows of two operands, over this lane's columns.
 template <int M, class A, class B>
 __device__ void row_products(float (&sum)[M][2], const A& a, const B& b, int columns) {
 #pragma unroll
@@ -72,8 +74,8 @@ __device__ void row_products(float (&sum)[M][2], const A& a, const B& b, int col
   }
 }
 
-// d_out, out (B, T, H D), qkv (B, T, (H + 2 K) D), log_sum_exp (B, H, T), starts (B, T) -> d_qkv's query heads,
-// delta (B, H, T). Grid (B H, tiles of queries, the longest first). kDocuments as in the forward kernel.
+// d_out, out (B, T, H D), qkv (B, T, (H + 2 K) D), log_sum_exp (B, H, T), starts (B, T) -> the query heads of d_qkv,
+// delta (B, H, T). Grid (B H, tiles of queries, those with the most keys first). kDocuments as in the forward kernel.
 template <class Tiling, bool kDocuments>
 __global__ void __launch_bounds__(kThreads, 1)
     flash_query_gradient_kernel(PackedHeads heads, float scale, float scale_to_base_2, const bf16* __restrict__ d_out,
@@ -118,7 +120,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int half = 0; half < 2; ++half) {
       const int query = warp_query + 16 * m + 8 * half + group();
       row_delta[m][half] = group_sum(row_delta[m][half]);
-      row_log_sum_exp[m][half] = INFINITY;  // of rows that don't exist: probabilities 0
+      row_log_sum_exp[m][half] = INFINITY;  // makes the probabilities of rows that do not exist 0
       if (simt::in_bounds(query < tokens)) {
         row_log_sum_exp[m][half] = log_sum_exp[of_statistic + query] * kLog2E;
         if (member() == 0) delta[of_statistic + query] = row_delta[m][half];
@@ -167,11 +169,11 @@ template <class Tiling>
 struct KeyShared {
   Tile<Tiling::kKeys, Tiling::kHead> keys, values;
   Tile<Tiling::kOthers, Tiling::kHead> queries[2], d_outs[2];
-  alignas(16) float statistics[2][2 * Tiling::kOthers];  // of each query log_sum_exp to base 2, and delta
+  alignas(16) float statistics[2][2 * Tiling::kOthers];  // for each query log_sum_exp to base 2, then delta
 };
 
-// d_out (B, T, H D), qkv (B, T, (H + 2 K) D), log_sum_exp, delta (B, H, T), starts (B, T) -> d_qkv's key and value heads:
-// sums over the group's query heads, in order. Grid (B K, tiles of keys, the longest first).
+// d_out (B, T, H D), qkv (B, T, (H + 2 K) D), log_sum_exp, delta (B, H, T), starts (B, T) -> the key and value heads of
+// d_qkv: sums over the group's query heads, in order. Grid (B K, tiles of keys, those with the most queries first).
 template <class Tiling, bool kDocuments>
 __global__ void __launch_bounds__(kThreads, 1)
     flash_key_value_gradient_kernel(PackedHeads heads, float scale, float scale_to_base_2,
@@ -201,11 +203,11 @@ __global__ void __launch_bounds__(kThreads, 1)
                               end_token);
     simt::copy_commit();
   };
-  // Each thread brings one number: an even one a log_sum_exp, an odd one a delta.
+  // Each thread loads one number: even threads a log_sum_exp, odd threads a delta.
   const auto load_statistic = [&] {
     const bool is_delta = threadIdx.x % 2 == 1;
     const int query = first_query + static_cast<int>(threadIdx.x) / 2;
-    float value = is_delta ? 0.0f : INFINITY;  // of rows that don't exist: probabilities 0
+    float value = is_delta ? 0.0f : INFINITY;  // makes the probabilities of queries that do not exist 0
     if (simt::in_bounds(query < tokens))
       value = (is_delta ? delta : log_sum_exp)[(int64_t{batch} * heads.heads + head) * tokens + query];
     return is_delta ? value : value * kLog2E;
@@ -224,7 +226,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int first = first_query;
     float next_statistic = 0;
     first_query += kQueries;
-    // Beyond the end, or in a document that begins behind these keys, as all later ones do.
+    // The next head follows when the queries end, or when the next queries and all after them are in later documents.
     if (first_query >= tokens || documents.of(first_query) >= first_key + kKeys) first_query = first_key, ++head;
     if (head < end_head) {
       copy_queries_and_d_outs(stage ^ 1);

@@ -1,8 +1,8 @@
-// Parts of the tensor-core attention kernels: tiles in shared memory, operands of products, and the way back to memory.
+// Parts of the tensor-core attention kernels: tiles in shared memory, operands of products, masks, and stores.
 //
-// A warp owns 16 M rows of a product (queries, or keys where scores stand transposed) and holds an M x N array of 16 x 8
-// accumulators; lane = 4 group + member holds of each the rows group, group + 8 and the columns 2 member, 2 member + 1
-// (simt::mma_16x8x16). A row's values so lie in the four lanes of a group.
+// A warp owns 16 M rows of a product (queries, or keys where the scores are transposed) and holds an M x N array of 16
+// x 8 accumulators. Of each of these, lane = 4 group + member holds the rows group and group + 8 and the columns 2
+// member and 2 member + 1 (simt::mma_16x8x16). So the values of a row are in the four lanes of a group.
 #pragma once
 #include <cmath>
 
@@ -17,8 +17,8 @@ __device__ inline int warp() { return static_cast<int>(threadIdx.x) / 32; }
 __device__ inline int group() { return lane() / 4; }
 __device__ inline int member() { return lane() % 4; }
 
-// Rows of a head, kHead values each. The 16-byte chunks of a row are permuted so that the same chunk of eight rows (a load
-// of a matrix) and the chunks of a row (a copy) both touch every bank once.
+// kRows rows of a head (kHead). The 16-byte chunks of a row are permuted, so that eight rows' chunks of the same number
+// (the load of a matrix) touch every bank once, and so do the chunks of a row (a copy).
 template <int kRows, int kHead>
 struct Tile {
   static constexpr int kChunks = kHead / 8;
@@ -27,8 +27,9 @@ struct Tile {
 
   __device__ bf16* chunk(int row, int i) { return values + row * kHead + (i ^ turn(row)) * 8; }
   __device__ const bf16* chunk(int row, int i) const { return values + row * kHead + (i ^ turn(row)) * 8; }
-  // Where this lane's part begins of the four 8 x 8 matrices of rows `row` to `row` + 15 and columns 16 k to 16 k + 15: those
-  // with the lower columns first, of each two those with the lower rows. `row` is a multiple of 16.
+  // The address that this lane passes to simt::load_matrix_x4 for the four 8 x 8 matrices of rows `row` to `row` + 15
+  // (`row` is a multiple of 16) and columns 16 k to 16 k + 15. Order: rows 0 to 7, then 8 to 15, of the lower eight
+  // columns; then the same rows of the higher columns.
   __device__ const bf16* matrices(int row, int k) const {
     const int r = lane() % 16;
     return values + (row + r) * kHead + ((2 * k + lane() / 16) ^ turn(r)) * 8;
@@ -38,15 +39,15 @@ struct Tile {
   __device__ static int turn(int row) { return kChunks % 8 == 0 ? row % 8 : row / 2 % 4; }
 };
 
-// Starts to copy rows [first, first + kRows) of a matrix whose first kHead columns are a head; rows from `end` on, where the
-// sequence ends, become zeros.
+// Starts to copy rows [first, first + kRows) of the first kHead columns of a matrix; rows from `end` on, where the
+// sequence ends, become zeros. All kThreads threads of the block take part.
 template <int kThreads, int kRows, int kHead>
 __device__ inline void copy_tile_async(Tile<kRows, kHead>& tile, const bf16* matrix, int stride, int first, int end) {
-  constexpr int kChunks = kHead / 8, kLanes = kChunks % 8 == 0 ? 8 : 4;  // side by side in a row
+  constexpr int kChunks = kHead / 8, kLanes = kChunks % 8 == 0 ? 8 : 4;  // kLanes threads share a row
   constexpr int kStep = kThreads / kLanes;
   static_assert(kRows % kStep == 0);
   const int first_row = static_cast<int>(threadIdx.x) / kLanes, chunk = static_cast<int>(threadIdx.x) % kLanes;
-#pragma unroll 1  // the main loop needs the registers
+#pragma unroll 1  // unrolled, it would take registers from the main loop
   for (int row = first_row; row < first_row + kRows; row += kStep) {
     const bool valid = simt::in_bounds(first + row < end);
     const bf16* const from = matrix + int64_t{min(first + row, end - 1)} * stride + 8 * chunk;
@@ -55,8 +56,8 @@ __device__ inline void copy_tile_async(Tile<kRows, kHead>& tile, const bf16* mat
   }
 }
 
-// The left operand of a warp's products, 16 M rows of a tile from `row` on: held in registers, or, where these are short,
-// loaded again from shared memory for each product.
+// The left operand of a warp's products, 16 M rows of a tile from `row` on. With kHeld it stays in registers; otherwise
+// it is loaded from shared memory for each product.
 template <int M, int kRows, int kHead, bool kHeld>
 class RowOperand {
  public:
@@ -65,7 +66,7 @@ class RowOperand {
 #pragma unroll
       for (int k = 0; k < kHead / 16; ++k) load(held_[k], k);
   }
-  // Columns 16 k to 16 k + 15.
+  // Gives columns 16 k to 16 k + 15.
   __device__ void get(uint32_t (&a)[M][4], int k) const {
     if constexpr (kHeld) {
 #pragma unroll
@@ -88,7 +89,7 @@ class RowOperand {
   uint32_t held_[kHeld ? kHead / 16 : 1][M][4];
 };
 
-// s = a b^T with b the 8 N rows of a tile from `row` on.
+// s (16 M, 8 N) = a b^T, where b is the 8 N rows of a tile from `row` on.
 template <int M, int N, int kLeftRows, int kRows, int kHead, bool kHeld>
 __device__ inline void multiply_transposed(float (&s)[M][N][4], const RowOperand<M, kLeftRows, kHead, kHeld>& a,
                                            const Tile<kRows, kHead>& b, int row) {
@@ -98,7 +99,7 @@ __device__ inline void multiply_transposed(float (&s)[M][N][4], const RowOperand
     for (int n = 0; n < N; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) s[m][n][i] = 0;
-// More of them at a time need more registers than there are where the left operand isn't held.
+// Without kHeld, unrolling further would need more registers than there are.
 #pragma unroll(kHeld ? kHead / 16 : 2)
   for (int k = 0; k < kHead / 16; ++k) {
     uint32_t left[M][4];
@@ -117,8 +118,8 @@ __device__ inline void multiply_transposed(float (&s)[M][N][4], const RowOperand
   }
 }
 
-// out += p b with p's accumulators rounded to bf16, in whose layout they are a left operand, and b the 8 N rows of a tile
-// from `row` on.
+// out (16 M, kHead) += p b, where b is the 8 N rows of a tile from `row` on. The accumulators p are rounded to bf16,
+// which puts them into the layout of a left operand.
 template <int M, int N, int kRows, int kHead>
 __device__ inline void multiply(float (&out)[M][kHead / 8][4], const float (&p)[M][N][4], const Tile<kRows, kHead>& b,
                                 int row) {
@@ -143,8 +144,9 @@ __device__ inline void multiply(float (&out)[M][kHead / 8][4], const float (&p)[
   }
 }
 
-// Scores of keys after their query become -infinity, so that their exponentials are 0. Rows start at `row` of the queries,
-// columns at `column` of the keys; or, where scores stand transposed, the other way round.
+// Scores of keys that come after the query become -infinity, so that their exponentials are 0. The first row is query
+// `row` and the first column key `column`; with kTransposed the first row is key `row` and the first column query
+// `column`.
 template <bool kTransposed, int M, int N>
 __device__ inline void mask_later_keys(float (&s)[M][N][4], int row, int column) {
 #pragma unroll
@@ -158,7 +160,7 @@ __device__ inline void mask_later_keys(float (&s)[M][N][4], int row, int column)
       }
 }
 
-// The same for keys that lie before the document of their query.
+// The same for keys that lie before the start of the query's document.
 template <bool kTransposed, int M, int N, class Starts>
 __device__ inline void mask_earlier_documents(float (&s)[M][N][4], int row, int column, const Starts& starts) {
 #pragma unroll
@@ -175,7 +177,7 @@ __device__ inline void mask_earlier_documents(float (&s)[M][N][4], int row, int 
     }
 }
 
-// Over the four lanes of a group.
+// The sum and the maximum over the four lanes of a group, in all of them.
 __device__ inline float group_sum(float x) {
   x += __shfl_xor_sync(simt::kWholeWarp, x, 1);
   return x + __shfl_xor_sync(simt::kWholeWarp, x, 2);
@@ -185,8 +187,9 @@ __device__ inline float group_max(float x) {
   return fmaxf(x, __shfl_xor_sync(simt::kWholeWarp, x, 2));
 }
 
-// Writes the warp's rows, each times its factor, to rows `first` and on of a matrix, up to `end`, in 16-byte chunks:
-// through rows `row` and on of a tile, which no other warp may use any more.
+// Writes the warp's 16 M rows, each multiplied by its factor, to rows from `first` on of a matrix, up to row `end`, in
+// chunks of 16 bytes. The rows pass through rows from `row` on of a tile, which no other warp may use any more. Returns
+// the largest absolute value that this lane has written.
 template <int M, int kRows, int kHead>
 __device__ inline float store_rows(Tile<kRows, kHead>& tile, int row, const float (&out)[M][kHead / 8][4],
                                    const float (&factor)[M][2], bf16* matrix, int64_t stride, int first, int end) {

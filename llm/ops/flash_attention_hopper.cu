@@ -1,12 +1,14 @@
 // Causal attention of bf16 on Hopper's tensor cores, forward: FlashAttention-3 (Shah et al. 2024, algorithms 1 and 2).
 //
-// A block's consumers, warpgroups of 64 queries each, go through the keys from the diagonal to the first, kKeys at a time.
-// In a warpgroup the product of the next scores runs while the softmax of these is computed, and the product with the
-// values beside it; the warpgroups take turns in starting products, so that one's softmax falls together with the
-// other's products. Scores become the next product's left operand without leaving the registers. Only the tile on the
-// diagonal is masked. What the keys' order does to the running softmax (Milakov and Gimelshein 2018): the first tile of a query
-// has a key that the query sees, so that its largest score is never -infinity.
-// Bytes: queries and outputs once; keys and values once for each tile of queries, from the L2 cache after the first.
+// The consumers of a block, warpgroups of 64 queries each, go through the keys from the diagonal to the first, kKeys at
+// a time. In a warpgroup the product of one tile's probabilities with the values runs while the softmax of the next
+// tile's scores is computed. With kTurns the warpgroups take turns in starting products, so that one's softmax
+// coincides with the products of another. Scores become the left operand of the next product without leaving the
+// registers. Only the tile on the diagonal is masked. As the keys come in this order, the first tile of a query has a
+// key that the query sees, so the largest score of the running softmax (Milakov and Gimelshein 2018) is never
+// -infinity.
+// Bytes: queries and outputs once; keys and values once for each tile of queries, from the L2 cache after the first
+// time.
 #include "llm/graph/kernel.h"
 #include "llm/ops/flash_hopper_cuda.h"
 #include "llm/ops/largest_cuda.h"
@@ -14,7 +16,7 @@
 namespace llm::cuda {
 namespace flash {
 
-// kGroups warpgroups that share tiles of kKeys keys and values, of which there are kStages. kTurns: as said above.
+// kGroups warpgroups share tiles of kKeys keys and values, in a ring of kStages stages. kTurns: see above.
 template <int kHeadSize, int kKeysAtATime, int kConsumers, int kRing, bool kInTurns>
 struct ForwardTiling {
   static constexpr int kHead = kHeadSize, kKeys = kKeysAtATime, kGroups = kConsumers, kStages = kRing;
@@ -22,7 +24,7 @@ struct ForwardTiling {
   static constexpr bool kTurns = kInTurns;
   static_assert(kGroups == 2 || kGroups == 3);
   static constexpr int kProducerRegisters = kGroups == 2 ? 40 : 32, kConsumerRegisters = kGroups == 2 ? 232 : 160;
-  static constexpr int kItems = 2;  // stages of queries: the next item's come while this one's are used
+  static constexpr int kItems = 2;  // stages of queries: those of the next item are copied while this item's are used
 };
 
 }  // namespace flash
@@ -41,12 +43,12 @@ struct ForwardShared {
   simt::Barrier values_full[Tiling::kStages], values_empty[Tiling::kStages];
 };
 
-// The running softmax of a warp's 16 rows, of which this thread has parts of two.
+// The running softmax of a warp's 16 rows; this thread has parts of two of them.
 struct Softmax {
   float largest[2] = {-INFINITY, -INFINITY},
-        sum[2] = {0, 0};  // of raw scores; the sum over this thread's columns alone
+        sum[2] = {0, 0};  // of the raw scores; of the exponentials of this thread's columns alone
 
-  // Scores become 2^(scale (score - largest)); what was summed before must be multiplied by `correction`.
+  // Scores become 2^(scale (score - largest)). The caller must multiply its earlier outputs by `correction`.
   template <int N>
   __device__ __forceinline__ void add(float (&s)[N][4], float (&correction)[2], float scale) {
     float most[4] = {s[0][0], s[0][1], s[0][2], s[0][3]};
@@ -82,7 +84,8 @@ __device__ __forceinline__ void produce(ForwardShared<Tiling>& shared, const sim
   constexpr int kQueries = Tiling::kQueries, kKeys = Tiling::kKeys;
   Place<Tiling::kItems> own;
   Place<Tiling::kStages> place;
-  // The tiles of queries end with the last token; those that the first one has too many lie before the first token.
+  // The last tile of queries ends with the last token (rounded up to a warpgroup's 64 queries), so it is the first tile
+  // that may reach beyond the sequence, to queries before token 0.
   const int end_query = round_up(heads.tokens, kGroupRows);
   int any_head, rank;
   for (int round = 0; schedule.next(round, any_head, rank);) {
@@ -119,7 +122,7 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Pac
                                         float scale_to_base_2, const int32_t* starts, bf16* out, float* log_sum_exp,
                                         uint32_t* largest, int consumer) {
   constexpr int kHead = Tiling::kHead, kKeys = Tiling::kKeys, kGroups = Tiling::kGroups;
-  constexpr int kTurn = 1, kStore = kTurn + kGroups;  // barriers of warpgroups
+  constexpr int kTurn = 1, kStore = kTurn + kGroups;  // numbers of the first barriers, of which each warpgroup has one
   const int row = kGroupRows * consumer, warp_row = row + 16 * (warp() % 4), tokens = heads.tokens;
   const auto wait_for_turn = [&] {
     if constexpr (Tiling::kTurns) simt::meet(kTurn + consumer, 2 * kWarpgroup);
@@ -245,12 +248,13 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Pac
     release(shared.queries_empty[own.stage]);
     own.advance();
   }
-  if (consumer == 0) wait_for_turn();  // so that nothing stays behind in the barrier
+  if (consumer == 0) wait_for_turn();  // takes the last turn, so that the barrier ends without arrivals
   note_largest_of_warp(most, largest);
 }
 
-// qkv (B, T, (H + 2 K) D), starts (B, T) -> out (B, T, H D), log_sum_exp (B, H, T). kDocuments: a query sees no key before its
-// start; otherwise `starts` is not used. query_map, key_map: of qkv, by kQueries and kKeys rows.
+// qkv (B, T, (H + 2 K) D), starts (B, T) -> out (B, T, H D), log_sum_exp (B, H, T). With kDocuments a query sees no key
+// before its start; without it `starts` is not used. query_map and key_map are of qkv, with boxes of kQueries and kKeys
+// rows.
 template <class Tiling, bool kDocuments>
 __global__ void __launch_bounds__(Tiling::kThreads, 1)
     flash_attention_hopper_kernel(const __grid_constant__ simt::TensorMap query_map,
@@ -313,7 +317,7 @@ bool has_flash_attention_hopper(const CudaDevice& device, int64_t head_size) {
 #endif
 }
 
-// The tilings that were fastest on an H100.
+// These tilings were the fastest on an H100.
 void flash_attention_hopper(const KernelCall& call) {
   attention_shape(call, 0).head_size == 64 ? forward<ForwardTiling<64, 128, 2, 2, false>>(call)
                                            : forward<ForwardTiling<128, 64, 3, 2, true>>(call);

@@ -1,9 +1,10 @@
-// Parts of the attention kernels for Hopper: who works on what, stages of tiles, and maps of the tensors.
+// Parts of the attention kernels for Hopper: the schedule of the work, rings of stages, maps of the tensors, and
+// products.
 //
-// A block stays on its multiprocessor and takes one item of work after the other: a tile of queries (or keys) of a head. A
-// producer warp has tiles copied into stages in shared memory, ahead of the consumers: warpgroups that own 64 rows of
-// the item each, and keep scores, probabilities and sums in registers. A score's place in them is that of
-// flash_attention_cuda.h, with one tile of 16 rows for each warp.
+// A block stays on its multiprocessor and takes one item of work after the other; an item is a tile of queries (or
+// keys) of a head. One thread, the producer, has tiles copied into stages in shared memory, ahead of the consumers.
+// These are warpgroups that own 64 rows of the item each and keep scores, probabilities and sums in registers, in the
+// layout of flash_attention_cuda.h with one tile of 16 rows for each warp.
 #pragma once
 #include <algorithm>
 
@@ -15,16 +16,16 @@
 namespace llm::cuda::flash {
 
 inline constexpr int kWarpgroup = 128;  // threads
-inline constexpr int kGroupRows = 64;   // rows of a product that a warpgroup has
+inline constexpr int kGroupRows = 64;   // rows of a product that a warpgroup computes
 
-// This thread's warpgroup, in a form that the compiler knows to be the same for the warp.
+// This thread's warpgroup, computed so that the compiler knows it to be the same for all lanes of a warp.
 __device__ __forceinline__ int warpgroup() {
   return __shfl_sync(simt::kWholeWarp, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
 }
 
 __device__ __forceinline__ int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// The place in a ring of stages, and the parity of the phase in which its barriers are.
+// A position in a ring of stages, and the parity of the current phase of that stage's barriers.
 template <int kStages>
 struct Place {
   int stage = 0;
@@ -34,7 +35,8 @@ struct Place {
   }
 };
 
-// Of each stage: full when the copies are there that one thread announces, empty when all consumers' warps have released it.
+// Initialises the barriers of a ring. A stage is full when the copies that the producer has announced are complete, and
+// empty when `warps` warps, all those of the consumers, have released it.
 template <int kStages>
 __device__ __forceinline__ void initialize_ring(simt::Barrier (&full)[kStages], simt::Barrier (&empty)[kStages],
                                                 int warps) {
@@ -44,21 +46,22 @@ __device__ __forceinline__ void initialize_ring(simt::Barrier (&full)[kStages], 
   }
 }
 
-// Once for each warp: `barrier` counts warps.
+// Arrives at `barrier`, which counts warps, once for the calling warp.
 __device__ __forceinline__ void release(simt::Barrier& barrier) {
   if (lane() == 0) simt::arrive(barrier);
 }
 
-// The items of a launch, in sections of so many heads as the L2 cache holds the keys and values of, in each tile by tile from the
-// longest to the shortest. In each round every block takes an item, at the end of a section perhaps none, in turns from
-// the first block to the last and back, so that their shares are about equal.
+// The order of the items of a launch. The heads are cut into sections whose tiles of the other side (keys and values)
+// fit into the L2 cache. Within a section the items come from the longest tiles to the shortest. In each round every
+// block takes one item (at the end of a section perhaps none), from the first block to the last and in the next round
+// back, so that the blocks' shares of the work are about equal.
 struct Schedule {
-  int heads, tiles;        // of all batches; of a head
-  int section;             // heads
-  int rounds, all_rounds;  // of a section; of all
+  int heads, tiles;        // heads of all batches; tiles of a head
+  int section;             // heads of a section
+  int rounds, all_rounds;  // rounds of a section; of all sections
 
-  // This block's next item from `round` on, which becomes the round after it: the tile of that rank (0: the longest) of a
-  // head; false: there is none.
+  // Finds this block's next item from `round` on: the tile with that rank (0: the longest) of a head among those of all
+  // batches. `round` becomes the round after it. false: there are no more items.
   __device__ __forceinline__ bool next(int& round, int& head, int& rank) const {
     const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
     while (round < all_rounds) {
@@ -73,16 +76,16 @@ struct Schedule {
   }
 };
 
-// An item as the producer tells it to the consumers, in shared memory beside the item's own tiles: a head (of queries, or of keys)
-// of a batch, the first of the item's rows, and the other side's tiles that these need.
+// An item as the producer passes it to the consumers, in shared memory: the batch, the head (of queries, or of keys),
+// the first row of the item's own tile, and the first and the last tile of the other side that the item needs.
 struct alignas(16) Item {
   int batch, head, first_row, first_tile, last_tile;
 };
-inline constexpr int kNoItem = -1;  // as a head: there are no more
+inline constexpr int kNoItem = -1;  // in place of the head: there are no more items
 
 inline Schedule schedule_of(int64_t heads, int64_t tiles, int64_t blocks, int64_t bytes_a_head) {
   constexpr int64_t kCache = 32 << 20;
-  const int64_t least = (2 * blocks + tiles - 1) / tiles;  // so that rounds are full
+  const int64_t least = (2 * blocks + tiles - 1) / tiles;  // heads that give two full rounds
   const int64_t most = std::min(heads, std::max(least, kCache / std::max<int64_t>(1, bytes_a_head)));
   const int64_t sections = (heads + most - 1) / most, section = (heads + sections - 1) / sections;
   const int64_t rounds = (section * tiles + blocks - 1) / blocks;
@@ -90,8 +93,8 @@ inline Schedule schedule_of(int64_t heads, int64_t tiles, int64_t blocks, int64_
           static_cast<int>((heads + section - 1) / section * rounds)};
 }
 
-// Boxes of `rows` rows of a head in a (B, T, columns) matrix: coordinates (column in the block, token, block of 64 columns,
-// batch). Tokens beyond T read as zeros.
+// The map for copies of `rows` rows of a head from a matrix (B, T, columns), with the coordinates (column in its block
+// of 64 columns, token, block of 64 columns, batch). Tokens beyond T are read as zeros.
 inline simt::TensorMap head_map(const bf16* matrix, int64_t batch, int64_t tokens, int64_t columns, int head_size,
                                 int rows) {
   const uint64_t sizes[4] = {64, static_cast<uint64_t>(tokens), static_cast<uint64_t>(columns / 64),
@@ -107,7 +110,7 @@ __device__ __forceinline__ void copy_tile(simt::SwizzledTile<kRows, kHead>& tile
   simt::copy_box_async(tile.values, map, 0, token, static_cast<int>(column / 64), batch, full);
 }
 
-// s = a b^T: 64 rows of `a` from `row` on, and all rows of b.
+// s (64, kRows) = a b^T, with 64 rows of `a` from `row` on and all rows of b.
 template <int N, int kLeftRows, int kRows, int kHead>
 __device__ __forceinline__ void row_products_async(float (&s)[N][4], const simt::SwizzledTile<kLeftRows, kHead>& a,
                                                    int row, const simt::SwizzledTile<kRows, kHead>& b) {
@@ -116,7 +119,7 @@ __device__ __forceinline__ void row_products_async(float (&s)[N][4], const simt:
   for (int step = 0; step < kHead / 16; ++step)
     simt::multiply_async<false>(s, simt::row_operand(a, row, step), simt::row_operand(b, 0, step), step > 0);
 }
-// out += p b, with p of bf16 in registers.
+// out (64, kHead) = p b, or with `add` out += p b; p (64, kRows) is bf16 in registers.
 template <int K, int N, int kRows, int kHead>
 __device__ __forceinline__ void weighted_rows_async(float (&out)[N][4], const uint32_t (&p)[K][4],
                                                     const simt::SwizzledTile<kRows, kHead>& b, bool add) {
@@ -125,7 +128,7 @@ __device__ __forceinline__ void weighted_rows_async(float (&out)[N][4], const ui
   for (int step = 0; step < K; ++step)
     simt::multiply_async<true>(out, p[step], simt::column_operand(b, step), add || step > 0);
 }
-// Accumulators become a left operand.
+// Rounds accumulators to bf16, in the layout of a left operand.
 template <int N>
 __device__ __forceinline__ void pack(uint32_t (&p)[N / 2][4], const float (&s)[N][4]) {
 #pragma unroll
@@ -134,8 +137,9 @@ __device__ __forceinline__ void pack(uint32_t (&p)[N / 2][4], const float (&s)[N
     for (int i = 0; i < 4; ++i) p[k][i] = simt::pack_bf16(s[2 * k + i / 2][i % 2 * 2], s[2 * k + i / 2][i % 2 * 2 + 1]);
 }
 
-// Writes the warp's 16 rows, each times its factor, as store_rows of flash_attention_cuda.h does, through rows `row` and on
-// of a tile that no copy or product uses any more. With `note`, `most` becomes the largest absolute value if that is more.
+// Writes the warp's 16 rows, each multiplied by its factor, like store_rows of flash_attention_cuda.h, through rows
+// from `row` on of a tile that no copy or product uses any more. With `note`, `most` is raised to the largest absolute
+// value that this lane writes.
 template <int kRows, int kHead>
 __device__ __forceinline__ void store_rows(simt::SwizzledTile<kRows, kHead>& tile, int row,
                                            const float (&out)[kHead / 8][4], float first_factor, float second_factor,
@@ -164,7 +168,7 @@ __device__ __forceinline__ void store_rows(simt::SwizzledTile<kRows, kHead>& til
   }
 }
 
-// Each warp for itself: note_largest of largest_cuda.h needs all threads of the block.
+// Like note_largest of largest_cuda.h, but for each warp by itself: the producer's threads do not take part.
 __device__ __forceinline__ void note_largest_of_warp(float most, uint32_t* largest) {
   if (!largest) return;
   for (int offset = 16; offset > 0; offset /= 2) most = fmaxf(most, __shfl_xor_sync(simt::kWholeWarp, most, offset));
@@ -175,8 +179,9 @@ __device__ __forceinline__ void note_largest_of_warp(float most, uint32_t* large
 
 namespace llm::cuda {
 
-// attention_backward's inputs and outputs; `statistics` (B, H, attention_statistic_rows(T)): of each query log_sum_exp to base 2
-// and delta = rowsum(d_out * out), of those beyond T infinity and 0, so that their probabilities are 0.
+// The inputs and outputs of attention_backward. statistics (B, H, attention_statistic_rows(T)): for each query
+// log_sum_exp to base 2 and delta = rowsum(d_out * out); for queries beyond T infinity and 0, so that their
+// probabilities are 0.
 struct BackwardTensors {
   const bf16 *d_out, *qkv, *out;
   const float* log_sum_exp;

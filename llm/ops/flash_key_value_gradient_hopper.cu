@@ -1,8 +1,8 @@
 // Causal attention of bf16 on Hopper's tensor cores, backward, the second of two kernels: dK and dV.
 //
-// Warpgroups own 64 keys each and go through the queries from the diagonal to the last, of all heads that share the keys. Scores
-// stand transposed, keys as rows, so that P^T and dS^T become left operands in the registers where they arise. Where there
-// are registers for it, the products with the tile before run while they are computed.
+// Warpgroups own 64 keys each and go through the queries from the diagonal to the last, of all heads that share the
+// keys. The scores are transposed, with a row for each key, so that P^T and dS^T become left operands in the registers
+// in which they are computed.
 #include "llm/graph/kernel.h"
 #include "llm/ops/flash_hopper_cuda.h"
 #include "llm/ops/largest_cuda.h"
@@ -10,8 +10,9 @@
 namespace llm::cuda {
 namespace flash {
 
-// Two warpgroups of 64 keys; tiles of kQueries queries in kStages; own tiles in kItems. kOverlap: products with P and dS run
-// while those of the next tile are computed, where there are registers for it.
+// Two warpgroups of 64 keys; tiles of kQueries queries in kStages stages; own tiles in kItems stages. With kOverlap the
+// products with P^T and dS^T of one tile run while P^T and dS^T of the next tile are computed, which takes more
+// registers.
 template <int kHeadSize, int kQueriesAtATime, int kRing, int kItemRing, bool kOverlapped>
 struct KeyTiling {
   static constexpr int kHead = kHeadSize, kQueries = kQueriesAtATime, kGroups = 2, kStages = kRing, kItems = kItemRing;
@@ -37,7 +38,7 @@ struct KeyShared {
     simt::SwizzledTile<Tiling::kQueries, Tiling::kHead> queries, d_outs;
   };
   Stage stages[Tiling::kStages];
-  alignas(128) float statistics[Tiling::kStages][2 * Tiling::kQueries];  // pairs of each query
+  alignas(128) float statistics[Tiling::kStages][2 * Tiling::kQueries];  // log_sum_exp and delta of each query
   simt::Barrier own_full[Tiling::kItems], own_empty[Tiling::kItems], full[Tiling::kStages], empty[Tiling::kStages];
 };
 
@@ -45,7 +46,8 @@ struct KeyMaps {
   simt::TensorMap keys, queries, d_outs;
 };
 
-// Of the tiles `low` to `high` of kTile queries, the last one that begins in a document that starts before `end`.
+// The last of the tiles `low` to `high` of kTile queries whose first query is in a document that starts before key
+// `end`: later tiles see none of the keys before `end`. Without documents this is `high`.
 template <int kTile, bool kDocuments>
 __device__ __forceinline__ int last_tile_before(int low, int high, int end,
                                                 const DocumentStarts<kDocuments>& documents) {
@@ -110,7 +112,7 @@ __device__ __forceinline__ void consume_queries(KeyShared<Tiling>& shared, const
   constexpr int kHead = Tiling::kHead, kQueries = Tiling::kQueries, kStore = 1;
   const int row = kGroupRows * consumer, warp_row = row + 16 * (warp() % 4), tokens = heads.tokens;
   Place<Tiling::kItems> own;
-  Place<Tiling::kStages> place, used_place;  // of the tile whose scores, whose products with P and dS come next
+  Place<Tiling::kStages> place, used_place;  // of the tile for the next scores; for the next products with P^T and dS^T
   float most = 0;
 
   for (;;) {
@@ -176,7 +178,7 @@ __device__ __forceinline__ void consume_queries(KeyShared<Tiling>& shared, const
       place.advance();
     };
 
-    bool add = false, computed = false;  // whether P and dS of a tile are there that are not yet added
+    bool add = false, computed = false;  // whether the gradients hold a sum; whether P^T and dS^T are to be added to it
 #pragma unroll 1
     for (int head = 0; head < heads.group(); ++head)
 #pragma unroll 1
@@ -234,8 +236,8 @@ __device__ __forceinline__ void consume_queries(KeyShared<Tiling>& shared, const
   note_largest_of_warp(most, largest);
 }
 
-// statistics (B, H, statistic_rows), starts (B, T) -> d_qkv's key and value heads (B, T, (H + 2 K) D): sums over the group's
-// query heads, in order. Maps: of qkv and, for the d_outs, of (B, T, H D).
+// statistics (B, H, statistic_rows), starts (B, T) -> the key and value heads of d_qkv (B, T, (H + 2 K) D): sums over
+// the group's query heads, in order. The maps are of qkv and, for d_outs, of d_out (B, T, H D).
 template <class Tiling, bool kDocuments>
 __global__ void __launch_bounds__(Tiling::kThreads, 1)
     flash_key_value_gradient_hopper_kernel(const __grid_constant__ KeyMaps maps, PackedHeads heads, Schedule schedule,

@@ -1,9 +1,10 @@
-// Causal attention of bf16 on Hopper's tensor cores, backward, the first of two kernels: dQ and what the second one needs of
-// each query. Why there are two, flash_attention_backward.cu says: each gradient has one writer and one order of sums.
+// Causal attention of bf16 on Hopper's tensor cores, backward, the first of two kernels: dQ, and the statistics of each
+// query that the second kernel needs. flash_attention_backward.cu says why there are two: each gradient has one writer
+// and one order of sums.
 //
-// Warpgroups own 64 queries each and go through the keys from the diagonal to the first. Scores and dP are products of the
-// tiles that the producer brings; dS becomes a left operand in the registers where it arises. While it is computed, the
-// product with the tile before runs, and the other warpgroups' products do.
+// Warpgroups own 64 queries each and go through the keys from the diagonal to the first. Scores and dP are products
+// with the tiles that the producer has copied; dS becomes a left operand in the registers in which it is computed.
+// While a warpgroup computes dS, its product with the tile before runs, and so do the products of the other warpgroups.
 #include "llm/graph/kernel.h"
 #include "llm/ops/flash_hopper_cuda.h"
 #include "llm/ops/largest_cuda.h"
@@ -11,7 +12,8 @@
 namespace llm::cuda {
 namespace flash {
 
-// kGroups warpgroups of 64 queries; tiles of kKeys keys in kKeyStages and values in kValueStages; own tiles in kItems.
+// kGroups warpgroups of 64 queries; tiles of kKeys keys in kKeyStages stages, of values in kValueStages stages; own
+// tiles in kItems stages. With kTurns the warpgroups take turns in starting products.
 template <int kHeadSize, int kKeysAtATime, int kConsumers, int kKeyRing, int kValueRing, int kItemRing, bool kInTurns>
 struct QueryTiling {
   static constexpr int kHead = kHeadSize, kKeys = kKeysAtATime, kGroups = kConsumers;
@@ -51,7 +53,8 @@ __device__ __forceinline__ void produce_keys(QueryShared<Tiling>& shared, const 
   Place<Tiling::kItems> own;
   Place<Tiling::kKeyStages> key_place;
   Place<Tiling::kValueStages> value_place;
-  // The tiles of queries end with the last token; those that the first one has too many lie before the first token.
+  // The last tile of queries ends with the last token (rounded up to a warpgroup's 64 queries), so it is the first tile
+  // that may reach beyond the sequence, to queries before token 0.
   const int end_query = round_up(heads.tokens, kGroupRows);
   int any_head, rank;
   for (int round = 0; schedule.next(round, any_head, rank);) {
@@ -89,7 +92,8 @@ __device__ __forceinline__ void produce_keys(QueryShared<Tiling>& shared, const 
   simt::arrive(shared.own_full[own.stage]);
 }
 
-// Of the warp's 16 rows from `row` on, the sums of the products of two tiles' values.
+// The dot products of corresponding rows of two tiles, for the warp's 16 rows from `row` on; this lane gets two of
+// them.
 template <int kRows, int kHead>
 __device__ __forceinline__ void row_sums(float (&sum)[2], const simt::SwizzledTile<kRows, kHead>& a,
                                          const simt::SwizzledTile<kRows, kHead>& b, int row) {
@@ -114,7 +118,7 @@ __device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const 
                                              bf16* d_qkv, float2* statistics, int statistic_rows, uint32_t* largest,
                                              int consumer) {
   constexpr int kHead = Tiling::kHead, kKeys = Tiling::kKeys, kGroups = Tiling::kGroups;
-  constexpr int kTurn = 1, kStore = kTurn + kGroups;  // barriers of warpgroups
+  constexpr int kTurn = 1, kStore = kTurn + kGroups;  // numbers of the first barriers, of which each warpgroup has one
   const int row = kGroupRows * consumer, warp_row = row + 16 * (warp() % 4), tokens = heads.tokens;
   const auto wait_for_turn = [&] {
     if constexpr (Tiling::kTurns) simt::meet(kTurn + consumer, 2 * kWarpgroup);
@@ -123,7 +127,7 @@ __device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const 
     if constexpr (Tiling::kTurns) simt::pass(kTurn + (consumer + 1) % kGroups, 2 * kWarpgroup);
   };
   Place<Tiling::kItems> own;
-  Place<Tiling::kKeyStages> key_place, used_key_place;  // of the tile whose scores, whose products with dS come next
+  Place<Tiling::kKeyStages> key_place, used_key_place;  // of the tile for the next scores; for the next product with dS
   Place<Tiling::kValueStages> value_place;
   const auto skip_tile = [&] {
     wait_for_turn();
@@ -159,11 +163,11 @@ __device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const 
     const int64_t head = int64_t{item.batch} * heads.heads + item.head;  // among those of all batches
     auto& own_tiles = shared.own[own.stage];
 
-    float row_delta[2], row_log_sum_exp[2];  // the latter to base 2
+    float row_delta[2], row_log_sum_exp[2];  // row_log_sum_exp is to base 2
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int query = warp_query + 8 * half + group();
-      row_log_sum_exp[half] = INFINITY;  // of rows that don't exist: probabilities 0
+      row_log_sum_exp[half] = INFINITY;  // makes the probabilities of rows that do not exist 0
       if (simt::in_bounds(query < tokens)) row_log_sum_exp[half] = log_sum_exp[head * tokens + query] * kLog2E;
     }
     row_sums(row_delta, own_tiles.d_outs, own_tiles.outs, warp_row);
@@ -174,7 +178,7 @@ __device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const 
       if (member() == 0 && simt::in_bounds(query < statistic_rows))
         of_head[query] = make_float2(row_log_sum_exp[half], row_delta[half]);
     }
-    // What lies beyond this kernel's tiles is read by the next one.
+    // The next kernel also reads the statistics of queries beyond this kernel's tiles.
     if (item.first_row + Tiling::kQueries >= tokens && consumer == kGroups - 1)
       for (int query = item.first_row + Tiling::kQueries + static_cast<int>(threadIdx.x) % kWarpgroup;
            query < statistic_rows; query += kWarpgroup)
@@ -256,13 +260,13 @@ __device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const 
     release(shared.own_empty[own.stage]);
     own.advance();
   }
-  if (consumer == 0) wait_for_turn();  // so that nothing stays behind in the barrier
+  if (consumer == 0) wait_for_turn();  // takes the last turn, so that the barrier ends without arrivals
   note_largest_of_warp(most, largest);
 }
 
-// log_sum_exp (B, H, T), starts (B, T) -> d_qkv's query heads (B, T, (H + 2 K) D), statistics (B, H, statistic_rows): of each
-// query log_sum_exp to base 2 and delta = rowsum(d_out * out); of those beyond T, infinity and 0. kDocuments as in the forward
-// kernel. Maps: of qkv and, for the d_outs and outs, of (B, T, H D).
+// log_sum_exp (B, H, T), starts (B, T) -> the query heads of d_qkv (B, T, (H + 2 K) D), statistics (B, H,
+// statistic_rows) as in BackwardTensors. kDocuments as in the forward kernel. The maps are of qkv and, for d_outs and
+// outs, of d_out and out (B, T, H D).
 template <class Tiling, bool kDocuments>
 __global__ void __launch_bounds__(Tiling::kThreads, 1)
     flash_query_gradient_hopper_kernel(const __grid_constant__ QueryMaps maps, PackedHeads heads, Schedule schedule,
