@@ -9,8 +9,8 @@
 // in order. So the work does not depend on how often a token occurs.
 //
 // Bytes: dx is read once; the table's rows that occur are written once (and read once where they are added to); the
-// lists take 16 bytes a position for each sort or merge. For the position table dx is read once more. Where the table
-// is overwritten, all of it is cleared first.
+// lists take 12 bytes a position for the sort and 16 for each merge. For the position table dx is read once more. Where
+// the table is overwritten, all of it is cleared first.
 #include <bit>
 
 #include "llm/device/cuda.h"

@@ -84,8 +84,8 @@ __device__ __forceinline__ void produce(ForwardShared<Tiling>& shared, const sim
   constexpr int kQueries = Tiling::kQueries, kKeys = Tiling::kKeys;
   Place<Tiling::kItems> own;
   Place<Tiling::kStages> place;
-  // The last tile of queries ends with the last token (rounded up to a warpgroup's 64 queries), so it is the first tile
-  // that may reach beyond the sequence, to queries before token 0.
+  // The tiles of queries are counted from the end, the last token rounded up to a warpgroup's 64 queries. So the first
+  // tile may begin before token 0.
   const int end_query = round_up(heads.tokens, kGroupRows);
   int any_head, rank;
   for (int round = 0; schedule.next(round, any_head, rank);) {
@@ -248,7 +248,7 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Pac
     release(shared.queries_empty[own.stage]);
     own.advance();
   }
-  if (consumer == 0) wait_for_turn();  // takes the last turn, so that the barrier ends without arrivals
+  if (consumer == 0) wait_for_turn();  // takes the last turn, so that no arrival is left at the barrier
   note_largest_of_warp(most, largest);
 }
 

@@ -1,5 +1,5 @@
-// gradient_norm: the Euclidean norm of all its inputs together -> (1). Blocks of a fixed size are summed in fp32 lanes,
-// blocks and tensors in double and in order, so the bits do not depend on the number of threads.
+// gradient_norm: all gradients -> (1), the Euclidean norm of all of them together. The squares of blocks of a fixed
+// size are added in fp32, the blocks' sums in double and in order, so the bits do not depend on the number of threads.
 #include <cmath>
 
 #include "llm/base/rounding.h"

@@ -1,6 +1,6 @@
-// gradient_norm: the Euclidean norm of all its inputs together -> (1). A block of threads adds up the squares of 16384 floats of
-// one tensor and leaves a double; then one block adds these in order. Each gradient is read once. One launch takes up to
-// kTensors tensors.
+// gradient_norm: all gradients -> (1), the Euclidean norm of all of them together. A block of threads adds up the
+// squares of 16384 floats of one tensor and leaves a double; then one block adds these doubles in a fixed order. Each
+// gradient is read once. One launch takes up to kTensors tensors.
 #include <cmath>
 
 #include "llm/device/cuda.h"

@@ -1,9 +1,12 @@
-// head_loss: the head's product, softmax and cross-entropy in one op, by blocks of rows, so that the logits of the whole
-// batch never exist; with a gradient of the losses it also makes both gradients of the product from the logits' gradient,
-// which takes the logits' place (as in llm.c's fused classifier and Wijmans et al. 2024, "Cut your losses").
-//   x (B, T, C), weight (V, C), targets (B, T) int32, [d_losses (B, T)] -> losses (B, T), [dx (B, T, C), d_weight (V, C)]
-// Attributes: "softcap" and "z_loss" as in cross_entropy.cpp; "logits_bytes": what the logits may take on a GPU.
-// In a bf16 run the logits and their gradient are bf16 as well, on either device (flag "bf16_logits", which is set here).
+// head_loss: the head's product, softmax and cross-entropy in one op, by blocks of rows, so that the logits of the
+// whole batch never exist at once. Given the gradient of the losses it also computes both gradients of the product,
+// from the gradient of the logits, which overwrites the logits (as in llm.c's fused classifier and Wijmans et al. 2024,
+// "Cut your losses in large-vocabulary language models").
+//   x (B, T, C), weight (V, C), targets (B, T) int32, [d_losses (B, T)]
+//   -> losses (B, T), [dx (B, T, C), d_weight (V, C)]
+// The op has no backward: the fusion pass makes it after autodiff, or in a graph without gradients.
+// Attributes: "softcap" and "z_loss" as in cross_entropy.cpp; "logits_bytes", the most bytes of logits on a GPU.
+// In a bf16 run the logits and their gradient are bf16 as well, on either device (flag "bf16_logits", set by `infer`).
 #include <algorithm>
 
 #include "llm/base/rounding.h"
@@ -17,11 +20,11 @@
 namespace llm {
 namespace {
 
-// From one row of logits to the next: whole cache lines, lest every vector of a row lie in two.
+// Floats from one row of logits to the next: whole vectors, so that no vector of a row lies in two cache lines.
 int64_t logits_stride(int64_t V) { return round_up(V, simd::kLanes); }
 
-// Rows a block: their logits take at most 128 MiB. Each block reads the whole weight twice and reads and writes the whole
-// d_weight, so a block of few rows is memory-bound; at least 64.
+// Rows of a block: as many as have logits of 128 MiB, but at least 64. Each block reads the whole weight twice and
+// reads and writes the whole d_weight, so blocks of few rows would be bound by memory.
 int64_t block_rows(int64_t rows, int64_t V) {
   const int64_t fit = std::max<int64_t>(64, (int64_t{128} << 20) / 4 / logits_stride(V) / 16 * 16);
   if (rows <= fit) return rows;
@@ -54,8 +57,6 @@ size_t workspace(const Graph& g, const Node& node, const Target& target) {
   return static_cast<size_t>(rows * logits_stride(V) + 16 + product) * 4;
 }
 
-// Its outputs are gradients already, for the seed it was given: it is made by the fusion pass after autodiff, or stands
-// in a forward-only graph.
 Cost cost(const Graph& g, const Node& node) {
   const double product = 2.0 * static_cast<double>(g.shape(node.inputs[0]).rows()) *
                          static_cast<double>(g.shape(node.inputs[1]).elements());
@@ -112,7 +113,7 @@ void cpu(const KernelCall& call) {
         losses[first + r] = target < 0 ? 0.0f : lse - target_logit + z_loss * lse * lse;
         if (!d_losses) continue;
         const float d = target < 0 ? 0.0f : d_losses[first + r], of_softmax = d * (1 + 2 * z_loss * lse);
-        if (soft_cap) {  // whose derivative needs the logits themselves
+        if (soft_cap) {  // the derivative of the cap needs the logits, so log_sum_exp() has not overwritten them
           for_vectors(V, [&](int64_t c, auto lanes) {
             const simd::Vec logit = lanes.load(row + c);
             lanes.store(row + c, simd::exp(logit - lse) * of_softmax * soft_cap.derivative(logit));
@@ -156,7 +157,7 @@ std::vector<Example> examples() {
   const Example::Input weight{.shape = {21, 10}, .differentiable = false};
   const Example::Input targets{.shape = {2, 3}, .dtype = DType::int32, .low = -1, .high = 21};
   const Example::Input d_losses{.shape = {2, 3}, .low = 0, .high = 1, .differentiable = false, .keeps_fp32 = true};
-  // The last with room for the logits of few rows at a time.
+  // The third has room for the logits of few rows at a time.
   return {{{}, {x, weight, targets}},
           {{}, {x, weight, targets, d_losses}},
           {{{"logits_bytes", 1024}}, {x, weight, targets, d_losses}},

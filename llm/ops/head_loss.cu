@@ -1,9 +1,10 @@
-// head_loss on the GPU: by blocks of rows the logits' product, one kernel that turns the logits into their gradient where they
-// lie, and the two products with that gradient.
+// head_loss on the GPU. For each block of rows: the product that gives the logits, a kernel that replaces the logits by
+// their gradient, and the two products with that gradient.
 //
-// That kernel takes a block of threads a row. The row comes into shared memory in the background, in four parts of which each
-// is summed while the later ones are on their way, and is read there again for the gradient: every logit is read once and
-// written once. What does not fit there (a GPT-2 vocabulary takes 98 KiB in bf16, 196 KiB in fp32) is read twice.
+// In the kernel a block of threads takes a row. It copies the row into shared memory in the background, in four parts,
+// each of which is summed while the later ones are still being copied, and reads it there again for the gradient: every
+// logit is read once and written once. The part of a row that does not fit into shared memory is read twice. (A row of
+// a GPT-2 vocabulary takes 98 KiB in bf16, 196 KiB in fp32.)
 #include "llm/ops/head_loss_cuda.h"
 
 #include <algorithm>
@@ -17,13 +18,14 @@ namespace {
 
 struct Shared {
   SoftmaxShared softmax;
-  simt::Pack<float, 4> row[1];  // the kept packs of the row, as many as there is memory for
+  simt::Pack<float, 4> row[1];  // the first of the packs of the row that are kept in shared memory
 };
 constexpr size_t kRowOffset = offsetof(Shared, row);
 constexpr int kParts = 4;
-constexpr int64_t kRowsInTwos = 112 << 10;  // bytes
+constexpr int64_t kRowsInTwos = 112 << 10;  // bytes of a row of which an H100's multiprocessor can keep two
 
-// d_losses null: losses alone, the logits stay, and nothing is kept. Columns from `columns` on are neither read nor written.
+// logits, targets, d_losses -> losses, and the gradient of the logits in their place. With d_losses null it gives the
+// losses alone, and no part of the row is kept. Columns from `columns` on are neither read nor written.
 template <class T, class Terms>
 __global__ void __launch_bounds__(kSoftmaxMostThreads)
     classifier_kernel(T* logits,  // (rows, stride), of which `columns` count; rows start at multiples of 16 bytes
@@ -42,13 +44,14 @@ __global__ void __launch_bounds__(kSoftmaxMostThreads)
   const int part = (kept + kParts * threads - 1) / (kParts * threads) * threads;
   const int32_t target = targets[blockIdx.x];
 
-  // A thread takes every `threads`-th pack, here and below: it waits for no copies but its own.
+  // Here and below a thread takes every `threads`-th pack, so that it waits only for its own copies.
   for (int first = 0; first < kParts * part; first += part) {
     for (int p = first + thread; p < min(first + part, kept); p += threads)
       simt::copy_async_16(copy + p, packs + p, true);
     simt::copy_commit();
   }
-  const int64_t left = int64_t{count} * N + thread;  // a column of its own for each of the first threads
+  const int64_t left =
+      int64_t{count} * N + thread;  // of the columns behind the packs, each of the first threads takes one
   const bool has_left = simt::in_bounds(left < columns);
   const simt::Pack<T, 1> last = has_left ? simt::Pack<T, 1>{{row[left]}} : simt::Pack<T, 1>{};
   const float target_logit = thread == 0 && target >= 0 ? to_float(row[target]) : 0;
@@ -58,12 +61,13 @@ __global__ void __launch_bounds__(kSoftmaxMostThreads)
   for (int first = 0; first < kParts * part; first += part) {
     simt::copy_wait<kParts - 1>();
     for (int p = first + thread; p < min(first + part, kept); p += threads) add_pack(running, copy[p], terms);
-    simt::copy_commit();  // an empty group: of all groups, the next part's is again the fourth latest
+    simt::copy_commit();  // an empty group, so that the next part's group is again the fourth latest
   }
-  const int behind = kept + (thread + threads - kept % threads) % threads;  // its first pack that is not kept
+  const int behind = kept + (thread + threads - kept % threads) % threads;  // this thread's first pack that is not kept
 #pragma unroll 4
   for (int p = behind; p < count; p += threads) add_pack(running, packs[p], terms);
-  // Behind its barrier all threads have read what they need of the logits, and the gradient may take their place.
+  // After the barrier in this call all threads have read the logits that they need, and the gradient may overwrite
+  // them.
   const float lse = block_log_sum_exp(running, s.softmax);
   if (thread == 0) losses[blockIdx.x] = target < 0 ? 0.0f : terms.loss(lse, target_logit);
   if (!d_losses) return;
@@ -92,11 +96,13 @@ void run(const KernelCall& call, const Terms& terms) {
   const int64_t packs = V / simt::kPack<T>;
   const size_t room = (call.cuda->properties().shared_memory_bytes - kRowOffset) / 16;
   const int kept = d_losses ? static_cast<int>(std::min(packs, static_cast<int64_t>(room))) : 0;
-  // A row of which two do not fit into an H100's shared memory has a multiprocessor for itself, and all its threads.
+  // Where only one row fits into a multiprocessor's shared memory, its block gets as many threads as a block can have.
   const bool is_alone = packs * 16 > kRowsInTwos;
   const dim3 threads = softmax_threads(packs, is_alone ? kSoftmaxMostThreads : kSoftmaxThreads);
   const size_t shared = std::max(sizeof(Shared), kRowOffset + static_cast<size_t>(kept) * 16);
-  // Spare rows of the weight are zeros: so are the logits of their columns, which no one reads as logits, and the gradients.
+  // The spare rows of the weight and of its gradient are zeros and take part in the products: cuBLASLt is faster with n
+  // a multiple of 64. The columns of the logits that belong to spare rows are zeros, and classifier_kernel does not use
+  // them.
   int64_t n = V + call.graph.tensor(call.node.inputs[1]).spare_rows;
   if (d_losses) n = std::min(n, V + call.graph.tensor(call.node.outputs[2]).spare_rows);
   n = std::min(n, stride);

@@ -1,4 +1,5 @@
-// The largest absolute value of what a kernel writes, found while it is in registers: the scale of its 8-bit copy.
+// The largest absolute value of what a kernel writes, found while the values are in registers. It gives the scale of
+// their 8-bit copy.
 #pragma once
 #include "llm/device/cuda.h"
 #include "llm/device/simt.h"
@@ -10,9 +11,10 @@ struct LargestShared {
   float most[32];
 };
 
-// `most`: of the values that this thread has written. All threads of the block call this at their end; `largest` is null where
-// nobody asked. Floats that are not negative have the order of their bits, and a maximum has no order of operands: so
-// the atomic changes nothing from run to run.
+// Raises `largest` (1), the bits of a float, to the maximum over the block of `most`, the largest absolute value that
+// this thread has written. All threads of the block call this at their end. Nothing is done where `largest` is null.
+// Floats that are not negative are ordered like their bits, and a maximum does not depend on the order of its operands,
+// so the result of the atomic is the same in every run.
 __device__ inline void note_largest(float most, uint32_t* largest, LargestShared& s) {
   if (!largest) return;
   for (int offset = 16; offset > 0; offset /= 2) most = fmaxf(most, __shfl_xor_sync(simt::kWholeWarp, most, offset));
@@ -23,7 +25,7 @@ __device__ inline void note_largest(float most, uint32_t* largest, LargestShared
   atomicMax(largest, bits_of(most));
 }
 
-// The same with the first bytes of shared memory that the block has no more use for.
+// The same, using the first bytes of `s`, shared memory that the block no longer needs.
 template <class Shared>
 __device__ inline void note_largest_over(float most, uint32_t* largest, Shared& s) {
   if (!largest) return;
@@ -32,7 +34,8 @@ __device__ inline void note_largest_over(float most, uint32_t* largest, Shared& 
   note_largest(most, largest, *static_cast<LargestShared*>(memory));
 }
 
-// Where a kernel is to note it, set to 0 on the stream first; null: nowhere.
+// Where the kernel of this call is to put the largest value, after setting it to 0 on the stream; null where no node
+// needs the value.
 inline uint32_t* largest_of(const KernelCall& call) {
   auto* largest = call.out<uint32_t>(static_cast<size_t>(call.node.op->slots.largest));
   if (largest && cudaMemsetAsync(largest, 0, sizeof *largest, call.cuda->stream()) != cudaSuccess)

@@ -1,13 +1,16 @@
 // linear: y = x W^T + b, the matrix product of every layer, and its two backward products.
 //   linear:                 x (.., I), W (O, I), [b (O)] -> y (.., O), [activated (.., O)]
 //   linear_backward_input:  dy (.., O), W (O, I), [h (.., I)] -> dx (.., I)
-//   linear_backward_weight: dy (.., O), x (.., I), -> dW (O, I), [db (O)] (attribute "bias")
-// Attribute "activation" (ActivationKind), set by the fusion pass: `linear` also gives the activated output (and y only
-// where something else reads it); `linear_backward_input` multiplies by the derivative at h, the product's own input. With
-// "derivative", for the CPU, `linear` gives the derivative at y in y's place, and `linear_backward_input` finds it in h's.
-// With "symmetric", for the CPU too, W is x itself (or dy and x are one): half of the product is copied from the other.
-// For few rows on the GPU fuse_few_rows adds inputs (linear_input in op.h): a norm's weights, with which x is normed first; the
-// angles by which query and key heads are turned; an addend; and with SwiGLU `activated` is (.., O / 2).
+//   linear_backward_weight: dy (.., O), x (.., I) -> dW (O, I), [db (O)] (with the flag "bias")
+// The fusion passes set these attributes:
+// - "activation" (ActivationKind): `linear` also gives the activated output, and y only where something else reads it;
+//   `linear_backward_input` multiplies its result by the derivative of the activation function at h.
+// - "derivative", a flag, on the CPU: `linear` gives the derivative at y in place of y, and `linear_backward_input`
+//   takes the derivative in place of h.
+// - "symmetric", a flag, on the CPU: both factors are one matrix (W is x, or dy is x), so half of the result is a copy
+//   of the other half.
+// For few rows on the GPU the pass fuse_few_rows adds inputs (linear_input in op.h): the weights of a norm of x, the
+// angles by which query and key heads are rotated, and an addend. With SwiGLU, `activated` is (.., O / 2).
 #include "llm/device/gemm_cpu.h"
 
 #include "llm/graph/autodiff.h"
@@ -72,12 +75,12 @@ std::vector<Product> products(const Graph& g, const Node& node) {
 }
 
 struct Finish {   // what an epilogue needs besides the tile
-  float* matrix;  // the activated output, or the product's input before its activation
+  float* matrix;  // of the forward product the activated output; of the backward one h, or the derivative at h
   int64_t stride;
   float* of(const FinishedTile& t, int64_t row) const { return matrix + (t.row + row) * stride + t.column; }
 };
 
-// work(lanes, c, beside) for the vectors of a finished tile, `beside` being the same place in the other matrix.
+// Calls work(lanes, c, beside) for each vector of a finished tile; `beside` is the same place in Finish::matrix.
 template <class Work>
 void for_tile(const void* context, const FinishedTile& t, Work&& work) {
   for (int64_t r = 0; r < t.rows; ++r) {
@@ -115,7 +118,7 @@ void multiply_by_derivative(const void* context, const FinishedTile& t) {
 
 void cpu(const KernelCall& call) {
   const int64_t m = call.in_shape(0).rows(), n = call.in_shape(1)[0], k = call.in_shape(1)[1];
-  // Without a reader of y its place is the activated output, written twice.
+  // Without a reader of y, y is first written to the place of the activated output.
   float* activated = call.out(1);
   float* y = call.has_output(0) ? call.out(0) : activated;
   const int64_t stride = call.out_stride(call.has_output(0) ? 0 : 1);

@@ -1,6 +1,6 @@
-// linear and its two backward products, by cuda_gemm. What goes on top of a product (bias, activation, the bias's gradient)
-// is its epilogue where cuBLASLt has that one, and an elementwise pass over the finished product where it has not: one more
-// read and write of it.
+// linear and its two backward products, by cuda_gemm. What is added to a product (bias, activation, the bias's
+// gradient) is the product's epilogue where cuBLASLt has that epilogue and it is faster, and otherwise a kernel of its
+// own.
 #include "llm/device/gemm_cuda.h"
 #include "llm/graph/op.h"
 #include "llm/ops/activation_cuda.h"
@@ -53,7 +53,7 @@ void linear(const KernelCall& call) {
                     .c_stride = n};
   plain.bias = call.in<void>(2);
   plain.epilogue = plain.bias ? GemmEpilogue::bias : GemmEpilogue::none;
-  // Without a reader of y its place is the activated output, written twice.
+  // Without a reader of y, y is first written to the place of the activated output.
   if (!y) plain.c = activated;
   const auto apart = [&] {
     cuda_gemm(*call.cuda, plain);
@@ -121,7 +121,8 @@ void linear_backward_weight(const KernelCall& call) {
     bias_gradient(call.cuda->stream(), call.in<void>(0), call.in_dtype(0), rows, O, call.accumulates(1),
                   call.workspace(), db);
   };
-  // The epilogue cannot add to what db holds, so that sum has a place of its own first.
+  // The epilogue cannot add to what db holds. Where db accumulates, the epilogue writes its sum to the workspace, and
+  // another kernel adds it to db.
   const bool adds = call.accumulates(1);
   CudaGemm fused = plain;
   fused.epilogue = GemmEpilogue::bias_gradient_of_a;

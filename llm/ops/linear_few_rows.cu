@@ -1,14 +1,15 @@
-// The product of few rows, y = x W^T: each weight is read once, in packs of 16 bytes, straight from memory, against all rows of
-// x. What counts is the weights' way from memory, and, where a model is small, the time from one kernel to the next. So the
-// kernel does what would take kernels of their own in front of it and behind: a norm of x, bias, activation, SwiGLU or the
-// rotation of query and key heads, and the residual addition. It starts while the kernel before it ends, its first weights on
-// their way.
+// The product of few rows, y = x W^T: each weight is read once, in packs of 16 bytes, straight from memory, and
+// multiplied with all rows of x. The time goes into reading the weights and, where a model is small, into the gaps
+// between kernels. So this kernel also does what would otherwise take kernels before and after it: a norm of x, bias,
+// activation, SwiGLU or the rotation of query and key heads, and the residual addition. It may start while the previous
+// kernel ends, and then already loads its first weights.
 //
-// A warp takes two columns of y: two neighbours, or the two that an epilogue needs together (gate and up; the two that
-// rotary positions turn). Its lanes take neighbouring packs of both rows of W, kAtOnce chunks of 32 packs at a time, and add up
-// lane by lane, then over the lanes; where there are few columns up to 8 warps share them and add up over the warps. A block goes on
-// to further columns in steps of the grid. Each value is rounded where the separate ops would round it.
-// Bytes: W, bias and norm weights once a launch (norm weights: a block), x once a block.
+// A warp computes two columns of y: two neighbours, or the two that an epilogue needs together (gate and up; the two
+// channels that a rotation combines). Its lanes take neighbouring packs of both rows of W, kAtOnce chunks of 32 packs
+// at a time; each lane adds up its products, then the lanes' sums are added. Where there are few columns, up to 8 warps
+// share a pair of columns, and the warps' sums are added too. A block goes on to further columns in steps of the grid.
+// Each value is rounded where the separate ops would round it.
+// Bytes: W and bias once a launch; x and a norm's weights once a block.
 #include <algorithm>
 
 #include "llm/device/cuda.h"
@@ -23,30 +24,31 @@ namespace llm::cuda {
 namespace {
 
 constexpr int kWarps = kFewRowsWarps, kThreads = kWarps * 32;
-constexpr int kAtOnce = 4;      // chunks on their way, of each column
-constexpr int kBlocksOfSm = 3;  // that the registers have room for
+constexpr int kAtOnce = 4;      // chunks of each column that a warp loads at once
+constexpr int kBlocksOfSm = 3;  // of a multiprocessor, for which its registers suffice
 
 template <class T>
 struct FewRows {
-  const T* x;            // (rows, k)
-  const T* weight;       // (n, k)
-  const T* bias;         // (n), or null
-  const T* addend;       // (rows, n), or null
-  const T* norm_weight;  // (k), of a norm of x, or null
-  const T* norm_bias;    // (k), or null
-  const float* angles;   // (tokens, 2 half): cosines, then sines; or null
-  T* y;                  // (rows, n), or null
-  T* activated;          // (rows, n), of SwiGLU (rows, n / 2), or null
-  int n, k, rows, splits;
-  bool centered;  // LayerNorm
+  const T* x;              // (rows, k)
+  const T* weight;         // (n, k)
+  const T* bias;           // (n), or null
+  const T* addend;         // (rows, n), or null
+  const T* norm_weight;    // (k), or null: no norm of x
+  const T* norm_bias;      // (k), or null
+  const float* angles;     // (tokens, 2 half): cosines, then sines; or null
+  T* y;                    // (rows, n), or null
+  T* activated;            // (rows, n), of SwiGLU (rows, n / 2), or null
+  int n, k, rows, splits;  // splits: how many warps share a pair of columns
+  bool centered;           // the norm is LayerNorm, not RMSNorm
   float epsilon;
   ActivationKind activation;
-  int tokens, turned, half;  // of a row of a batch; heads that are turned, half their channels
+  int tokens, turned, half;  // tokens of a sequence; number of rotated heads; half the channels of a head
 
   __device__ int pairs() const { return (n + 1) / 2; }
 };
 
-// A pack as words, since the compiler would give each bf16 a load or a register of its own. Weights are not kept in the caches.
+// A pack as 32-bit words: of a pack of bf16 the compiler would load each value by itself. load_once marks what it reads
+// to be evicted from the caches first.
 template <class T, int kWidth>
 struct Words {
   uint4 words;
@@ -71,7 +73,7 @@ struct Words<T, 1> {
   __device__ float get(int) const { return to_float(value); }
 };
 
-// The two columns of a warp.
+// The two columns of y that a pair stands for.
 struct Columns {
   int first, second;
   template <class T>
@@ -85,12 +87,12 @@ struct Columns {
 
 template <int kRows>
 struct alignas(16) FewRowsShared {
-  float sums[2][kWarps][2][kRows];  // of a column over a warp's part of k; [turn] alternates
+  float sums[2][kWarps][2][kRows];  // [turn][warp][column of the pair][row], over the warp's part of k; turn alternates
   float of_norm[2][kWarps];
-  // then x (kRows, chunks 32) in packs, and a norm's weight and bias
+  // Behind this struct lie x (kRows, 32 chunks) in packs, then a norm's weight and bias.
 };
 
-// Over the block, in all threads. `parts` is free again once another sum has passed its barrier.
+// The sum over the block, in all of its threads. `parts` may be used again after the barrier of another sum.
 __device__ inline float sum_over_block(float x, float (&parts)[kWarps]) {
   x = warp_sum(x);
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
@@ -110,7 +112,7 @@ __device__ float rounded(float x) {
   return to_float(simt::stored<T>(x));
 }
 
-// What one row's two columns need at their end besides their sums; fetched while the weights are on their way.
+// What the two columns of one row need at the end besides their sums; it is loaded while the weights are.
 struct Ends {
   float bias[2] = {}, addend[2] = {}, cosine = 1, sine = 0;
 
@@ -137,7 +139,7 @@ struct Ends {
   }
 };
 
-// From the sums to what is stored.
+// Computes y and the activated output of one row and two columns from the sums, and stores them.
 template <class T>
 __device__ void finish(const FewRows<T>& p, int row, int pair, const float (&sums)[2], const Ends& ends) {
   const Columns at(p, pair);
@@ -165,7 +167,7 @@ __global__ void __launch_bounds__(kThreads, kRows >= 4 ? 2 : kBlocksOfSm)
   auto& s = simt::shared_memory<FewRowsShared<kRows>>();
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int packs = p.k / kWidth, chunks = (packs + 31) / 32, padded = chunks * 32;
-  const int part = warp % p.splits, of_block = kWarps / p.splits;  // of k; pairs of columns side by side
+  const int part = warp % p.splits, of_block = kWarps / p.splits;  // this warp's part of k; pairs of columns of a block
   const int groups = (p.pairs() + of_block - 1) / of_block;
   const auto pair_of = [&](int group) { return group * of_block + warp / p.splits; };
   auto* const x = reinterpret_cast<Pack*>(&s + 1);  // (kRows, padded)
@@ -186,7 +188,7 @@ __global__ void __launch_bounds__(kThreads, kRows >= 4 ? 2 : kBlocksOfSm)
       }
     }
   };
-  // What does not depend on the kernel before.
+  // Weights, bias and a norm's weights do not depend on the previous kernel, so they are loaded before the wait.
   simt::let_next_start();
   const int stride_of_groups = static_cast<int>(gridDim.x), first_group = static_cast<int>(blockIdx.x);
   load_weights(first_group, part);
@@ -205,7 +207,7 @@ __global__ void __launch_bounds__(kThreads, kRows >= 4 ? 2 : kBlocksOfSm)
     return value;
   };
   if constexpr (kStaged) {
-    // A thread meets its own packs alone until the barrier.
+    // Until the barrier a thread touches only its own packs.
     const auto for_packs = [&](int end, auto work) {
       for (int pack = static_cast<int>(threadIdx.x); pack < end; pack += kThreads) work(pack);
     };

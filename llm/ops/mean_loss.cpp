@@ -1,5 +1,5 @@
-// mean_loss: losses (B, T), weights (B, T) -> loss (1), the sum of their products. With weights of 1 / tokens of the step
-// and the output summed over the micro-steps, it is the step's mean loss: one number to read instead of B T.
+// mean_loss: losses (B, T), weights (B, T) -> loss (1), the sum of losses times weights, added up over the micro-steps.
+// With weights of 1 / (tokens of the step) it is the step's mean loss: the host reads one number instead of B T.
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/ops.h"
 
@@ -8,7 +8,7 @@ namespace {
 
 void infer(Graph& g, Node& node) {
   if (g.shape(node.inputs[0]) != g.shape(node.inputs[1])) fail("mean_loss: losses and weights differ in shape");
-  // As the parameters' gradients, it lives on from micro-step to micro-step.
+  // Like the gradients of parameters, the loss is kept from micro-step to micro-step.
   g.tensor(g.add_output(node, "", DType::fp32, {1})).role = Role::accumulator;
 }
 

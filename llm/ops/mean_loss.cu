@@ -1,5 +1,5 @@
-// mean_loss: losses (B, T), weights (B, T) -> loss (1), the sum of their products, in double. One block: the inputs are a
-// few ten thousand floats, read once.
+// mean_loss: losses (B, T), weights (B, T) -> loss (1), the sum of losses times weights, in double. One block is
+// enough: the inputs are some ten thousand floats, read once.
 #include "llm/device/cuda.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/reduce_cuda.h"

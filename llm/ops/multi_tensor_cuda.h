@@ -1,5 +1,5 @@
-// One launch for many tensors: their addresses and sizes travel as a kernel's parameters (at most 4 KiB), and each tensor
-// has blocks of threads of its own, of a fixed number of elements.
+// One launch for many tensors: their addresses and sizes are passed as parameters of the kernel (at most 4 KiB), and
+// each tensor has its own blocks of threads, each for a fixed number of elements.
 #pragma once
 #include <cstdint>
 
@@ -7,7 +7,7 @@
 
 namespace llm::cuda {
 
-// Which tensor a block belongs to. first_block[i] is tensor i's first one; `count` tensors are there.
+// Which of `count` tensors a block belongs to; first_block[i] is the first block of tensor i.
 __device__ inline int tensor_of_block(const int* first_block, int count, int block) {
   int low = 0, high = count - 1;
   while (low < high) {

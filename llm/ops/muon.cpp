@@ -1,23 +1,26 @@
-// The elementwise half of Muon (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"); the products
-// between its two ops are ordinary nodes that llm/model/optimizer.cpp lays out. Both take many matrices at once.
+// The elementwise half of Muon (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"). The
+// matrix products between its two ops are ordinary nodes, which llm/model/optimizer.cpp adds. Both ops take many
+// matrices at once.
 //
-// muon_momentum: Nesterov's momentum, and each part of a matrix divided by its own Frobenius norm, with which the iteration
-// that makes it orthogonal can start.
-//   norm (1), then of each matrix: gradient, momentum (both fp32)
-//   -> of each matrix: momentum, in place; then of each part: x
+// muon_momentum: Nesterov's momentum, and the update of each part of a matrix divided by its own Frobenius norm, with
+// which the iteration that makes it orthogonal can start.
+//   norm (1), then for each matrix: gradient, momentum (both fp32)
+//   -> for each matrix: momentum, in place; then for each part: x
 //   g *= min(1, clip / (norm + 1e-6)); m = beta m + (1 - beta) g; u = beta m + (1 - beta) g; x = u / (margin |u|)
-//   A part is some rows of a matrix: the query, key and value projections of a fused one are matrices of their own.
-//   Attributes: momentum, grad_clip (0: none), margin (over 1, so that rounding leaves all singular values below 1),
-//   bf16 (a flag: the parts are), rows (of each part; the parts fill one matrix after the other).
+//   A part is some rows of a matrix: the query, key and value projections of a fused matrix are parts of their own.
+//   Attributes: momentum (beta), grad_clip (0: none), margin (above 1, so that after rounding all singular values are
+//   below 1), bf16 (a flag: the parts x are bf16), rows (the number of rows of each part, matrix after matrix).
 //
 // muon_apply: the step with decoupled weight decay.
-//   norm (1), then of each matrix: parameter, [master], its parts' orthogonal x -> of each matrix: parameter, [master], in place
+//   norm (1), then for each matrix: parameter, [master], the orthogonal x of its parts
+//   -> for each matrix: parameter, [master], in place
 //   p = p (1 - lr decay) - lr rms sqrt(max(rows, columns)) x
-//   An orthogonal rows x columns matrix has elements of size 1 / sqrt(max(rows, columns)), so the factor makes them `rms`:
-//   about what AdamW's are, whose learning rate and decay so serve both (Liu et al. 2025, "Muon is scalable for LLM training").
+//   The elements of an orthogonal rows x columns matrix have a root mean square of 1 / sqrt(max(rows, columns)), which
+//   the factor changes to `rms`: about that of AdamW's updates, so that one learning rate and decay serve both
+//   optimizers (Liu et al. 2025, "Muon is scalable for LLM training").
 //   Masters and their rounding are as in adamw.cpp. Attributes: weight_decay, rms, learning_rate_scale.
 //
-// A norm that is not finite leaves momentum, parameters and masters as they were, and makes every x zero.
+// If the norm is not finite, momentum, parameters and masters stay as they were, and every x is zero.
 #include <cmath>
 
 #include "llm/base/random.h"
@@ -56,7 +59,7 @@ void infer_momentum(Graph& g, Node& node) {
   for_muon_parts(g, node, [&](const MuonPart& part) { g.add_output(node, "part", dtype, {part.rows, part.columns}); });
 }
 
-// A sum for each block: of one part at a time, or of all.
+// A sum of squares for each block: on the CPU of one part at a time, on the GPU of all parts.
 size_t momentum_workspace(const Graph& g, const Node& node, const Target& target) {
   int64_t most = 0, on_cuda = 0;
   for_muon_parts(g, node, [&](const MuonPart& part) {
@@ -72,8 +75,9 @@ Cost momentum_cost(const Graph& g, const Node& node) {
   return streaming_cost(g, node, 9 * elements);
 }
 
-// A sum of two products is rounded in one of two ways, as the compiler likes; compiled once for all callers, so that a block
-// gets the same bits whichever thread takes it.
+// Steps `count` elements of the momentum and writes the update u to x; returns the sum of the squares of u. The
+// compiler may contract either product of a sum of two products into an fma, which changes the last bit. As it is not
+// inlined, the function is compiled once for all callers, and a block gets the same bits whichever thread takes it.
 [[gnu::noinline]] double step_momentum(const float* gradient, float* momentum, float* x, int64_t count, float beta,
                                        float fresh) {
   simd::Vec squares{};
@@ -97,7 +101,7 @@ void cpu_momentum(const KernelCall& call) {
   const auto clip = static_cast<float>(a.number("grad_clip")), margin = static_cast<float>(a.number("margin"));
   const float scale = clip > 0 && norm + 1e-6f > clip ? clip / (norm + 1e-6f) : 1.0f;
   const auto beta = static_cast<float>(a.number("momentum"));
-  const float fresh = static_cast<float>(1 - a.number("momentum")) * scale;  // the weight of a new gradient
+  const float fresh = static_cast<float>(1 - a.number("momentum")) * scale;  // the weight of the new gradient
   auto* sums = reinterpret_cast<double*>(call.workspace());
   for_muon_parts(call.graph, call.node, [&](const MuonPart& part) {
     const int64_t count = part.elements();
@@ -141,7 +145,7 @@ Cost apply_cost(const Graph& g, const Node& node) {
   return c;
 }
 
-// p = p keep - step x on `count` elements. Compiled once, as step_momentum is.
+// p = p keep - step x for `count` elements. Compiled once, like step_momentum.
 template <class T>
 [[gnu::noinline]] void step_part(float* p, const T* x, int64_t count, float keep, float step) {
   if constexpr (std::is_same_v<T, float>) {

@@ -1,9 +1,10 @@
-// muon_momentum and muon_apply for many matrices (formulas: muon.cpp). A block of threads takes 16384 elements of one part, a
-// thread four at a time.
+// muon_momentum and muon_apply for many matrices (formulas: muon.cpp). A block of threads takes 16384 elements of one
+// part, a thread takes four at a time.
 //
-// muon_momentum is two kernels. The first steps the momentum and leaves the sum of the update's squares for each block; the
-// second adds a part's sums up, makes the update once more from gradient and momentum (4 bytes more to read than if it
-// were stored, but 4 fewer to write) and writes it divided by its norm. muon_apply reads each x and parameter once.
+// muon_momentum is two kernels. The first steps the momentum and leaves the sum of the squares of the update for each
+// block. The second adds up a part's sums, computes the update once more from gradient and momentum (4 bytes more to
+// read for each element than if the update were stored, but 4 fewer to write) and writes it divided by its norm.
+// muon_apply reads each x and parameter once.
 #include <cmath>
 
 #include "llm/base/random.h"
@@ -46,7 +47,7 @@ struct Shared {
   double sums[32];
 };
 
-// The part and the elements of it that a block of threads works on.
+// The part, and the range of its elements, that a block of threads works on.
 struct Range {
   int part;
   int64_t begin, end;
@@ -60,7 +61,7 @@ struct Range {
   }
 };
 
-// Steps `kWidth` elements of the momentum; gives the sum of the update's squares.
+// Steps kWidth elements of the momentum; returns the sum of the squares of the update.
 template <int kWidth>
 __device__ float step_momentum(const float* gradient, float* momentum, float beta, float weight) {
   using Pack = simt::Pack<float, kWidth>;
@@ -83,7 +84,7 @@ __global__ void __launch_bounds__(kThreads)
                          const float* __restrict__ norm,  // (1)
                          double* __restrict__ sums) {     // (blocks)
   auto& s = simt::shared_memory<Shared>();
-  if (!isfinite(*norm)) return;  // the trainer reports the step; everything stays as it was
+  if (!isfinite(*norm)) return;  // everything stays as it was; the trainer reports the skipped step
   const Range range(parts);
   const float* gradient = parts.gradient[range.part];
   float* momentum = parts.momentum[range.part];
@@ -142,12 +143,12 @@ __global__ void __launch_bounds__(kThreads) muon_normalize_kernel(const __grid_c
 
 struct ApplyParts {
   float* parameter[kParts];  // the master, where there is one; at the part's first element
-  bf16* rounded[kParts];     // the parameter of a master, or null; at the part's first element
+  bf16* rounded[kParts];     // the parameter where there is a master, or null; at the part's first element
   const void* x[kParts];
-  uint64_t stream[kParts];  // of the random bits that round it
+  uint64_t stream[kParts];  // of the random bits that round the master
   int64_t first[kParts];    // the part's first element in the parameter
   int64_t elements[kParts];
-  float size[kParts];  // of the step, in learning rates
+  float size[kParts];  // of the step, as a multiple of the learning rate
   int first_block[kParts];
   int count;
 };
@@ -172,7 +173,7 @@ __device__ void apply(const ApplyParts& parts, int part, int64_t at, const Apply
   for (int k = 0; k < kWidth; ++k) p.values[k] = p.values[k] * s.keep - x.get(k) * s.step;
   parameter = p;
   if (bf16* rounded = parts.rounded[part]) {
-    // Four elements of a pack share a group of eight: packs start at multiples of four in the parameter.
+    // The four elements of a pack share a group of eight random bits, since packs start at multiples of four.
     const int64_t element = parts.first[part] + at;
     const auto bits = rounding_bits(state.seed, state.step, parts.stream[part], element / 8);
     simt::Pack<bf16, kWidth> r;
@@ -188,7 +189,7 @@ __global__ void __launch_bounds__(kThreads)
     muon_apply_kernel(const __grid_constant__ ApplyParts parts, const __grid_constant__ ApplySettings settings,
                       const StepState* __restrict__ state, const float* __restrict__ norm) {  // (1)
   auto& s = simt::shared_memory<ApplyShared>();
-  if (!isfinite(*norm)) return;  // the trainer reports the step; everything stays as it was
+  if (!isfinite(*norm)) return;  // everything stays as it was; the trainer reports the skipped step
   const Range range(parts);
   const int part = range.part;
   if (threadIdx.x == 0) {

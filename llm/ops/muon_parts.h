@@ -1,4 +1,5 @@
-// How the tensors of muon_momentum and muon_apply belong together (muon.cpp), for their kernels on both devices.
+// Which inputs and outputs of muon_momentum and muon_apply (muon.cpp) belong to one matrix, for the kernels of both
+// devices.
 #pragma once
 #include <span>
 
@@ -9,14 +10,15 @@ namespace llm {
 
 // Some rows of a matrix, which are orthogonalized by themselves.
 struct MuonPart {
-  size_t matrix;  // its number among the node's matrices
-  size_t output;  // of the node: the part's x
-  int64_t first;  // element of the matrix
+  size_t matrix;  // the number of the matrix in the node
+  size_t output;  // the number of the node's output that is the part's x
+  int64_t first;  // the part's first element in the matrix
   int64_t rows, columns;
   int64_t elements() const { return rows * columns; }
 };
 
-// Calls body(part) for each part of muon_momentum, in order. (Nothing is allocated: kernels call this in every step.)
+// Calls body(part) for each part of muon_momentum, in order. Allocates nothing, since kernels call this in every step.
+// Throws Error where the parts' rows do not fill the matrices.
 template <class Body>
 void for_muon_parts(const Graph& graph, const Node& node, Body&& body) {
   const std::span<const int64_t> rows = node.attributes.list("rows");
@@ -33,12 +35,12 @@ void for_muon_parts(const Graph& graph, const Node& node, Body&& body) {
 }
 
 struct MuonMatrix {
-  size_t input;   // the parameter; then the master, then `parts` parts
-  size_t output;  // the parameter; then the master
+  size_t input;   // the number of the input that is the parameter; the master and `parts` parts follow
+  size_t output;  // the number of the output that is the parameter; the master follows
   size_t parts;
 };
 
-// Calls body(matrix) for each matrix of muon_apply, in order.
+// Calls body(matrix) for each matrix of muon_apply, in order. Throws Error where the parts do not fill a matrix.
 template <class Body>
 void for_muon_matrices(const Graph& graph, const Node& node, Body&& body) {
   size_t output = 0;
@@ -57,7 +59,7 @@ void for_muon_matrices(const Graph& graph, const Node& node, Body&& body) {
   }
 }
 
-// What the learning rate is multiplied by for a part.
+// The size of the step of a part (rows, columns) as a multiple of the learning rate: rms sqrt(max(rows, columns)).
 double muon_step_size(double rms, const Shape& part);
 
 }  // namespace llm

@@ -1,17 +1,18 @@
-// The rows of the op table, one function for each file of this folder. llm/ops/README.md says how to add one.
+// The rows of the op table: one function for each .cpp file of this folder that has rows. llm/ops/README.md says how to
+// add an op.
 #pragma once
 #include <vector>
 
 #include "llm/graph/kernel.h"
 #include "llm/graph/op.h"
 
-// The files of this folder that have rows, in the order of the table.
+// The files that have rows, in the order of the table.
 // clang-format off
 #define LLM_OP_FILES(_)                                                                                        \
   _(embedding) _(add) _(cast) _(norm) _(qk_norm) _(rope) _(document_starts) _(attention)       \
   _(dropout) _(linear) _(bias_gradient) _(quantize) _(product_fp8) _(activation) _(swiglu) _(softcap)          \
-  _(cross_entropy) _(head_loss) _(mean_loss) _(select_last) _(sample) _(gradient_norm) _(step_guard) _(adamw) _(muon)    \
-  _(combine)
+  _(cross_entropy) _(head_loss) _(mean_loss) _(select_last) _(sample) _(gradient_norm) _(step_guard) _(adamw)  \
+  _(muon) _(combine)
 // clang-format on
 
 namespace llm {

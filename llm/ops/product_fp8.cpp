@@ -1,7 +1,7 @@
-// product_fp8: c = a b^T + bias, of 8-bit matrices with a scale each; all sums in fp32.
+// product_fp8: c = a_scale b_scale a b^T + bias, of 8-bit matrices with a scale each; all sums are fp32.
 //   a (.., K), a_scale (1), b (N, K), b_scale (1), [bias (N)] -> c (.., N)
-// Attribute "gradient": c is a parameter's gradient, fp32 (and added up over micro-steps); else it is bf16.
-// All three products of a linear layer have this form (llm/graph/fp8.cpp makes them).
+// Attribute "gradient", a flag: c is the gradient of a parameter, fp32 and added up over micro-steps; otherwise c is
+// bf16. All three products of a linear layer have this form; the pass llm/graph/fp8.cpp makes them.
 #include <algorithm>
 
 #include "llm/base/rounding.h"
@@ -46,7 +46,7 @@ void widen(const KernelCall& call, size_t input, float scale, float* to) {
   });
 }
 
-// What the GPU computes, slowly: its reference.
+// Computes what the GPU computes, slowly: a reference for it.
 void cpu(const KernelCall& call) {
   const int64_t m = call.in_shape(0).rows(), k = call.in_shape(0).last(), n = call.in_shape(2)[0];
   float *a = call.workspace(), *b = a + round_up(m * k, 16), *more = b + round_up(n * k, 16), *c = call.out(0);

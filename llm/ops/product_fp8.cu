@@ -1,4 +1,4 @@
-// product_fp8 on the GPU: cuBLASLt, or the plain kernel where that has no algorithm.
+// product_fp8 on the GPU: by cuBLASLt, or by the plain kernel where cuBLASLt has no algorithm.
 #include "llm/device/gemm_cuda.h"
 #include "llm/ops/cuda_kernels.h"
 

@@ -1,5 +1,6 @@
-// qk_norm: RMSNorm of each query head and each key head over its D channels (Henry et al. 2020); values pass through.
-//   qkv (B, T, (H + 2 K) D), query_weight (D), key_weight (D) -> the same shape, rstd (B T, H + K)
+// qk_norm: RMSNorm of each query head and each key head over its D channels (Henry et al. 2020); the values pass
+// unchanged.
+//   qkv (B, T, (H + 2 K) D), query_weight (D), key_weight (D) -> y (B, T, (H + 2 K) D), rstd (B T, H + K)
 // Attributes: heads H, kv_heads K, head_size D, epsilon.
 #include <algorithm>
 

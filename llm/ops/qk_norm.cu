@@ -1,9 +1,12 @@
-// qk_norm and its backward: RMSNorm of each query and key head over its D channels (formulas: qk_norm.cpp); values are copied.
+// qk_norm and its backward: RMSNorm of each query and key head over its D channels (formulas: qk_norm.cpp); the values
+// are copied.
 //
-// A group of 1 to 32 neighbouring lanes holds a head, 16 bytes a lane, so a warp takes several heads of a row at once, and loads
-// kAtOnce times as many before it works on them. The backward pass shares the rows out to at most 128 blocks; a lane keeps the
-// sums that its channels give to d_query_weight and d_key_weight in registers, groups and warps add theirs up at the end,
-// and sum_partials the blocks'. Every byte is read and written once, the weights once a row or a block.
+// A group of 1 to 32 neighbouring lanes holds a head, 16 bytes a lane. So a warp takes several heads of a row at once,
+// and loads kAtOnce times as many before it works on them. The backward pass deals the rows out to at most
+// kNormBlocksCuda blocks. A lane holds the sums for d_query_weight and d_key_weight of its channels in registers; at
+// the end the block adds up those of its groups and warps, and sum_partials adds up the blocks'. Every byte is read and
+// written once, the weights once for each row (forward) or block (backward); where the largest value is wanted, the
+// gradients of values twice.
 #include "llm/device/cuda.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/norm_cuda.h"
@@ -19,7 +22,7 @@ struct QkNorm {
   float* rstd;            // (rows, queries + keys)
   T* y;                   // (rows, width); may lie in place of qkv
   int64_t rows;
-  int queries, keys, size;  // heads, heads, channels of a head
+  int queries, keys, size;  // number of query heads and of key heads; channels of a head, D
   float epsilon;
   __device__ int normed() const { return queries + keys; }
   __device__ int64_t width() const { return int64_t{queries + 2 * keys} * size; }
@@ -41,7 +44,7 @@ struct QkNormBackward {
   __device__ int64_t width() const { return int64_t{queries + 2 * keys} * size; }
 };
 
-// The values of a row by one warp, where they are not in place.
+// Copies the values of a row by one warp, unless they are in place.
 template <int kWidth, class T>
 __device__ void copy_values(const T* from, T* to, int64_t channels) {
   using Pack = simt::Pack<T, kWidth>;
@@ -50,7 +53,7 @@ __device__ void copy_values(const T* from, T* to, int64_t channels) {
     *reinterpret_cast<Pack*>(to + c) = *reinterpret_cast<const Pack*>(from + c);
 }
 
-// The largest absolute value of a row's values, by one warp; each lane has that of its own.
+// The largest absolute value of a row's values, by one warp; each lane returns that of the values it has read.
 template <int kWidth, class T>
 __device__ float most_of_values(const T* values, int64_t channels) {
   float most = 0;
@@ -62,14 +65,14 @@ __device__ float most_of_values(const T* values, int64_t channels) {
   return most;
 }
 
-constexpr int kRowThreads = 256, kRowWarps = kRowThreads / 32;  // forward: a warp takes a row
+constexpr int kRowThreads = 256, kRowWarps = kRowThreads / 32;  // of a block of the forward pass; a warp takes a row
 
 template <class T, int kAtOnce = 4>
 __global__ void __launch_bounds__(kRowThreads) qk_norm_kernel(const __grid_constant__ QkNorm<T> call, int lanes) {
   constexpr int kPack = simt::kPack<T>;
   using Pack = simt::Pack<T>;
   const int64_t row = int64_t{blockIdx.x} * kRowWarps + threadIdx.x / 32;
-  if (row >= call.rows) return;  // a whole warp
+  if (row >= call.rows) return;  // the same for all lanes of a warp
   const int lane = static_cast<int>(threadIdx.x) % 32, group = lane / lanes, groups = 32 / lanes;
   const int pack = lane % lanes, packs = call.size / kPack;
   const bool has_pack = pack < packs;
@@ -107,7 +110,7 @@ __global__ void __launch_bounds__(kRowThreads) qk_norm_kernel(const __grid_const
                      call.y + row * call.width() + int64_t{call.normed()} * call.size, int64_t{call.keys} * call.size);
 }
 
-// Any head size, any alignment: a warp takes a row and its heads one after the other, and reads each twice.
+// For any head size and alignment: a warp takes a row, one head after the other, and reads each head twice.
 template <class T>
 __global__ void __launch_bounds__(kRowThreads) qk_norm_any_kernel(const __grid_constant__ QkNorm<T> call) {
   const int64_t row = int64_t{blockIdx.x} * kRowWarps + threadIdx.x / 32;
@@ -129,7 +132,7 @@ __global__ void __launch_bounds__(kRowThreads) qk_norm_any_kernel(const __grid_c
 
 template <int kPack>
 struct alignas(16) QkNormShared {
-  float sums[kNormWarps][2][kStaged<kPack>];  // of a warp; queries, keys
+  float sums[kNormWarps][2][kStaged<kPack>];  // of each warp, for query_weight and for key_weight
 };
 
 template <class T, int kAtOnce = 2>
@@ -196,7 +199,7 @@ __global__ void __launch_bounds__(kNormThreads)
     if (call.largest) most = fmaxf(most, most_of_values<kPack>(call.dy + values, int64_t{call.keys} * call.size));
   }
 
-  // Over the groups of the warp, then over the warps.
+  // Add up the sums of the groups of a warp, then those of the warps.
   for (int offset = lanes; offset < 32; offset *= 2)
 #pragma unroll
     for (int k = 0; k < kPack; ++k) {
@@ -217,8 +220,8 @@ __global__ void __launch_bounds__(kNormThreads)
   note_largest_over(to_float(simt::stored<T>(most)), call.largest, s);
 }
 
-// Any head size, any alignment: as above by warps that take heads one after the other; a warp's sums (2, D) lie in shared memory,
-// each channel's only ever touched by the same lane until all are done.
+// For any head size and alignment: warps take heads one after the other. The sums of a warp, (2, D), lie in shared
+// memory; until the barrier only one lane touches the sums of a channel.
 template <class T>
 __global__ void __launch_bounds__(kNormThreads)
     qk_norm_backward_any_kernel(const __grid_constant__ QkNormBackward<T> call) {
@@ -261,10 +264,10 @@ __global__ void __launch_bounds__(kNormThreads)
     for (int w = 0; w < kNormWarps; ++w) sum += sums[w * 2 * D + item];
     call.partial[int64_t{blockIdx.x} * 2 * D + item] = sum;
   }
-  note_largest_over(to_float(simt::stored<T>(most)), call.largest, *sums);  // of 32 floats at the least: 16 warps' two
+  note_largest_over(to_float(simt::stored<T>(most)), call.largest, *sums);  // `sums` has at least 16 x 2 floats
 }
 
-// Lanes that hold a head: a power of two; 0 where it does not fit a warp or is not aligned.
+// The number of lanes that hold a head, a power of two; 0 where a head does not fit into a warp or is not aligned.
 template <class T, class... Rows>
 int lanes_of_head(int64_t size, const Rows*... rows) {
   if (!(... && simt::packs<T>(rows, size))) return 0;

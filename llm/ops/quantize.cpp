@@ -1,9 +1,9 @@
-// quantize: a matrix in 8 bits for a product on the tensor cores, with one scale that makes its largest element the largest
-// there is (per-tensor current scaling; Micikevicius et al. 2022).
-//   x (.., C), [largest (1)] -> [q (.., C)], [transposed (C, rows)], scale (1):   x = scale q, nearly
-// largest: of the absolute values of x, where the op that made x has found it (llm/graph/fuse_scales.cpp).
-// Attributes: "e5m2" (else e4m3), "rows" and "transposed": which of the two layouts are made. Products read both of their
-// matrices along k, so the backward products need the transposed ones.
+// quantize: an 8-bit copy of a matrix for a product on the tensor cores, with one scale, by which the matrix's largest
+// absolute value becomes the largest 8-bit value (per-tensor current scaling; Micikevicius et al. 2022).
+//   x (.., C), [largest (1)] -> [q (.., C)], [transposed (C, rows)], scale (1); x is about scale q
+// `largest` is the largest absolute value of x, where the kernel that wrote x has found it (llm/graph/fuse_scales.cpp).
+// Attributes, all flags: "e5m2" (otherwise e4m3); "rows" and "transposed", the layouts to write. Products read both of
+// their matrices along k, so the backward products need transposed ones.
 #include <cmath>
 
 #include "llm/base/fp8.h"

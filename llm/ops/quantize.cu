@@ -1,7 +1,9 @@
-// quantize on the GPU, in two kernels: the largest absolute value of parts of the matrix; then every block finds the largest
-// of them, and rounds a 64 x 64 tile, which it turns over in shared memory where the transposed matrix is wanted. The first
-// is left out where the kernel that made the matrix has found its largest value.
-// Bytes: x is read once then, else twice, the second time from the L2 cache where it fits; each output is written once.
+// quantize on the GPU, in two kernels. The first finds the largest absolute value of parts of the matrix. In the second
+// each block finds the largest of these and rounds a 64 x 64 tile, which it transposes in shared memory where the
+// transposed matrix is wanted. The first kernel is skipped where the kernel that wrote the matrix has found its largest
+// value.
+// Bytes: x is read twice, the second time from the L2 cache where it fits, or once without the first kernel; each
+// output is written once.
 #include "llm/ops/quantize_cuda.h"
 
 #include "llm/device/cuda.h"
@@ -17,7 +19,7 @@ struct MostShared {
   float most[kWarps];
 };
 
-// Maxima have no order that could change them.
+// The maximum over a block, in all of its threads. It does not depend on the order.
 __device__ float block_most(float most, float (&shared)[kWarps]) {
   for (int offset = 16; offset > 0; offset /= 2) most = fmaxf(most, __shfl_xor_sync(simt::kWholeWarp, most, offset));
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = most;
@@ -26,7 +28,8 @@ __device__ float block_most(float most, float (&shared)[kWarps]) {
   return most;
 }
 
-// Block p: elements [p, p + 1) * count / parts, 16 bytes a time where the addresses allow it.
+// x (count) -> most_of_part (blocks). All threads of the grid go through x side by side, 16 bytes at a time where the
+// address allows it; block p leaves the largest absolute value that its threads have read.
 template <class X>
 __global__ void __launch_bounds__(kThreads) most_kernel(const X* x, float* most_of_part, int64_t count, bool packed) {
   auto& s = simt::shared_memory<MostShared>();
@@ -47,11 +50,11 @@ __global__ void __launch_bounds__(kThreads) most_kernel(const X* x, float* most_
 template <class T>
 struct TileShared {
   float most[kWarps];
-  T tile[kTile]
-        [kTile + 4];  // the padding: four columns' bytes make a word, and words of neighbouring rows differ in bank
+  T tile[kTile][kTile + 4];  // the padding puts the 4-byte words of neighbouring rows into different banks
 };
 
-// One tile of 64 x 64. Threads read along a row and write along a row of either output, 4 bytes a time where they can.
+// Rounds one tile of 64 x 64: x (rows, columns) -> q (rows, columns), transposed (columns, rows), either of which may
+// be null. Neighbouring threads read and write along rows; they write 4 bytes at a time where the row length allows it.
 template <class X, class T>
 __global__ void __launch_bounds__(kThreads) round_kernel(const X* x, const float* most_of_part, int parts, T* q,
                                                          T* transposed, float* scale, int64_t rows, int64_t columns) {

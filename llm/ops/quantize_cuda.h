@@ -1,4 +1,4 @@
-// What both back ends of `quantize` must agree on: the scale. Plain C++.
+// What `quantize` shares between the CPU and the GPU: the scale, and the size of the GPU's workspace. Plain C++.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -7,12 +7,13 @@
 
 namespace llm {
 
-// The largest elements of parts of the matrix, one float each.
+// The GPU's workspace: the largest absolute value of each of at most kQuantizeParts parts of the matrix, a float each.
 inline constexpr int kQuantizeParts = 1024;
 inline size_t quantize_workspace_cuda() { return kQuantizeParts * sizeof(float); }
 
-// What 8-bit values are multiplied by, for a matrix whose largest absolute value is `most`; and the other way round. A matrix
-// of zeros has 1; so has one whose numbers are so small that the quotient would not be finite.
+// For a matrix whose largest absolute value is `most`: scale_of is the factor by which 8-bit values are multiplied to
+// give the matrix, most / (the largest 8-bit value), and inverse_scale its reciprocal. Both are 1 for a matrix of
+// zeros, and for a matrix of numbers so small that the reciprocal would not be finite.
 template <class T>
 LLM_HOST_DEVICE inline float inverse_scale(float most) {
   const float inverse = Fp8Format<T>::kLargest / most;

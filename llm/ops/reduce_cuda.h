@@ -4,15 +4,15 @@
 
 namespace llm::cuda {
 
-// Sum over each group of `lanes` (a power of two) neighbouring lanes, in all of them. As a butterfly: every lane adds the same
-// pairs, so all get the same bits.
+// The sum over each group of `lanes` (a power of two) neighbouring lanes, in all of them. In a butterfly every lane
+// adds the same pairs, so all lanes get the same bits.
 template <class T>
 __device__ inline T warp_sum(T x, int lanes = 32) {
   for (int offset = lanes / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(simt::kWholeWarp, x, offset);
   return x;
 }
 
-// Sum over a whole block, in all of its threads. `sums` (32) is shared memory that nothing else uses.
+// The sum over a whole block, in all of its threads. `sums` (32) is shared memory that nothing else uses.
 template <class T>
 __device__ inline T block_sum(T x, T* sums) {
   x = warp_sum(x);

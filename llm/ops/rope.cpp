@@ -1,9 +1,9 @@
-// rope: rotary positions (Su et al. 2021) on the query and key heads, in the half-split layout of Hugging Face: channel i
-// of a head is paired with channel i + D/2 and turned by the angle position * theta^(-2 i / D). Values pass through.
-//   rope_angles: -> (T, D): of each position D/2 cosines, then D/2 sines. Attributes: tokens T, head_size D, theta;
-//     factor, low, high, original: rope_frequency.h (none: 1, no stretching).
+// rope: rotary positions (Su et al. 2021) on the query and key heads, in the half-split layout of Hugging Face:
+// channels i and i + D/2 of a head are rotated by the angle position * theta^(-2 i / D). The values pass unchanged.
+//   rope_angles: -> (T, D): for each position D/2 cosines, then D/2 sines. Attributes: tokens T, head_size D, theta;
+//     and factor (absent: 1, no stretching), low, high, original as in rope_frequency.h.
 //   rope: qkv (B, T, (H + 2 K) D), angles (T, D) -> the shape of qkv. Attributes: heads H, kv_heads K, head_size D.
-// Turning back by the same angle is the backward pass. All layers share one node's angles.
+// The backward pass rotates back by the same angles. All layers share the angles of one node.
 #include <algorithm>
 #include <cmath>
 
@@ -32,7 +32,7 @@ void cpu_angles(const KernelCall& call) {
   const double theta = a.number("theta");
   const RopeScaling scaling{a.number("factor", 1), a.number("low", 1), a.number("high", 4), a.number("original", 8192)};
   float* angles = call.out(0);
-  // In double: at position 8192 an angle in float would be wrong in its fourth digit.
+  // The angles are computed in double: at position 8192 a float is wrong by up to 5e-4.
   call.threads.for_blocks(T, 16, [&](int64_t begin, int64_t end) {
     for (int64_t i = 0; i < half; ++i) {
       const double frequency = rope_frequency(theta, static_cast<double>(i), static_cast<double>(half), scaling);

@@ -1,9 +1,9 @@
-// rope_angles: of each position D/2 cosines, then D/2 sines; rope and rope_backward: the rotation of query and key heads by
-// them (formulas and layout: rope.cpp).
+// rope_angles: for each position D/2 cosines, then D/2 sines; rope and rope_backward: the rotation of query and key
+// heads by these angles (formulas and layout: rope.cpp).
 //
-// rope: a warp takes a token's row. A lane takes 16 bytes of the first half of a head and the 16 bytes of the second half that
-// are turned with them; its angles stay in registers over the heads wherever a warp covers whole heads. The values are copied
-// behind them. Every byte is read and written once, the angles once for each sequence.
+// rope: a warp takes the row of a token. A lane takes 16 bytes of the first half of a head and the 16 bytes of the
+// second half that are rotated with them; its angles stay in registers from head to head where a warp covers whole
+// heads. Then the warp copies the values. Every byte is read and written once, the angles once for each sequence.
 #include <cmath>
 
 #include "llm/device/cuda.h"
@@ -17,7 +17,7 @@ namespace {
 
 constexpr int kThreads = 256, kRows = kThreads / 32;
 
-// In double: at position 8192 an angle in float would be wrong in its fourth digit.
+// The angles are computed in double: at position 8192 a float is wrong by up to 5e-4.
 __global__ void __launch_bounds__(kThreads)
     rope_angles_kernel(float* __restrict__ angles,  // (T, D)
                        int64_t pairs,               // T D/2
@@ -33,14 +33,14 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 struct Heads {
-  int64_t turned, copied;  // query and key heads; value heads
-  int64_t width, half;     // channels of a row; half a head's
+  int64_t turned, copied;  // number of query and key heads; of value heads
+  int64_t width, half;     // channels of a row; half the channels of a head
 };
 
 template <int kWidth>
 struct Angles {
   float cosine[kWidth] = {}, sine[kWidth] = {};
-  __device__ void load(const float* row, int64_t half) {  // at the first cosine
+  __device__ void load(const float* row, int64_t half) {  // `row`: at the first cosine; the sines are `half` further
     constexpr int kWide = kWidth < 4 ? kWidth : 4;
 #pragma unroll
     for (int k = 0; k < kWidth; k += kWide) {
@@ -52,7 +52,7 @@ struct Angles {
   }
 };
 
-// The output may lie in place of the input: a lane has read both halves' elements before it writes them.
+// The output may lie in place of the input: a lane reads its elements of both halves before it writes them.
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads) rope_kernel(const T* in,                       // (rows, width)
                                                         const float* __restrict__ angles,  // (T, 2 half)
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(const T* in,            
       *reinterpret_cast<Pack*>(y + at + heads.half) = simt::packed<T>(y2);
     }
     const int64_t values = heads.turned * 2 * heads.half;
-    // In place they are read only for the largest.
+    // In place, the values are read only to find the largest.
     const int64_t copied = x == y && !largest ? 0 : heads.copied * 2 * heads.half;
     for (int64_t i = lane * kWidth; i < copied; i += 32 * kWidth) {
       const Pack v = *reinterpret_cast<const Pack*>(x + values + i);

@@ -1,5 +1,6 @@
-// The rotary frequency of a pair of channels, with Llama 3's stretching of slow ones for longer contexts (Grattafiori et
-// al. 2024; transformers' modeling_rope_utils.py). For the CPU's kernel and CUDA's.
+// The rotary frequency of a pair of channels, in radians per position, with Llama 3's stretching of low frequencies for
+// longer contexts (Grattafiori et al. 2024; transformers' modeling_rope_utils.py). Shared by the CPU and the CUDA
+// kernel.
 #pragma once
 #include <cmath>
 
@@ -7,12 +8,14 @@
 
 namespace llm {
 
-// factor 1: no stretching. Wavelengths below original / high stay, those above original / low are stretched by `factor`,
-// those between by something between.
+// Wavelengths (in positions) below original / high stay, those above original / low are multiplied by `factor`; between
+// these, frequencies are interpolated linearly. `original` is the context length of the pretraining. factor 1: no
+// stretching.
 struct RopeScaling {
   double factor, low, high, original;
 };
 
+// Of channels i and i + half of a head of 2 half channels.
 LLM_HOST_DEVICE inline double rope_frequency(double theta, double i, double half, const RopeScaling& scaling) {
   const double frequency = ::pow(theta, -i / half);
   if (scaling.factor == 1) return frequency;

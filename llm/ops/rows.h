@@ -8,7 +8,7 @@ namespace llm {
 struct AllLanes {
   simd::Vec load(const float* p) const { return simd::load(p); }
   void store(float* p, simd::Vec v) const { simd::store(p, v); }
-  // Zero in the lanes that are not there: for sums of something that is not zero at zero.
+  // Makes the lanes beyond the end zero: for sums of a function that is not zero at zero.
   simd::Vec keep(simd::Vec v) const { return v; }
 };
 
@@ -30,7 +30,8 @@ inline void for_vectors(int64_t n, Body&& body) {
   if (i < n) body(i, FirstLanes{n - i});
 }
 
-// A block of rows for ThreadTeam::for_blocks of about 32 KiB, so that handing it out costs nothing beside its work.
+// The number of rows of a block of about 32 KiB, for ThreadTeam::for_blocks: handing a block out then costs nothing
+// beside its work.
 inline int64_t row_grain(int64_t columns) { return columns >= 8192 ? 1 : 8192 / (columns > 0 ? columns : 1); }
 
 }  // namespace llm

@@ -1,8 +1,9 @@
 // sample: logits (1, 1, V), the next token (1, 1) int32, draws (R, 4) int32 -> the next token and the draws, in place.
-// The token is a pure function of logits and StepState: temperature, top_k, top_p, seed and token_index (what they mean:
-// sampling.h). The draw, as `Draw` says, is left in row token_index modulo R of the draws, where the host finds it later;
-// where there is no token, 0 is left as the next one. On the GPU the step's position and token_index move on by 1, so that a
-// walk can follow that the host knows nothing of. Attribute: greedy, for a temperature of 0 alone.
+// The token is a pure function of the logits and of temperature, top_k, top_p, seed and token_index of the StepState
+// (their meaning: sampling.h). The op also writes a Draw to row token_index modulo R of the draws, where the host finds
+// it later. If no token can be drawn, the next token becomes 0. On the GPU the kernel adds 1 to position and
+// token_index of the device's StepState, so that the next run can start before the host has seen the token. Attribute:
+// greedy, a flag, for runs with a temperature of 0 alone.
 #include <cstring>
 
 #include "llm/ops/cuda_kernels.h"

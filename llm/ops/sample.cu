@@ -1,15 +1,18 @@
-// sample on the GPU. One kernel finds the largest logit of each slice of kSampleSlice; one, unless the sampling is greedy, weighs
-// every token, exp((logit - largest) / temperature), and adds up each slice; one block then finds the token.
+// sample on the GPU. The first kernel finds the largest logit of each slice of kSampleSlice tokens. The second, which
+// greedy sampling does without, computes the weight of each token, exp((logit - largest) / temperature), and the sum of
+// each slice. The third, a single block, finds the token: a random share of the total is drawn, and the token is the
+// one at which the running sum of weights passes that share.
 //
-// Weights are added as whole numbers of 2^-44, whose sums do not depend on the order. Without top-k and top-p the tokens stand in
-// the order of their ids: the block finds the slice, then the token, in which the running sum passes the drawn share of the
-// total. With them they stand from the likeliest down, equal ones by id, and nothing is sorted: where the count of top-k, the share of
-// top-p, and then the drawn share are passed is found by the logits' bits, 8 at a time, from sums over 256 bins.
+// Weights are added as whole multiples of 2^-44, so sums do not depend on the order. Without top-k and top-p, tokens
+// are taken in the order of their ids: the block first finds the slice, then the token. With top-k or top-p, tokens are
+// taken in order of falling logit, equal ones in order of their ids. Nothing is sorted: `select` finds the places at
+// which the count of top-k, the share of top-p and the drawn share are passed.
 //
-// The token is the host's (sampling.cpp) except where the drawn share falls so close to the border between two tokens that
-// rounding decides: the host adds up doubles, and takes top-p's share before weights are rounded to float; what differs is
-// below 1e-7 of the total.
-// Bytes: the logits once and the weights twice; with top-k or top-p both up to 12 times, out of the cache.
+// The token is the same as the host's (sampling.cpp), unless the drawn share is so close to the border between two
+// tokens that rounding decides: the host adds doubles, and applies top-p before it rounds weights to float. The
+// difference is below 1e-7 of the total.
+// Bytes: the first two kernels read the logits once each, the second writes the weights, and the third reads one slice
+// of them. With top-k or top-p the third reads logits and weights up to 12 times, from the cache.
 #include <climits>
 
 #include "llm/base/random.h"
@@ -34,8 +37,8 @@ struct Sampling {
   int vocabulary, slices;
   Sum* sums;       // (slices)
   float* largest;  // (slices)
-  int* where;      // (slices), of the largest
-  int* culprit;    // (slices), the first token whose logit is NaN or +inf, or INT_MAX
+  int* where;      // (slices), the token with the largest logit
+  int* culprit;    // (slices), the first token whose logit is NaN or +inf; INT_MAX if there is none
   float* weights;  // (V)
   StepState* step;
   int32_t* token;  // (1)
@@ -43,7 +46,8 @@ struct Sampling {
   int rows;
 };
 
-// The likeliest token of some, of equals the one with the lowest id; and the first whose logit is none.
+// Of some tokens the one with the largest logit, among equals the one with the lowest id; and `culprit`, the first
+// token whose logit is NaN or +inf.
 struct Best {
   float logit = -INFINITY;
   int id = INT_MAX, culprit = INT_MAX;
@@ -59,7 +63,7 @@ struct Best {
   }
 };
 
-// Of the whole block, in all threads.
+// The best token of the whole block, in all of its threads.
 template <int kWarps>
 __device__ Best best_of_block(Best best, Best (&of_warp)[kWarps]) {
   best.take_from_warp();
@@ -86,7 +90,7 @@ struct LargestShared {
   Best of_warp[kThreads / 32];
 };
 
-// A block a slice.
+// A block takes a slice.
 template <class T>
 __global__ void __launch_bounds__(kThreads) sample_largest_kernel(const Sampling<T> p) {
   auto& s = simt::shared_memory<LargestShared>();
@@ -111,7 +115,7 @@ struct WeighShared {
   Sum sums[32];
 };
 
-// A block a slice.
+// A block takes a slice.
 template <class T>
 __global__ void __launch_bounds__(kThreads) sample_weigh_kernel(const Sampling<T> p) {
   auto& s = simt::shared_memory<WeighShared>();
@@ -119,7 +123,7 @@ __global__ void __launch_bounds__(kThreads) sample_weigh_kernel(const Sampling<T
   simt::wait_for_inputs();
   const double temperature = p.step->temperature;
   const Best best = best_of_block(best_of_slices(p), s.of_warp);
-  if (temperature == 0 || best.culprit < INT_MAX || best.logit == -INFINITY) return;  // the whole block
+  if (temperature == 0 || best.culprit < INT_MAX || best.logit == -INFINITY) return;  // the same for the whole block
   Sum sum = 0;
   for (int i = static_cast<int>(threadIdx.x); i < kSampleSlice; i += kThreads) {
     const int id = static_cast<int>(blockIdx.x * kSampleSlice) + i;
@@ -139,7 +143,8 @@ struct DrawShared {
   Sum counts[kBins], weights[kBins];
 };
 
-// Of items that stand in a row, the first with which the running sum passes `target`, and the sum before it. There is one.
+// Finds the first item at which the running sum of value(0), value(1), ... passes `target`, and the sum before that
+// item. The sum of all items must be above `target`. All threads of the block take part.
 struct Crossing {
   int item;
   Sum before;
@@ -168,15 +173,16 @@ __device__ Crossing find_crossing(int count, Sum target, DrawShared& s, Value va
   return {s.found, s.before};
 }
 
-// Larger for likelier logits.
+// Keys are ordered like the logits.
 __device__ inline uint32_t key_of(float logit) {
   const uint32_t bits = bits_of(logit == 0 ? 0.0f : logit);  // -0 is equal to 0
   return bits & 0x80000000 ? ~bits : bits | 0x80000000;
 }
 __device__ inline float logit_of(uint32_t key) { return float_of_bits(key & 0x80000000 ? key & 0x7fffffff : ~key); }
 
-// From the likeliest down, the token with which the running count, or sum of weights, passes `target`: its key, and the count
-// and sum of the tokens with larger ones.
+// Finds the token at which the running sum of weights (by_count: the running count) passes `target`; tokens are taken
+// in order of falling logit. Gives the key of that token's logit, and the count and the sum of weights of the tokens
+// with larger logits. The key is found 8 bits at a time, from sums over 256 bins.
 struct Selected {
   uint32_t key = 0;
   Sum count = 0, weight = 0;
@@ -198,7 +204,7 @@ __device__ Selected select(const Sampling<T>& p, bool by_count, Sum target, Draw
         counts = shift == 24 || key >> (shift + 8) == selected.key >> (shift + 8);
         if (counts) weight = whole(p.weights[id]);
       }
-      // Most tokens of a warp share few bins: one addition a bin.
+      // Most tokens of a warp share few bins, so the warp adds up what goes to a bin before it adds to the bin.
       const int bin = kBins - 1 - static_cast<int>(key >> shift & (kBins - 1));
       for (unsigned left = __ballot_sync(simt::kWholeWarp, counts); left;) {
         const int leader = __ffs(static_cast<int>(left)) - 1;
@@ -222,7 +228,8 @@ __device__ Selected select(const Sampling<T>& p, bool by_count, Sum target, Draw
   return selected;
 }
 
-// The token where the sum of weights passes the share that token_index draws of the total.
+// Finds the token at which the running sum of weights passes the share `uniform` of the total; tokens are taken in the
+// order of their ids.
 template <class T>
 __device__ int draw_by_id(const Sampling<T>& p, double uniform, Sum total, DrawShared& s) {
   const Sum target = min(static_cast<Sum>(static_cast<double>(total) * uniform), total - 1);
@@ -233,12 +240,14 @@ __device__ int draw_by_id(const Sampling<T>& p, double uniform, Sum total, DrawS
          find_crossing(count, target - slice.before, s, [&](int i) { return whole(p.weights[first + i]); }).item;
 }
 
+// The same among the tokens that top-k and top-p leave, taken in order of falling logit, equal ones in order of their
+// ids.
 template <class T>
 __device__ int draw_by_likelihood(const Sampling<T>& p, const StepState& step, double uniform, Sum total, float largest,
                                   DrawShared& s) {
   const double temperature = step.temperature, top_p = step.top_p;
   const int64_t top_k = step.top_k;
-  const auto each = [&](const Selected& tokens) {  // that has the key
+  const auto each = [&](const Selected& tokens) {  // the weight of each token with that key
     return whole(weight_of(logit_of(tokens.key), largest, temperature));
   };
   if (top_k > 0 && top_k < p.vocabulary) {
@@ -252,7 +261,7 @@ __device__ int draw_by_likelihood(const Sampling<T>& p, const StepState& step, d
   }
   const Sum target = min(static_cast<Sum>(static_cast<double>(total) * uniform), total - 1);
   const Selected drawn = select(p, false, target, s);
-  const Sum rank = (target - drawn.weight) / each(drawn);  // among those with the same logit, by id
+  const Sum rank = (target - drawn.weight) / each(drawn);  // of the token among those with the same logit, by id
   const int part = (p.vocabulary + kDrawThreads - 1) / kDrawThreads;
   const auto has_key = [&](int id) { return id < p.vocabulary && key_of(to_float(p.logits[id])) == drawn.key; };
   const Crossing of_thread = find_crossing(kDrawThreads, rank, s, [&](int i) {
@@ -272,12 +281,12 @@ __device__ inline double uniform_of(uint64_t seed, int64_t index) {
   return static_cast<double>((uint64_t{b[1]} << 32 | b[0]) >> 11) * 0x1p-53;
 }
 
-// One block.
+// The last kernel, of one block.
 template <class T>
 __global__ void __launch_bounds__(kDrawThreads) sample_draw_kernel(const Sampling<T> p, bool greedy) {
   auto& s = simt::shared_memory<DrawShared>();
   simt::wait_for_inputs();
-  const StepState step = *p.step;  // by all threads before the next barrier, and changed behind it
+  const StepState step = *p.step;  // all threads read it before the next barrier; one thread changes it after that
   const Best best = best_of_block(best_of_slices(p), s.of_warp);
   Draw draw;
   if (best.culprit < INT_MAX) {

@@ -15,14 +15,15 @@ bool likelier(const Candidate& a, const Candidate& b) {
   return a.first != b.first ? a.first > b.first : a.second < b.second;
 }
 
-// Brings the `count` likeliest of candidates [begin, end) to their front, in order.
+// Moves the `count` likeliest of candidates [begin, end) to the front, sorted.
 void sort_front(Candidate* begin, Candidate* end, size_t count) {
   if (begin + count < end) std::nth_element(begin, begin + count, end, likelier);
   std::sort(begin, begin + count, likelier);
 }
 
-// How many candidates the smallest set has, likeliest first, whose weights reach `share` of the total; they come to the front,
-// in order. That set is small as a rule, so the candidates are sorted by ever larger pieces and not all at once.
+// Finds the smallest number of the likeliest candidates whose weights reach `share` of the total, and moves these to
+// the front, sorted. That number is usually small, so the candidates are sorted in ever larger pieces instead of all at
+// once.
 template <class Weight>
 size_t keep_nucleus(Candidate* candidates, size_t size, double share, Weight weight) {
   double total = 0, reached = 0;
@@ -66,7 +67,7 @@ Draw draw_token(const SamplingOptions& options, const float* logits, int64_t voc
   if (std::isinf(maximum)) return {0, Draw::no_chance};
   if (options.temperature == 0) return {static_cast<int32_t>(best)};
 
-  // The largest weight is 1, so there is neither overflow nor a total of 0.
+  // The largest weight is 1, so weights cannot overflow and their total is not 0.
   const auto weight = [&](float logit) {
     return std::exp((static_cast<double>(logit) - maximum) / options.temperature);
   };
@@ -83,7 +84,7 @@ Draw draw_token(const SamplingOptions& options, const float* logits, int64_t voc
   double reached = 0;
   for (size_t i = 0; i < kept; ++i)
     if ((reached += static_cast<double>(scratch[i].first)) > target) return {scratch[i].second};
-  return {static_cast<int32_t>(best)};  // not reached: target < total
+  return {static_cast<int32_t>(best)};  // never reached, since target < total
 }
 
 Sampler::Sampler(const SamplingOptions& options, int64_t vocabulary)

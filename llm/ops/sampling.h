@@ -1,4 +1,4 @@
-// Which token comes next, given the logits: what the op `sample` does for one token, on the host.
+// Draws the next token from logits on the host: what the op `sample` does for one token.
 #pragma once
 #include <cstdint>
 #include <utility>
@@ -7,35 +7,36 @@
 namespace llm {
 
 struct SamplingOptions {
-  double temperature = 1.0;  // 0: always the likeliest token, of equals the one with the lowest id
-  int64_t top_k = 0;         // only the k likeliest tokens; 0: all
-  double top_p = 1.0;        // of those, the smallest set whose probability reaches this (Holtzman et al. 2020)
+  double temperature =
+      1.0;             // divides the logits; 0: always the likeliest token, among equals the one with the lowest id
+  int64_t top_k = 0;   // keep the k likeliest tokens; 0: all
+  double top_p = 1.0;  // keep, of these, the fewest likeliest whose probabilities reach top_p (Holtzman et al. 2020)
   uint64_t seed = 1;
 };
 
-// What came of it: a token, or why there is none.
+// The result of a draw: a token, or the reason why there is none.
 struct Draw {
-  enum Status : int32_t { done, not_finite, no_chance };
+  enum Status : int32_t { done, not_finite, no_chance };  // no_chance: all logits are -inf
   int32_t id = 0;
   int32_t status = done;
-  int32_t culprit = 0;  // not_finite: the first token whose logit is NaN or +inf
-  float logit = 0;      // and that logit
+  int32_t culprit = 0;  // for not_finite: the first token whose logit is NaN or +inf
+  float logit = 0;      // for not_finite: the logit of that token
 };
 static_assert(sizeof(Draw) == 16);
 
-// The token; throws Error where there is none, saying why.
+// The token of a draw; throws Error with the reason where there is none.
 int32_t token_of(const Draw& draw);
 
-// In [0, 1): what decides token number `index` of a run.
+// The random number in [0, 1) that decides token number `index` of a run (Philox).
 double sampling_uniform(uint64_t seed, int64_t index);
 
-// One token from logits (V): a pure function of the options and `index`, the token's number in the run (Philox). `scratch` is
-// room for V pairs.
+// Draws one token from logits (V): a pure function of logits, options and `index`, the number of the token in the run.
+// `scratch` is memory for V pairs.
 using SamplingCandidate = std::pair<float, int32_t>;  // logit, later weight; id
 Draw draw_token(const SamplingOptions& options, const float* logits, int64_t vocabulary, int64_t index,
                 SamplingCandidate* scratch);
 
-// The same with room of its own and checks.
+// The same with memory of its own and checks.
 class Sampler {
  public:
   // Throws UsageError for options out of range.

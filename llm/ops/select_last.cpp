@@ -1,4 +1,4 @@
-// select_last: x (B, T, C) -> (B, 1, C), the last token's row: generation needs the logits of that one alone.
+// select_last: x (B, T, C) -> (B, 1, C), the row of the last token. Generation needs only the logits of that token.
 #include <algorithm>
 
 #include "llm/ops/cuda_kernels.h"

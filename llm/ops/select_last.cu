@@ -1,5 +1,5 @@
-// select_last: x (B, T, C) -> (B, 1, C), the last token's row. A block of threads copies part of one row; a row is read and
-// written once.
+// select_last: x (B, T, C) -> (B, 1, C), the row of the last token. A block of threads copies part of one row; a row is
+// read once and written once.
 #include "llm/device/cuda.h"
 #include "llm/device/simt.h"
 #include "llm/ops/cuda_kernels.h"

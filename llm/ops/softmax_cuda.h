@@ -1,5 +1,5 @@
-// Softmax and cross-entropy of one row of logits by one block, for cross_entropy and the fused head. Rows are read 16 bytes a
-// thread where they start at multiples of 16 bytes, one value a thread elsewhere.
+// Softmax and cross-entropy of one row of logits by one block, for cross_entropy and head_loss. A thread reads 16 bytes
+// at a time where rows start at multiples of 16 bytes, and one value at a time elsewhere.
 #pragma once
 #include <algorithm>
 
@@ -8,19 +8,19 @@
 
 namespace llm::cuda {
 
-inline constexpr int kSoftmaxThreads = 512;  // of a block, at the most, where several share a multiprocessor
+inline constexpr int kSoftmaxThreads = 512;  // the most of a block where several blocks share a multiprocessor
 inline constexpr int kSoftmaxMostThreads = 1024, kSoftmaxWarps = kSoftmaxMostThreads / 32;
 inline constexpr float kLog2E = 1.4426950408889634f;
 
-// Threads for a row of so many packs: whole warps.
+// The threads of a block for a row of so many packs: whole warps, and at most `most`.
 inline dim3 softmax_threads(int64_t packs, int64_t most = kSoftmaxThreads) {
   return dim3(static_cast<unsigned>(std::clamp<int64_t>((packs + 31) / 32 * 32, 32, most)));
 }
 
-// e^x to about 1e-6 of its value, where x is not far from 0 or the value does not matter.
+// e^x to about 1e-6 of its value for x near 0. For x far below 0 the relative error grows, but there the value is tiny.
 __device__ inline float exp_fast(float x) { return simt::exp2_fast(x * kLog2E); }
 
-// What the loss makes of the logits (cross_entropy.cpp): kCapped kernels have tanh in them, the others do not.
+// The terms of the loss (cross_entropy.cpp). Only with kCapped do kernels contain the soft-cap's tanh.
 template <bool kCapped>
 struct LossTerms {
   float cap, inverse_cap, z_loss;
@@ -40,7 +40,7 @@ struct LossTerms {
   __device__ float softmax_weight(float log_sum_exp) const { return 1 + 2 * z_loss * log_sum_exp; }
 };
 
-// Calls body(LossTerms).
+// Calls body(LossTerms) for a node's attributes.
 template <class Body>
 void with_loss_terms(const Attributes& a, Body&& body) {
   if (a.number("softcap", 0) > 0) return body(LossTerms<true>(a));
@@ -51,14 +51,13 @@ struct SoftmaxShared {
   float most[kSoftmaxWarps], sum[kSoftmaxWarps];
 };
 
-// The largest value seen, and the sum of 2^((value - largest) log2 e): the two halves of a softmax in one pass (Milakov and
-// Gimelshein 2018).
+// The largest value seen, and the sum of exp(value - largest), in one pass (Milakov and Gimelshein 2018).
 struct RunningSum {
   float most = -INFINITY, sum = 0;
 
   __device__ void join(float other_most, float other_sum) {
     const float larger = fmaxf(most, other_most);
-    if (larger == -INFINITY) {  // nothing to rescale; a NaN passes through
+    if (larger == -INFINITY) {  // both sums are 0, or NaN, which is kept
       sum += other_sum;
       return;
     }
@@ -67,8 +66,8 @@ struct RunningSum {
   }
 };
 
-// max + log(sum(exp(value - max))) over all threads of the block, in all of them. A butterfly, then the warps in order: the
-// same bits every time.
+// max + log(sum(exp(value - max))) over all threads of the block, in all of them. The lanes are combined by a
+// butterfly, the warps in order, so the bits are the same every time.
 __device__ inline float block_log_sum_exp(RunningSum mine, SoftmaxShared& s) {
   for (int offset = 16; offset > 0; offset /= 2) {
     const float most = __shfl_xor_sync(simt::kWholeWarp, mine.most, offset);
@@ -82,14 +81,14 @@ __device__ inline float block_log_sum_exp(RunningSum mine, SoftmaxShared& s) {
   return all.most + logf(all.sum);
 }
 
-// A pack's logits into the sum: the largest first, so that one rescaling serves them all.
+// Adds the logits of a pack to the sum, which is rescaled once, to the largest of them.
 template <class T, int N, class Terms>
 __device__ inline void add_pack(RunningSum& running, const simt::Pack<T, N>& pack, const Terms& terms) {
   float logits[N], most = running.most;
 #pragma unroll
   for (int i = 0; i < N; ++i) most = fmaxf(most, logits[i] = terms.logit(pack.get(i)));
   if (most == -INFINITY) {
-    for (int i = 0; i < N; ++i) running.sum += logits[i] == -INFINITY ? 0 : logits[i];  // NaNs
+    for (int i = 0; i < N; ++i) running.sum += logits[i] == -INFINITY ? 0 : logits[i];  // adds NaNs, if there are any
     return;
   }
   float sum = running.sum * exp_fast(running.most - most);
@@ -98,7 +97,8 @@ __device__ inline void add_pack(RunningSum& running, const simt::Pack<T, N>& pac
   running.sum = sum, running.most = most;
 }
 
-// The loss's gradient of a pack whose first value has index `first`, in its place; d: of the loss.
+// Replaces a pack of logits, of which the first has index `first` in the row, by their gradient; `d` is the gradient of
+// the row's loss.
 template <class T, int N, class Terms>
 __device__ inline void gradient_of_pack(simt::Pack<T, N>& pack, float log_sum_exp, float d, int64_t first,
                                         int64_t target, const Terms& terms) {

@@ -1,4 +1,4 @@
-// Softmax and cross-entropy of one row of logits, for cross_entropy and the fused head.
+// Softmax and cross-entropy of one row of logits on the CPU, for cross_entropy and head_loss.
 #pragma once
 #include <cmath>
 #include <limits>
@@ -7,10 +7,10 @@
 
 namespace llm {
 
-// A target below zero is not counted: no loss, no gradient.
+// Targets below 0 are ignored: their loss and gradient are 0.
 inline constexpr int32_t kIgnoredTarget = -1;
 
-// cap tanh(x / cap), which keeps logits within (-cap, cap) (Gemma 2); cap 0: x as it is.
+// cap tanh(x / cap), which keeps logits within (-cap, cap) (Gemma 2); with a cap of 0 x stays as it is.
 struct SoftCap {
   float cap;
 
@@ -18,7 +18,7 @@ struct SoftCap {
   explicit operator bool() const { return cap > 0; }
   simd::Vec operator()(simd::Vec x) const { return cap > 0 ? simd::tanh(x * (1 / cap)) * cap : x; }
   float operator()(float x) const { return (*this)(simd::broadcast(x))[0]; }
-  // Of the capped value y.
+  // The derivative of the cap at x, from the capped value y.
   simd::Vec derivative(simd::Vec y) const {
     const simd::Vec t = y * (1 / cap);
     return 1.0f - t * t;
@@ -26,8 +26,8 @@ struct SoftCap {
   float derivative(float y) const { return derivative(simd::broadcast(y))[0]; }
 };
 
-// max + log(sum(exp(logit - max))) of the capped logits. With `exponentials` (may be the row itself) also stores
-// exp(logit - max) there and gives their sum.
+// max + log(sum(exp(logit - max))) of the capped logits (n). If not null, `exponentials` (n; may be the row itself)
+// becomes exp(logit - max), and `sum_out` the sum of these.
 inline float log_sum_exp(const float* logits, int64_t n, float* exponentials, float* sum_out,
                          SoftCap soft_cap = SoftCap(0)) {
   simd::Vec top = simd::broadcast(-std::numeric_limits<float>::infinity());

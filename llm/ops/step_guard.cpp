@@ -1,10 +1,12 @@
-// step_guard: leaves out steps that stick out, before the weights change.
+// step_guard: skips outlier steps, before the weights change.
 //   norm (1), loss (1), statistics (5) -> guarded norm (1), statistics, in place
-// The guarded norm is the norm, or infinity, at which adamw and muon leave everything as it was. It is infinity where norm or
-// loss are not finite, and where, from step `after` on, the loss or the norm's logarithm lies above its running mean by more
-// than `deviations` standard deviations and by more than 0.5 nats or log 4. (A z-score on running statistics of the norm is
-// ZClip's rule, Kumar et al. 2025; there the step is scaled down.) Means and variances are of about the last 50 steps,
-// or the last fifth of those so far; they are optimizer state, so that a resumed run leaves out the same steps.
+// The guarded norm is the norm, or infinity for a step to skip: then adamw and muon leave everything as it was. A step
+// is skipped if its norm or loss is not finite, in which case the statistics stay as they were, too. From step `after`
+// on it is also skipped if the loss or the logarithm of the norm is above its running mean by more than `deviations`
+// standard deviations, and by more than 0.5 nats (loss) or log 4 (norm). (ZClip, Kumar et al. 2025, uses such a z-score
+// of the norm, but scales the step down.) Means and variances are over about the last fifth of the steps so far, at
+// most the last 50. They are optimizer state, so that a resumed run skips the same steps. Attributes: deviations,
+// after.
 #include "llm/ops/step_guard.h"
 
 #include <limits>
@@ -41,12 +43,12 @@ std::vector<Example> examples() {
       return Example::Input{
           .shape = shape, .low = low, .high = high, .role = role, .differentiable = false, .keeps_fp32 = true};
     };
-    // All of the statistics lie in [0.1, 0.2), the number of steps as well.
+    // All statistics, the number of steps included, lie in [0.1, 0.2).
     return {{{"deviations", 6}, {"after", after}},
             {input({1}, norm, norm + 0.1, Role::activation), input({1}, loss, loss + 0.1, Role::activation),
              input({kGuardStatistics}, 0.1, 0.2, Role::state)}};
   };
-  // Ordinary; too early to tell; a loss and a norm that stick out.
+  // An ordinary step; an outlier before step `after`; an outlier by its loss; an outlier by its norm.
   return {example(0, 1, 0.5), example(1, 1e4, 9), example(0, 1, 9), example(0, 1e4, 0.5)};
 }
 

@@ -1,4 +1,4 @@
-// step_guard on the GPU: one thread, so that the decision never waits for the host.
+// step_guard on the GPU, by one thread. The decision is made there so that no step waits for the host.
 #include "llm/device/cuda.h"
 #include "llm/device/simt.h"
 #include "llm/ops/cuda_kernels.h"

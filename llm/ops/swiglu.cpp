@@ -1,5 +1,5 @@
-// swiglu: a = silu(gate) up (Shazeer 2020), where a row of h is gate (F) then up (F), as one linear layer makes them.
-//   h (.., 2 F) -> a (.., F);   backward: (da, h) -> dh
+// swiglu: a = silu(gate) up (Shazeer 2020), where a row of h is gate (F), then up (F), the outputs of one linear layer.
+//   h (B, T, 2 F) -> a (B, T, F);   backward: (da, h) -> dh
 #include "llm/graph/autodiff.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/ops.h"

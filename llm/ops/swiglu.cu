@@ -1,7 +1,7 @@
-// swiglu: a = silu(gate) up, where a row of h is gate (F) then up (F); and its backward: (da, h) -> dh, of the same layout:
-//   d_gate = da up (s + gate s (1 - s)), d_up = da gate s, with s = sigmoid(gate) (Shazeer 2020, silu's derivative).
-// A thread takes 16 bytes of gate and the 16 bytes of up that belong to them. Every byte is read and written once. dh may lie
-// in place of h: a thread has read its elements of both halves before it writes them.
+// swiglu: a = silu(gate) up (Shazeer 2020), where a row of h is gate (F), then up (F). Its backward: (da, h) -> dh, in
+// the layout of h: d_gate = da up (s + gate s (1 - s)), d_up = da gate s, with s = sigmoid(gate).
+// A thread takes 16 bytes of gate and the corresponding 16 bytes of up. Every byte is read and written once. dh may lie
+// in place of h: a thread reads its elements of both halves before it writes them.
 #include "llm/device/cuda.h"
 #include "llm/ops/activation_cuda.h"
 #include "llm/ops/cuda_kernels.h"
@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// Addresses count in packs: only so does the compiler see that it may store a pack in one piece.
+// The parameters are addresses of packs: only then does the compiler store a pack at once.
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads) swiglu_kernel(const simt::Pack<T, kWidth>* h,  // (rows, 2, packs)
                                                           simt::Pack<T, kWidth>* a,        // (rows, packs)
