@@ -48,8 +48,6 @@ std::string signature(const Graph& g, const Node& node) {
   return text + ";";
 }
 
-// --- DOT ---
-
 std::string quoted(const std::string& text) {
   std::string result = "\"";
   for (char ch : text) {

@@ -108,7 +108,7 @@ struct Node {
   std::vector<TensorId> inputs, outputs;  // kNone where an optional one is absent
   TensorId workspace = kNone;
   Phase phase = Phase::forward;
-  int layer = -1;  // the transformer block it belongs to, -1 outside the blocks
+  int layer = -1;  // the transformer block of the node; -1: none
 
   TensorId input(size_t i) const { return i < inputs.size() ? inputs[i] : kNone; }
   TensorId output(size_t i) const { return i < outputs.size() ? outputs[i] : kNone; }

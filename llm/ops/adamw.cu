@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads)
   const bool packs = !misaligned(tensors.gradient[tensor]) && !misaligned(tensors.first[tensor]) &&
                      !misaligned(tensors.second[tensor]) && !misaligned(tensors.parameter[tensor]) &&
                      !misaligned(tensors.rounded[tensor]);
-  const int64_t packed = packs ? begin + (end - begin) / 4 * 4 : begin;  // the rest one by one
+  const int64_t packed = packs ? begin + (end - begin) / 4 * 4 : begin;  // the rest is updated one by one
   const bool rounds = tensors.rounded[tensor] != nullptr;
   const auto bits = [&](int64_t at) {
     return rounds ? rounding_bits(state->seed, state->step, tensors.stream[tensor], at / 8) : std::array<uint32_t, 4>{};

@@ -1,4 +1,4 @@
-// add: c = a + b, element by element (elementwise_cuda.h). Reads both inputs and writes the output once.
+// add: c = a + b, element by element (elementwise_cuda.h). The kernel reads both inputs and writes the output once.
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/elementwise_cuda.h"
 

@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   const RowOperand<M, kQueries, kHead, Tiling::kHeld> queries(shared.queries, warp_row);
   const RowOperand<M, kQueries, kHead, Tiling::kHeld> d_outs(shared.d_outs, warp_row);
-  float row_delta[M][2] = {}, row_log_sum_exp[M][2];  // the latter to base 2
+  float row_delta[M][2] = {}, row_log_sum_exp[M][2];  // row_log_sum_exp is to base 2
   row_products(row_delta, d_outs, RowOperand<M, kQueries, kHead, false>(shared.outs(), warp_row), kHead);
 #pragma unroll
   for (int m = 0; m < M; ++m)

@@ -17,7 +17,7 @@ template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads) swiglu_kernel(const simt::Pack<T, kWidth>* h,  // (rows, 2, packs)
                                                           simt::Pack<T, kWidth>* a,        // (rows, packs)
                                                           int64_t packs,                   // F / kWidth
-                                                          uint32_t* largest) {             // of a, or null
+                                                          uint32_t* largest) {             // (1), of |a|, or null
   const int64_t row = blockIdx.x, i = int64_t{blockIdx.y} * kThreads + threadIdx.x;
   float most = 0;
   if (simt::in_bounds(i < packs)) {
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads) swiglu_backward_kernel(const simt::P
                                                                    const simt::Pack<T, kWidth>* h,   // (rows, 2, packs)
                                                                    simt::Pack<T, kWidth>* dh,        // (rows, 2, packs)
                                                                    int64_t packs,                    // F / kWidth
-                                                                   uint32_t* largest) {              // of dh, or null
+                                                                   uint32_t* largest) {  // (1), of |dh|, or null
   const int64_t row = blockIdx.x, i = int64_t{blockIdx.y} * kThreads + threadIdx.x;
   float most = 0;
   if (simt::in_bounds(i < packs)) {
