@@ -12,7 +12,8 @@
 // tokens that rounding decides: the host adds doubles, and applies top-p before it rounds weights to float. The
 // difference is below 1e-7 of the total.
 // Bytes: the first two kernels read the logits once each, the second writes the weights, and the third reads one slice
-// of them. With top-k or top-p the third reads logits and weights up to 12 times, from the cache.
+// of them. With top-k or top-p the third reads the logits up to 13 times and the weights up to 12 times, from the
+// cache.
 #include <climits>
 
 #include "llm/base/random.h"
