@@ -77,7 +77,6 @@ struct Streams {
 
 // Two arrays grow from 1 MiB each until a pass takes kEnoughSeconds, up to 512 MiB each or half of the free memory
 // together.
-
 Streams measure_streams(CudaDevice& device) {
   Streams result;
   const size_t most = std::min<size_t>(size_t{1} << 29, device.free_bytes() / 4);

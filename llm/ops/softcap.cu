@@ -1,4 +1,5 @@
-// softcap and its backward, element by element (elementwise_cuda.h).
+// softcap and its backward, element by element (elementwise_cuda.h). Each kernel reads its inputs and writes its output
+// once.
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/elementwise_cuda.h"
 
