@@ -263,7 +263,7 @@ void backward_as(const KernelCall& call) {
 }  // namespace
 
 void embedding_backward(const KernelCall& call) {
-  if (call.in_shape(2)[0] >= 1 << kTokenBits)
+  if (call.in_shape(2)[0] > 1 << kTokenBits)
     fail("embedding_backward: a vocabulary of ", call.in_shape(2)[0], " is too large for the GPU: ", 1 << kTokenBits,
          " are the most");
   call.in_dtype(1) == DType::bf16 ? backward_as<bf16>(call) : backward_as<float>(call);

@@ -11,9 +11,9 @@ inline constexpr int64_t kSampleSlice = 1024;
 inline int64_t sample_slices(int64_t vocabulary) { return (vocabulary + kSampleSlice - 1) / kSampleSlice; }
 
 // Bytes: for each slice the sum of its weights (8), the largest logit, its token, and the first token whose logit is
-// NaN or +inf (4 each), of which the 24 bytes leave 4 unused; then the weights, (V) floats.
+// NaN or +inf (4 each); then the weights, (V) floats.
 inline size_t sample_workspace_cuda(int64_t vocabulary) {
-  return static_cast<size_t>(sample_slices(vocabulary)) * 24 + static_cast<size_t>(vocabulary) * 4;
+  return static_cast<size_t>(sample_slices(vocabulary)) * 20 + static_cast<size_t>(vocabulary) * 4;
 }
 
 }  // namespace llm

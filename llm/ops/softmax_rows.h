@@ -7,9 +7,6 @@
 
 namespace llm {
 
-// Targets below 0 are ignored: their loss and gradient are 0.
-inline constexpr int32_t kIgnoredTarget = -1;
-
 // cap tanh(x / cap), which keeps logits within (-cap, cap) (Gemma 2); with a cap of 0 x stays as it is.
 struct SoftCap {
   float cap;
