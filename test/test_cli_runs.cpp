@@ -201,6 +201,41 @@ TEST_CASE("cli: an interrupt ends a run with a checkpoint") {
   }
 }
 
+TEST_CASE("cli: a run's own command goes on with it, and so does its data from another place") {
+  if (binary().empty()) return;
+  const Folder folder;
+  const std::string text = folder / "text.txt", path = folder / "run", moved = folder / "moved.txt";
+  std::string letters = sample_text(4000);
+  write_file_atomically(text, letters);
+  run_well(folder, train_arguments(text, path));
+  const std::string settings = read_file(path + "/config.json");
+  const auto again = [&](const Arguments& more, const std::string& data) {
+    Arguments arguments = train_arguments(data, path, more);
+    arguments.push_back("--resume");
+    return Process(folder, arguments).wait();
+  };
+  const Result done = again({}, text);
+  CHECK(done.status == 0);
+  CHECK(has(done.out, "trained already"));
+  CHECK(has(done.out, "20 of 20 steps"));
+  for (const Arguments& wrong :
+       {Arguments{"--steps", "10"}, {"--seed", "77"}, {"--dtype", "bf16"}, {"--norm", "layernorm"}}) {
+    const Result refused = again(wrong, text);
+    CAPTURE(refused.err);
+    CHECK(refused.status == 2);
+    CHECK(has(refused.err, wrong[0] == "--steps" ? "20 steps" : wrong[0] == "--norm" ? "another model" : wrong[0]));
+  }
+  CHECK(read_file(path + "/config.json") == settings);
+  fs::rename(text, moved);
+  CHECK(again({"--steps", "22"}, moved).status == 0);
+  letters[100] ^= 1;
+  write_file_atomically(moved, letters);
+  const Result other = again({"--steps", "24"}, moved);
+  CHECK(other.status == 1);
+  CHECK(has(other.err, "not the same data"));
+  CHECK(read_log(path).rbegin()->first == 22);
+}
+
 TEST_CASE("cli: eval has the document mask of the run") {
   if (binary().empty()) return;
   const Folder folder;

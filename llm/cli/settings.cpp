@@ -49,12 +49,12 @@ void set(const Option& option, const Json& json) {
       option.value);
 }
 
-[[noreturn]] void fail_to_change(const std::string& flag, const std::string& run) {
+}  // namespace
+
+void fail_to_change(const std::string& flag, const std::string& run) {
   fail_usage(flag, " belongs to the run in ", run,
              " and cannot change with --resume; start a new run with another --out");
 }
-
-}  // namespace
 
 Options recipe_options(TrainOptions& o) {
   Options all;
@@ -89,9 +89,11 @@ Options recipe_options(TrainOptions& o) {
 
 Options run_options(TrainOptions& o) {
   Options all = {
-      Option("--data", &o.data, "A text file, a directory of token shards, one shard, or a quoted glob of shards"),
+      Option("--data", &o.data, "A text file, a directory of token shards, one shard, or a quoted glob of shards")
+          .for_a_resume(),  // the same data, in another place
       Option("--out", &o.out, "The run's directory (runs/NAME-OF-DATA)").for_a_resume(),
       Option("--data-tokens", &o.data_tokens, "").without_flag(),
+      Option("--data-checksum", &o.data_checksum, "").without_flag().once("0"),
       Option("--dtype", &o.dtype, "").without_flag().once("\"fp32\"")};
   append(all,
          {Option("--steps", &o.steps, "Optimizer steps (20 tokens a parameter)").at_least(1).for_a_resume(),
@@ -187,11 +189,6 @@ TrainOptions parse_settings(const std::string& json, const std::string& where) {
 
 TrainOptions settings_of(const CheckpointInfo& checkpoint) {
   return parse_settings(read_trainer_state(checkpoint.path).settings_json, checkpoint.path + "/trainer.json");
-}
-
-void check_unchanged(const Options& options, const Given& flags, const std::string& run) {
-  for (const Option& option : options)
-    if (!option.may_change && flags.contains(option.name)) fail_to_change(option.name, run);
 }
 
 TrainOptions resumed_settings(TrainOptions settings, TrainOptions given, const Given& flags) {

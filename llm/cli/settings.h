@@ -22,10 +22,10 @@ TrainOptions parse_settings(const std::string& json, const std::string& where);
 // Of the run that a checkpoint belongs to. Throws Error where it has no trainer state.
 TrainOptions settings_of(const CheckpointInfo& checkpoint);
 
-// Throws UsageError for an option of a model or a machine that was given though a resumed run cannot change it.
-void check_unchanged(const Options& options, const Given& flags, const std::string& run);
-// The settings with those of `given` that the command line gave. Throws UsageError, which names the run, for one that a
-// resumed run cannot change.
+// Throws UsageError that `flag` was given with another value than the run's, which cannot change.
+[[noreturn]] void fail_to_change(const std::string& flag, const std::string& run);
+// The settings with those of `given` that the command line gave. Throws UsageError, which names the run, for another value of
+// one that a resumed run cannot change.
 TrainOptions resumed_settings(TrainOptions settings, TrainOptions given, const Given& flags);
 
 }  // namespace llm

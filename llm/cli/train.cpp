@@ -1,4 +1,5 @@
 // train_gpt train
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <iostream>
@@ -136,6 +137,21 @@ ModelConfig trained_config(Arguments& a, const Given& given, const std::string& 
   return model;
 }
 
+// The config of the model in a run, of which the command line may say again what is so.
+ModelConfig resumed_config(const Arguments& a, const Given& given, const std::string& checkpoint) {
+  const ModelConfig model = read_config(checkpoint + "/config.json");
+  std::error_code none;
+  if (std::filesystem::is_directory(a.model.preset, none)) return model;  // its weights were where the run began
+  ModelOptions options = a.model;
+  const Options rows = options.options();
+  const bool is_described =
+      std::any_of(rows.begin(), rows.end(), [&](const Option& o) { return given.contains(o.name); });
+  if (is_described && a.model.resolve(model.vocabulary, kDefaultModel) != model)
+    fail_usage("the model's options describe another model than that of the run in ", a.train.out,
+               ", which cannot change with --resume; leave them out, or start a new run with another --out");
+  return model;
+}
+
 // Tokens of another tokenizer mean nothing to a trained model.
 void check_tokenizer(const std::string& data, const Dataset& dataset, const std::string& origin) {
   const std::string tokenizer = tokenizer_of_model(origin);
@@ -209,13 +225,23 @@ void train(Arguments& a, const Given& given) {
   }
 
   CheckpointInfo checkpoint;
+  ModelConfig resumed_model;
   if (a.resume) {
     if (o.out.empty()) fail_usage("--resume needs --out, the run to go on with");
     checkpoint = find_checkpoint(o.out, Which::newest);
     if (!checkpoint.skipped.empty()) std::cerr << checkpoint.skipped << "\n";
-    for (const Options& rows : {a.model.options(), a.device.options()}) check_unchanged(rows, given, o.out);
-    o = resumed_settings(settings_of(checkpoint), o, given);
+    resumed_model = resumed_config(a, given, checkpoint.path);
+    const TrainOptions settings = settings_of(checkpoint);
+    if (given.contains("--dtype") && a.device.dtype != settings.dtype) fail_to_change("--dtype", o.out);
+    o = resumed_settings(settings, o, given);
     a.device.dtype = o.dtype;
+    if (o.steps < checkpoint.step)
+      fail_usage("the run in ", o.out, " has made ", checkpoint.step, " steps, more than ", o.steps);
+    if (o.steps == checkpoint.step) {
+      std::cout << "trained already: the run in " << o.out << " has made " << checkpoint.step << " of " << o.steps
+                << " steps; a larger --steps or --tokens goes on\n";
+      return;
+    }
   } else {
     if (o.data.empty()) fail_usage("--data is missing: give a text file or a directory of token shards");
     if (o.steps && o.tokens) fail_usage("--steps and --tokens both say how long; give one");
@@ -244,9 +270,12 @@ void train(Arguments& a, const Given& given) {
   if (a.resume && o.data_tokens != train_tokens)
     fail("the data of ", o.out, " had ", o.data_tokens, " training tokens but ", o.data, " has ", train_tokens,
          ": it is not the same data");
-  o.data_tokens = train_tokens;
+  const auto checksum = static_cast<int64_t>(dataset.train.checksum());
+  if (a.resume && o.data_checksum && o.data_checksum != checksum)
+    fail("the data of ", o.out, " had as many training tokens as ", o.data, ", but others: it is not the same data");
+  o.data_tokens = train_tokens, o.data_checksum = checksum;
 
-  const ModelConfig model = a.resume          ? read_config(checkpoint.path + "/config.json")
+  const ModelConfig model = a.resume          ? resumed_model
                             : !origin.empty() ? trained_config(a, given, origin, dataset.vocabulary)
                                               : a.model.resolve(vocabulary, kDefaultModel);
   if (train_tokens < model.context + 1)
