@@ -19,7 +19,9 @@ headers="
 CLI/CLI.hpp        libcli11-dev
 doctest/doctest.h  doctest-dev
 nlohmann/json.hpp  nlohmann-json3-dev
+oniguruma.h        libonig-dev
 pcre2.h            libpcre2-dev
+utf8proc.h         libutf8proc-dev
 "
 
 # Whether a compiler takes C++20 and, if it is GCC, is of version 12 or later.

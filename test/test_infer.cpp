@@ -420,11 +420,11 @@ TEST_CASE("loaded model: weights, tokenizer and the choice of the checkpoint") {
   CHECK(LoadedModel(first).checkpoint().step == 10);
 
   SUBCASE("a tokenizer of an unknown kind is no obstacle to ids") {
-    write_file_atomically(first + "/tokenizer.json", R"({"model": {"type": "Unigram", "vocab": {}, "merges": []}})");
+    write_file_atomically(first + "/tokenizer.json", R"({"model": {"type": "Characters", "vocab": {}, "merges": []}})");
     const LoadedModel other(first);
     CHECK(other.tokenizer() == nullptr);
     CHECK(other.has_tokenizer_file());
-    CHECK(has(other.no_tokenizer(), "Unigram"));
+    CHECK(has(other.no_tokenizer(), "Characters"));
     fs::remove(first + "/tokenizer.json");
     CHECK(has(LoadedModel(first).no_tokenizer(), "no tokenizer.json"));
   }

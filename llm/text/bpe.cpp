@@ -101,15 +101,19 @@ void MergeTable::merge_long(std::vector<int32_t>& symbols, std::vector<int32_t>&
   for (size_t i = 0; i < n; i = next[i]) ids.push_back(symbols[i]);
 }
 
-TokenMap::TokenMap(const std::vector<std::string_view>& tokens)
-    : slots_(std::bit_ceil(tokens.size() * 2 + 1)), mask_(slots_.size() - 1) {
-  for (size_t id = 0; id < tokens.size(); ++id) {
-    if (tokens[id].empty()) continue;
-    longest_ = std::max(longest_, tokens[id].size());
-    uint64_t at = std::hash<std::string_view>()(tokens[id]) & mask_;
-    while (slots_[at].id >= 0 && slots_[at].token != tokens[id]) at = (at + 1) & mask_;
-    if (slots_[at].id < 0) slots_[at] = {tokens[id], static_cast<int32_t>(id)};
-  }
+TokenMap::TokenMap(const std::vector<std::string_view>& tokens,
+                   const std::vector<std::pair<std::string, int32_t>>& more)
+    : slots_(std::bit_ceil((tokens.size() + more.size()) * 2 + 1)), mask_(slots_.size() - 1) {
+  for (size_t id = 0; id < tokens.size(); ++id) add(tokens[id], static_cast<int32_t>(id));
+  for (const auto& [name, id] : more) add(name, id);
+}
+
+void TokenMap::add(std::string_view token, int32_t id) {
+  if (token.empty()) return;
+  longest_ = std::max(longest_, token.size());
+  uint64_t at = std::hash<std::string_view>()(token) & mask_;
+  while (slots_[at].id >= 0 && slots_[at].token != token) at = (at + 1) & mask_;
+  if (slots_[at].id < 0) slots_[at] = {token, id};
 }
 
 int32_t TokenMap::find(std::string_view token) const {

@@ -1,7 +1,9 @@
 // Byte-pair encoding: the table of merges, and what it makes of a piece of text.
 #pragma once
 #include <cstdint>
+#include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace llm {
@@ -37,8 +39,10 @@ class MergeTable {
 class TokenMap {
  public:
   TokenMap() = default;
-  // `tokens[id]`; views into `tokens`, which must stay. Empty tokens are not entered; of equals the first counts.
-  explicit TokenMap(const std::vector<std::string_view>& tokens);
+  // `tokens[id]`, and `more` names of ids; views into both, which must stay. Empty tokens are not entered; of equals the
+  // first counts.
+  explicit TokenMap(const std::vector<std::string_view>& tokens,
+                    const std::vector<std::pair<std::string, int32_t>>& more = {});
   int32_t find(std::string_view token) const;  // -1: there is none
   size_t longest() const { return longest_; }
 
@@ -47,6 +51,8 @@ class TokenMap {
     std::string_view token;
     int32_t id = -1;
   };
+  void add(std::string_view token, int32_t id);
+
   std::vector<Slot> slots_;
   uint64_t mask_ = 0;
   size_t longest_ = 0;

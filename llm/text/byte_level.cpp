@@ -17,7 +17,10 @@ std::string characters_of_bytes(std::string_view bytes) {
   return text;
 }
 
-std::string bytes_of_characters(const std::string& token) {
+namespace {
+
+// The byte that the character `code` stands for, -1: none.
+int byte_of(uint32_t code) {
   static const auto bytes = [] {
     std::array<int, 324> all;  // GPT-2's last character is U+0143
     all.fill(-1);
@@ -27,15 +30,30 @@ std::string bytes_of_characters(const std::string& token) {
     }
     return all;
   }();
-  std::string text;
-  for (std::string_view rest = token; !rest.empty();) {
-    const size_t length = utf8_length(rest);
-    const uint32_t code = length ? utf8_code(rest, length) : 1000;
-    if (code >= bytes.size() || bytes[code] < 0) return token;
-    text += static_cast<char>(bytes[code]);
-    rest.remove_prefix(length);
+  return code < bytes.size() ? bytes[code] : -1;
+}
+
+// Appends the bytes of `token`; false where a character stands for none.
+bool append_bytes(std::string_view token, std::string& bytes) {
+  for (size_t length = 0; !token.empty(); token.remove_prefix(length)) {
+    length = utf8_length(token);
+    const int byte = length ? byte_of(utf8_code(token, length)) : -1;
+    if (byte < 0) return false;
+    bytes += static_cast<char>(byte);
   }
-  return text;
+  return true;
+}
+
+}  // namespace
+
+bool stands_for_bytes(const std::string& token) {
+  std::string bytes;
+  return append_bytes(token, bytes);
+}
+
+std::string bytes_of_characters(const std::string& token) {
+  std::string bytes;
+  return append_bytes(token, bytes) ? bytes : token;
 }
 
 }  // namespace llm

@@ -19,22 +19,25 @@ namespace {
 constexpr int64_t kLargestVocabulary = int64_t{1} << 22;
 
 struct Encoding {
-  const char* name;
-  size_t ranks;  // lines of its file
+  const char *name, *pattern;  // pattern: as --pattern names it
+  size_t ranks;                // lines of its file
   std::vector<AddedToken> added;
 };
 
 const std::vector<Encoding>& encodings() {
   static const std::vector<Encoding> all = {
-      {"gpt2", 50256, {{"<|endoftext|>", 50256}}},
+      {"gpt2", "gpt2", 50256, {{"<|endoftext|>", 50256}}},
+      {"r50k_base", "gpt2", 50256, {{"<|endoftext|>", 50256}}},
+      {"p50k_base", "gpt2", 50280, {{"<|endoftext|>", 50256}}},  // its ranks leave that one out
       {"cl100k_base",
+       "cl100k_base",
        100256,
        {{"<|endoftext|>", 100257},
         {"<|fim_prefix|>", 100258},
         {"<|fim_middle|>", 100259},
         {"<|fim_suffix|>", 100260},
         {"<|endofprompt|>", 100276}}},
-      {"o200k_base", 199998, {{"<|endoftext|>", 199999}, {"<|endofprompt|>", 200018}}}};
+      {"o200k_base", "o200k_base", 199998, {{"<|endoftext|>", 199999}, {"<|endofprompt|>", 200018}}}};
   return all;
 }
 
@@ -51,20 +54,20 @@ std::string_view next_line(std::string_view& text) {
   return line;
 }
 
-void find_byte_ids(BpeParts& parts, const TokenMap& map) {
+void find_byte_ids(BpeRules& bpe, const TokenMap& map) {
   for (size_t byte = 0; byte < 256; ++byte) {
     const char c = static_cast<char>(byte);
-    parts.byte_ids[byte] = map.find({&c, 1});
+    bpe.byte_ids[byte] = map.find({&c, 1});
   }
 }
 
 const Encoding& choose_encoding(const std::string& path, const std::string& pattern, size_t ranks) {
   const std::string name = std::filesystem::path(path).filename().string();
   for (const Encoding& e : encodings())
-    if (pattern.empty() ? name.find(e.name) != name.npos : pattern == e.name) return e;
-  if (!pattern.empty()) split_pattern_named(pattern);  // throws and lists the known ones
+    if (pattern.empty() ? name.find(e.name) != name.npos : pattern == e.pattern && ranks == e.ranks) return e;
   for (const Encoding& e : encodings())
-    if (ranks == e.ranks) return e;
+    if (pattern.empty() ? ranks == e.ranks : pattern == e.pattern) return e;
+  if (!pattern.empty()) split_pattern_named(pattern);  // throws and lists the known ones
   fail(path, ": neither its name nor its ", ranks,
        " tokens tell how text is split for it; give the pattern gpt2, cl100k_base or o200k_base");
 }
@@ -94,9 +97,10 @@ bool decode_base64(std::string_view text, std::string& bytes) {
   return count < 6;
 }
 
-BpeParts read_gpt2_files(const std::string& merges, const std::string& vocabulary) {
-  BpeParts parts;
-  parts.where = vocabulary;
+TokenizerParts read_gpt2_files(const std::string& merges, const std::string& vocabulary) {
+  TokenizerParts parts;
+  BpeRules bpe;
+  parts.vocabulary.where = vocabulary;
   const Json ids = read_json(vocabulary);
   if (!ids.is_object() || ids.empty()) fail(vocabulary, ": not a vocabulary, which is an object {token: id}");
   std::vector<std::string> names;
@@ -121,22 +125,25 @@ BpeParts read_gpt2_files(const std::string& merges, const std::string& vocabular
     const std::string left(line.substr(0, blank)), right(line.substr(blank + 1));
     const int32_t a = map.find(left), b = map.find(right), c = map.find(left + right);
     if (a < 0 || b < 0 || c < 0) fail(merges, ": line ", number, " merges what is no token in ", vocabulary);
-    parts.merges.push_back({a, b, c, static_cast<int32_t>(parts.merges.size())});
+    bpe.merges.push_back({a, b, c, static_cast<int32_t>(bpe.merges.size())});
   }
 
   std::vector<AddedToken> added;
   if (const int32_t id = map.find(kEndOfText); id >= 0) added.push_back({std::string(kEndOfText), id});
   for (std::string& name : names) name = bytes_of_characters(name);
-  parts.tokens = std::move(names);
+  parts.vocabulary.tokens = std::move(names);
   parts.added = AddedTokens(std::move(added));
-  find_byte_ids(parts, TokenMap({parts.tokens.begin(), parts.tokens.end()}));
-  parts.splits.emplace_back(split_pattern_named("gpt2"), vocabulary);
+  find_byte_ids(bpe, TokenMap(views(parts.vocabulary.tokens)));
+  parts.model = std::move(bpe);
+  parts.pre_tokenizers.push_back(isolated_split(split_pattern_named("gpt2"), vocabulary));
   return parts;
 }
 
-BpeParts read_tiktoken(const std::string& path, const std::string& pattern) {
-  BpeParts parts;
-  parts.where = path;
+TokenizerParts read_tiktoken(const std::string& path, const std::string& pattern) {
+  TokenizerParts parts;
+  BpeRules bpe;
+  parts.vocabulary.where = path;
+  std::vector<std::string>& tokens = parts.vocabulary.tokens;
   const MappedFile file(path);
   std::string_view text = text_of(file);
   std::string bytes;
@@ -153,47 +160,47 @@ BpeParts read_tiktoken(const std::string& path, const std::string& pattern) {
     if (!is_rank || !decode_base64(line.substr(0, blank), bytes) || bytes.empty())
       fail(path, ": not a tiktoken rank file, line ", number, " is not a token in base64, a blank and its rank");
     const auto at = static_cast<size_t>(rank);
-    if (at >= parts.tokens.size()) parts.tokens.resize(at + 1);
-    if (!parts.tokens[at].empty()) fail(path, ": line ", number, ": another token has the rank ", rank);
-    parts.tokens[at] = bytes;
+    if (at >= tokens.size()) tokens.resize(at + 1);
+    if (!tokens[at].empty()) fail(path, ": line ", number, ": another token has the rank ", rank);
+    tokens[at] = bytes;
     ++ranks;
   }
   if (ranks == 0) fail(path, ": not a tiktoken rank file, it is empty");
   const Encoding& encoding = choose_encoding(path, pattern, ranks);
-  const std::vector<std::string_view> views(parts.tokens.begin(), parts.tokens.end());
-  const TokenMap map(views);
-  for (size_t id = 0; id < views.size(); ++id)
-    if (!views[id].empty() && map.find(views[id]) != static_cast<int32_t>(id))
-      fail(path, ": the tokens ", map.find(views[id]), " and ", id, " are the same bytes");
-  std::vector<int32_t> order(views.size());
+  const TokenMap map(views(tokens));
+  for (size_t id = 0; id < tokens.size(); ++id)
+    if (!tokens[id].empty() && map.find(tokens[id]) != static_cast<int32_t>(id))
+      fail(path, ": the tokens ", map.find(tokens[id]), " and ", id, " are the same bytes");
+  std::vector<int32_t> order(tokens.size());
   std::iota(order.begin(), order.end(), 0);
-  parts.merges = merges_of_ranks(views, map, order);
-  find_byte_ids(parts, map);
+  bpe.merges = merges_of_ranks(views(tokens), map, order);
+  find_byte_ids(bpe, map);
 
   // Of a file with other ranks than OpenAI's, only <|endoftext|> is known, behind the last rank.
   std::vector<AddedToken> added = encoding.added;
-  if (ranks != encoding.ranks || parts.tokens.size() != encoding.ranks)
-    added = {{std::string(kEndOfText), static_cast<int32_t>(parts.tokens.size())}};
-  for (const AddedToken& t : added) {
-    const auto at = static_cast<size_t>(t.id);
-    if (at >= parts.tokens.size()) parts.tokens.resize(at + 1);
-    parts.tokens[at] = t.name;
-  }
+  const auto is_rank = [&](const AddedToken& t) {
+    return static_cast<size_t>(t.id) < tokens.size() && !tokens[static_cast<size_t>(t.id)].empty();
+  };
+  if (ranks != encoding.ranks || std::any_of(added.begin(), added.end(), is_rank))
+    added = {{std::string(kEndOfText), static_cast<int32_t>(tokens.size())}};
   parts.added = AddedTokens(std::move(added));
-  parts.splits.emplace_back(split_pattern_named(encoding.name), path);
-  parts.whole_pieces = true;
+  parts.pre_tokenizers.push_back(isolated_split(split_pattern_named(encoding.pattern), path));
+  bpe.whole_pieces = true;
+  parts.model = std::move(bpe);
   return parts;
 }
 
-BpeParts read_llama2c_tokenizer(const std::string& path) {
-  BpeParts parts;
-  parts.where = path;
-  parts.byte_level = false;
+TokenizerParts read_llama2c_tokenizer(const std::string& path) {
+  TokenizerParts parts;
+  BpeRules bpe;
+  parts.vocabulary.where = path;
+  std::vector<std::string>& tokens = parts.vocabulary.tokens;
+  bpe.byte_level = false;
   const MappedFile file(path);
   std::string_view rest = text_of(file);
   const auto take = [&](void* to, size_t bytes) {
     if (rest.size() < bytes)
-      fail(path, ": not a tokenizer of llama2.c, or truncated: it ends inside token ", parts.tokens.size());
+      fail(path, ": not a tokenizer of llama2.c, or truncated: it ends inside token ", tokens.size());
     std::memcpy(to, rest.data(), bytes);
     rest.remove_prefix(bytes);
   };
@@ -208,27 +215,24 @@ BpeParts read_llama2c_tokenizer(const std::string& path) {
     take(&score, sizeof score);
     take(&length, sizeof length);
     if (length < 0 || length > longest || !std::isfinite(score))
-      fail(path, ": not a tokenizer of llama2.c, token ", parts.tokens.size(), " has ", length, " bytes, score ",
-           score);
+      fail(path, ": not a tokenizer of llama2.c, token ", tokens.size(), " has ", length, " bytes, score ", score);
     std::string token(static_cast<size_t>(length), '\0');
     take(token.data(), token.size());
     if (utf8_prefix(token) != token.size())
-      fail(path, ": not a tokenizer of llama2.c, token ", parts.tokens.size(), " is not UTF-8");
-    parts.tokens.push_back(std::move(token));
+      fail(path, ": not a tokenizer of llama2.c, token ", tokens.size(), " is not UTF-8");
+    tokens.push_back(std::move(token));
     scores.push_back(score);
   }
-  const size_t V = parts.tokens.size();
+  const size_t V = tokens.size();
   // unk, bos, eos, then the bytes.
-  if (V < 3 + 256 || V > static_cast<size_t>(kLargestVocabulary) || parts.tokens[3] != "<0x00>" ||
-      parts.tokens[258] != "<0xFF>")
+  if (V < 3 + 256 || V > static_cast<size_t>(kLargestVocabulary) || tokens[3] != "<0x00>" || tokens[258] != "<0xFF>")
     fail(path, ": not a tokenizer of llama2.c, its ", V, " tokens do not have the bytes at 3 to 258");
   constexpr char blank[] = "\u2581";
   for (size_t id = 0; id < V; ++id) {
     // The names of Llama's tokenizer.json; llama2.c writes line breaks around them, and SentencePiece's blank as a blank.
-    if (id < 3) parts.tokens[id] = id == 0 ? "<unk>" : id == 1 ? "<s>" : "</s>";
-    for (size_t at = 0; (at = parts.tokens[id].find(' ', at)) != std::string::npos; at += 3)
-      parts.tokens[id].replace(at, 1, blank);
-    if (id >= 3 && id < 259) parts.byte_ids[id - 3] = static_cast<int32_t>(id);
+    if (id < 3) tokens[id] = id == 0 ? "<unk>" : id == 1 ? "<s>" : "</s>";
+    for (size_t at = 0; (at = tokens[id].find(' ', at)) != std::string::npos; at += 3) tokens[id].replace(at, 1, blank);
+    if (id >= 3 && id < 259) bpe.byte_ids[id - 3] = static_cast<int32_t>(id);
   }
   // The higher the score the sooner.
   std::vector<float> sorted = scores;
@@ -237,14 +241,15 @@ BpeParts read_llama2c_tokenizer(const std::string& path) {
   for (size_t id = 0; id < V; ++id)
     ranks[id] = static_cast<int32_t>(std::lower_bound(sorted.begin(), sorted.end(), scores[id], std::greater<>()) -
                                      sorted.begin());
-  const std::vector<std::string_view> views(parts.tokens.begin(), parts.tokens.end());
-  parts.merges = merges_of_ranks(views, TokenMap(views), ranks);
+  bpe.merges = merges_of_ranks(views(tokens), TokenMap(views(tokens)), ranks);
   parts.added = AddedTokens({{"<unk>", 0}, {"<s>", 1}, {"</s>", 2}});
   parts.prefix = {1};
-  parts.unknown = 0;
-  parts.fuse_unknown = true;
-  parts.normalization.prefix = Normalization::Prefix::always;
-  parts.normalization.blank = blank;
+  bpe.unknown = 0;
+  bpe.fuse_unknown = true;
+  parts.model = std::move(bpe);
+  parts.normalizers = sentencepiece_normalizers(blank, true);
+  parts.blank = blank;
+  parts.decoders = {replacing_decoder(blank, " "), decode_byte_token};
   parts.strip_leading_blank = true;
   return parts;
 }

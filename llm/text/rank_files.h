@@ -2,19 +2,19 @@
 #pragma once
 #include <string>
 
-#include "llm/text/bpe_tokenizer.h"
+#include "llm/text/tokenizer_parts.h"
 
 namespace llm {
 
 // GPT-2's: `merges` is its vocab.bpe (or merges.txt), `vocabulary` its encoder.json (or vocab.json).
-BpeParts read_gpt2_files(const std::string& merges, const std::string& vocabulary);
+TokenizerParts read_gpt2_files(const std::string& merges, const std::string& vocabulary);
 
 // tiktoken's: a line is a token in base64, a blank, its rank. `pattern`: gpt2, cl100k_base or o200k_base, which also
 // decides the special tokens; empty: what the file's name or its number of tokens tells, an Error where they do not.
-BpeParts read_tiktoken(const std::string& path, const std::string& pattern);
+TokenizerParts read_tiktoken(const std::string& path, const std::string& pattern);
 
 // llama2.c's tokenizer.bin: the longest token's length, then of each token its score (float), length (int32) and bytes.
-BpeParts read_llama2c_tokenizer(const std::string& path);
+TokenizerParts read_llama2c_tokenizer(const std::string& path);
 
 // The bytes that base64 stands for; false when it is none.
 bool decode_base64(std::string_view text, std::string& bytes);

@@ -1,11 +1,16 @@
 #include "llm/text/split_pattern.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
+#include <oniguruma.h>
 #include <pcre2.h>
 
+#include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "llm/base/error.h"
+#include "llm/text/stand_ins.h"
+#include "llm/text/utf8.h"
 
 namespace llm {
 namespace {
@@ -31,60 +36,62 @@ constexpr Named kKnown[] = {
 // Unicode's White_Space, which is what \s means to the other engines. PCRE2's has U+180E, too.
 constexpr char kWhiteSpace[] = R"(\t-\r \x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
 
-// Throws for what PCRE2 would take in another way than Oniguruma does.
-std::string translate(const std::string& pattern, const std::string& where) {
-  std::string out;
+// A known pattern for PCRE2; null where it cannot compile to machine code here.
+pcre2_code* compile_fast(const std::string& pattern) {
+  std::string translated;
   bool in_class = false;
   for (size_t i = 0; i < pattern.size(); ++i) {
-    const char c = pattern[i];
-    if (c == '\\' && i + 1 < pattern.size()) {
-      const char next = pattern[++i];
-      if (next == 's') {
-        out += in_class ? kWhiteSpace : concat("[", kWhiteSpace, "]");
-      } else if (next == 'S' && !in_class) {
-        out += concat("[^", kWhiteSpace, "]");
-      } else {
-        out += c;
-        out += next;
-        // The braces of \p{L} or \x{85} are no repetition.
-        const size_t close = next == 'p' || next == 'P' || next == 'x' ? pattern.find('}', i) : pattern.npos;
-        if (close != pattern.npos && pattern[i + 1] == '{') {
-          out.append(pattern, i + 1, close - i);
-          i = close;
-        }
-      }
+    const std::string_view two = std::string_view(pattern).substr(i, 2);
+    if (two == "\\s") {
+      translated += in_class ? kWhiteSpace : concat("[", kWhiteSpace, "]");
+    } else if (two == "\\S") {
+      translated += concat("[^", kWhiteSpace, "]");
+    } else {
+      in_class = pattern[i] == '[' || (in_class && pattern[i] != ']');
+      translated += pattern[i];
       continue;
     }
-    const bool nested = in_class && (c == '[' || pattern.compare(i, 2, "&&") == 0);
-    if (nested) fail(where, ": the split pattern has a set of characters inside another, which is not supported");
-    if (c == '[') {
-      in_class = true;
-      // "[]" and "[^]": the bracket right after is a character.
-      out += c;
-      if (pattern.compare(i + 1, 1, "^") == 0) out += pattern[++i];
-      if (pattern.compare(i + 1, 1, "]") == 0) out += "\\]", ++i;
-      continue;
+    ++i;
+  }
+  int error = 0;
+  PCRE2_SIZE at = 0;
+  pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
+                                   PCRE2_UTF | PCRE2_UCP, &error, &at, nullptr);
+  if (code && pcre2_jit_compile(code, PCRE2_JIT_COMPLETE) == 0) return code;
+  pcre2_code_free(code);
+  return nullptr;
+}
+
+// `[:punct:]` inside a set has all symbols in it since Oniguruma 6.9.9, which older ones must be told.
+std::string with_newer_sets(const std::string& pattern) {
+  std::string out;
+  int depth = 0;  // of sets
+  for (size_t i = 0; i < pattern.size(); ++i) {
+    if (depth > 0 && pattern.compare(i, 9, "[:punct:]") == 0) {
+      out += "\\p{P}\\p{S}", i += 8;
+    } else if (depth > 0 && pattern.compare(i, 10, "[:^punct:]") == 0) {
+      out += "[^\\p{P}\\p{S}]", i += 9;
+    } else if (const size_t end = pattern.find(":]", i);
+               depth > 0 && pattern.compare(i, 2, "[:") == 0 && end != pattern.npos) {
+      out.append(pattern, i, end + 2 - i), i = end + 1;
+    } else if (pattern[i] == '\\' && i + 1 < pattern.size()) {
+      out += pattern[i], out += pattern[++i];
+    } else {
+      depth += pattern[i] == '[' ? 1 : pattern[i] == ']' && depth > 0 ? -1 : 0;
+      out += pattern[i];
     }
-    if (c == ']') in_class = false;
-    if (!in_class && c == '}' && pattern.compare(i + 1, 1, "+") == 0)
-      fail(where, ": the split pattern repeats a repetition (\"}+\"), which is not supported");
-    // Oniguruma's are those of lines.
-    if (!in_class && (c == '^' || c == '$')) {
-      out += c == '^' ? "(?m:^)" : "(?m:$)";
-      continue;
-    }
-    out += c;
   }
   return out;
 }
 
-std::string message_of(int error) {
-  unsigned char text[256] = "unknown error";
-  pcre2_get_error_message(error, text, sizeof text);
-  return reinterpret_cast<const char*>(text);
+std::string message_of(int error, const OnigErrorInfo* info) {
+  OnigUChar text[ONIG_MAX_ERROR_MESSAGE_LEN] = "";
+  const int length =
+      info && info->par ? onig_error_code_to_str(text, error, info) : onig_error_code_to_str(text, error);
+  return {reinterpret_cast<const char*>(text), static_cast<size_t>(std::max(0, length))};
 }
 
-pcre2_code* code_of(void* code) { return static_cast<pcre2_code*>(code); }
+const OnigUChar* bytes_of(std::string_view text) { return reinterpret_cast<const OnigUChar*>(text.data()); }
 
 }  // namespace
 
@@ -98,67 +105,92 @@ std::string split_pattern_named(const std::string& name) {
   fail_value("pattern", " \"", name, "\" is not known; known: ", known);
 }
 
-SplitPattern::SplitPattern(const std::string& pattern, const std::string& where) : text_(pattern) {
-  if (pattern.size() > 10'000) fail(where, ": a split pattern of ", pattern.size(), " bytes");
-  const std::string translated = translate(pattern, where);
-  int error = 0;
-  PCRE2_SIZE at = 0;
-  // Unlike \s, the other classes (\d, \w) are Unicode's in all three engines.
-  code_ = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
-                        PCRE2_UTF | PCRE2_UCP | PCRE2_DOLLAR_ENDONLY | PCRE2_NEVER_BACKSLASH_C, &error, &at, nullptr);
-  if (!code_) fail(where, ": the split pattern is not a regular expression: ", message_of(error));
-  jit_ = pcre2_jit_compile(code_of(code_), PCRE2_JIT_COMPLETE) == 0;  // where there is none for this CPU, it is slower
-  for (const Named& n : kKnown) cuts_before_words_ |= pattern == n.pattern;
+std::string literal_pattern(std::string_view text) {
+  std::string pattern;
+  for (const char c : text) {
+    if (std::string_view("\\^$.[]|()?*+{}-&~#").find(c) != std::string_view::npos) pattern += '\\';
+    pattern += c;
+  }
+  return pattern;
 }
 
-SplitPattern::~SplitPattern() { pcre2_code_free(code_of(code_)); }
-
-SplitPattern::SplitPattern(SplitPattern&& other) noexcept
-    : text_(std::move(other.text_)),
-      code_(std::exchange(other.code_, nullptr)),
-      cuts_before_words_(other.cuts_before_words_),
-      jit_(other.jit_) {}
+SplitPattern::SplitPattern(const std::string& pattern, const std::string& where) : text_(pattern) {
+  if (pattern.size() > 10'000) fail(where, ": a split pattern of ", pattern.size(), " bytes");
+  static const bool initialized = [] {
+    OnigEncoding utf8 = ONIG_ENCODING_UTF8;
+    return onig_initialize(&utf8, 1) == ONIG_NORMAL;
+  }();
+  if (!initialized || utf8_prefix(pattern) != pattern.size()) fail(where, ": the split pattern is not UTF-8");
+  OnigErrorInfo info{};
+  regex_t* code = nullptr;
+  const std::string read = with_newer_sets(pattern);
+  const int error = onig_new(&code, bytes_of(read), bytes_of(read) + read.size(), ONIG_OPTION_NONE, ONIG_ENCODING_UTF8,
+                             ONIG_SYNTAX_ONIGURUMA, &info);
+  if (error != ONIG_NORMAL)
+    fail(where, ": the split pattern is not a regular expression: ", message_of(error, &info), ": ", pattern);
+  code_ = {code, onig_free};
+  known_ = std::any_of(std::begin(kKnown), std::end(kKnown), [&](const Named& n) { return pattern == n.pattern; });
+  if (known_) fast_ = {compile_fast(pattern), pcre2_code_free};
+}
 
 SplitPattern::Matcher::Matcher(const SplitPattern& pattern)
     : pattern_(&pattern),
-      data_(pcre2_match_data_create_from_pattern(code_of(pattern.code_), nullptr)),
-      context_(pcre2_match_context_create(nullptr)),
-      stack_(pattern.jit_ ? pcre2_jit_stack_create(size_t{32} << 10, size_t{1} << 20, nullptr) : nullptr) {
-  auto* context = static_cast<pcre2_match_context*>(context_);
-  pcre2_set_match_limit(context, 10'000'000);
-  if (stack_) pcre2_jit_stack_assign(context, nullptr, stack_);
-}
+      region_(onig_region_new()),
+      fast_data_(pattern.fast_.get() ? pcre2_match_data_create(1, nullptr) : nullptr) {}
 
 SplitPattern::Matcher::~Matcher() {
-  pcre2_match_data_free(static_cast<pcre2_match_data*>(data_));
-  pcre2_match_context_free(static_cast<pcre2_match_context*>(context_));
-  pcre2_jit_stack_free(static_cast<pcre2_jit_stack*>(stack_));
+  if (region_) onig_region_free(static_cast<OnigRegion*>(region_), 1);
+  pcre2_match_data_free(static_cast<pcre2_match_data*>(fast_data_));
 }
 
 SplitPattern::Matcher::Matcher(Matcher&& other) noexcept
     : pattern_(other.pattern_),
-      data_(std::exchange(other.data_, nullptr)),
-      context_(std::exchange(other.context_, nullptr)),
-      stack_(std::exchange(other.stack_, nullptr)) {}
+      region_(std::exchange(other.region_, nullptr)),
+      fast_data_(std::exchange(other.fast_data_, nullptr)),
+      room_(std::move(other.room_)) {}
 
-bool SplitPattern::Matcher::next(std::string_view text, size_t from, size_t& begin, size_t& end) {
-  auto* data = static_cast<pcre2_match_data*>(data_);
-  const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
-  while (from < text.size()) {
-    const auto match = pattern_->jit_ ? pcre2_jit_match : pcre2_match;
-    const int found = match(code_of(pattern_->code_), subject, text.size(), from, PCRE2_NO_UTF_CHECK, data,
-                            static_cast<pcre2_match_context*>(context_));
-    if (found == PCRE2_ERROR_NOMATCH) return false;
-    if (found < 0) fail("the split pattern failed on a piece of text: ", message_of(found));
-    const PCRE2_SIZE* range = pcre2_get_ovector_pointer(data);
-    begin = range[0];
-    end = range[1];
-    // `\K` in a lookbehind could put it anywhere; an empty match is no piece.
-    if (begin >= from && end > begin && end <= text.size()) return true;
-    from = (end > from ? end : from) + 1;
-    while (from < text.size() && (static_cast<unsigned char>(text[from]) & 0xC0) == 0x80) ++from;
+void SplitPattern::Matcher::start(std::string_view text) {
+  text_ = with_stand_ins(text, room_);
+  at_ = 0;
+  last_end_ = std::string_view::npos;
+  fast_ = fast_data_ != nullptr;
+}
+
+// Like the iteration of the crate `onig`: a match without length counts, but not where the last match ended.
+bool SplitPattern::Matcher::next(size_t& begin, size_t& end) {
+  while (at_ <= text_.size() && search(at_, begin, end)) {
+    if (begin == end && end == last_end_) {
+      at_ += at_ < text_.size() ? utf8_length(text_.substr(at_)) : 1;
+      continue;
+    }
+    at_ = last_end_ = end;
+    return true;
   }
+  at_ = text_.size() + 1;
   return false;
+}
+
+bool SplitPattern::Matcher::search(size_t from, size_t& begin, size_t& end) {
+  if (fast_) {
+    auto* data = static_cast<pcre2_match_data*>(fast_data_);
+    const int found =
+        pcre2_jit_match(static_cast<pcre2_code*>(pattern_->fast_.get()), reinterpret_cast<PCRE2_SPTR>(text_.data()),
+                        text_.size(), from, PCRE2_NO_UTF_CHECK, data, nullptr);
+    if (found == PCRE2_ERROR_NOMATCH) return false;
+    const PCRE2_SIZE* range = pcre2_get_ovector_pointer(data);
+    begin = range[0], end = range[1];
+    if (found >= 0) return true;
+    fast_ = false;  // its stack is too small for a very long run; Oniguruma's grows
+  }
+  auto* region = static_cast<OnigRegion*>(region_);
+  const OnigUChar* text = bytes_of(text_);
+  const OnigUChar* last = text + text_.size();
+  const int found = onig_search(static_cast<regex_t*>(pattern_->code_.get()), text, last, text + from, last, region,
+                                ONIG_OPTION_NONE);
+  if (found == ONIG_MISMATCH) return false;
+  if (found < 0) fail("the split pattern failed on a piece of text: ", message_of(found, nullptr));
+  begin = static_cast<size_t>(region->beg[0]), end = static_cast<size_t>(region->end[0]);
+  return true;
 }
 
 }  // namespace llm

@@ -33,16 +33,16 @@ std::unique_ptr<Tokenizer> load_gpt2(const std::string& spec, const fs::path& di
   const std::string vocabulary = one_of(directory, {"encoder.json", "vocab.json"});
   if (merges.empty()) fail(spec, ": the merges, vocab.bpe or merges.txt, must lie beside it");
   if (vocabulary.empty()) fail(spec, ": the vocabulary, encoder.json or vocab.json, must lie beside it");
-  return make_bpe_tokenizer(read_gpt2_files(merges, vocabulary));
+  return make_tokenizer(read_gpt2_files(merges, vocabulary));
 }
 
 std::unique_ptr<Tokenizer> load_json(const std::string& path) {
   const Json document = read_json(path);
   if (is_bytes_tokenizer(document)) return make_bytes_tokenizer();
-  BpeParts parts = parse_tokenizer_json(document, path);
+  TokenizerParts parts = parse_tokenizer_json(document, path);
   const MappedFile file(path);  // as it is: what this program has no use for, others may have
   parts.json.assign(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
-  return make_bpe_tokenizer(std::move(parts));
+  return make_tokenizer(std::move(parts));
 }
 
 }  // namespace
@@ -100,9 +100,9 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::string& spec, const std::st
   }
   if (name.ends_with(".bin")) {
     no_pattern();
-    return make_bpe_tokenizer(read_llama2c_tokenizer(spec));
+    return make_tokenizer(read_llama2c_tokenizer(spec));
   }
-  return make_bpe_tokenizer(read_tiktoken(spec, pattern));
+  return make_tokenizer(read_tiktoken(spec, pattern));
 }
 
 }  // namespace llm

@@ -1,385 +1,206 @@
 #include "llm/text/tokenizer_json.h"
 
 #include <algorithm>
-#include <tuple>
+#include <set>
 
 #include "llm/base/error.h"
 #include "llm/base/json.h"
 #include "llm/text/byte_level.h"
+#include "llm/text/tokenizer_json_reader.h"
 
 namespace llm {
 namespace {
 
-// Vocabularies in use have up to 262,144 tokens; the limit is there so that a wrong id does not fill the memory.
-constexpr int64_t kLargestVocabulary = int64_t{1} << 22;
+TokenMap map_of(const Vocabulary& vocabulary) { return TokenMap(views(vocabulary.tokens), vocabulary.more); }
 
-class Reader {
- public:
-  explicit Reader(const std::string& path) : path_(path) {}
-
-  template <class... Parts>
-  [[noreturn]] void wrong(const Parts&... parts) const {
-    fail(path_, ": ", parts...);
-  }
-
-  const Json& list(const Json& object, const char* key) const {
-    const Json& value = object[key];
-    if (!value.is_array()) wrong("not a tokenizer.json, it has no proper \"", key, "\"");
-    return value;
-  }
-  bool flag(const Json& object, const char* key, bool otherwise) const {
-    const Json& value = object[key];
-    if (value.is_null()) return otherwise;
-    if (!value.is_boolean()) wrong("\"", key, "\" is not true or false");
-    return value.get<bool>();
-  }
-  std::string text(const Json& object, const char* key) const {
-    const Json& value = object[key];
-    if (value.is_null()) return "";
-    if (!value.is_string()) wrong("\"", key, "\" is not a string");
-    return value.get<std::string>();
-  }
-  std::string type(const Json& object) const {
-    return object.is_null() ? "" : object["type"].is_string() ? text(object, "type") : "?";
-  }
-  int32_t id(const Json& value, const std::string& of) const {
-    if (!value.is_number_unsigned() || value.get<uint64_t>() >= static_cast<uint64_t>(kLargestVocabulary))
-      wrong("the id of token ", shown(of), " is not a whole number below ", kLargestVocabulary);
-    return value.get<int32_t>();
-  }
-  // A string from the file on one line.
-  static std::string shown(const std::string& text) { return llm::shown(text.substr(0, 100)); }
-
-  void normalizer(const Json& n, BpeParts& parts, int depth = 0) const {
-    const std::string kind = type(n);
-    Normalization& to = parts.normalization;
-    if (n.is_null()) return;
-    if (kind == "Sequence" && depth < 4) {
-      for (const Json& part : list(n, "normalizers")) normalizer(part, parts, depth + 1);
-    } else if (kind == "NFC") {
-      if (to.prefix != Normalization::Prefix::none || to.blank != " ") unsupported_order("normalizer");
-      to.nfc = true;
-    } else if (kind == "Prepend") {
-      const std::string what = text(n, "prepend");
-      if (to.prefix != Normalization::Prefix::none || (what != " " && what != kBlank) || to.blank == kBlank)
-        unsupported_order("normalizer");
-      to.prefix = Normalization::Prefix::always;
-      prepends_ = what;
-    } else if (kind == "Replace") {
-      if (text(n["pattern"], "String") != " " || text(n, "content") != kBlank) unsupported_order("normalizer");
-      to.blank = kBlank;
+// A vocabulary {token: id}. Of two tokens with one id the first one stands for it when it is decoded.
+Vocabulary read_vocabulary(const JsonReader& r, const Json& model) {
+  const Json& vocab = model["vocab"];
+  if (!vocab.is_object()) r.wrong("not a tokenizer.json, its \"model\" has no \"vocab\"");
+  Vocabulary vocabulary;
+  vocabulary.where = r.path;
+  for (auto& [name, value] : vocab.items()) {
+    const auto id = static_cast<size_t>(r.id(value, name));
+    if (id >= vocabulary.tokens.size()) vocabulary.tokens.resize(id + 1);
+    if (vocabulary.tokens[id].empty()) {
+      vocabulary.tokens[id] = name;
     } else {
-      wrong("a normalizer of type ", shown(kind), " is not supported; supported: NFC, Prepend, Replace, Sequence");
+      vocabulary.more.emplace_back(name, id);
     }
   }
+  return vocabulary;
+}
 
-  void pre_tokenizer(const Json& p, BpeParts& parts, int depth = 0) const {
-    const std::string kind = type(p);
-    if (p.is_null()) return;
-    Normalization& to = parts.normalization;
-    if (kind == "Sequence" && depth < 4) {
-      for (const Json& part : list(p, "pretokenizers")) pre_tokenizer(part, parts, depth + 1);
-    } else if (kind == "ByteLevel") {
-      byte_level_ = true;
-      if (flag(p, "add_prefix_space", true)) {
-        if (!parts.splits.empty()) unsupported_order("pre_tokenizer");
-        to.prefix = Normalization::Prefix::if_missing;
-      }
-      if (flag(p, "use_regex", true)) parts.splits.emplace_back(split_pattern_named("gpt2"), path_);
-    } else if (kind == "Split") {
-      const std::string behavior = text(p, "behavior");
-      const bool invert = flag(p, "invert", false);
-      // "Removed" and "invert": what does not match is removed, which is nothing where a pattern takes all there is.
-      if (behavior != "Isolated" && !(behavior == "Removed" && invert))
-        wrong("a Split of behavior ", shown(behavior), " is not supported; supported: Isolated");
-      const Json& pattern = p["pattern"];
-      if (!pattern["Regex"].is_string() && !pattern["String"].is_string()) wrong("a Split has no pattern");
-      parts.splits.emplace_back(
-          pattern["Regex"].is_string() ? text(pattern, "Regex") : literal(text(pattern, "String")), path_);
-    } else if (kind == "Digits") {
-      parts.splits.emplace_back(flag(p, "individual_digits", false) ? "\\p{N}" : "\\p{N}+", path_);
-    } else if (kind == "Metaspace") {
-      if (text(p, "replacement") != kBlank || !parts.splits.empty()) unsupported_order("pre_tokenizer");
-      // Older files have "add_prefix_space" instead.
-      const std::string scheme = text(p, "prepend_scheme");
-      if (scheme.empty() ? flag(p, "add_prefix_space", true) : scheme != "never")
-        to.prefix = Normalization::Prefix::if_missing;
-      to.prefix_first_only = scheme == "first";
-      to.blank = kBlank;
-      if (flag(p, "split", true)) parts.splits.emplace_back(blank_split(to), path_);
+std::vector<Merge> read_merges(const JsonReader& r, const Json& model, const TokenMap& map, const std::string& prefix) {
+  std::vector<Merge> merges;
+  for (const Json& item : r.list(model, "merges")) {
+    const std::string where = concat("merge number ", merges.size());
+    std::string left, right;
+    if (item.is_string()) {
+      const std::string& both = item.string();
+      if (both.starts_with("#version")) continue;  // of a merges.txt
+      const size_t blank = both.find(' ', 1);
+      if (blank == both.npos) r.wrong(where, " is not two tokens: ", JsonReader::shown(both));
+      left = both.substr(0, blank), right = both.substr(blank + 1);
+    } else if (item.is_array() && item.size() == 2 && item[0].is_string() && item[1].is_string()) {
+      left = item[0].get<std::string>(), right = item[1].get<std::string>();
     } else {
-      wrong("a pre_tokenizer of type ", shown(kind),
-            " is not supported; supported: ByteLevel, Split, Digits, Metaspace, Sequence");
+      r.wrong(where, " is not two tokens");
     }
+    const std::string joined = left + (right.starts_with(prefix) ? right.substr(prefix.size()) : right);
+    const int32_t a = map.find(left), b = map.find(right), c = map.find(joined);
+    if (a < 0 || b < 0 || c < 0)
+      r.wrong(where, ": ", JsonReader::shown(a < 0 ? left : b < 0 ? right : joined), " is no token of the vocabulary");
+    merges.push_back({a, b, c, static_cast<int32_t>(merges.size())});
   }
+  return merges;
+}
 
-  void decoder(const Json& d, BpeParts& parts, int depth = 0) const {
-    const std::string kind = type(d);
-    if (kind == "Sequence" && depth < 4) {
-      for (const Json& part : list(d, "decoders")) decoder(part, parts, depth + 1);
-    } else if (kind == "Strip") {
-      parts.strip_leading_blank |= text(d, "content") == " " && d["start"] == 1;
-    } else if (kind == "Metaspace") {
-      parts.strip_leading_blank |= parts.normalization.prefix != Normalization::Prefix::none;
-    } else if (kind == "ByteLevel") {
-      byte_level_ = true;
+// The tokens <0x00> .. <0xFF>, by whose names bytes are written that are no token otherwise.
+std::array<int32_t, 256> byte_tokens(const TokenMap& map, bool are_used) {
+  std::array<int32_t, 256> ids{};
+  for (size_t byte = 0; byte < 256; ++byte) {
+    constexpr char digits[] = "0123456789ABCDEF";
+    ids[byte] = are_used ? map.find(std::string{'<', '0', 'x', digits[byte >> 4], digits[byte & 15], '>'}) : -1;
+  }
+  return ids;
+}
+
+BpeRules read_bpe(const JsonReader& r, const Json& model, const TokenMap& map) {
+  if (const Json& dropout = model["dropout"]; !dropout.is_null() && dropout != 0.0)
+    r.wrong("\"dropout\" is not supported");
+  BpeRules bpe;
+  bpe.continuing_prefix = r.text(model, "continuing_subword_prefix");
+  bpe.word_suffix = r.text(model, "end_of_word_suffix");
+  bpe.merges = read_merges(r, model, map, bpe.continuing_prefix);
+  bpe.byte_level = false;
+  bpe.byte_ids = byte_tokens(map, r.flag(model, "byte_fallback", false));
+  if (const std::string unknown = r.text(model, "unk_token"); !unknown.empty()) {
+    bpe.unknown = map.find(unknown);
+    if (bpe.unknown < 0) bpe.missing_unknown = JsonReader::shown(unknown);
+  }
+  bpe.fuse_unknown = r.flag(model, "fuse_unk", false);
+  bpe.whole_pieces = r.flag(model, "ignore_merges", false);
+  return bpe;
+}
+
+// Whether all names stand for bytes, so that the model may work on bytes instead of the characters that are written for
+// them. Names of added tokens do not matter: no piece of text is one.
+bool may_be_byte_level(const BpeRules& bpe, const Vocabulary& vocabulary, const Json& added) {
+  std::set<std::string> names;
+  if (added.is_array())
+    for (const Json& item : added)
+      if (const Json& name = item["content"]; name.is_string()) names.insert(name.get<std::string>());
+  const auto stands = [&](const std::string& name) { return stands_for_bytes(name) || names.contains(name); };
+  return bpe.continuing_prefix.empty() && bpe.word_suffix.empty() &&
+         std::all_of(bpe.byte_ids.begin(), bpe.byte_ids.end(), [](int32_t id) { return id < 0; }) &&
+         std::all_of(vocabulary.tokens.begin(), vocabulary.tokens.end(), stands) &&
+         std::all_of(vocabulary.more.begin(), vocabulary.more.end(),
+                     [&](const auto& more) { return stands(more.first); });
+}
+
+// A vocabulary [[token, score], ...].
+UnigramRules read_unigram(const JsonReader& r, const Json& model, Vocabulary& vocabulary) {
+  UnigramRules unigram;
+  vocabulary.where = r.path;
+  for (const Json& item : r.list(model, "vocab")) {
+    if (!item.is_array() || item.size() != 2 || !item[0].is_string() || !item[1].is_number())
+      r.wrong("token number ", unigram.scores.size(), " of the vocabulary is not a token and its score");
+    vocabulary.tokens.push_back(item[0].get<std::string>());
+    unigram.scores.push_back(item[1].get<double>());
+  }
+  if (const Json& unknown = model["unk_id"]; !unknown.is_null()) {
+    unigram.unknown = r.id(unknown, "unk_id");
+    if (static_cast<size_t>(unigram.unknown) >= unigram.scores.size()) r.wrong("the unk_id is no token");
+  }
+  unigram.byte_ids = byte_tokens(map_of(vocabulary), r.flag(model, "byte_fallback", false));
+  return unigram;
+}
+
+// A token that is in the model's vocabulary has its id there, another the next free one: what the file says of ids does not
+// count for the library either.
+std::vector<AddedToken> read_added(const JsonReader& r, const Json& list, const Vocabulary& vocabulary) {
+  std::vector<AddedToken> added;
+  if (!list.is_null() && !list.is_array()) r.wrong("\"added_tokens\" is not a list");
+  const TokenMap map = map_of(vocabulary);
+  auto next = static_cast<int32_t>(vocabulary.more.size());
+  for (const std::string& token : vocabulary.tokens) next += !token.empty();
+  for (const Json& item : list) {
+    AddedToken t{.name = r.text(item, "content"), .special = r.flag(item, "special", false)};
+    if (t.name.empty()) continue;
+    t.strip_left = r.flag(item, "lstrip", false), t.strip_right = r.flag(item, "rstrip", false);
+    t.normalized = r.flag(item, "normalized", false), t.single_word = r.flag(item, "single_word", false);
+    const auto same = std::find_if(added.begin(), added.end(), [&](const AddedToken& a) { return a.name == t.name; });
+    t.id = map.find(t.name);
+    if (same != added.end()) {
+      t.id = same->id;
+      *same = t;
+      continue;
     }
+    if (t.id < 0) t.id = next++;
+    added.push_back(std::move(t));
   }
-
-  // <s> in front and </s> behind, of TemplateProcessing; nothing for ByteLevel, which only knows about offsets.
-  void post_processor(const Json& p, BpeParts& parts, int depth = 0) const {
-    const std::string kind = type(p);
-    if (p.is_null() || kind == "ByteLevel") return;
-    if (kind == "Sequence" && depth < 4) {
-      for (const Json& part : list(p, "processors")) post_processor(part, parts, depth + 1);
-      return;
-    }
-    if (kind != "TemplateProcessing") wrong("a post_processor of type ", shown(kind), " is not supported");
-    bool before = true;
-    for (const Json& item : list(p, "single")) {
-      if (item.contains("Sequence")) {
-        before = false;
-        continue;
-      }
-      const std::string name = text(item["SpecialToken"], "id");
-      const Json& ids = p["special_tokens"][name.c_str()]["ids"];
-      if (!ids.is_array()) wrong("the post_processor names the special token ", shown(name), " but not its ids");
-      for (const Json& value : ids) {
-        const int32_t token = id(value, name);
-        if (static_cast<size_t>(token) >= parts.tokens.size()) wrong("the post_processor's token ", token, " is none");
-        (before ? parts.prefix : parts.suffix).push_back(token);
-      }
-    }
-  }
-
-  // The tokens as the file writes them, by id, and their ids by name.
-  std::vector<std::string> vocabulary(const Json& model) const {
-    const Json& vocab = model["vocab"];
-    if (!vocab.is_object()) wrong("not a tokenizer.json, its \"model\" has no \"vocab\"");
-    std::vector<std::string> tokens;
-    for (auto& [name, value] : vocab.items()) put(tokens, id(value, name), name);
-    return tokens;
-  }
-
-  void put(std::vector<std::string>& tokens, int32_t id, const std::string& name) const {
-    const auto at = static_cast<size_t>(id);
-    if (at >= tokens.size()) tokens.resize(at + 1);
-    if (!tokens[at].empty() && tokens[at] != name)
-      wrong("the id ", id, " is that of ", shown(tokens[at]), " and of ", shown(name));
-    tokens[at] = name;
-  }
-
-  std::vector<Merge> merges(const Json& model, const TokenMap& map) const {
-    std::vector<Merge> result;
-    std::string joined;
-    for (const Json& item : list(model, "merges")) {
-      const std::string where = concat("merge number ", result.size());
-      std::string left, right;
-      if (item.is_string()) {
-        const std::string& both = item.string();
-        const size_t blank = both.find(' ', 1);
-        if (blank == both.npos) wrong(where, " is not two tokens: ", shown(both));
-        left = both.substr(0, blank), right = both.substr(blank + 1);
-      } else if (item.is_array() && item.size() == 2 && item[0].is_string() && item[1].is_string()) {
-        left = item[0].get<std::string>(), right = item[1].get<std::string>();
-      } else {
-        wrong(where, " is not two tokens");
-      }
-      const int32_t a = map.find(left), b = map.find(right), c = map.find(left + right);
-      if (a < 0 || b < 0 || c < 0)
-        wrong(where, ": ", shown(a < 0 ? left : b < 0 ? right : left + right), " is no token of the vocabulary");
-      result.push_back({a, b, c, static_cast<int32_t>(result.size())});
-    }
-    return result;
-  }
-
-  bool byte_level() const { return byte_level_; }
-  void check_prefix(const Normalization& n) const {
-    if (!prepends_.empty() && prepends_ != n.blank) unsupported_order("normalizer");
-  }
-
-  static constexpr char kBlank[] = "\u2581";  // ▁
-
- private:
-  static std::string literal(const std::string& text) {
-    std::string pattern;
-    for (const char c : text) {
-      if (std::string_view("\\^$.[]|()?*+{}").find(c) != std::string_view::npos) pattern += '\\';
-      pattern += c;
-    }
-    return pattern;
-  }
-  [[noreturn]] void unsupported_order(const char* what) const {
-    wrong("this combination of steps in the ", what, " is not supported");
-  }
-
-  const std::string& path_;
-  mutable bool byte_level_ = false;
-  mutable std::string prepends_;
-};
+  return added;
+}
 
 }  // namespace
 
-BpeParts parse_tokenizer_json(const Json& document, const std::string& path) {
-  const Reader r(path);
+TokenizerParts parse_tokenizer_json(const Json& document, const std::string& path) {
+  const JsonReader r{path};
   const Json& model = document["model"];
   if (!model.is_object()) r.wrong("not a tokenizer.json, it has no proper \"model\"");
-  // Older files do not name the type.
-  if (const std::string kind = r.type(model); kind != "BPE" && !(kind == "?" && model.contains("merges")))
-    r.wrong("a tokenizer of type ", Reader::shown(kind), " is not supported; supported: BPE");
-  for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"})
-    if (!r.text(model, key).empty()) r.wrong("\"", key, "\" is not supported");
-  if (const Json& dropout = model["dropout"]; !dropout.is_null() && dropout != 0.0)
-    r.wrong("\"dropout\" is not supported");
+  TokenizerParts parts;
+  parts.vocabulary.where = path;
+  read_normalizer(r, document["normalizer"], parts);
 
-  BpeParts parts;
-  parts.where = path;
-  r.normalizer(document["normalizer"], parts);
-  r.pre_tokenizer(document["pre_tokenizer"], parts);
-  r.check_prefix(parts.normalization);
-  r.decoder(document["decoder"], parts);
-  parts.byte_level = r.byte_level();
-
-  std::vector<std::string> names = r.vocabulary(model);
-  const TokenMap map({names.begin(), names.end()});
-  parts.merges = r.merges(model, map);
-  parts.byte_ids.fill(-1);
-  const bool fallback = r.flag(model, "byte_fallback", false);
-  for (size_t byte = 0; byte < 256; ++byte) {
-    constexpr char digits[] = "0123456789ABCDEF";
-    if (parts.byte_level) {
-      parts.byte_ids[byte] = map.find(byte_character(static_cast<int>(byte)));
-    } else if (fallback) {
-      parts.byte_ids[byte] = map.find(std::string{'<', '0', 'x', digits[byte >> 4], digits[byte & 15], '>'});
-    }
-  }
-  if (const std::string unknown = r.text(model, "unk_token"); !unknown.empty()) {
-    parts.unknown = map.find(unknown);
-    if (parts.unknown < 0) r.wrong("the unk_token ", Reader::shown(unknown), " is no token of the vocabulary");
-  }
-  parts.fuse_unknown = r.flag(model, "fuse_unk", false);
-  parts.whole_pieces = r.flag(model, "ignore_merges", false);
-
-  std::vector<AddedToken> added;
-  const Json& list = document["added_tokens"];
-  if (!list.is_null() && !list.is_array()) r.wrong("\"added_tokens\" is not a list");
-  for (const Json& item : list) {
-    AddedToken t{.name = r.text(item, "content"), .special = r.flag(item, "special", false)};
-    if (t.name.empty()) r.wrong("an added token without \"content\"");
-    t.id = r.id(item["id"], t.name);
-    t.strip_left = r.flag(item, "lstrip", false), t.strip_right = r.flag(item, "rstrip", false);
-    if (r.flag(item, "single_word", false))
-      r.wrong("the added token ", Reader::shown(t.name), " is a \"single_word\", which is not supported");
-    r.put(names, t.id, t.name);
-    added.push_back(std::move(t));
-  }
-  parts.added = AddedTokens(std::move(added));
-
-  parts.tokens = std::move(names);
-  if (parts.tokens.empty()) r.wrong("the vocabulary is empty");
-  if (parts.byte_level)
-    for (std::string& token : parts.tokens) token = bytes_of_characters(token);
-  r.post_processor(document["post_processor"], parts);
-  return parts;
-}
-
-std::string tokenizer_json(const BpeParts& parts) {
-  // A token as the file writes it.
-  const auto name = [&](const std::string& token) { return parts.byte_level ? characters_of_bytes(token) : token; };
-  std::vector<bool> is_added(parts.tokens.size());
-  Json added = Json::array();
-  std::vector<AddedToken> by_id = parts.added.tokens();
-  std::sort(by_id.begin(), by_id.end(), [](const AddedToken& a, const AddedToken& b) { return a.id < b.id; });
-  for (const AddedToken& t : by_id) {
-    is_added[static_cast<size_t>(t.id)] = true;
-    added.push_back({{"id", t.id},
-                     {"content", t.name},
-                     {"single_word", false},
-                     {"lstrip", t.strip_left},
-                     {"rstrip", t.strip_right},
-                     {"normalized", false},
-                     {"special", t.special}});
-  }
-  std::string vocabulary_text = "{";  // with each token on a line of its own, and each merge
-  for (size_t id = 0; id < parts.tokens.size(); ++id) {
-    if (parts.tokens[id].empty()) continue;
-    const std::string token = is_added[id] ? parts.tokens[id] : name(parts.tokens[id]);
-    vocabulary_text += concat(vocabulary_text.size() > 1 ? ",\n      " : "\n      ", Json(token).dump(), ": ", id);
-  }
-  vocabulary_text += "\n    }";
-
-  std::vector<Merge> order = parts.merges;
-  std::stable_sort(order.begin(), order.end(), [](const Merge& a, const Merge& b) {
-    return std::tie(a.rank, a.left, a.right) < std::tie(b.rank, b.left, b.right);
-  });
-  std::string merges_text = "[";
-  for (const Merge& m : order)
-    merges_text += concat(merges_text.size() > 1 ? ",\n      " : "\n      ", "[",
-                          Json(name(parts.tokens[static_cast<size_t>(m.left)])).dump(), ", ",
-                          Json(name(parts.tokens[static_cast<size_t>(m.right)])).dump(), "]");
-  merges_text += order.empty() ? "]" : "\n    ]";
-
-  Json normalizer, pre_tokenizer, decoder, post_processor, unknown;
-  if (parts.byte_level) {
-    const Json bytes = {
-        {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", false}};
-    decoder = bytes;
-    Json steps = Json::array();
-    for (const SplitPattern& split : parts.splits)
-      steps.push_back(
-          {{"type", "Split"}, {"pattern", {{"Regex", split.text()}}}, {"behavior", "Isolated"}, {"invert", false}});
-    steps.push_back(bytes);
-    pre_tokenizer = {{"type", "Sequence"}, {"pretokenizers", steps}};
+  bool byte_level = false;
+  const std::string kind = r.type(model);
+  if (kind == "Unigram") {
+    parts.model = read_unigram(r, model, parts.vocabulary);
   } else {
-    const Json blank = {{"String", " "}}, written = {{"String", parts.normalization.blank}};
-    normalizer = {{"type", "Sequence"},
-                  {"normalizers",
-                   {{{"type", "Prepend"}, {"prepend", parts.normalization.blank}},
-                    {{"type", "Replace"}, {"pattern", blank}, {"content", parts.normalization.blank}}}}};
-    decoder = {{"type", "Sequence"},
-               {"decoders",
-                {{{"type", "Replace"}, {"pattern", written}, {"content", " "}},
-                 {{"type", "ByteFallback"}},
-                 {{"type", "Fuse"}},
-                 {{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}}}}};
-  }
-  if (!parts.prefix.empty()) {
-    Json single = Json::array(), special = Json::object();
-    for (const int32_t id : parts.prefix) {
-      const std::string& token = parts.tokens[static_cast<size_t>(id)];
-      single.push_back({{"SpecialToken", {{"id", token}, {"type_id", 0}}}});
-      special[token] = {{"id", token}, {"ids", {id}}, {"tokens", {token}}};
+    parts.vocabulary = read_vocabulary(r, model);
+    const TokenMap map = map_of(parts.vocabulary);
+    const std::string unknown = r.text(model, "unk_token");
+    if (kind == "BPE" || (kind == "?" && model.contains("merges"))) {  // older files do not name the type
+      BpeRules bpe = read_bpe(r, model, map);
+      byte_level = may_be_byte_level(bpe, parts.vocabulary, document["added_tokens"]);
+      parts.model = std::move(bpe);
+    } else if (kind == "WordPiece") {
+      WordPieceRules rules;
+      if (model.contains("continuing_subword_prefix")) rules.prefix = r.text(model, "continuing_subword_prefix");
+      rules.unknown = map.find(unknown);
+      rules.longest = r.count(model, "max_input_chars_per_word", rules.longest);
+      parts.model = std::move(rules);
+    } else if (kind == "WordLevel") {
+      parts.model = WordLevelRules{map.find(unknown)};
+    } else {
+      r.wrong("a tokenizer of type ", JsonReader::shown(kind),
+              " is not supported; supported: BPE, WordPiece, WordLevel, Unigram");
     }
-    Json pair = single;
-    single.push_back({{"Sequence", {{"id", "A"}, {"type_id", 0}}}});
-    pair.push_back({{"Sequence", {{"id", "A"}, {"type_id", 0}}}});
-    pair.push_back({{"Sequence", {{"id", "B"}, {"type_id", 1}}}});
-    post_processor = {{"type", "TemplateProcessing"}, {"single", single}, {"pair", pair}, {"special_tokens", special}};
   }
-  if (parts.unknown >= 0) unknown = parts.tokens[static_cast<size_t>(parts.unknown)];
-  const Json document = {{"version", "1.0"},
-                         {"truncation", nullptr},
-                         {"padding", nullptr},
-                         {"added_tokens", added},
-                         {"normalizer", normalizer},
-                         {"pre_tokenizer", pre_tokenizer},
-                         {"post_processor", post_processor},
-                         {"decoder", decoder},
-                         {"model",
-                          {{"type", "BPE"},
-                           {"dropout", nullptr},
-                           {"unk_token", unknown},
-                           {"continuing_subword_prefix", nullptr},
-                           {"end_of_word_suffix", nullptr},
-                           {"fuse_unk", parts.fuse_unknown},
-                           {"byte_fallback", !parts.byte_level},
-                           {"ignore_merges", parts.whole_pieces},
-                           {"vocab", "VOCABULARY"},
-                           {"merges", "MERGES"}}}};
-  std::string text = document.dump(2) + "\n";
-  text.replace(text.rfind("\"VOCABULARY\""), 12, vocabulary_text);
-  text.replace(text.rfind("\"MERGES\""), 8, merges_text);
-  return text;
+  if (parts.vocabulary.tokens.empty()) r.wrong("the vocabulary is empty");
+  byte_level = read_pre_tokenizer(r, document["pre_tokenizer"], byte_level, parts);
+  read_decoder(r, document["decoder"], byte_level, parts);
+
+  std::vector<AddedToken> added = read_added(r, document["added_tokens"], parts.vocabulary);
+  int64_t ids = static_cast<int64_t>(parts.vocabulary.tokens.size());
+  for (const AddedToken& t : added) ids = std::max<int64_t>(ids, t.id + 1);
+  parts.added = AddedTokens(std::move(added), [&](const std::string& name) {
+    std::string normalized = name;
+    for (const Normalizer& n : parts.normalizers) n.apply(normalized, false);
+    return normalized;
+  });
+  if (byte_level) {
+    BpeRules& bpe = std::get<BpeRules>(parts.model);
+    const TokenMap map = map_of(parts.vocabulary);
+    bpe.byte_level = true;
+    for (size_t byte = 0; byte < 256; ++byte) bpe.byte_ids[byte] = map.find(byte_character(static_cast<int>(byte)));
+    for (std::string& token : parts.vocabulary.tokens)
+      token = stands_for_bytes(token) ? bytes_of_characters(token) : "";  // of an added token, which has its name there
+    for (auto& [token, id] : parts.vocabulary.more) token = bytes_of_characters(token);
+  }
+  read_post_processor(r, document["post_processor"], ids, parts);
+  return parts;
 }
 
 }  // namespace llm

@@ -8,8 +8,8 @@
 #include <utility>
 
 #include "llm/base/error.h"
-#include "llm/text/bpe_tokenizer.h"
 #include "llm/text/bytes.h"
+#include "llm/text/tokenizer_parts.h"
 #include "llm/text/utf8.h"
 
 namespace llm {
@@ -20,7 +20,7 @@ constexpr size_t kChunkBytes = size_t{1} << 20;
 using Counts = std::unordered_map<std::string_view, int64_t>;  // of pieces, which point into the texts
 
 // Counts the pieces of `text`, as a tokenizer would split it.
-void count_pieces(std::string_view text, SplitPattern::Matcher& matcher, Counts& counts) {
+void count_pieces(std::string_view text, const PreTokenizer& step, SplitPattern::Matcher& matcher, Counts& counts) {
   while (!text.empty()) {
     const size_t name = std::min(text.find(kEndOfText), text.size());
     std::string_view document = text.substr(0, name);
@@ -28,12 +28,7 @@ void count_pieces(std::string_view text, SplitPattern::Matcher& matcher, Counts&
     while (!document.empty()) {
       const size_t good = utf8_prefix(document);
       const std::string_view part = document.substr(0, good);
-      size_t done = 0;
-      for (size_t begin, end; matcher.next(part, done, begin, end); done = end) {
-        if (begin > done) ++counts[part.substr(done, begin - done)];
-        ++counts[part.substr(begin, end - begin)];
-      }
-      if (done < good) ++counts[part.substr(done)];
+      cut_by(step, matcher, part, [&](std::string_view piece) { ++counts[piece]; });
       document.remove_prefix(std::min(document.size(), good + 1));  // a byte that is no UTF-8 has no neighbours
     }
   }
@@ -54,7 +49,7 @@ struct Piece {
 
 // All different pieces of the texts, in the order of their bytes: the same whatever the threads.
 std::vector<std::pair<std::string_view, int64_t>> count_all(const std::vector<std::string_view>& texts,
-                                                            const SplitPattern& pattern, ThreadTeam& threads,
+                                                            const PreTokenizer& step, ThreadTeam& threads,
                                                             const std::function<void(int64_t, int64_t)>& progress) {
   std::vector<std::string_view> chunks;
   int64_t total = 0;
@@ -62,7 +57,7 @@ std::vector<std::pair<std::string_view, int64_t>> count_all(const std::vector<st
     total += static_cast<int64_t>(text.size());
     while (!text.empty()) {
       const size_t cut =
-          text.size() <= kChunkBytes ? text.size() : cut_after(text, kChunkBytes, pattern.cuts_before_words());
+          text.size() <= kChunkBytes ? text.size() : cut_after(text, kChunkBytes, step.cuts_before_words);
       chunks.push_back(text.substr(0, cut));
       text.remove_prefix(cut);
     }
@@ -74,9 +69,9 @@ std::vector<std::pair<std::string_view, int64_t>> count_all(const std::vector<st
   threads.run([&](int rank) {
     const auto mine = static_cast<size_t>(rank);
     try {
-      SplitPattern::Matcher matcher(pattern);
+      SplitPattern::Matcher matcher(*step.pattern);
       for (size_t i; (i = next.fetch_add(1)) < chunks.size();) {
-        count_pieces(chunks[i], matcher, counts[mine]);
+        count_pieces(chunks[i], step, matcher, counts[mine]);
         done += static_cast<int64_t>(chunks[i].size());
         if (rank == 0 && progress) progress(done, total);
       }
@@ -197,10 +192,12 @@ std::unique_ptr<Tokenizer> train_bpe(const std::vector<std::string_view>& texts,
                                      const std::function<void(int64_t, int64_t)>& progress) {
   if (vocabulary < 257 || vocabulary > 1 << 22)
     fail_usage("a vocabulary to train has 257 to 4194304 ids, not ", vocabulary);
-  BpeParts parts;
-  parts.where = "the trained tokenizer";
-  parts.splits.emplace_back(pattern, parts.where);
-  const auto counted = count_all(texts, parts.splits[0], threads, progress);
+  TokenizerParts parts;
+  BpeRules bpe;
+  std::vector<std::string>& tokens = parts.vocabulary.tokens;
+  parts.vocabulary.where = "the trained tokenizer";
+  parts.pre_tokenizers.push_back(isolated_split(pattern, parts.vocabulary.where));
+  const auto counted = count_all(texts, parts.pre_tokenizers[0], threads, progress);
 
   // GPT-2's order: the printable bytes first, as their characters are ordered.
   std::vector<std::pair<std::string, int>> characters;
@@ -208,27 +205,27 @@ std::unique_ptr<Tokenizer> train_bpe(const std::vector<std::string_view>& texts,
   std::sort(characters.begin(), characters.end());
   for (size_t id = 0; id < 256; ++id) {
     const int byte = characters[id].second;
-    parts.byte_ids[static_cast<size_t>(byte)] = static_cast<int32_t>(id);
-    parts.tokens.emplace_back(1, static_cast<char>(byte));
+    bpe.byte_ids[static_cast<size_t>(byte)] = static_cast<int32_t>(id);
+    tokens.emplace_back(1, static_cast<char>(byte));
   }
 
   std::vector<Piece> pieces;
   for (const auto& [text, count] : counted) {
     if (text.size() < 2) continue;
     pieces.push_back({{}, count});
-    for (const char c : text) pieces.back().ids.push_back(parts.byte_ids[static_cast<unsigned char>(c)]);
+    for (const char c : text) pieces.back().ids.push_back(bpe.byte_ids[static_cast<unsigned char>(c)]);
   }
   Pairs pairs(std::move(pieces));
-  for (int32_t left, right; static_cast<int64_t>(parts.tokens.size()) + 1 < vocabulary && pairs.next(left, right);) {
-    const auto id = static_cast<int32_t>(parts.tokens.size());
+  for (int32_t left, right; static_cast<int64_t>(tokens.size()) + 1 < vocabulary && pairs.next(left, right);) {
+    const auto id = static_cast<int32_t>(tokens.size());
     pairs.merge(left, right, id);
-    parts.tokens.push_back(parts.tokens[static_cast<size_t>(left)] + parts.tokens[static_cast<size_t>(right)]);
-    parts.merges.push_back({left, right, id, static_cast<int32_t>(parts.merges.size())});
+    tokens.push_back(tokens[static_cast<size_t>(left)] + tokens[static_cast<size_t>(right)]);
+    bpe.merges.push_back({left, right, id, static_cast<int32_t>(bpe.merges.size())});
   }
-  const auto end_of_text = static_cast<int32_t>(parts.tokens.size());
-  parts.tokens.emplace_back(kEndOfText);
+  const auto end_of_text = static_cast<int32_t>(tokens.size());
   parts.added = AddedTokens({{std::string(kEndOfText), end_of_text}});
-  return make_bpe_tokenizer(std::move(parts));
+  parts.model = std::move(bpe);
+  return make_tokenizer(std::move(parts));
 }
 
 }  // namespace llm

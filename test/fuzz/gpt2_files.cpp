@@ -20,7 +20,7 @@ std::string vocabulary() {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   return fuzz::run([&] {
-    const auto tokenizer = llm::make_bpe_tokenizer(llm::read_gpt2_files(fuzz::file_of(data, size), vocabulary()));
+    const auto tokenizer = llm::make_tokenizer(llm::read_gpt2_files(fuzz::file_of(data, size), vocabulary()));
     std::vector<int32_t> ids;
     tokenizer->encode("abab a<|endoftext|>", true, ids);
   });
