@@ -122,9 +122,9 @@ TEST_CASE("graph: views are parts of tensors, and kernels that know strides read
 
   PersistentLayout layout;
   layout.add(g);
-  Program program(compile(g, {y, z}, {}), layout);
   ThreadTeam team(1);
-  CpuDevice device(team);
+  CpuDevice device(team);  // in which a program that is bound has memory of its own
+  Program program(compile(g, {y, z}, {}), layout);
   const Arena arena(program.arena_bytes(), device);
   program.bind(arena);
   for (int i = 0; i < 20; ++i) program.data(x)[i] = static_cast<float>(i % 7 - 3);

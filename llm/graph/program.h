@@ -53,7 +53,7 @@ class Program {
   const Compiled& compiled() const { return *compiled_; }
   size_t arena_bytes() const { return base_ + compiled_->plan.bytes; }
 
-  // The arena is that of a device for which the graph was compiled.
+  // The arena is that of a device for which the graph was compiled. The device must outlive the program.
   void bind(const Arena& arena);
 
   StepState step;  // read by the kernels of the next run
