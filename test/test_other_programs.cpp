@@ -187,11 +187,11 @@ TEST_CASE("Hugging Face: logits of models that transformers has written, in F16,
   for (const std::string kind : {"llama2", "llama3"}) {
     const std::string folder = "test/data/transformers/" + kind;
     const json expected = read_json(folder + "/expected.json");
+    ThreadTeam threads(2);
+    CpuDevice device(threads);
     LoadedModel model(folder);
     CHECK((model.config().rope_factor == 8) == (kind == "llama3"));
     Generator generator(model.config(), model.layout(), {.threads = 2});
-    ThreadTeam threads(2);
-    CpuDevice device(threads);
     generator.bind(model.load(generator.arena_bytes(), device));
     for (size_t i = 0; i < expected["prompts"].size(); ++i) {
       const std::vector<float> logits = generator.logits(expected["prompts"][i]);
@@ -203,6 +203,8 @@ TEST_CASE("Hugging Face: logits of models that transformers has written, in F16,
 TEST_CASE("multiple choice: each ending's log-likelihood, and what is counted, as PyTorch has it") {
   const std::string folder = "test/data/choices";
   const json expected = read_json(folder + "/expected.json");
+  ThreadTeam threads(2);
+  CpuDevice device(threads);
   LoadedModel model(folder);
   REQUIRE(model.tokenizer() != nullptr);
   const std::vector<Choice> choices = read_choices(folder + "/choices.jsonl");
@@ -212,8 +214,6 @@ TEST_CASE("multiple choice: each ending's log-likelihood, and what is counted, a
     for (size_t k = 0; k < tasks[i].endings.size(); ++k)
       CHECK(tasks[i].endings[k].tokens.size() - tasks[i].endings[k].first == expected["tokens"][i][k].get<size_t>());
   }
-  ThreadTeam threads(2);
-  CpuDevice device(threads);
   for (const int64_t batch : {0, 1, 7}) {
     ChoiceScorer scorer(model.config(), tasks, batch, model.layout(), {.threads = 2});
     scorer.bind(model.load(scorer.arena_bytes(), device));
@@ -262,6 +262,8 @@ TEST_CASE("multiple choice: what is no task is an error that names the line") {
 
 TEST_CASE("evaluator: a text's loss, perplexity and bits per byte are PyTorch's") {
   const json expected = read_json("test/data/choices/expected.json");
+  ThreadTeam threads(2);
+  CpuDevice device(threads);
   LoadedModel model("test/data/choices");
   const std::string text = expected["text"];
   std::vector<int32_t> ids;
@@ -270,8 +272,6 @@ TEST_CASE("evaluator: a text's loss, perplexity and bits per byte are PyTorch's"
   ShardWriter writer(folder / "val.bin", model.config().vocabulary);
   writer.write(ids.data(), static_cast<int64_t>(ids.size()));
   writer.finish();
-  ThreadTeam threads(2);
-  CpuDevice device(threads);
   Evaluator evaluator(model.config(), 2, model.config().context, model.layout(), {.threads = 2});
   evaluator.bind(model.load(evaluator.arena_bytes(), device));
   const Evaluator::Result result = evaluator.run(TokenStream({folder / "val.bin"}));
@@ -313,13 +313,13 @@ TEST_CASE("llama2.c and Hugging Face: a trained model's tokens, likelihoods and 
   const json expected = read_json(folder + "stories260K/expected.json");
   // Both files hold the same weights, once the rotary pairs of one have been sorted.
   const BinCheckpoint file(folder + "stories260K/stories260K.bin");
+  ThreadTeam threads(2);
+  CpuDevice device(threads);
   LoadedModel model(folder + "stories260K_hf");
   CHECK(file.config() == model.config());
   const Weights weights = load(file);
   const std::vector<Parameter> table = parameter_table(model.config());
   Generator generator(model.config(), model.layout(), {.threads = 2});
-  ThreadTeam threads(2);
-  CpuDevice device(threads);
   const Arena& arena = model.load(generator.arena_bytes(), device);
   for (size_t i = 0; i < table.size(); ++i)
     CHECK(std::memcmp(weights[i].data(), arena.data() + model.layout().offset(table[i].name), 4 * weights[i].size()) ==

@@ -32,7 +32,7 @@ class LoadedModel {
   // Where the parameters lie in the arena; behind them is room for programs.
   const PersistentLayout& layout() const { return layout_; }
   // Makes the arena, of `arena_bytes` or at least the parameters' size, and reads the weights to their places in it.
-  // There is no other copy of them but the mapped file while it is read.
+  // There is no other copy of them but the mapped file while it is read. The device must outlive this object.
   const Arena& load(size_t arena_bytes, Device& device);
 
  private:
