@@ -24,10 +24,14 @@ constexpr std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::a
   return counter;
 }
 
-// The stream of a purpose, such as "init/h.0.attn" or "sample": the FNV-1a hash of its name, the same on every machine.
+// The hash FNV-1a (Fowler, Noll, Vo), the same on every machine: kHashStart, and a step for each value.
+inline constexpr uint64_t kHashStart = 0xcbf29ce484222325;
+constexpr uint64_t hash_step(uint64_t hash, uint32_t value) { return (hash ^ value) * 0x100000001b3; }
+
+// The stream of a purpose, such as "init/h.0.attn" or "sample": the hash of its name.
 constexpr uint64_t stream_of(std::string_view name) {
-  uint64_t hash = 0xcbf29ce484222325;
-  for (char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  uint64_t hash = kHashStart;
+  for (char c : name) hash = hash_step(hash, static_cast<unsigned char>(c));
   return hash;
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cctype>
 #include <cstdlib>
+#include <filesystem>
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
@@ -111,7 +112,10 @@ Options ModelOptions::options(const char* named) {
   return all;
 }
 
-bool ModelOptions::names_preset() const { return !preset.empty(); }
+bool ModelOptions::names_directory() const {
+  std::error_code none;
+  return std::filesystem::is_directory(preset, none);
+}
 
 ModelConfig ModelOptions::resolve(int64_t data_vocabulary, const char* otherwise) const {
   if (depth && !preset.empty())

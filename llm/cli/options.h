@@ -61,7 +61,7 @@ struct ModelOptions {
 
   // `named`: what the positional argument may be, for --help ("MODEL" or "MODEL|RUN").
   Options options(const char* named = "MODEL");
-  bool names_preset() const;
+  bool names_directory() const;  // of a trained model, instead of a preset
   // The config, with `vocabulary` unless a preset or flag fixes one, and `otherwise` the preset when none is named.
   ModelConfig resolve(int64_t data_vocabulary, const char* otherwise) const;
 };

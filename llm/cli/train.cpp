@@ -138,12 +138,10 @@ ModelConfig trained_config(Arguments& a, const Given& given, const std::string& 
 }
 
 // The config of the model in a run, of which the command line may say again what is so.
-ModelConfig resumed_config(const Arguments& a, const Given& given, const std::string& checkpoint) {
+ModelConfig resumed_config(Arguments& a, const Given& given, const std::string& checkpoint) {
   const ModelConfig model = read_config(checkpoint + "/config.json");
-  std::error_code none;
-  if (std::filesystem::is_directory(a.model.preset, none)) return model;  // its weights were where the run began
-  ModelOptions options = a.model;
-  const Options rows = options.options();
+  if (a.model.names_directory()) return model;  // its weights were where the run began
+  const Options rows = a.model.options();
   const bool is_described =
       std::any_of(rows.begin(), rows.end(), [&](const Option& o) { return given.contains(o.name); });
   if (is_described && a.model.resolve(model.vocabulary, kDefaultModel) != model)
@@ -211,12 +209,9 @@ void train(Arguments& a, const Given& given) {
   a.device.check();
   TrainOptions& o = a.train;
   // A trained model goes on from its weights.
-  std::error_code none;
-  const std::string origin = !a.resume && std::filesystem::is_directory(a.model.preset, none)
-                                 ? find_checkpoint(a.model.preset, Which::best).path
-                                 : "";
-  if (origin.empty())
-    a.model.resolve(1, kDefaultModel);  // what is wrong with the model's flags is said before any work
+  const bool from_directory = a.model.names_directory();
+  const std::string origin = from_directory && !a.resume ? find_checkpoint(a.model.preset, Which::best).path : "";
+  if (!from_directory) a.model.resolve(1, kDefaultModel);  // what is wrong with its flags is said before any work
 
   if (a.explain) {
     if (a.resume) fail_usage("--explain is for new runs; RUN/config.json holds the values of one that is resumed");
@@ -255,6 +250,7 @@ void train(Arguments& a, const Given& given) {
   make_directories(o.out);
 
   Dataset dataset = [&] {
+    std::error_code none;
     // Text becomes the tokens that the model knows.
     const std::string known = a.resume ? checkpoint.path : origin;
     const bool by_model = is_text_file(o.data) && !known.empty() &&
@@ -270,7 +266,7 @@ void train(Arguments& a, const Given& given) {
   if (a.resume && o.data_tokens != train_tokens)
     fail("the data of ", o.out, " had ", o.data_tokens, " training tokens but ", o.data, " has ", train_tokens,
          ": it is not the same data");
-  const auto checksum = static_cast<int64_t>(dataset.train.checksum());
+  const uint64_t checksum = dataset.train.checksum();
   if (a.resume && o.data_checksum && o.data_checksum != checksum)
     fail("the data of ", o.out, " had as many training tokens as ", o.data, ", but others: it is not the same data");
   o.data_tokens = train_tokens, o.data_checksum = checksum;

@@ -12,10 +12,8 @@ namespace {
 
 // The last character before `end`, and the first one at `begin`; empty at the ends of the text.
 std::string_view character_before(std::string_view text, size_t end) {
-  size_t at = end;
-  while (at > 0 && end - at < 4 && (static_cast<unsigned char>(text[--at]) & 0xC0) == 0x80) {
-  }
-  return text.substr(at, end - at);
+  const std::string_view before = text.substr(end - std::min<size_t>(end, 4), std::min<size_t>(end, 4));
+  return before.empty() ? before : before.substr(last_character(before));
 }
 std::string_view character_at(std::string_view text, size_t begin) {
   return text.substr(begin, std::max<size_t>(1, utf8_length(text.substr(begin))));

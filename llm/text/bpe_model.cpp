@@ -59,10 +59,7 @@ class BpeModel : public PieceModel {
         if (waits) symbols.push_back(rules_.unknown);
         waits = false;
         symbols.push_back(id);
-      } else if (std::all_of(character.begin(), character.end(),
-                             [&](char c) { return rules_.byte_ids[static_cast<unsigned char>(c)] >= 0; })) {
-        for (const char c : character) symbols.push_back(rules_.byte_ids[static_cast<unsigned char>(c)]);
-      } else if (has_unknown()) {
+      } else if (!push_byte_tokens(rules_.byte_ids, character, symbols) && has_unknown()) {
         if (waits && !rules_.fuse_unknown) symbols.push_back(rules_.unknown);
         waits = true;
       }

@@ -15,18 +15,12 @@ namespace {
 // Hands each character of `text` to map(code, out), which appends what becomes of it; bytes that are none are copied.
 template <class Map>
 std::string mapped(std::string_view text, Map&& map) {
-  std::string out;
-  out.reserve(text.size());
-  while (!text.empty()) {
-    const size_t length = utf8_length(text);
-    if (length == 0) {
-      out += text[0];
-    } else {
-      map(utf8_code(text, length), out);
+  return with_changes(text, [&](std::string_view stretch, std::string& out) {
+    for (size_t length; !stretch.empty(); stretch.remove_prefix(length)) {
+      length = utf8_length(stretch);
+      map(utf8_code(stretch, length), out);
     }
-    text.remove_prefix(std::max<size_t>(1, length));
-  }
-  return out;
+  });
 }
 
 template <class Map>
@@ -141,8 +135,7 @@ Normalizer strip_normalizer(bool left, bool right) {
             for (size_t n; left && begin < end && (n = space(begin)); begin += n) {
             }
             while (right && end > begin) {
-              size_t last = end - 1;
-              while (last > begin && (static_cast<unsigned char>(text[last]) & 0xC0) == 0x80) --last;
+              const size_t last = begin + last_character(std::string_view(text).substr(begin, end - begin));
               if (!space(last)) break;
               end = last;
             }
@@ -162,25 +155,18 @@ Normalizer replace_normalizer(SplitPattern pattern, const std::string& content) 
   const bool one_blank = pattern.text() == " ";
   const auto shared = std::make_shared<const SplitPattern>(std::move(pattern));
   return {[shared, content, one_blank](std::string& text, bool) {
-            std::string out;
-            out.reserve(text.size() + text.size() / 2);
             if (one_blank) {
-              for (const char c : text) c == ' ' ? out += content : out += c;
-              text = std::move(out);
+              text = with_replaced(text, " ", content);
               return;
             }
             SplitPattern::Matcher matcher(*shared);
-            for (std::string_view left = text; !left.empty();) {
-              const std::string_view good = left.substr(0, utf8_prefix(left));
+            text = with_changes(text, [&](std::string_view stretch, std::string& out) {
               size_t done = 0;
-              matcher.start(good);
+              matcher.start(stretch);
               for (size_t begin, end; matcher.next(begin, end); done = end)
-                out.append(good, done, begin - done).append(content);
-              out.append(good, done);
-              left.remove_prefix(good.size());
-              if (!left.empty()) out += left[0], left.remove_prefix(1);
-            }
-            text = std::move(out);
+                out.append(stretch, done, begin - done).append(content);
+              out.append(stretch, done);
+            });
           },
           one_blank && !content.empty()};
 }

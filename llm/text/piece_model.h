@@ -30,6 +30,19 @@ inline std::vector<std::string_view> views(const std::vector<std::string>& strin
   return {strings.begin(), strings.end()};
 }
 
+// Appends the tokens <0x00> .. <0xFF> of the bytes of `text` by their ids (-1: none); false, and nothing, where one is
+// missing.
+inline bool push_byte_tokens(const std::array<int32_t, 256>& byte_ids, std::string_view text,
+                             std::vector<int32_t>& ids) {
+  const size_t before = ids.size();
+  for (const char c : text) {
+    const int32_t id = byte_ids[static_cast<unsigned char>(c)];
+    if (id < 0) return ids.resize(before), false;
+    ids.push_back(id);
+  }
+  return true;
+}
+
 struct BpeRules {
   std::vector<Merge> merges;
   bool whole_pieces = false;  // a piece that is a token is that token, whatever the merges say

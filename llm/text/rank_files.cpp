@@ -231,7 +231,7 @@ TokenizerParts read_llama2c_tokenizer(const std::string& path) {
   for (size_t id = 0; id < V; ++id) {
     // The names of Llama's tokenizer.json; llama2.c writes line breaks around them, and SentencePiece's blank as a blank.
     if (id < 3) tokens[id] = id == 0 ? "<unk>" : id == 1 ? "<s>" : "</s>";
-    for (size_t at = 0; (at = tokens[id].find(' ', at)) != std::string::npos; at += 3) tokens[id].replace(at, 1, blank);
+    tokens[id] = with_replaced(tokens[id], " ", blank);
     if (id >= 3 && id < 259) bpe.byte_ids[id - 3] = static_cast<int32_t>(id);
   }
   // The higher the score the sooner.

@@ -73,10 +73,7 @@ Normalizer precompiled_normalizer(const JsonReader& r, const std::string& base64
   std::memcpy(rules->units.data(), bytes.data() + 4, size);
   rules->replacements = bytes.substr(4 + size);
   const auto apply = [rules](std::string& text, bool) {
-    std::string out;
-    out.reserve(text.size());
-    for (std::string_view left = text; !left.empty();) {
-      const std::string_view good = left.substr(0, utf8_prefix(left));
+    text = with_changes(text, [&](std::string_view good, std::string& out) {
       for (size_t at = 0; at < good.size();) {
         const std::string_view grapheme = good.substr(at, grapheme_length(good.substr(at)));
         at += grapheme.size();
@@ -90,10 +87,7 @@ Normalizer precompiled_normalizer(const JsonReader& r, const std::string& base64
           one ? out += one : out += grapheme.substr(i, length);
         }
       }
-      left.remove_prefix(good.size());
-      if (!left.empty()) out += left[0], left.remove_prefix(1);
-    }
-    text = std::move(out);
+    });
   };
   return {apply};
 }

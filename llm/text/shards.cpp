@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "llm/base/error.h"
+#include "llm/base/random.h"
 
 namespace llm {
 namespace {
@@ -102,17 +103,16 @@ void TokenStream::read(int64_t begin, int64_t count, int32_t* tokens) const {
 uint64_t TokenStream::checksum() const {
   constexpr int64_t kBlock = 4096, kMostBlocks = 4096;
   const int64_t all = (size_ + kBlock - 1) / kBlock, blocks = std::min(all, kMostBlocks);
-  uint64_t hash = 0xcbf29ce484222325;
+  uint64_t hash = kHashStart;
   std::vector<int32_t> tokens(static_cast<size_t>(kBlock));
   for (int64_t b = 0; b < blocks; ++b) {
     // The first block and the last are among them.
     const int64_t begin = blocks > 1 ? (all - 1) * b / (blocks - 1) * kBlock : 0;
     const int64_t count = std::min(kBlock, size_ - begin);
     read(begin, count, tokens.data());
-    for (int64_t i = 0; i < count; ++i)
-      hash = (hash ^ static_cast<uint32_t>(tokens[static_cast<size_t>(i)])) * 0x100000001b3;
+    for (int64_t i = 0; i < count; ++i) hash = hash_step(hash, static_cast<uint32_t>(tokens[static_cast<size_t>(i)]));
   }
-  return hash >> 1;  // so that a file's reader may keep it as a signed number
+  return hash;
 }
 
 int32_t TokenStream::largest_token() const {

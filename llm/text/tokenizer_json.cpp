@@ -11,8 +11,6 @@
 namespace llm {
 namespace {
 
-TokenMap map_of(const Vocabulary& vocabulary) { return TokenMap(views(vocabulary.tokens), vocabulary.more); }
-
 // A vocabulary {token: id}. Of two tokens with one id the first one stands for it when it is decoded.
 Vocabulary read_vocabulary(const JsonReader& r, const Json& model) {
   const Json& vocab = model["vocab"];
@@ -100,29 +98,34 @@ bool may_be_byte_level(const BpeRules& bpe, const Vocabulary& vocabulary, const 
 }
 
 // A vocabulary [[token, score], ...].
-UnigramRules read_unigram(const JsonReader& r, const Json& model, Vocabulary& vocabulary) {
-  UnigramRules unigram;
+Vocabulary read_scored_vocabulary(const JsonReader& r, const Json& model, std::vector<double>& scores) {
+  Vocabulary vocabulary;
   vocabulary.where = r.path;
   for (const Json& item : r.list(model, "vocab")) {
     if (!item.is_array() || item.size() != 2 || !item[0].is_string() || !item[1].is_number())
-      r.wrong("token number ", unigram.scores.size(), " of the vocabulary is not a token and its score");
+      r.wrong("token number ", scores.size(), " of the vocabulary is not a token and its score");
     vocabulary.tokens.push_back(item[0].get<std::string>());
-    unigram.scores.push_back(item[1].get<double>());
+    scores.push_back(item[1].get<double>());
   }
+  return vocabulary;
+}
+
+UnigramRules read_unigram(const JsonReader& r, const Json& model, const TokenMap& map, std::vector<double> scores) {
+  UnigramRules unigram{.scores = std::move(scores)};
   if (const Json& unknown = model["unk_id"]; !unknown.is_null()) {
     unigram.unknown = r.id(unknown, "unk_id");
     if (static_cast<size_t>(unigram.unknown) >= unigram.scores.size()) r.wrong("the unk_id is no token");
   }
-  unigram.byte_ids = byte_tokens(map_of(vocabulary), r.flag(model, "byte_fallback", false));
+  unigram.byte_ids = byte_tokens(map, r.flag(model, "byte_fallback", false));
   return unigram;
 }
 
 // A token that is in the model's vocabulary has its id there, another the next free one: what the file says of ids does not
 // count for the library either.
-std::vector<AddedToken> read_added(const JsonReader& r, const Json& list, const Vocabulary& vocabulary) {
+std::vector<AddedToken> read_added(const JsonReader& r, const Json& list, const Vocabulary& vocabulary,
+                                   const TokenMap& map) {
   std::vector<AddedToken> added;
   if (!list.is_null() && !list.is_array()) r.wrong("\"added_tokens\" is not a list");
-  const TokenMap map = map_of(vocabulary);
   auto next = static_cast<int32_t>(vocabulary.more.size());
   for (const std::string& token : vocabulary.tokens) next += !token.empty();
   for (const Json& item : list) {
@@ -155,34 +158,32 @@ TokenizerParts parse_tokenizer_json(const Json& document, const std::string& pat
 
   bool byte_level = false;
   const std::string kind = r.type(model);
+  std::vector<double> scores;
+  parts.vocabulary = kind == "Unigram" ? read_scored_vocabulary(r, model, scores) : read_vocabulary(r, model);
+  const TokenMap map(views(parts.vocabulary.tokens), parts.vocabulary.more);
   if (kind == "Unigram") {
-    parts.model = read_unigram(r, model, parts.vocabulary);
+    parts.model = read_unigram(r, model, map, std::move(scores));
+  } else if (kind == "BPE" || (kind == "?" && model.contains("merges"))) {  // older files do not name the type
+    BpeRules bpe = read_bpe(r, model, map);
+    byte_level = may_be_byte_level(bpe, parts.vocabulary, document["added_tokens"]);
+    parts.model = std::move(bpe);
+  } else if (kind == "WordPiece") {
+    WordPieceRules rules;
+    if (model.contains("continuing_subword_prefix")) rules.prefix = r.text(model, "continuing_subword_prefix");
+    rules.unknown = map.find(r.text(model, "unk_token"));
+    rules.longest = r.count(model, "max_input_chars_per_word", rules.longest);
+    parts.model = std::move(rules);
+  } else if (kind == "WordLevel") {
+    parts.model = WordLevelRules{map.find(r.text(model, "unk_token"))};
   } else {
-    parts.vocabulary = read_vocabulary(r, model);
-    const TokenMap map = map_of(parts.vocabulary);
-    const std::string unknown = r.text(model, "unk_token");
-    if (kind == "BPE" || (kind == "?" && model.contains("merges"))) {  // older files do not name the type
-      BpeRules bpe = read_bpe(r, model, map);
-      byte_level = may_be_byte_level(bpe, parts.vocabulary, document["added_tokens"]);
-      parts.model = std::move(bpe);
-    } else if (kind == "WordPiece") {
-      WordPieceRules rules;
-      if (model.contains("continuing_subword_prefix")) rules.prefix = r.text(model, "continuing_subword_prefix");
-      rules.unknown = map.find(unknown);
-      rules.longest = r.count(model, "max_input_chars_per_word", rules.longest);
-      parts.model = std::move(rules);
-    } else if (kind == "WordLevel") {
-      parts.model = WordLevelRules{map.find(unknown)};
-    } else {
-      r.wrong("a tokenizer of type ", JsonReader::shown(kind),
-              " is not supported; supported: BPE, WordPiece, WordLevel, Unigram");
-    }
+    r.wrong("a tokenizer of type ", JsonReader::shown(kind),
+            " is not supported; supported: BPE, WordPiece, WordLevel, Unigram");
   }
   if (parts.vocabulary.tokens.empty()) r.wrong("the vocabulary is empty");
   byte_level = read_pre_tokenizer(r, document["pre_tokenizer"], byte_level, parts);
   read_decoder(r, document["decoder"], byte_level, parts);
 
-  std::vector<AddedToken> added = read_added(r, document["added_tokens"], parts.vocabulary);
+  std::vector<AddedToken> added = read_added(r, document["added_tokens"], parts.vocabulary, map);
   int64_t ids = static_cast<int64_t>(parts.vocabulary.tokens.size());
   for (const AddedToken& t : added) ids = std::max<int64_t>(ids, t.id + 1);
   parts.added = AddedTokens(std::move(added), [&](const std::string& name) {
@@ -192,9 +193,9 @@ TokenizerParts parse_tokenizer_json(const Json& document, const std::string& pat
   });
   if (byte_level) {
     BpeRules& bpe = std::get<BpeRules>(parts.model);
-    const TokenMap map = map_of(parts.vocabulary);
     bpe.byte_level = true;
     for (size_t byte = 0; byte < 256; ++byte) bpe.byte_ids[byte] = map.find(byte_character(static_cast<int>(byte)));
+    // (From here on `map` is of no use: it points into the names.)
     for (std::string& token : parts.vocabulary.tokens)
       token = stands_for_bytes(token) ? bytes_of_characters(token) : "";  // of an added token, which has its name there
     for (auto& [token, id] : parts.vocabulary.more) token = bytes_of_characters(token);

@@ -3,6 +3,7 @@
 #include "llm/base/json.h"
 #include "llm/text/byte_level.h"
 #include "llm/text/tokenizer_json_reader.h"
+#include "llm/text/utf8.h"
 
 namespace llm {
 namespace {
@@ -88,7 +89,7 @@ void decode_word_piece(std::string& token, const std::string& prefix, bool clean
                                         {" ' ", "'"},  {" n't", "n't"}, {" 'm", "'m"},  {" do not", " don't"},
                                         {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}};
   for (const auto& [from, to] : cleaned)
-    if (cleanup) replacing_decoder(from, to)(token);
+    if (cleanup) token = with_replaced(token, from, to);
 }
 
 }  // namespace

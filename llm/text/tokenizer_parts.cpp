@@ -221,8 +221,7 @@ PreTokenizer isolated_split(const std::string& pattern, const std::string& where
 
 std::function<void(std::string&)> replacing_decoder(const std::string& from, const std::string& to) {
   return [from, to](std::string& token) {
-    for (size_t at = 0; !from.empty() && (at = token.find(from, at)) != std::string::npos; at += to.size())
-      token.replace(at, from.size(), to);
+    if (!from.empty()) token = with_replaced(token, from, to);
   };
 }
 

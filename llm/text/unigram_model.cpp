@@ -93,11 +93,7 @@ class UnigramModel : public PieceModel {
     const auto found = std::lower_bound(sorted_.begin(), sorted_.end(), text,
                                         [](const Entry& e, std::string_view value) { return e.token < value; });
     if (found != sorted_.end() && found->token == text) return ids.push_back(found->id);
-    if (std::all_of(text.begin(), text.end(),
-                    [&](char c) { return rules_.byte_ids[static_cast<unsigned char>(c)] >= 0; })) {
-      for (const char c : text) ids.push_back(rules_.byte_ids[static_cast<unsigned char>(c)]);
-      return;
-    }
+    if (push_byte_tokens(rules_.byte_ids, text, ids)) return;
     if (rules_.unknown < 0)
       fail(vocabulary_.where, ": the vocabulary has no token for a character of the text (its first byte is ",
            static_cast<int>(static_cast<unsigned char>(text[0])), "), and no \"unk_id\"");

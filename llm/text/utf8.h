@@ -23,6 +23,16 @@ inline size_t utf8_length(std::string_view text) {
   return length;
 }
 
+// Whether the byte is one of a character's that is not its first.
+inline bool is_continuation(char byte) { return (static_cast<unsigned char>(byte) & 0xC0) == 0x80; }
+
+// Where the last character of `text` begins, which is not empty.
+inline size_t last_character(std::string_view text) {
+  size_t at = text.size() - 1;
+  while (at > 0 && is_continuation(text[at])) --at;
+  return at;
+}
+
 // The code point of the well-formed character of `length` bytes at the beginning of `text`.
 inline uint32_t utf8_code(std::string_view text, size_t length) {
   const auto byte = [&](size_t i) { return static_cast<uint32_t>(static_cast<unsigned char>(text[i])); };
@@ -70,6 +80,30 @@ inline size_t utf8_prefix(std::string_view text) {
     i += length;
   }
   return i;
+}
+
+// `text` with each stretch of well-formed characters, from none to all of them, replaced by what change(stretch, out) appends;
+// bytes that are no character are copied.
+template <class Change>
+std::string with_changes(std::string_view text, Change&& change) {
+  std::string out;
+  out.reserve(text.size());
+  while (!text.empty()) {
+    const std::string_view stretch = text.substr(0, utf8_prefix(text));
+    change(stretch, out);
+    text.remove_prefix(stretch.size());
+    if (!text.empty()) out += text[0], text.remove_prefix(1);
+  }
+  return out;
+}
+
+// `text` with `to` for each `from`, which is not empty.
+inline std::string with_replaced(std::string_view text, std::string_view from, std::string_view to) {
+  std::string out;
+  size_t done = 0;
+  for (size_t at; (at = text.find(from, done)) != text.npos; done = at + from.size())
+    out.append(text, done, at - done).append(to);
+  return out.append(text, done);
 }
 
 }  // namespace llm

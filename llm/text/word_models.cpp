@@ -7,13 +7,6 @@
 namespace llm {
 namespace {
 
-// The beginning of the last character of text[from, end), end > from.
-size_t last_character(std::string_view text, size_t from, size_t end) {
-  size_t at = end - 1;
-  while (at > from && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80) --at;
-  return at;
-}
-
 void push_unknown(int32_t unknown, const Vocabulary& vocabulary, std::vector<int32_t>& ids) {
   if (unknown < 0) fail(vocabulary.where, ": the vocabulary has no token for a word of the text, and no \"unk_token\"");
   ids.push_back(unknown);
@@ -26,8 +19,7 @@ class WordPieceModel : public PieceModel {
 
   void encode(std::string_view piece, std::vector<int32_t>&, std::vector<int32_t>& ids) const override {
     const size_t before = ids.size();
-    const auto characters = std::count_if(piece.begin(), piece.end(),
-                                          [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
+    const auto characters = std::count_if(piece.begin(), piece.end(), [](char byte) { return !is_continuation(byte); });
     std::string name;
     for (size_t begin = 0; begin < piece.size();) {
       // A longer name than the longest token's is none.
@@ -40,7 +32,7 @@ class WordPieceModel : public PieceModel {
           name += piece.substr(begin, end - begin);
           if ((id = map_.find(name)) >= 0) break;
         }
-        end = last_character(piece, begin, end);
+        end = begin + last_character(piece.substr(begin, end - begin));
       }
       if (id < 0) {
         ids.resize(before);

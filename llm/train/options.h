@@ -43,7 +43,7 @@ struct TrainOptions {
   double z_loss = 0;  // its weight in the training loss, which is logged with it; evaluations are without
   Precision dtype = Precision::fp32;
   int64_t data_tokens = 0;           // of the training split when the run began: the sample order depends on it
-  int64_t data_checksum = 0;         // of the same tokens; 0 in a run from before there was one
+  uint64_t data_checksum = 0;        // of the same tokens; 0 in a run from before there was one
   std::string settings_json = "{}";  // all of these, for the checkpoints: nothing here reads it
 };
 

@@ -16,9 +16,6 @@
 
 #include "llm/base/bf16.h"
 
-// Marks a function in a kernel's file that is not the kernel's own: its accesses are not watched.
-#define LLM_BED_UNSEEN __attribute__((no_sanitize("thread"), noinline))
-
 namespace llm::simt::bed {
 
 // The place of a barrier, wait, bounds test or warp operation in a kernel, which messages name and mutations switch

@@ -260,7 +260,8 @@ inline void __threadfence_block() {}
 // Threads switch only at barriers, so plain operations are atomic. Only integers: a sum of floats would depend on the
 // order.
 template <class T, class Change>
-LLM_BED_UNSEEN T llm_bed_atomic(T* p, Change change) {
+__attribute__((no_sanitize("thread"), noinline))  // so that see_access() alone reports it
+T llm_bed_atomic(T* p, Change change) {
   static_assert(std::is_integral_v<T>, "atomics on floats depend on the order of threads");
   llm::simt::bed::see_access(p, sizeof(T), llm::simt::bed::Access::atomic);
   const T old = *p;
