@@ -40,7 +40,7 @@ portable-test: portable ## test what `make portable` builds: the choice of a cop
 	  TRAIN_GPT_CPU=$$level ./train_gpt --version >/dev/null || continue; \
 	  $(MAKE) $(JOBS) CUDA=0 $(call level,$$level) build/portable/$$level/run_tests; \
 	  echo "tests of $$level"; \
-	  TRAIN_GPT_BINARY=./train_gpt TRAIN_GPT_CPU=$$level build/portable/$$level/run_tests $(TEST_FLAGS); done
+	  TRAIN_GPT_BINARY=./train_gpt TRAIN_GPT_CPU=$$level build/portable/$$level/run_tests --jobs=$(shell nproc) $(TEST_FLAGS); done
 
 # `make lint` compiles choose_copy.cpp, too.
 without-warnings: $(if $(filter x86_64,$(shell uname -m)),$(CHOICE))

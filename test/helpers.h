@@ -2,7 +2,9 @@
 #pragma once
 #include <doctest/doctest.h>
 
+#include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <functional>
 #include <string>
@@ -58,6 +60,14 @@ inline constexpr bool kSanitized = true;
 #else
 inline constexpr bool kSanitized = false;
 #endif
+
+// The bytes of a safetensors file.
+inline std::string safetensors(const std::string& header, const std::string& data) {
+  const uint64_t length = header.size();
+  std::string file(sizeof length, '\0');
+  std::memcpy(file.data(), &length, sizeof length);
+  return file + header + data;
+}
 
 inline bool has(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
 

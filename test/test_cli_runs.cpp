@@ -234,6 +234,17 @@ TEST_CASE("cli: a run's own command goes on with it, and so does its data from a
   CHECK(other.status == 1);
   CHECK(has(other.err, "not the same data"));
   CHECK(read_log(path).rbegin()->first == 22);
+
+  // A run that begins from a model's weights.
+  const std::string tuned = folder / "tuned";
+  const auto tune = [&](int steps, const Arguments& more) {
+    Arguments arguments = {"train", path, "--data", moved, "--out", tuned, "--steps", std::to_string(steps)};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return Process(folder, arguments).wait().status;
+  };
+  CHECK(tune(2, {}) == 0);
+  CHECK(tune(3, {"--resume"}) == 0);
+  CHECK(read_log(tuned).rbegin()->first == 3);
 }
 
 TEST_CASE("cli: eval has the document mask of the run") {

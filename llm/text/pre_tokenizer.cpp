@@ -24,7 +24,7 @@ const char kPunctuationPattern[] =
 const char kDigitPattern[] = R"([\p{N}\x{11de0}-\x{11de9}\x{16ff4}-\x{16ff6}])";
 
 std::string PreTokenizer::changed(std::string_view text, bool first) const {
-  std::string out = with_replaced(text, " ", blank);
+  std::string out = blank == " " ? std::string(text) : with_replaced(text, " ", blank);
   if (!prefix.empty() && (first || !prefix_first_only) && !out.starts_with(prefix)) out.insert(0, prefix);
   return byte_characters ? characters_of_bytes(out) : out;
 }
