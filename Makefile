@@ -102,7 +102,7 @@ endif
 
 BUILD = build/$(VARIANT)
 KERNELS := $(wildcard llm/*/*.cu)
-LLM_OBJECTS := $(patsubst %,$(BUILD)/%.o,$(filter-out $(if $(FOR_ONEDNN),,%_onednn.cpp),$(wildcard llm/*/*.cpp)))
+LLM_OBJECTS := $(patsubst %,$(BUILD)/%.o,$(filter-out $(if $(FOR_ONEDNN),,%_onednn.cpp) %_mpi.cpp,$(wildcard llm/*/*.cpp)))
 MAIN_OBJECTS := $(BUILD)/train_gpt.cu.o
 # ThreadSanitizer is for the CPU's threads. The tests on the test bed, which has no threads and watches the kernels'
 # accesses itself, are left out of its build.

@@ -418,7 +418,9 @@ std::vector<Subject> cuda_subjects() {
   }
   const Attributes adamw = {{"beta1", 0.9},        {"beta2", 0.95},    {"epsilon", 1e-8},
                             {"weight_decay", 0.1}, {"grad_clip", 1.0}, {"learning_rate_scale", 0.5}};
-  add("gradient_norm", {}, gradients, "300 tensors");
+  std::vector<int64_t> slots(gradients.size());
+  for (size_t i = 0; i < slots.size(); ++i) slots[i] = static_cast<int64_t>(i);
+  add("square_sums", {{"rank", 0}, {"ranks", 1}, {"slots", 300}, {"first_slots", slots}}, gradients, "300 tensors");
   add("adamw", adamw, all, "300 tensors");
   add("adamw", adamw, masters, "300 tensors with masters");
   return subjects;

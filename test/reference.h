@@ -34,6 +34,7 @@ using References = std::map<std::string, Reference, std::less<>>;
 void add_row_references(References& table);      // ops on single rows or elements
 void add_product_references(References& table);  // matrix products, attention, losses, AdamW
 void add_muon_references(References& table);
+void add_rank_references(References& table);      // sums over several ranks
 void add_backward_references(References& table);  // the ops of gpt2's and the modern model's backward pass
 const References& references();                   // all of them, by the op's name
 

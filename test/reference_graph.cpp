@@ -33,6 +33,7 @@ const References& references() {
     add_row_references(t);
     add_product_references(t);
     add_muon_references(t);
+    add_rank_references(t);
     add_backward_references(t);
     return t;
   }();

@@ -153,13 +153,6 @@ Arrays head_loss(const Attributes& a, const Arrays& in, const StepState& step) {
   return {loss[0], dx, d_weight};
 }
 
-Arrays gradient_norm(const Attributes&, const Arrays& in, const StepState&) {
-  double squares = 0;
-  for (const Array& x : in)
-    for (double v : x.values) squares += v * v;
-  return {{Shape{1}, {std::sqrt(squares)}}};
-}
-
 Arrays step_guard(const Attributes& a, const Arrays& in, const StepState&) {
   Array statistics = in[2];
   bool sticks_out = false;
@@ -243,7 +236,6 @@ void add_product_references(References& table) {
   table["attention_cached"] = attention_cached;
   table["cross_entropy"] = cross_entropy;
   table["head_loss"] = head_loss;
-  table["gradient_norm"] = gradient_norm;
   table["step_guard"] = step_guard;
   table["adamw"] = adamw;
   table["mean_loss"] = mean_loss;

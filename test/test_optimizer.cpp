@@ -141,7 +141,9 @@ TEST_CASE("optimizer: Muon's steps are orthogonal, part by part") {
   }
   OptimizerOptions options;
   options.kind = OptimizerKind::muon;
-  add_optimizer(g, table, gradients, kNone, options);
+  const Partition alone = partition_of(table, options.kind, 1);
+  const Reduced reduced = add_reduction(g, table, gradients, kNone, {}, alone);
+  add_optimizer(g, table, reduced.stepped, reduced.norm, kNone, options);
   add_workspaces(g, {.threads = 2});
   reference::Sandbox sandbox(g);
   for (size_t i = 0; i < table.size(); ++i) {

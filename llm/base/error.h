@@ -14,6 +14,11 @@ struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Another rank of the run has failed, and with it what this rank was doing.
+struct LostRank : Error {
+  using Error::Error;
+};
+
 // A wrong command line, or a value that cannot be meant: exit status 2. `value` is the name of the value that is wrong,
 // with which the message then begins; a command line puts its flag there.
 struct UsageError : Error {

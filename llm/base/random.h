@@ -46,11 +46,12 @@ constexpr uint32_t rounding_bits_of(const std::array<uint32_t, 4>& bits, int ele
   return bits[static_cast<size_t>(element) / 2] >> (element % 2 ? 16 : 0) & 0xffff;
 }
 
-// Rounds elements [begin, end) of a tensor to bf16 by rounding_bits(); `begin` is a multiple of 8.
+// Rounds elements [begin, end) to bf16 by rounding_bits(); element 0 is number `first` of its tensor. `begin` and
+// `first` are multiples of 8.
 inline void round_stochastically(const float* from, bf16* to, int64_t begin, int64_t end, uint64_t seed, int64_t step,
-                                 uint64_t stream) {
+                                 uint64_t stream, int64_t first = 0) {
   for (int64_t i = begin; i < end; i += 8) {
-    const auto bits = rounding_bits(seed, step, stream, i / 8);
+    const auto bits = rounding_bits(seed, step, stream, (first + i) / 8);
     for (int64_t e = i; e < std::min(i + 8, end); ++e)
       to[e] = stochastic_bf16(from[e], rounding_bits_of(bits, static_cast<int>(e - i)));
   }

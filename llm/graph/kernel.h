@@ -6,6 +6,7 @@
 
 namespace llm {
 
+class Communicator;
 class CudaDevice;
 
 // Values that change from run to run of the same program. A GPU keeps a copy of them in its memory, so that a captured
@@ -36,6 +37,7 @@ struct KernelCall {
   // through accumulates(). Ops with `moves_step` change `device_step`.
   CudaDevice* cuda = nullptr;
   StepState* device_step = nullptr;
+  Communicator* ranks = nullptr;  // null where the run has one rank
 
   bool has_input(size_t i) const { return node.input(i) != kNone; }
   bool has_output(size_t i) const { return node.output(i) != kNone; }

@@ -18,6 +18,7 @@ struct Cost {
   double flops = 0;          // additions and multiplications; an fma counts 2
   double bytes_read = 0;     // each input element that is needed, once
   double bytes_written = 0;  // each output element, once
+  double bytes_sent = 0;     // by this rank to others
 };
 
 // C (m, n) = A (m, k) B (k, n), as the CPU's kernel of an op calls gemm().

@@ -49,7 +49,7 @@ Program::Program(std::shared_ptr<const Compiled> compiled, const PersistentLayou
   }
 }
 
-void Program::bind(const Arena& arena) {
+void Program::bind(const Arena& arena, Communicator* ranks) {
   if (arena.bytes() < arena_bytes())
     fail("the arena has ", arena.bytes(), " bytes but the program needs ", arena_bytes());
   CudaDevice* const cuda = arena.device().cuda();
@@ -70,7 +70,8 @@ void Program::bind(const Arena& arena) {
                       .step = step,
                       .addresses = addresses_.data(),
                       .cuda = cuda,
-                      .device_step = reinterpret_cast<StepState*>(device_step_->data())});
+                      .device_step = reinterpret_cast<StepState*>(device_step_->data()),
+                      .ranks = ranks});
 }
 
 Replay& Program::replay(Phases phases) { return *replays_[phases.bits() * 2 + (step.micro_step > 0 ? 1 : 0)]; }

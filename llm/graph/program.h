@@ -53,8 +53,9 @@ class Program {
   const Compiled& compiled() const { return *compiled_; }
   size_t arena_bytes() const { return base_ + compiled_->plan.bytes; }
 
-  // The arena is that of a device for which the graph was compiled. The device must outlive the program.
-  void bind(const Arena& arena);
+  // The arena is that of a device for which the graph was compiled. The device must outlive the program, and so must
+  // `ranks`, the other ranks of a graph that talks to them.
+  void bind(const Arena& arena, Communicator* ranks = nullptr);
 
   StepState step;  // read by the kernels of the next run
 

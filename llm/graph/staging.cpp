@@ -1,6 +1,7 @@
 #include "llm/graph/staging.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace llm {
 
@@ -8,8 +9,13 @@ Staging::~Staging() = default;
 
 float* Staging::in_place(const std::string& name) const {
   std::byte* const memory = arena_.on_host();
-  if (!memory || layout_.dtype(name) != DType::fp32) return nullptr;
+  if (!memory || (piece_of_ && piece_of_(name).count >= 0) || layout_.dtype(name) != DType::fp32) return nullptr;
   return reinterpret_cast<float*>(memory + layout_.offset(name));
+}
+
+Piece Staging::piece_of(const std::string& name, size_t elements) const {
+  const Piece piece = piece_of_ ? piece_of_(name) : Piece{};
+  return piece.count < 0 ? Piece{0, static_cast<int64_t>(elements)} : piece;
 }
 
 float* Staging::room(const std::string& name, int64_t elements) {
@@ -22,26 +28,32 @@ float* Staging::room(const std::string& name, int64_t elements) {
 
 void Staging::flush() {
   if (pending_.empty()) return;
-  if (layout_.dtype(pending_) == DType::bf16) {
-    rounded_.resize(floats_.size());
-    std::transform(floats_.begin(), floats_.end(), rounded_.begin(), nearest_bf16);
-    arena_.write(layout_.offset(pending_), rounded_.data(), rounded_.size() * sizeof(bf16));
+  const std::string name = std::exchange(pending_, "");
+  const Piece piece = piece_of(name, floats_.size());
+  if (piece.count == 0) return;
+  const auto from = floats_.begin() + piece.first, to = from + piece.count;
+  if (layout_.dtype(name) == DType::bf16) {
+    rounded_.resize(static_cast<size_t>(piece.count));
+    std::transform(from, to, rounded_.begin(), nearest_bf16);
+    arena_.write(layout_.offset(name), rounded_.data(), rounded_.size() * sizeof(bf16));
   } else {
-    arena_.write(layout_.offset(pending_), floats_.data(), floats_.size() * sizeof(float));
+    arena_.write(layout_.offset(name), &*from, static_cast<size_t>(piece.count) * sizeof(float));
   }
-  pending_.clear();
 }
 
-const float* Staging::values(const std::string& name, int64_t elements) {
+float* Staging::values(const std::string& name, int64_t elements) {
   flush();
-  if (const float* values = in_place(name)) return values;
+  if (float* values = in_place(name)) return values;
   floats_.resize(static_cast<size_t>(elements));
+  const Piece piece = piece_of(name, floats_.size());
+  if (piece.count == 0) return floats_.data();
+  const auto to = floats_.begin() + piece.first;
   if (layout_.dtype(name) == DType::bf16) {
-    rounded_.resize(floats_.size());
+    rounded_.resize(static_cast<size_t>(piece.count));
     arena_.read(layout_.offset(name), rounded_.data(), rounded_.size() * sizeof(bf16));
-    std::transform(rounded_.begin(), rounded_.end(), floats_.begin(), [](bf16 x) { return to_float(x); });
+    std::transform(rounded_.begin(), rounded_.end(), to, [](bf16 x) { return to_float(x); });
   } else {
-    arena_.read(layout_.offset(name), floats_.data(), floats_.size() * sizeof(float));
+    arena_.read(layout_.offset(name), &*to, static_cast<size_t>(piece.count) * sizeof(float));
   }
   return floats_.data();
 }

@@ -39,7 +39,7 @@ void Evaluator::fill(const TokenStream& stream, int64_t begin, int64_t count, in
 }
 
 Evaluator::Result Evaluator::run(const TokenStream& stream, int64_t max_batches,
-                                 const std::function<void(int64_t, int64_t)>& progress) {
+                                 const std::function<void(int64_t, int64_t)>& progress, Communicator* ranks) {
   const int64_t predicted = stream.size() - 1;
   if (predicted < 1)
     fail("the loss needs at least two tokens of data, there ", stream.size() == 1 ? "is 1" : "are none");
@@ -47,28 +47,34 @@ Evaluator::Result Evaluator::run(const TokenStream& stream, int64_t max_batches,
   const int64_t all = (predicted + T - 1) / T;
   const int64_t windows = max_batches > 0 && max_batches <= all / B ? max_batches * B : all;
   const int64_t batches = (windows + B - 1) / B;
-  const float* losses = batch_losses_.data();
+  const int64_t at_a_time = ranks ? ranks->size() : 1, rank = ranks ? ranks->rank() : 0;
+  // Where window `window` begins, and how many tokens are predicted in it: none behind the last window.
+  const auto begin_of = [&](int64_t window) { return window < windows ? window * all / windows * T : 0; };
+  const auto count_of = [&](int64_t window) {
+    return window < windows ? std::min(T, predicted - begin_of(window)) : 0;
+  };
+  all_losses_.resize(static_cast<size_t>(at_a_time * B * T));
 
   Result result;
   double sum = 0;
-  std::vector<int64_t> counts(static_cast<size_t>(B));
-  for (int64_t batch = 0; batch < batches; ++batch) {
-    for (int64_t row = 0; row < B; ++row) {
-      const int64_t window = batch * B + row;
-      const int64_t begin = window < windows ? window * all / windows * T : 0;
-      counts[static_cast<size_t>(row)] = window < windows ? std::min(T, predicted - begin) : 0;
-      fill(stream, begin, counts[static_cast<size_t>(row)], row);
+  for (int64_t first = 0; first < batches; first += at_a_time) {
+    if (const int64_t mine = first + rank; mine < batches) {
+      for (int64_t row = 0; row < B; ++row) fill(stream, begin_of(mine * B + row), count_of(mine * B + row), row);
+      program_.write(tokens_, batch_tokens_.data());
+      program_.write(targets_, batch_targets_.data());
+      program_.run(Phase::forward);
+      program_.read(losses_, batch_losses_.data());
     }
-    program_.write(tokens_, batch_tokens_.data());
-    program_.write(targets_, batch_targets_.data());
-    program_.run(Phase::forward);
-    program_.read(losses_, batch_losses_.data());
-    for (int64_t row = 0; row < B; ++row) {
-      const int64_t count = counts[static_cast<size_t>(row)];
-      for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(losses[row * T + i]);
+    if (ranks)
+      all_gather(*ranks, batch_losses_.data(), batch_losses_.size() * sizeof(float), all_losses_.data());
+    else
+      all_losses_ = batch_losses_;
+    for (int64_t row = 0; row < at_a_time * B; ++row) {
+      const int64_t count = count_of(first * B + row);
+      for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(all_losses_[static_cast<size_t>(row * T + i)]);
       result.tokens += count;
     }
-    if (progress) progress(batch + 1, batches);
+    if (progress) progress(std::min(batches, first + at_a_time), batches);
   }
   result.loss = sum / static_cast<double>(result.tokens);
   return result;

@@ -2,6 +2,7 @@
 #pragma once
 #include <functional>
 
+#include "llm/device/communicator.h"
 #include "llm/graph/program.h"
 #include "llm/model/config.h"
 #include "llm/model/gpt.h"
@@ -26,9 +27,10 @@ class Evaluator {
   // predicted once. (A shorter last window is filled up with targets that do not count.) max_batches > 0: only
   // max_batches x B windows, evenly spaced over the stream, or all where there are no more. Losses are summed in double
   // in the order of the stream, whatever the batch. Throws Error for a stream of fewer than two tokens, or with a token
-  // outside the vocabulary. `progress(done, total)` counts batches.
+  // outside the vocabulary. `progress(done, total)` counts batches. Several ranks, which all call it,
+  // share the batches and get the same result, which does not depend on their number.
   Result run(const TokenStream& stream, int64_t max_batches = 0,
-             const std::function<void(int64_t, int64_t)>& progress = {});
+             const std::function<void(int64_t, int64_t)>& progress = {}, Communicator* ranks = nullptr);
 
  private:
   Evaluator(EvaluationGraph graph, int64_t vocabulary, const PersistentLayout& layout, const Target& target);
@@ -41,6 +43,7 @@ class Evaluator {
   std::vector<int32_t> window_;                        // a window's tokens and the one after it
   std::vector<int32_t> batch_tokens_, batch_targets_;  // (B, T)
   std::vector<float> batch_losses_;                    // (B, T)
+  std::vector<float> all_losses_;                      // (ranks, B, T)
 };
 
 }  // namespace llm

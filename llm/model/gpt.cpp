@@ -126,7 +126,8 @@ TensorId add_input(Graph& g, const char* name, DType dtype, int64_t batch, int64
 }  // namespace
 
 TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int64_t tokens,
-                                   const OptimizerOptions& options, DType dtype, const RecipeOptions& recipe) {
+                                   const OptimizerOptions& options, DType dtype, const RecipeOptions& recipe,
+                                   const DataParallel& parallel) {
   TrainingGraph t;
   Graph& g = t.graph;
   ForwardBuilder builder(g, config, dtype);
@@ -138,10 +139,12 @@ TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int
   const Gradients gradients = differentiate(g, {{t.losses, t.loss_weights}});
 
   const std::vector<Parameter> table = parameter_table(config, recipe.parametrization);
-  std::vector<TensorId> all;
-  for (const Parameter& p : table) all.push_back(gradients.of(g.find(p.name)));
-  const StepNorms norms = add_optimizer(g, table, all, t.loss, options);
-  t.gradient_norm = norms.gradient, t.guarded_norm = norms.guarded;
+  for (const Parameter& p : table) t.gradients.push_back(gradients.of(g.find(p.name)));
+  const Partition partition = partition_of(table, options.kind, parallel.ranks);
+  const Reduced reduced = add_reduction(g, table, t.gradients, t.loss, parallel, partition);
+  t.gradient_norm = reduced.norm;
+  t.guarded_norm = add_optimizer(g, table, reduced.stepped, reduced.norm, reduced.loss, options);
+  add_parameter_gather(g, table, parallel, partition);
   return t;
 }
 

@@ -5,6 +5,7 @@
 
 #include "llm/graph/graph.h"
 #include "llm/model/config.h"
+#include "llm/model/distribute.h"
 #include "llm/model/optimizer.h"
 #include "llm/model/parameters.h"
 
@@ -26,11 +27,12 @@ struct RecipeOptions {
 struct TrainingGraph {
   Graph graph;
   TensorId tokens, targets, loss_weights, losses, loss, gradient_norm, guarded_norm;
+  std::vector<TensorId> gradients;  // in the order of the parameter table
   std::vector<TensorId> results() const { return {losses, loss, gradient_norm, guarded_norm}; }
 };
 TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int64_t tokens,
                                    const OptimizerOptions& options, DType dtype = DType::fp32,
-                                   const RecipeOptions& recipe = {});
+                                   const RecipeOptions& recipe = {}, const DataParallel& parallel = {});
 
 // The forward pass alone, to the losses (B, T) of all tokens in nats; `end_of_text` as in RecipeOptions.
 struct EvaluationGraph {

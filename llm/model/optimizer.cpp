@@ -29,16 +29,20 @@ void add_if_new(std::vector<T>& values, const T& value) {
 
 class StepBuilder {
  public:
-  StepBuilder(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
+  StepBuilder(Graph& graph, const std::vector<Parameter>& table, const std::vector<Stepped>& stepped, TensorId norm,
               const OptimizerOptions& options)
-      : g_(graph), table_(table), gradients_(gradients), o_(options), bf16_(graph.dtype(parameter(0)) == DType::bf16) {}
+      : g_(graph),
+        table_(table),
+        stepped_(stepped),
+        o_(options),
+        bf16_(graph.dtype(graph.find(table[0].name)) == DType::bf16),
+        norm_(norm) {}
 
-  StepNorms run(TensorId loss) {
-    const TensorId norm = norm_ = g_.add("gradient_norm", {}, gradients_, "gradient_norm")[0];
+  TensorId run(TensorId loss) {
     if (o_.guard_deviations > 0) {
       const TensorId statistics = g_.add_tensor(kGuardState, DType::fp32, {kGuardStatistics}, Role::state);
       norm_ = g_.add("step_guard", {{"deviations", o_.guard_deviations}, {"after", kGuardAfter}},
-                     {norm, loss, statistics}, "guarded_norm")[0];
+                     {norm_, loss, statistics}, "guarded_norm")[0];
     }
     adamw();
     // Muon takes the matrices of one block at a time: few nodes, and little memory between them.
@@ -46,18 +50,18 @@ class StepBuilder {
       std::vector<size_t> matrices;
       const int layer = table_[i].layer;
       for (; i < table_.size() && table_[i].layer == layer; ++i)
-        if (takes_muon(table_[i], o_.kind)) matrices.push_back(i);
+        if (takes_muon(table_[i], o_.kind) && is_mine(i)) matrices.push_back(i);
       if (!matrices.empty()) muon(matrices, concat("layers.", layer, ".step"));
     }
-    return {norm, norm_};
+    return norm_;
   }
 
  private:
-  TensorId parameter(size_t i) const { return g_.find(table_[i].name); }
-  TensorId state(const Parameter& p, const std::string& name) {
-    return g_.add_tensor(name, DType::fp32, p.shape, Role::state);
+  bool is_mine(size_t i) const { return stepped_[i].parameter != kNone; }
+  TensorId state(size_t i, const std::string& name) {
+    return g_.add_tensor(name, DType::fp32, stepped_[i].shape, Role::state);
   }
-  TensorId master(const Parameter& p) { return bf16_ ? state(p, master_of(p.name)) : kNone; }
+  TensorId master(size_t i) { return bf16_ ? state(i, master_of(table_[i].name)) : kNone; }
 
   // One node for all parameters with the same settings.
   void adamw() {
@@ -71,10 +75,11 @@ class StepBuilder {
       std::vector<TensorId> inputs = {norm_};
       for (size_t i = 0; i < table_.size(); ++i) {
         const Parameter& p = table_[i];
-        if (settings_of(p) != settings || takes_muon(p, o_.kind)) continue;
-        inputs.insert(inputs.end(), {parameter(i), gradients_[i], state(p, p.name + ".first_moment"),
-                                     state(p, p.name + ".second_moment"), master(p)});
+        if (settings_of(p) != settings || takes_muon(p, o_.kind) || !is_mine(i)) continue;
+        inputs.insert(inputs.end(), {stepped_[i].parameter, stepped_[i].gradient, state(i, p.name + ".first_moment"),
+                                     state(i, p.name + ".second_moment"), master(i)});
       }
+      if (inputs.size() == 1) continue;
       g_.add("adamw",
              {{"beta1", o_.beta1},
               {"beta2", o_.beta2},
@@ -92,7 +97,7 @@ class StepBuilder {
     std::vector<size_t> parts;      // how many each matrix has
     for (size_t i : matrices) {
       const Parameter& p = table_[i];
-      inputs.insert(inputs.end(), {gradients_[i], state(p, p.name + ".momentum")});
+      inputs.insert(inputs.end(), {stepped_[i].gradient, state(i, p.name + ".momentum")});
       const std::vector<int64_t> rows = p.joined.empty() ? std::vector{p.shape[0]} : p.joined;
       all_rows.insert(all_rows.end(), rows.begin(), rows.end());
       parts.push_back(rows.size());
@@ -113,7 +118,7 @@ class StepBuilder {
       auto next = x.begin();
       for (size_t m = 0; m < matrices.size(); next += static_cast<std::ptrdiff_t>(parts[m++])) {
         if (table_[matrices[m]].muon_rate != rate) continue;
-        applied.insert(applied.end(), {parameter(matrices[m]), master(table_[matrices[m]])});
+        applied.insert(applied.end(), {stepped_[matrices[m]].parameter, master(matrices[m])});
         applied.insert(applied.end(), next, next + static_cast<std::ptrdiff_t>(parts[m]));
       }
       g_.add("muon_apply",
@@ -153,10 +158,10 @@ class StepBuilder {
 
   Graph& g_;
   const std::vector<Parameter>& table_;
-  const std::vector<TensorId>& gradients_;
+  const std::vector<Stepped>& stepped_;
   const OptimizerOptions& o_;
   bool bf16_;
-  TensorId norm_ = kNone;
+  TensorId norm_;
 };
 
 }  // namespace
@@ -165,16 +170,20 @@ bool takes_muon(const Parameter& p, OptimizerKind kind) {
   return kind == OptimizerKind::muon && p.group == LearningRateGroup::matrix && p.shape.rank() == 2;
 }
 
+double muon_flops(const Parameter& p) {
+  double flops = 0;
+  for (const int64_t rows : p.joined.empty() ? std::vector{p.shape[0]} : p.joined) {
+    const auto small = static_cast<double>(std::min(rows, p.shape[1]));
+    const auto large = static_cast<double>(std::max(rows, p.shape[1]));
+    flops += kPolarExpress.size() * (4 * small * small * large + 2 * small * small * small);
+  }
+  return flops;
+}
+
 double muon_flops(const ModelConfig& config) {
   double flops = 0;
-  for (const Parameter& p : parameter_table(config)) {
-    if (!takes_muon(p, OptimizerKind::muon)) continue;
-    for (const int64_t rows : p.joined.empty() ? std::vector{p.shape[0]} : p.joined) {
-      const auto small = static_cast<double>(std::min(rows, p.shape[1]));
-      const auto large = static_cast<double>(std::max(rows, p.shape[1]));
-      flops += kPolarExpress.size() * (4 * small * small * large + 2 * small * small * small);
-    }
-  }
+  for (const Parameter& p : parameter_table(config))
+    if (takes_muon(p, OptimizerKind::muon)) flops += muon_flops(p);
   return flops;
 }
 
@@ -190,10 +199,10 @@ std::vector<StateTensor> optimizer_state(const std::vector<Parameter>& table, Op
   return result;
 }
 
-StepNorms add_optimizer(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
-                        TensorId loss, const OptimizerOptions& options) {
+TensorId add_optimizer(Graph& graph, const std::vector<Parameter>& table, const std::vector<Stepped>& stepped,
+                       TensorId norm, TensorId loss, const OptimizerOptions& options) {
   graph.phase = Phase::optimizer;
-  return StepBuilder(graph, table, gradients, options).run(loss);
+  return StepBuilder(graph, table, stepped, norm, options).run(loss);
 }
 
 }  // namespace llm

@@ -24,7 +24,8 @@ inline constexpr std::array kNames<OptimizerKind> = {"adamw", "muon"};
 // Whether Muon steps the parameter; AdamW steps all others.
 bool takes_muon(const Parameter& parameter, OptimizerKind kind);
 
-// FLOPs of a step's products that make Muon's updates orthogonal.
+// FLOPs of a step's products that make Muon's updates orthogonal: of a matrix, or of all that the model has.
+double muon_flops(const Parameter& matrix);
 double muon_flops(const ModelConfig& config);
 
 struct OptimizerOptions {
@@ -53,12 +54,16 @@ struct StateTensor {
 // parameters.
 std::vector<StateTensor> optimizer_state(const std::vector<Parameter>& table, OptimizerKind kind);
 
-struct StepNorms {
-  TensorId gradient;  // (1)
-  TensorId guarded;   // (1), not finite when the step is skipped; without a guard the gradient's
+// What is stepped of a parameter: all of it or, where several ranks share the work, this rank's piece, a view (kNone:
+// this rank has none). A matrix that Muon steps is not cut.
+struct Stepped {
+  TensorId parameter = kNone, gradient = kNone;
+  Shape shape;
 };
-// Appends the nodes that step all parameters. `gradients` are in the table's order; `loss` (1) is for the guard.
-StepNorms add_optimizer(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
-                        TensorId loss, const OptimizerOptions& options);
+// Appends the nodes that step parameters; `stepped` is in the table's order. `norm` (1) is that of all gradients, `loss`
+// (1) is for the guard. Returns the guarded norm (1), which is not finite when the step is skipped; without a guard it
+// is `norm`.
+TensorId add_optimizer(Graph& graph, const std::vector<Parameter>& table, const std::vector<Stepped>& stepped,
+                       TensorId norm, TensorId loss, const OptimizerOptions& options);
 
 }  // namespace llm

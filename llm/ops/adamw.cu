@@ -12,7 +12,7 @@
 namespace llm::cuda {
 namespace {
 
-constexpr int kThreads = 256, kTensors = 64;
+constexpr int kThreads = 256, kTensors = 56;
 constexpr int64_t kBlock = 16384;  // elements
 
 struct Settings {
@@ -26,6 +26,7 @@ struct Tensors {
   float* parameter[kTensors];  // the master, where there is one
   bf16* rounded[kTensors];     // the parameter where there is a master, or null
   uint64_t stream[kTensors];   // of the random bits that round the master
+  int first_group[kTensors];   // where a piece of a parameter begins, in groups of 8 elements
   int64_t elements[kTensors];
   int first_block[kTensors];
   int count;
@@ -98,7 +99,9 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t packed = packs ? begin + (end - begin) / 4 * 4 : begin;  // the rest is updated one by one
   const bool rounds = tensors.rounded[tensor] != nullptr;
   const auto bits = [&](int64_t at) {
-    return rounds ? rounding_bits(state->seed, state->step, tensors.stream[tensor], at / 8) : std::array<uint32_t, 4>{};
+    return rounds
+               ? rounding_bits(state->seed, state->step, tensors.stream[tensor], tensors.first_group[tensor] + at / 8)
+               : std::array<uint32_t, 4>{};
   };
   __syncthreads();  // for `step`
 #pragma unroll 2
@@ -136,6 +139,7 @@ void adamw(const KernelCall& call) {
     tensors.second[i] = call.out(out + 2);
     tensors.parameter[i] = has_master ? call.out(out + 3) : call.out(out);
     tensors.rounded[i] = has_master ? call.out<bf16>(out) : nullptr;
+    tensors.first_group[i] = static_cast<int>(call.graph.elements_into_storage(call.node.inputs[in]) / 8);
     tensors.stream[i] = has_master ? stream_of(call.graph.tensor(named).name) : 0;
     tensors.elements[i] = call.in_shape(in).elements();
     tensors.first_block[i] = blocks;

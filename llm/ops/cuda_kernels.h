@@ -45,7 +45,10 @@ namespace llm::cuda {
 [[gnu::weak]] void mean_loss(const KernelCall& call);
 [[gnu::weak]] void select_last(const KernelCall& call);
 [[gnu::weak]] void sample(const KernelCall& call);
+[[gnu::weak]] void square_sums(const KernelCall& call);
 [[gnu::weak]] void gradient_norm(const KernelCall& call);
+[[gnu::weak]] void ordered_sum(const KernelCall& call);
+[[gnu::weak]] void fold(const KernelCall& call);
 [[gnu::weak]] void step_guard(const KernelCall& call);
 [[gnu::weak]] void adamw(const KernelCall& call);
 [[gnu::weak]] void muon_momentum(const KernelCall& call);

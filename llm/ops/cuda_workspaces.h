@@ -35,12 +35,4 @@ inline int64_t norm_backward_workspace_cuda(int64_t rows, int64_t columns, int64
   return norm_blocks_cuda(rows) * sums * columns * 4;
 }
 
-// gradient_norm, and muon_momentum for its parts: one double for each block of each tensor.
-inline constexpr int64_t kGradientNormBlock = 16384;  // floats
-
-inline int64_t gradient_norm_blocks_cuda(int64_t elements) {  // of one tensor
-  return (elements + kGradientNormBlock - 1) / kGradientNormBlock;
-}
-inline int64_t gradient_norm_workspace_cuda(int64_t blocks) { return blocks * 8; }  // of all tensors together
-
 }  // namespace llm

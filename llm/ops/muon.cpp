@@ -25,10 +25,10 @@
 
 #include "llm/base/random.h"
 #include "llm/ops/cuda_kernels.h"
-#include "llm/ops/cuda_workspaces.h"
 #include "llm/ops/muon_parts.h"
 #include "llm/ops/ops.h"
 #include "llm/ops/rows.h"
+#include "llm/ops/square_sums.h"
 
 namespace llm {
 namespace {
@@ -64,7 +64,7 @@ size_t momentum_workspace(const Graph& g, const Node& node, const Target& target
   int64_t most = 0, on_cuda = 0;
   for_muon_parts(g, node, [&](const MuonPart& part) {
     most = std::max(most, ceil_div(part.elements(), kBlock));
-    on_cuda += gradient_norm_blocks_cuda(part.elements());
+    on_cuda += square_sum_blocks(part.elements());
   });
   return static_cast<size_t>(target.cuda ? on_cuda : most) * sizeof(double);
 }

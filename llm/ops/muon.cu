@@ -10,10 +10,10 @@
 #include "llm/base/random.h"
 #include "llm/device/cuda.h"
 #include "llm/ops/cuda_kernels.h"
-#include "llm/ops/cuda_workspaces.h"
 #include "llm/ops/multi_tensor_cuda.h"
 #include "llm/ops/muon_parts.h"
 #include "llm/ops/reduce_cuda.h"
+#include "llm/ops/square_sums.h"
 
 namespace llm::cuda {
 namespace {
@@ -233,7 +233,7 @@ void momentum_as(const KernelCall& call) {
     parts.x[i] = call.out<T>(part.output);
     parts.elements[i] = part.elements();
     parts.first_block[i] = blocks;
-    blocks += static_cast<int>(gradient_norm_blocks_cuda(parts.elements[i]));
+    blocks += static_cast<int>(square_sum_blocks(parts.elements[i]));
     if (parts.count == kParts) flush();
   });
   flush();
@@ -270,7 +270,7 @@ void apply_as(const KernelCall& call) {
       parts.elements[i] = call.in_shape(in).elements();
       parts.size[i] = static_cast<float>(muon_step_size(a.number("rms"), call.in_shape(in)));
       parts.first_block[i] = blocks;
-      blocks += static_cast<int>(gradient_norm_blocks_cuda(parts.elements[i]));
+      blocks += static_cast<int>(square_sum_blocks(parts.elements[i]));
       first += parts.elements[i];
       if (parts.count == kParts) flush();
     }

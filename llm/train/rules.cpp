@@ -78,13 +78,15 @@ class Rules {
                                      : std::clamp<int64_t>(1024 / T, 1, 64);
     set("batch", o_.batch, !o_.batch, wanted_batch,
         "about 1024 tokens a micro-step: small steps make the most of few tokens");
-    const int64_t micro = o_.batch * T;
+    if (!o_.virtual_ranks) o_.virtual_ranks = 1;
+    const int64_t R = o_.virtual_ranks, micro = R * o_.batch * T;  // of all ranks together
     if (o_.total_batch_tokens) {
       if (o_.grad_accum && o_.grad_accum * micro != o_.total_batch_tokens)
-        fail_value("total-batch-tokens", " ", o_.total_batch_tokens,
-                   " is not batch x context x grad-accum = ", o_.grad_accum * micro);
+        fail_value("total-batch-tokens", " ", o_.total_batch_tokens, " is not ", R > 1 ? "ranks x " : "",
+                   "batch x context x grad-accum = ", o_.grad_accum * micro);
       if (o_.total_batch_tokens % micro)
-        fail_value("total-batch-tokens", " ", o_.total_batch_tokens, " is not a multiple of batch x context = ", micro);
+        fail_value("total-batch-tokens", " ", o_.total_batch_tokens, " is not a multiple of ", R > 1 ? "ranks x " : "",
+                   "batch x context = ", micro);
       o_.grad_accum = o_.total_batch_tokens / micro;
     }
     // The number of tokens a step beyond which more do not pay grows about as the square root of the run's tokens; 1024

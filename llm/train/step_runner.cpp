@@ -5,22 +5,24 @@
 
 namespace llm {
 
-StepRunner::StepRunner(Program& program, const Tensors& tensors, Loader& loader, int64_t micro_steps,
-                       int64_t step_samples, Device& device)
+StepRunner::StepRunner(Program& program, VirtualRankSums& sums, const Tensors& tensors, Loader& loader,
+                       const DataParallel& parallel, Device& device)
     : program_(program),
+      sums_(sums),
       tensors_(tensors),
       loader_(loader),
+      parallel_(parallel),
       batch_(program.graph().shape(tensors.tokens)[0]),
       tokens_(program.graph().shape(tensors.tokens)[1]),
-      micro_steps_(micro_steps),
-      loss_weight_(static_cast<float>(1.0 / static_cast<double>(step_samples * tokens_))),
+      loss_weight_(static_cast<float>(
+          1.0 / static_cast<double>(parallel.virtual_ranks * parallel.micro_steps * batch_ * tokens_))),
       device_(device),
       upload_(device.new_upload(static_cast<size_t>(batch_ * tokens_) * 3 * 4)),
       download_(device.new_download(3 * sizeof(float))) {}
 
 // The inputs are copied to their places before each micro-step, since other tensors take these places after the inputs'
 // last use.
-void StepRunner::run_micro_step(const StepState& state, int64_t first_sample) {
+void StepRunner::run_micro_step(const StepState& state, int64_t first_sample, Phases phases, int64_t next_sample) {
   program_.step = state;
   program_.step.first_sample = first_sample;
   if (prefetched_ != first_sample) prefetch(first_sample);
@@ -29,9 +31,9 @@ void StepRunner::run_micro_step(const StepState& state, int64_t first_sample) {
                     {program_.data<void>(tensors_.targets), bytes, bytes},
                     {program_.data<void>(tensors_.loss_weights), 2 * bytes, bytes}});
   prefetched_ = -1;
-  program_.run(kMicroStep);
+  program_.run(phases);
   // While the device works on this batch, the next one is read and copied.
-  prefetch(first_sample + batch_);
+  prefetch(next_sample);
 }
 
 void StepRunner::prefetch(int64_t first_sample) {
@@ -44,11 +46,21 @@ void StepRunner::prefetch(int64_t first_sample) {
 }
 
 void StepRunner::start(StepState state, int64_t first_sample) {
-  for (int64_t micro = 0; micro < micro_steps_; ++micro) {
-    state.micro_step = micro;
-    run_micro_step(state, first_sample + micro * batch_);
+  const VirtualRanks mine = parallel_.mine();
+  const int64_t each = parallel_.micro_steps * batch_;  // samples of a virtual rank
+  const int64_t last = first_sample + mine.last * each - batch_;
+  const int64_t next_step = first_sample + (parallel_.virtual_ranks + mine.first) * each;
+  for (int64_t v = mine.first; v < mine.last; ++v) {
+    for (state.micro_step = 0; state.micro_step < parallel_.micro_steps; ++state.micro_step) {
+      const int64_t sample = first_sample + v * each + state.micro_step * batch_;
+      const bool is_last = sample == last;
+      // The last backward pass is also when the sums are sent to other ranks.
+      run_micro_step(state, sample, is_last ? kMicroStep | Phase::reduce : kMicroStep,
+                     is_last ? next_step : sample + batch_);
+    }
+    if (v + 1 < mine.last) sums_.add(static_cast<size_t>(v - mine.first));
   }
-  program_.run({Phase::reduce, Phase::optimizer});
+  program_.run(Phase::optimizer);
   learning_rates_.push_back(static_cast<double>(state.learning_rate));
   download_->submit({{program_.data<void>(tensors_.loss), 0, sizeof(float)},
                      {program_.data<void>(tensors_.gradient_norm), sizeof(float), sizeof(float)},

@@ -8,6 +8,7 @@
 #include "llm/graph/program.h"
 #include "llm/model/gpt.h"
 #include "llm/text/loader.h"
+#include "llm/train/virtual_ranks.h"
 
 namespace llm {
 
@@ -21,26 +22,29 @@ class StepRunner {
     bool skipped = false;  // the weights are as they were before the step
   };
 
-  // `program` is bound to an arena. A step takes micro_steps x batch samples from the loader; its loss is the mean over
-  // the `step_samples` samples that all ranks take together.
-  StepRunner(Program& program, const Tensors& tensors, Loader& loader, int64_t micro_steps, int64_t step_samples,
-             Device& device);
+  // `program` is bound to an arena, and so are `sums`. Each virtual rank takes micro_steps x batch samples of a step
+  // from the loader, virtual rank 0 the first ones; those of this rank are taken here, one after another. The loss is
+  // the mean over the samples of all virtual ranks.
+  StepRunner(Program& program, VirtualRankSums& sums, const Tensors& tensors, Loader& loader,
+             const DataParallel& parallel, Device& device);
 
   // How many steps may be started beyond the one whose result take() waits for.
   int ahead() const { return device_.ahead(); }
-  // Starts a step (learning rate, step and seed of `state`) with the samples from `first_sample` on.
+  // Starts a step (learning rate, step and seed of `state`), which takes the run's samples from `first_sample` on.
   void start(StepState state, int64_t first_sample);
   // The result of the oldest step whose result has not been taken; waits for it.
   Result take();
 
  private:
-  void run_micro_step(const StepState& state, int64_t first_sample);
+  void run_micro_step(const StepState& state, int64_t first_sample, Phases phases, int64_t next_sample);
   void prefetch(int64_t first_sample);
 
   Program& program_;
+  VirtualRankSums& sums_;
   Tensors tensors_;
   Loader& loader_;
-  int64_t batch_, tokens_, micro_steps_;
+  DataParallel parallel_;
+  int64_t batch_, tokens_;
   float loss_weight_;  // of each token
   Device& device_;
   std::deque<double> learning_rates_;  // of the steps whose results have not been taken

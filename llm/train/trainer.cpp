@@ -22,13 +22,23 @@ constexpr int64_t kSampleTokens = 200;
 
 }  // namespace
 
-Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset dataset, Device& device)
+Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset dataset, Device& device,
+                 Communicator* ranks, Communicator* device_ranks)
     : model_(model),
       options_(options),
       dataset_(std::move(dataset)),
       device_(device),
+      ranks_(ranks),
+      device_ranks_(device_ranks),
+      parallel_{.rank = ranks ? ranks->rank() : 0,
+                .ranks = ranks ? ranks->size() : 1,
+                .virtual_ranks = std::max<int64_t>(1, options.virtual_ranks),
+                .micro_steps = options.grad_accum,
+                .zero = static_cast<int>(options.zero),
+                .bucket_bytes = static_cast<size_t>(options.bucket_bytes)},
       table_(parameter_table(model, parametrization_of(options))),
-      step_samples_(options.batch * options.grad_accum),
+      partition_(partition_of(table_, options.optimizer.value(), parallel_.ranks)),
+      step_samples_(options.batch * options.grad_accum * parallel_.virtual_ranks),
       step_tokens_(step_samples_ * model.context) {
   schedule_ = {options_.schedule.value(), options_.lr, 0.0, options_.steps, options_.warmup};
   loader_ = std::make_unique<Loader>(dataset_.train, model_.context, options_.seed, model_.vocabulary);
@@ -44,20 +54,25 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
                                     : "the data has no tokenizer that says which token is the end of a text");
   const Target target = target_on(device_, options_.dtype);
   TrainingGraph t = build_training_graph(model_, options_.batch, model_.context, optimizer_of(options_),
-                                         dtype_of(target.precision), recipe_of(options_, end_of_text));
+                                         dtype_of(target.precision), recipe_of(options_, end_of_text), parallel_);
   tensors_ = {t.tokens, t.targets, t.loss_weights, t.loss, t.gradient_norm, t.guarded_norm};
   layout_.add(t.graph);
+  sums_ = std::make_unique<VirtualRankSums>(t, parallel_, layout_, target);
+  for (size_t p = 0; p < table_.size() && parallel_.ranks > 1 && parallel_.zero > 0; ++p)
+    for (const char* state : {".first_moment", ".second_moment", ".momentum", ".master"})
+      divided_[table_[p].name + state] = p;
   CompileOptions compiling;
   compiling.memory_budget = options_.memory_budget;
   training_ = std::make_unique<Program>(
       compile(std::move(t.graph), {t.loss, t.gradient_norm, t.guarded_norm}, target, compiling), layout_);
   if (dataset_.val.size() > 1)
     evaluator_ = std::make_unique<Evaluator>(model_, options_.batch, model_.context, layout_, target, end_of_text);
-  if (options_.sample_every && dataset_.tokenizer) generator_ = std::make_unique<Generator>(model_, layout_, target);
+  if (options_.sample_every && dataset_.tokenizer && is_first())
+    generator_ = std::make_unique<Generator>(model_, layout_, target);
 }
 
 size_t Trainer::arena_bytes() const {
-  size_t bytes = training_->arena_bytes();
+  size_t bytes = std::max(training_->arena_bytes(), sums_->arena_bytes());
   if (evaluator_) bytes = std::max(bytes, evaluator_->arena_bytes());
   if (generator_) bytes = std::max(bytes, generator_->arena_bytes());
   return bytes;
@@ -65,24 +80,51 @@ size_t Trainer::arena_bytes() const {
 
 void Trainer::allocate() {
   arena_ = std::make_unique<Arena>(arena_bytes(), device_);
-  training_->bind(*arena_);
+  training_->bind(*arena_, device_ranks_);
+  sums_->bind(*arena_);
   if (evaluator_) evaluator_->bind(*arena_);
   if (generator_) generator_->bind(*arena_);
-  runner_ = std::make_unique<StepRunner>(*training_, tensors_, *loader_, options_.grad_accum, step_samples_, device_);
+  runner_ = std::make_unique<StepRunner>(*training_, *sums_, tensors_, *loader_, parallel_, device_);
 }
 
 void Trainer::initialise() {
-  Staging staging(*arena_, layout_);
+  Staging staging = this->staging();
   for (const Parameter& p : table_) {
-    llm::initialise(device_.threads(), p, options_.seed, staging.room(weights_of(p), p.shape.elements()));
+    float* const values = staging.room(weights_of(p), p.shape.elements());
+    llm::initialise(device_.threads(), p, options_.seed, values);
+    round_parameter(p, values);
   }
   staging.flush();
-  round_parameters();
 }
 
 // Where a parameter's exact values lie.
 std::string Trainer::weights_of(const Parameter& p) const {
-  return layout_.has(master_of(p.name)) ? master_of(p.name) : p.name;
+  return options_.dtype == Precision::fp32 ? p.name : master_of(p.name);
+}
+
+Staging Trainer::staging() const {
+  return {*arena_, layout_, [this](const std::string& name) -> Piece {
+            const auto found = divided_.find(name);
+            if (found == divided_.end()) return {};
+            return {partition_.first(found->second, parallel_.rank), partition_.count(found->second, parallel_.rank)};
+          }};
+}
+
+const float* Trainer::collected(Staging& staging, const std::string& name, int64_t elements) const {
+  float* const values = staging.values(name, elements);
+  const auto found = divided_.find(name);
+  if (found == divided_.end()) return values;
+  const size_t p = found->second;
+  Exchange& exchange = ranks_->prepare(kHostChannel);
+  for (int rank = 1; rank < parallel_.ranks; ++rank) {
+    const Message message = {is_first() ? rank : 0, values + partition_.first(p, rank),
+                             static_cast<size_t>(partition_.count(p, rank)) * sizeof(float)};
+    if (message.bytes && is_first()) exchange.receives.push_back(message);
+    if (message.bytes && rank == parallel_.rank) exchange.sends.push_back(message);
+  }
+  ranks_->start(kHostChannel);
+  ranks_->wait(kHostChannel);
+  return values;
 }
 
 std::vector<StateTensor> Trainer::state_tensors() const {
@@ -91,53 +133,55 @@ std::vector<StateTensor> Trainer::state_tensors() const {
   return tensors;
 }
 
-// In a bf16 run the parameters are made from their masters, with the rounding of the last step that changed them: so a
+// In a bf16 run a parameter is made from its master (values), with the rounding of the last step that changed it: so a
 // resumed run has the same bits.
-void Trainer::round_parameters() {
-  if (weights_of(table_.front()) == table_.front().name) return;
-  Staging staging(*arena_, layout_);
-  std::vector<bf16> rounded;
-  for (const Parameter& p : table_) {
-    const int64_t elements = p.shape.elements();
-    const float* master = staging.values(master_of(p.name), elements);
-    rounded.resize(static_cast<size_t>(elements));
-    device_.threads().for_blocks(elements, 16384, [&](int64_t begin, int64_t end) {
-      if (state_.rounded_step < 0)
-        std::transform(master + begin, master + end, rounded.begin() + begin, nearest_bf16);
-      else
-        round_stochastically(master, rounded.data(), begin, end, options_.seed, state_.rounded_step, stream_of(p.name));
-    });
-    arena_->write(layout_.offset(p.name), rounded.data(), rounded.size() * sizeof(bf16));
-  }
+void Trainer::round_parameter(const Parameter& p, const float* values) {
+  if (weights_of(p) == p.name) return;
+  const int64_t elements = p.shape.elements();
+  std::vector<bf16> rounded(static_cast<size_t>(elements));
+  device_.threads().for_blocks(elements, 16384, [&](int64_t begin, int64_t end) {
+    if (state_.rounded_step < 0)
+      std::transform(values + begin, values + end, rounded.begin() + begin, nearest_bf16);
+    else
+      round_stochastically(values, rounded.data(), begin, end, options_.seed, state_.rounded_step, stream_of(p.name));
+  });
+  arena_->write(layout_.offset(p.name), rounded.data(), rounded.size() * sizeof(bf16));
+}
+
+void Trainer::load_weights(const std::string& directory) {
+  Staging staging = this->staging();
+  const Parameter* last = nullptr;
+  float* values = nullptr;
+  load_parameters(directory, table_, [&](size_t i) {
+    if (last) round_parameter(*last, values);
+    last = &table_[i];
+    return values = staging.room(weights_of(*last), last->shape.elements());
+  });
+  round_parameter(*last, values);
+  staging.flush();
 }
 
 void Trainer::load(const std::string& checkpoint) {
   if (read_config(checkpoint + "/config.json") != model_) fail(checkpoint, ": its config.json is not this run's model");
   state_ = read_trainer_state(checkpoint);
-  Staging staging(*arena_, layout_);
-  load_parameters(checkpoint, table_,
-                  [&](size_t i) { return staging.room(weights_of(table_[i]), table_[i].shape.elements()); });
+  load_weights(checkpoint);
+  Staging staging = this->staging();
   const std::vector<StateTensor> optimizer = state_tensors();
   load_optimizer(checkpoint, optimizer,
                  [&](size_t i) { return staging.room(optimizer[i].name, optimizer[i].shape.elements()); });
   staging.flush();
-  round_parameters();
 }
 
 void Trainer::initialise_from(const std::string& directory) {
   initialise();  // the moments
-  Staging staging(*arena_, layout_);
-  load_parameters(directory, table_,
-                  [&](size_t i) { return staging.room(weights_of(table_[i]), table_[i].shape.elements()); });
-  staging.flush();
-  round_parameters();
+  load_weights(directory);
 }
 
 Trainer::Due Trainer::due_after(int64_t steps) const {
   const bool end = steps == options_.steps;
   const auto is_due = [&](int64_t every) { return every > 0 && (steps % every == 0 || end); };
   return {.evaluation = evaluator_ && is_due(options_.eval_every),
-          .sample = generator_ && is_due(options_.sample_every),
+          .sample = options_.sample_every && dataset_.tokenizer && is_due(options_.sample_every),
           .save = is_due(options_.save_every),
           .end = end};
 }
@@ -208,7 +252,7 @@ LogEntry Trainer::finish_step(const StepResult& result, double seconds, double p
 }
 
 double Trainer::evaluate(int64_t max_batches, LogEntry& entry) {
-  const double loss = evaluator_->run(dataset_.val, max_batches).loss;
+  const double loss = evaluator_->run(dataset_.val, max_batches, {}, ranks_).loss;
   if (!(state_.best_val_loss <= loss)) state_.best_val_loss = loss;
   entry.val_loss = loss;
   if (bits_per_byte(loss) > 0) entry.val_bits_per_byte = bits_per_byte(loss);
@@ -243,6 +287,7 @@ Sample Trainer::sample() {
   return sample;
 }
 
+// All ranks hand their pieces to rank 0, which writes them.
 void Trainer::save(double val_loss) {
   state_.val_loss = val_loss;
   CheckpointContent content;
@@ -251,11 +296,16 @@ void Trainer::save(double val_loss) {
   content.config = model_;
   content.table = table_;
   content.optimizer = state_tensors();
-  Staging staging(*arena_, layout_);
-  content.parameter = [&](size_t i) { return staging.values(weights_of(table_[i]), table_[i].shape.elements()); };
+  Staging staging = this->staging();
+  content.parameter = [&](size_t i) { return collected(staging, weights_of(table_[i]), table_[i].shape.elements()); };
   content.optimizer_tensor = [&](size_t i) {
-    return staging.values(content.optimizer[i].name, content.optimizer[i].shape.elements());
+    return collected(staging, content.optimizer[i].name, content.optimizer[i].shape.elements());
   };
+  if (!is_first()) {
+    for (size_t i = 0; i < table_.size(); ++i) content.parameter(i);
+    for (size_t i = 0; i < content.optimizer.size(); ++i) content.optimizer_tensor(i);
+    return;
+  }
   if (dataset_.tokenizer) {
     content.tokenizer_json = dataset_.tokenizer->json();
     content.end_tokens = dataset_.tokenizer->end_of_text();
@@ -266,7 +316,8 @@ void Trainer::save(double val_loss) {
 Trainer::Outcome Trainer::run(double peak_gflops, TrainingObserver& observer) {
   constexpr double kNotMeasured = std::numeric_limits<double>::quiet_NaN();
   const StopRequest stop;
-  RunLog log(options_.out, state_.step);
+  std::optional<RunLog> log;
+  if (is_first()) log.emplace(options_.out, state_.step);
   const auto begin = Clock::now();
   const int64_t first_step = state_.step;
   const double seconds_before = state_.seconds;
@@ -275,7 +326,9 @@ Trainer::Outcome Trainer::run(double peak_gflops, TrainingObserver& observer) {
   auto last_result = begin;
   Outcome outcome;
   while (state_.step < options_.steps && !outcome.stopped) {
-    start_steps(started, stop.requested());
+    // Ranks that are told to stop at different times stop together.
+    const bool stop_requested = ranks_ ? any(*ranks_, stop.requested()) : stop.requested();
+    start_steps(started, stop_requested);
     outcome.stopped = started == state_.step;  // asked to stop, and nothing is under way
     if (outcome.stopped) break;
     const StepResult result = runner_->take();
@@ -284,16 +337,16 @@ Trainer::Outcome Trainer::run(double peak_gflops, TrainingObserver& observer) {
     check_skipped(result, observer);
     LogEntry entry = finish_step(result, seconds, peak_gflops);
     const bool all_done = started == state_.step;
-    outcome.stopped = all_done && stop.requested() && state_.step < options_.steps;
+    outcome.stopped = all_done && stop_requested && state_.step < options_.steps;
     const Due due = outcome.stopped ? Due{.save = true} : due_after(state_.step);
 
     double val_loss = kNotMeasured;
     if (due.evaluation) val_loss = evaluate(due.end ? 0 : options_.eval_batches, entry);
     if (due.evaluation && due.end) outcome.val_loss = val_loss;
-    log.write(entry);
+    if (log) log->write(entry);
     observer.on_step(entry, due.end || outcome.stopped);
     state_.seconds = seconds_before + seconds_since(begin);
-    if (due.sample) observer.on_sample(sample());
+    if (due.sample && generator_) observer.on_sample(sample());
     if (due.save) save(val_loss), saved_at = state_.step;
     if (all_done) last_result = Clock::now();  // What was looked at is no part of the next step's time.
   }

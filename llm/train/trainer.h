@@ -1,12 +1,15 @@
 // The training loop: batches in, steps, evaluations, samples, checkpoints, log.
 #pragma once
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "llm/base/threads.h"
 #include "llm/checkpoint/checkpoint.h"
+#include "llm/device/communicator.h"
 #include "llm/graph/program.h"
+#include "llm/graph/staging.h"
 #include "llm/infer/evaluate.h"
 #include "llm/infer/generator.h"
 #include "llm/model/gpt.h"
@@ -42,10 +45,13 @@ class TrainingObserver {
   virtual void on_sample(const Sample&) {}
 };
 
+// One rank of a run. All ranks of a run do the same; rank 0 alone writes files, makes samples and has an observer.
 class Trainer {
  public:
-  // Builds and compiles all programs; no large memory yet. `options` are complete (apply_rules).
-  Trainer(const ModelConfig& model, const TrainOptions& options, Dataset dataset, Device& device);
+  // Builds and compiles all programs; no large memory yet. `options` are complete (apply_rules). `ranks`: null where
+  // the run has one rank; `device_ranks`: those whose memory is that of their devices.
+  Trainer(const ModelConfig& model, const TrainOptions& options, Dataset dataset, Device& device,
+          Communicator* ranks = nullptr, Communicator* device_ranks = nullptr);
 
   const Program& program() const { return *training_; }
   const TrainerState& state() const { return state_; }
@@ -80,8 +86,13 @@ class Trainer {
   void start_steps(int64_t& started, bool stop_requested);
   LogEntry finish_step(const StepResult& result, double seconds, double peak_gflops);
   void check_skipped(const StepResult& result, TrainingObserver& observer);
+  bool is_first() const { return !ranks_ || ranks_->rank() == 0; }
   std::string weights_of(const Parameter& p) const;
-  void round_parameters();
+  Staging staging() const;
+  // The values of a tensor with all ranks' pieces; complete on rank 0 alone.
+  const float* collected(Staging& staging, const std::string& name, int64_t elements) const;
+  void round_parameter(const Parameter& p, const float* values);
+  void load_weights(const std::string& directory);
   double evaluate(int64_t max_batches, LogEntry& entry);
   double bits_per_byte(double loss) const;
   Sample sample();
@@ -94,12 +105,17 @@ class Trainer {
   TrainOptions options_;
   Dataset dataset_;
   Device& device_;
+  Communicator *ranks_, *device_ranks_;
+  DataParallel parallel_;
   std::vector<Parameter> table_;
+  Partition partition_;
+  std::map<std::string, size_t> divided_;  // state tensors of which a rank has a piece, and their parameters' numbers
   Schedule schedule_;
   std::unique_ptr<Loader> loader_;
 
   StepRunner::Tensors tensors_;
   PersistentLayout layout_;
+  std::unique_ptr<VirtualRankSums> sums_;
   std::unique_ptr<Program> training_;
   std::unique_ptr<Evaluator> evaluator_;
   std::unique_ptr<Generator> generator_;

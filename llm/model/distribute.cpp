@@ -1,0 +1,338 @@
+#include "llm/model/distribute.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "llm/base/error.h"
+#include "llm/base/rounding.h"
+#include "llm/ops/ordered_sum.h"
+#include "llm/ops/square_sums.h"
+
+namespace llm {
+namespace {
+
+using List = std::vector<int64_t>;
+
+// The loss is added up like a gradient; rank 0 owns its one element.
+List bounds_of_loss(int ranks) {
+  List bounds(static_cast<size_t>(ranks) + 1, 1);
+  bounds[0] = 0;
+  return bounds;
+}
+
+// Gradients that are sent together.
+struct Bucket {
+  std::vector<size_t> parameters;  // their numbers in the table
+  size_t last_node = 0;            // which completes them
+  int layer = -1;
+};
+
+class Reducer {
+ public:
+  Reducer(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients, TensorId loss,
+          const DataParallel& parallel, const Partition& partition)
+      : g_(graph),
+        table_(table),
+        gradients_(gradients),
+        p_(parallel),
+        partition_(partition),
+        own_sums_(sums_of(p_.mine(), p_.virtual_ranks).size()),
+        results_(table.size()),
+        loss_(loss) {
+    TreeStack tree(p_.virtual_ranks);
+    for (int rank = 0; rank < p_.ranks; ++rank) {
+      const std::vector<Subtree> sums = sums_of(virtual_ranks_of(rank, p_.ranks, p_.virtual_ranks), p_.virtual_ranks);
+      sums_.push_back(static_cast<int64_t>(sums.size()));
+      for (const Subtree& sum : sums) merges_.push_back(tree.push(sum));
+    }
+    // What the last virtual rank's gradients are added to before they are sent, by how much has been saved until then.
+    TreeStack own(p_.virtual_ranks);
+    for (int64_t v = p_.mine().first; v < p_.mine().last; ++v) {
+      saved_ = own.sums().size();
+      folds_ = static_cast<size_t>(own.push_leaf(v));
+    }
+    if (merges_.size() > kMostSums) fail("at most ", kMostSums, " sums of virtual ranks can be added");
+    if (p_.zero >= 2 && p_.sends_at_once())
+      for (const TensorId id : gradients) g_.tensor(g_.storage(id)).role = Role::activation;
+  }
+
+  Reduced run() {
+    std::vector<Node> nodes = std::move(g_.nodes);
+    g_.nodes.clear();
+    g_.phase = Phase::reduce;
+    const std::vector<Bucket> buckets = buckets_of(nodes);
+    size_t done = 0;
+    for (const Bucket& bucket : buckets) {
+      for (; done <= bucket.last_node && done < nodes.size(); ++done) g_.nodes.push_back(std::move(nodes[done]));
+      g_.layer = bucket.layer;
+      start(bucket, &bucket == &buckets.back());
+    }
+    for (; done < nodes.size(); ++done) g_.nodes.push_back(std::move(nodes[done]));
+    g_.layer = -1;
+    finish_started();
+    return all_together();
+  }
+
+ private:
+  bool is_alone() const { return p_.ranks == 1; }
+
+  std::vector<Bucket> buckets_of(const std::vector<Node>& nodes) const {
+    std::vector<size_t> completed(table_.size(), 0), order(table_.size());
+    for (size_t i = 0; i < table_.size(); ++i)
+      for (size_t n = 0; n < nodes.size(); ++n)
+        for (const TensorId id : nodes[n].outputs)
+          if (id != kNone && g_.storage(id) == g_.storage(gradients_[i])) completed[i] = n;
+    std::iota(order.begin(), order.end(), size_t{0});
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return completed[a] < completed[b]; });
+    std::vector<Bucket> buckets;
+    size_t bytes = 0;
+    for (const size_t i : order) {
+      const bool is_full =
+          p_.bucket_bytes ? bytes >= p_.bucket_bytes : !buckets.empty() && buckets.back().layer != table_[i].layer;
+      if (buckets.empty() || is_full) buckets.emplace_back().layer = table_[i].layer, bytes = 0;
+      buckets.back().parameters.push_back(i);
+      buckets.back().last_node = completed[i];
+      bytes += static_cast<size_t>(table_[i].shape.elements()) * sizeof(float);
+    }
+    return buckets;
+  }
+
+  TensorId saved(TensorId of, size_t place) {
+    const Tensor tensor = g_.tensor(of);
+    const std::string name = saved_sum(tensor.name, place);
+    if (const TensorId id = g_.find(name); id != kNone) return id;
+    const TensorId id = g_.add_tensor(name, DType::fp32, tensor.shape, Role::state);
+    g_.tensor(id).spare_rows = tensor.spare_rows;
+    return id;
+  }
+
+  Attributes attributes(const List& bounds) {
+    return {{"rank", p_.rank}, {"ranks", p_.ranks}, {"bounds", bounds}, {"channel", channel_}};
+  }
+
+  // What is under way: between these two nodes of a bucket lies the backward pass of the next one.
+  struct Started {
+    std::vector<TensorId> tensors;  // gradients, and perhaps the loss
+    std::vector<size_t> parameters;
+    List bounds;
+    int64_t channel;
+    std::vector<TensorId> own;  // own sums, as reduce_scatter_start takes them
+    TensorId received;
+    int layer;
+  };
+
+  void start(const Bucket& bucket, bool with_loss) {
+    Started s;
+    s.parameters = bucket.parameters, s.layer = bucket.layer;
+    for (const size_t i : bucket.parameters) {
+      s.tensors.push_back(gradients_[i]);
+      s.bounds.insert(s.bounds.end(), partition_.bounds[i].begin(), partition_.bounds[i].end());
+    }
+    if (with_loss) {
+      const List bounds = bounds_of_loss(p_.ranks);
+      s.tensors.push_back(loss_);
+      s.bounds.insert(s.bounds.end(), bounds.begin(), bounds.end());
+    }
+    for (size_t place = saved_; place-- > saved_ - folds_;) fold(s.tensors, place);
+    for (size_t place = 0; place < saved_ - folds_; ++place)
+      for (const TensorId id : s.tensors) s.own.push_back(saved(id, place));
+    s.own.insert(s.own.end(), s.tensors.begin(), s.tensors.end());
+    if (is_alone()) {
+      for (size_t k = 0; k < s.parameters.size(); ++k) results_[s.parameters[k]] = s.tensors[k];
+      return;
+    }
+    s.channel = ++channel_;
+    Attributes a = attributes(s.bounds);
+    a.set("sums", sums_);
+    s.received = g_.add("reduce_scatter_start", a, s.own, "received." + std::to_string(s.channel))[0];
+    // One bucket is under way at a time: what is received would otherwise take as much memory as all gradients.
+    finish_started();
+    started_.push_back(std::move(s));
+  }
+
+  void fold(const std::vector<TensorId>& tensors, size_t place) {
+    std::vector<TensorId> pairs;
+    for (const TensorId id : tensors) pairs.push_back(saved(id, place)), pairs.push_back(id);
+    g_.add("fold", {{"save", false}}, pairs, "fold");
+  }
+
+  void finish_started() {
+    for (const Started& s : started_) finish(s);
+    started_.clear();
+  }
+
+  void finish(const Started& s) {
+    const int layer = std::exchange(g_.layer, s.layer);
+    std::vector<TensorId> waited = {s.received};
+    waited.insert(waited.end(), s.own.begin(), s.own.end());
+    const TensorId arrived = g_.add("exchange_wait", {{"channel", s.channel}, {"arrivals", 1}}, waited, "arrived")[0];
+    Attributes a = attributes(s.bounds);
+    a.set("sums", sums_), a.set("merges", merges_), a.set("in_place", !(p_.zero >= 2 && p_.sends_at_once()));
+    waited.front() = arrived;
+    const std::vector<TensorId> sums = g_.add("ordered_sum", a, waited, "sum");
+    for (size_t k = 0; k < s.parameters.size(); ++k) {
+      results_[s.parameters[k]] = sums[k];
+      if (sums[k] != kNone) g_.tensor(sums[k]).name = table_[s.parameters[k]].name + ".grad.sum";
+    }
+    if (p_.zero == 0)
+      gather(s.tensors, s.bounds);
+    else if (s.tensors.size() > s.parameters.size())
+      gather({loss_of(s)}, bounds_of_loss(p_.ranks));
+    g_.layer = layer;
+  }
+  TensorId loss_of(const Started& s) const { return s.tensors.back(); }
+
+  void gather(const std::vector<TensorId>& tensors, const List& bounds) {
+    Gather all{++channel_, {}, g_.layer};
+    all.tensors = g_.add("all_gather_start", attributes(bounds), tensors, "gather." + std::to_string(all.channel));
+    gathers_.push_back(std::move(all));
+  }
+
+  // The norm of the sums and the loss, for which all ranks wait for each other; and, without ZeRO, all sums.
+  Reduced all_together() {
+    Reduced r;
+    std::vector<TensorId> pieces;
+    List first_slots;
+    int64_t slots = 0;
+    g_.phase = Phase::optimizer;
+    for (size_t i = 0; i < table_.size(); ++i) {
+      pieces.push_back(results_[i]);
+      first_slots.push_back(slots + partition_.first(i, p_.rank) / kGradientNormBlock);
+      slots += square_sum_blocks(table_[i].shape.elements());
+    }
+    TensorId squares =
+        g_.add("square_sums", {{"rank", p_.rank}, {"ranks", p_.ranks}, {"slots", slots}, {"first_slots", first_slots}},
+               pieces, "squares")[0];
+    if (!is_alone()) {
+      List rows;
+      for (int rank = 0; rank <= p_.ranks; ++rank) rows.push_back(rank * slots);
+      ++channel_;
+      squares = g_.add("all_gather_start", attributes(rows), {squares}, "squares")[0];
+      squares = g_.add("exchange_wait", {{"channel", channel_}, {"arrivals", 1}}, {squares}, "squares")[0];
+    }
+    r.norm = g_.add("gradient_norm", {}, {squares}, "gradient_norm")[0];
+    for (const Gather& gather : gathers_)
+      g_.add("exchange_wait", {{"channel", gather.channel}, {"arrivals", static_cast<int64_t>(gather.tensors.size())}},
+             gather.tensors, "gathered");
+    r.loss = loss_;
+    for (size_t i = 0; i < table_.size(); ++i) {
+      const TensorId whole = g_.find(table_[i].name);
+      if (p_.zero == 0 || is_alone())
+        r.stepped.push_back({whole, gradients_[i], table_[i].shape});
+      else
+        r.stepped.push_back(piece_of(i, whole));
+    }
+    return r;
+  }
+
+  Stepped piece_of(size_t i, TensorId parameter) {
+    const int64_t first = partition_.first(i, p_.rank), count = partition_.count(i, p_.rank);
+    if (count == 0) return {};
+    const Shape& shape = table_[i].shape;
+    if (count < shape.elements())
+      return {g_.add_view(table_[i].name + ".piece", parameter, {count}, first), results_[i], {count}};
+    const TensorId whole = g_.add_view(table_[i].name + ".grad.whole", results_[i], shape, 0);
+    return {parameter, whole, shape};
+  }
+
+  struct Gather {
+    int64_t channel;
+    std::vector<TensorId> tensors;
+    int layer;
+  };
+
+  Graph& g_;
+  const std::vector<Parameter>& table_;
+  const std::vector<TensorId>& gradients_;
+  const DataParallel& p_;
+  const Partition& partition_;
+  size_t own_sums_;
+  List sums_, merges_;
+  size_t saved_ = 0, folds_ = 0;
+  std::vector<TensorId> results_;  // by parameter: the summed gradient, of the piece that is owned here
+  TensorId loss_;
+  int64_t channel_ = 0;
+  std::vector<Started> started_;
+  std::vector<Gather> gathers_;
+};
+
+}  // namespace
+
+Partition partition_of(const std::vector<Parameter>& table, OptimizerKind kind, int ranks) {
+  const auto count = static_cast<size_t>(ranks);
+  std::vector<double> adamw(count, 0), muon(count, 0);  // what each rank has to do so far
+  const auto least = [](std::vector<double>& load, double more) {
+    const auto at = std::min_element(load.begin(), load.end());
+    *at += more;
+    return static_cast<size_t>(at - load.begin());
+  };
+  Partition partition;
+  for (const Parameter& p : table) {
+    const int64_t elements = p.shape.elements(), blocks = square_sum_blocks(elements);
+    std::vector<int64_t> bounds(count + 1, elements);
+    if (takes_muon(p, kind) || blocks < ranks) {
+      const size_t owner =
+          takes_muon(p, kind) ? least(muon, muon_flops(p)) : least(adamw, static_cast<double>(elements));
+      std::fill_n(bounds.begin(), owner + 1, 0);
+    } else {
+      for (int64_t r = 0; r < ranks; ++r) bounds[static_cast<size_t>(r)] = blocks * r / ranks * kGradientNormBlock;
+    }
+    partition.bounds.push_back(std::move(bounds));
+  }
+  return partition;
+}
+
+std::string saved_sum(const std::string& name, size_t place) { return concat(name, ".saved.", place); }
+
+Graph fold_graph(const Graph& of, const std::vector<TensorId>& gradients, TensorId loss, size_t place, bool save) {
+  Graph g;
+  std::vector<TensorId> pairs, all = gradients;
+  all.push_back(loss);
+  for (const TensorId id : all) {
+    Tensor tensor = of.tensor(of.storage(id));
+    tensor.alias = kNone;
+    Tensor saved = tensor;
+    saved.role = Role::state, saved.name = saved_sum(tensor.name, place);
+    for (const Tensor& t : {saved, tensor}) {
+      pairs.push_back(static_cast<TensorId>(g.tensors.size()));
+      g.tensors.push_back(t);
+    }
+  }
+  g.phase = Phase::reduce;
+  g.add("fold", {{"save", save}}, pairs, save ? "save" : "fold");
+  return g;
+}
+
+Reduced add_reduction(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
+                      TensorId loss, const DataParallel& parallel, const Partition& partition) {
+  return Reducer(graph, table, gradients, loss, parallel, partition).run();
+}
+
+void add_parameter_gather(Graph& graph, const std::vector<Parameter>& table, const DataParallel& parallel,
+                          const Partition& partition) {
+  if (parallel.ranks == 1 || parallel.zero == 0) return;
+  int64_t channel = 0;
+  for (const Node& node : graph.nodes)
+    if (node.attributes.has("channel")) channel = std::max(channel, node.attributes.integer("channel"));
+  // A block at a time: each is under way while the next one is prepared.
+  std::vector<std::pair<int64_t, std::vector<TensorId>>> started;
+  for (size_t i = 0; i < table.size();) {
+    const int layer = table[i].layer;
+    std::vector<TensorId> tensors;
+    List bounds;
+    for (; i < table.size() && table[i].layer == layer; ++i) {
+      tensors.push_back(graph.find(table[i].name));
+      bounds.insert(bounds.end(), partition.bounds[i].begin(), partition.bounds[i].end());
+    }
+    const Attributes a = {
+        {"rank", parallel.rank}, {"ranks", parallel.ranks}, {"bounds", bounds}, {"channel", ++channel}};
+    graph.layer = layer;
+    started.emplace_back(channel, graph.add("all_gather_start", a, tensors, "parameters." + std::to_string(channel)));
+  }
+  graph.layer = -1;
+  for (auto& [number, tensors] : started)
+    graph.add("exchange_wait", {{"channel", number}, {"arrivals", static_cast<int64_t>(tensors.size())}}, tensors,
+              "parameters");
+}
+
+}  // namespace llm

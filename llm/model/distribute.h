@@ -1,0 +1,61 @@
+// Data parallelism: what a training graph has besides where several ranks train one model together, each on its part of
+// a step's samples. Between backward pass and optimizer their gradients become sums over all ranks; with ZeRO
+// (Rajbhandari et al. 2020, arXiv 1910.02054) each rank then steps its own pieces of the parameters alone.
+//
+// A run has a number of virtual ranks, which are dealt out to the ranks that there are. The gradient is the sum over the
+// virtual ranks in a fixed tree (llm/base/tree_sum.h), so it has the same bits whatever the number of ranks.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "llm/base/tree_sum.h"
+#include "llm/graph/graph.h"
+#include "llm/model/optimizer.h"
+
+namespace llm {
+
+struct DataParallel {
+  int rank = 0, ranks = 1;
+  int64_t virtual_ranks = 1;  // at least `ranks`
+  int64_t micro_steps = 1;    // of each virtual rank in a step
+  // What the ranks divide among themselves: 0 nothing, 1 optimizer state, 2 gradients as well.
+  int zero = 0;
+  size_t bucket_bytes = 0;  // gradients are sent when there are so many, or those of a block; 0: those of a block
+
+  VirtualRanks mine() const { return virtual_ranks_of(rank, ranks, virtual_ranks); }
+  bool is_alone() const { return virtual_ranks == 1; }
+  // Whether a step has one micro-step on each rank, so that gradients need not be kept whole for a second one.
+  bool sends_at_once() const { return micro_steps == 1 && virtual_ranks == ranks; }
+};
+
+// Which part of each parameter a rank steps: bounds[p] are the first elements of all ranks' pieces of parameter p, and
+// its number of elements. Matrices that Muon steps are dealt out whole, by FLOPs; of what AdamW steps each rank gets an
+// equal share. Pieces begin at multiples of kGradientNormBlock.
+struct Partition {
+  std::vector<std::vector<int64_t>> bounds;
+  int64_t first(size_t p, int rank) const { return bounds[p][static_cast<size_t>(rank)]; }
+  int64_t count(size_t p, int rank) const { return first(p, rank + 1) - first(p, rank); }
+};
+Partition partition_of(const std::vector<Parameter>& table, OptimizerKind kind, int ranks);
+
+// The names of the tensors that hold what a rank has added so far, of a gradient or the loss: number `place` waits for
+// its partner in the tree.
+std::string saved_sum(const std::string& name, size_t place);
+
+// A graph that adds saved sums number `place` to gradients and loss, or, with `save`, saves these there. Its tensors are
+// those of the training graph `of`, by name.
+Graph fold_graph(const Graph& of, const std::vector<TensorId>& gradients, TensorId loss, size_t place, bool save);
+
+struct Reduced {
+  std::vector<Stepped> stepped;  // in the table's order
+  TensorId norm, loss;           // of all ranks together
+};
+// Appends to a graph, which autodiff has left, the sums over all ranks. `gradients` are in the table's order. The sums
+// of a block begin as soon as its gradients are there, while the backward pass goes on.
+Reduced add_reduction(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
+                      TensorId loss, const DataParallel& parallel, const Partition& partition);
+// Appends, behind the optimizer, what sends the stepped pieces to all ranks.
+void add_parameter_gather(Graph& graph, const std::vector<Parameter>& table, const DataParallel& parallel,
+                          const Partition& partition);
+
+}  // namespace llm

@@ -1,0 +1,188 @@
+// What ranks send each other within a step. A collective is two nodes: one starts it, and `exchange_wait` ends it, so
+// that the nodes between them run meanwhile. Both carry the number of a channel (llm/device/communicator.h), and
+// everything that is sent is an input of both, so that the memory plan keeps it until the wait. Which rank owns what:
+// pieces.h.
+//   reduce_scatter_start   own sums of all tensors -> row r: what the r-th other rank's sum is, of the pieces owned here
+//   all_gather_start       tensors, of which the own pieces are complete -> the same tensors, in place, all complete
+//   exchange_wait          what is to arrive, then what is being sent -> the first "arrivals" inputs, in place
+// A reduce-scatter is an all-to-all of pieces and the op ordered_sum. Its attribute "sums" says how many sums each rank
+// contributes (llm/base/tree_sum.h): the inputs are all tensors of the first sum, then all of the second and so on.
+#include "llm/device/communicator.h"
+#include "llm/ops/ops.h"
+#include "llm/ops/pieces.h"
+
+namespace llm {
+namespace {
+
+std::byte* piece_of(const KernelCall& call, size_t input, int64_t first) {
+  auto* const tensor = const_cast<std::byte*>(call.in<std::byte>(input));
+  return tensor + static_cast<size_t>(first) * size_of(call.in_dtype(input));
+}
+
+Communicator& ranks_of(const KernelCall& call, const Pieces& pieces) {
+  if (!call.ranks || call.ranks->size() != pieces.ranks() || call.ranks->rank() != pieces.rank())
+    fail("the graph of rank ", pieces.rank(), " of ", pieces.ranks(), " runs elsewhere");
+  return *call.ranks;
+}
+
+void check_bounds(const Graph& g, const Node& node, const Pieces& pieces) {
+  if (pieces.tensors() == 0 || node.inputs.size() % pieces.tensors() != 0)
+    fail(node.op->name, ": pieces of ", pieces.tensors(), " tensors for ", node.inputs.size(), " inputs");
+  for (size_t i = 0; i < node.inputs.size(); ++i) {
+    const size_t t = i % pieces.tensors();
+    if (pieces.begin(t, 0) != 0 || pieces.begin(t, pieces.ranks()) != g.shape(node.inputs[i]).elements())
+      fail(node.op->name, ": the pieces of ", g.tensor(node.inputs[i]).name, " do not make up the tensor");
+  }
+}
+
+int64_t others(const Attributes& a, int64_t rank) {
+  const auto sums = a.list("sums");
+  int64_t count = 0;
+  for (size_t r = 0; r < sums.size(); ++r) count += static_cast<int64_t>(r) == rank ? 0 : sums[r];
+  return count;
+}
+
+void infer_reduce_scatter(Graph& g, Node& node) {
+  const Pieces pieces(node.attributes);
+  check_bounds(g, node, pieces);
+  const auto sums = node.attributes.list("sums");
+  if (static_cast<int64_t>(sums.size()) != pieces.ranks() ||
+      sums[static_cast<size_t>(pieces.rank())] * static_cast<int64_t>(pieces.tensors()) !=
+          static_cast<int64_t>(node.inputs.size()))
+    fail("reduce_scatter_start: the numbers of sums do not match its inputs");
+  for (TensorId id : node.inputs)
+    if (g.dtype(id) != DType::fp32) fail("reduce_scatter_start: it adds fp32");
+  const int64_t rows = others(node.attributes, pieces.rank());
+  g.add_output(node, "", DType::fp32, {std::max<int64_t>(1, rows), std::max<int64_t>(4, pieces.row())});
+}
+
+Cost cost_reduce_scatter(const Graph& g, const Node& node) {
+  const Pieces pieces(node.attributes);
+  Cost c;
+  for (size_t i = 0; i < node.inputs.size(); ++i)
+    c.bytes_sent += static_cast<double>(g.shape(node.inputs[i]).elements() - pieces.mine(i % pieces.tensors())) * 4;
+  c.bytes_read = c.bytes_sent;
+  c.bytes_written = static_cast<double>(g.tensor(node.outputs[0]).bytes());
+  return c;
+}
+
+void reduce_scatter(const KernelCall& call) {
+  const Pieces pieces(call.node.attributes);
+  if (pieces.ranks() == 1) return;
+  Communicator& ranks = ranks_of(call, pieces);
+  const auto sums = call.node.attributes.list("sums");
+  const auto channel = static_cast<int>(call.node.attributes.integer("channel"));
+  Exchange& exchange = ranks.prepare(channel);
+  const size_t tensors = pieces.tensors();
+  float* row = call.out(0);
+  for (int peer = 0; peer < ranks.size(); ++peer) {
+    if (peer == ranks.rank()) continue;
+    for (size_t i = 0; i < call.node.inputs.size(); ++i)
+      if (const int64_t count = pieces.count(i % tensors, peer))
+        exchange.sends.push_back(
+            {peer, piece_of(call, i, pieces.begin(i % tensors, peer)), static_cast<size_t>(count) * sizeof(float)});
+    for (int64_t s = 0; s < sums[static_cast<size_t>(peer)]; ++s, row += pieces.row())
+      for (size_t t = 0; t < tensors; ++t)
+        if (const int64_t count = pieces.mine(t))
+          exchange.receives.push_back({peer, row + pieces.place(t), static_cast<size_t>(count) * sizeof(float)});
+  }
+  ranks.start(channel);
+}
+
+void infer_all_gather(Graph& g, Node& node) {
+  check_bounds(g, node, Pieces(node.attributes));
+  const std::vector<TensorId> inputs = node.inputs;
+  for (const TensorId id : inputs) {
+    const Tensor whole = g.tensor(id);
+    const TensorId out = g.add_output(node, "", whole.dtype, whole.shape);
+    g.tensor(out).alias = id, g.tensor(out).role = whole.role;
+  }
+}
+
+Cost cost_all_gather(const Graph& g, const Node& node) {
+  const Pieces pieces(node.attributes);
+  Cost c;
+  for (size_t t = 0; t < node.inputs.size(); ++t) {
+    const auto bytes = static_cast<double>(size_of(g.dtype(node.inputs[t])));
+    const auto mine = static_cast<double>(pieces.mine(t)) * bytes;
+    c.bytes_sent += mine * static_cast<double>(pieces.ranks() - 1);
+    c.bytes_read += mine;
+    c.bytes_written += std::max(1.0, static_cast<double>(g.shape(node.inputs[t]).elements()) * bytes - mine);
+  }
+  return c;
+}
+
+void all_gather(const KernelCall& call) {
+  const Pieces pieces(call.node.attributes);
+  if (pieces.ranks() == 1) return;
+  Communicator& ranks = ranks_of(call, pieces);
+  const auto channel = static_cast<int>(call.node.attributes.integer("channel"));
+  Exchange& exchange = ranks.prepare(channel);
+  for (int peer = 0; peer < ranks.size(); ++peer) {
+    if (peer == ranks.rank()) continue;
+    for (size_t t = 0; t < pieces.tensors(); ++t) {
+      const auto message = [&](int64_t owner) -> Message {
+        return {peer, piece_of(call, t, pieces.begin(t, owner)),
+                static_cast<size_t>(pieces.count(t, owner)) * size_of(call.in_dtype(t))};
+      };
+      if (pieces.mine(t)) exchange.sends.push_back(message(pieces.rank()));
+      if (pieces.count(t, peer)) exchange.receives.push_back(message(peer));
+    }
+  }
+  ranks.start(channel);
+}
+
+void infer_wait(Graph& g, Node& node) {
+  const std::vector<TensorId> inputs = node.inputs;
+  for (int64_t i = 0; i < node.attributes.integer("arrivals"); ++i) {
+    const TensorId id = inputs.at(static_cast<size_t>(i));
+    const Tensor arriving = g.tensor(id);
+    const TensorId out = g.add_output(node, "", arriving.dtype, arriving.shape);
+    g.tensor(out).alias = id, g.tensor(out).role = arriving.role;
+  }
+}
+
+// All that it moves has been counted where it was started.
+Cost cost_of_wait(const Graph&, const Node&) { return {0, 0, 1}; }
+
+void wait(const KernelCall& call) {
+  if (call.ranks) call.ranks->wait(static_cast<int>(call.node.attributes.integer("channel")));
+}
+
+constexpr Example::Input fixed(Shape shape) { return {.shape = shape, .differentiable = false, .keeps_fp32 = true}; }
+
+// Of one rank, which has nobody to talk to: what several ranks do is tested with several (test/test_ranks.cpp).
+std::vector<Example> all_gather_examples() {
+  return {{{{"channel", 1}, {"rank", 0}, {"ranks", 1}, {"bounds", std::vector<int64_t>{0, 12, 0, 5}}},
+           {fixed({3, 4}), fixed({5})}}};
+}
+std::vector<Example> wait_examples() { return {{{{"channel", 1}, {"arrivals", 1}}, {fixed({3, 4}), fixed({5})}}}; }
+
+}  // namespace
+
+std::vector<Op> exchange_ops() {
+  return {{.name = "reduce_scatter_start",
+           .summary = "sends each rank this rank's sums of what it owns",
+           .infer = infer_reduce_scatter,
+           .cost = cost_reduce_scatter,
+           .cpu = reduce_scatter,
+           .cuda = reduce_scatter},
+          {.name = "all_gather_start",
+           .summary = "sends all ranks what this rank owns",
+           .infer = infer_all_gather,
+           .cost = cost_all_gather,
+           .cpu = all_gather,
+           .cuda = all_gather,
+           .examples = all_gather_examples,
+           .cpu_takes_bf16 = true},
+          {.name = "exchange_wait",
+           .summary = "waits for what other ranks send",
+           .infer = infer_wait,
+           .cost = cost_of_wait,
+           .cpu = wait,
+           .cuda = wait,
+           .examples = wait_examples,
+           .cpu_takes_bf16 = true}};
+}
+
+}  // namespace llm

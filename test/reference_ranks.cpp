@@ -1,0 +1,78 @@
+// What several ranks add up, once more from the formulas.
+#include <cmath>
+
+#include "test/reference.h"
+
+namespace llm::reference {
+namespace {
+
+using Arrays = std::vector<Array>;
+
+Arrays square_sums(const Attributes& a, const Arrays& in, const StepState&) {
+  constexpr int64_t kBlock = 16384;
+  const int64_t slots = a.integer("slots");
+  Array sums = zeros({a.integer("ranks"), slots});
+  for (size_t i = 0; i < in.size(); ++i)
+    for (size_t e = 0; e < in[i].values.size(); ++e)
+      sums[a.integer("rank") * slots + a.list("first_slots")[i] + static_cast<int64_t>(e) / kBlock] +=
+          in[i].values[e] * in[i].values[e];
+  return {sums};
+}
+
+Arrays gradient_norm(const Attributes&, const Arrays& in, const StepState&) {
+  double squares = 0;
+  for (const double sum : in[0].values) squares += sum;
+  return {{Shape{1}, {std::sqrt(squares)}}};
+}
+
+// All sums of a piece, in any order.
+Arrays ordered_sum(const Attributes& a, const Arrays& in, const StepState&) {
+  const auto bounds = a.list("bounds");
+  const auto ranks = static_cast<size_t>(a.integer("ranks")), rank = static_cast<size_t>(a.integer("rank"));
+  const size_t tensors = bounds.size() / (ranks + 1), own = (in.size() - 1) / tensors;
+  const int64_t rows = in[0].shape[0], row = in[0].shape[1];
+  Arrays sums;
+  int64_t place = 0;
+  for (size_t t = 0; t < tensors; ++t) {
+    const int64_t first = bounds[t * (ranks + 1) + rank], count = bounds[t * (ranks + 1) + rank + 1] - first;
+    if (count == 0) {
+      sums.emplace_back();
+      continue;
+    }
+    Array sum = zeros({count});
+    for (int64_t e = 0; e < count; ++e) {
+      for (int64_t r = 0; r < rows; ++r) sum[e] += in[0][r * row + place + e];
+      for (size_t s = 0; s < own; ++s) sum[e] += in[1 + s * tensors + t][first + e];
+    }
+    place += (count + 3) / 4 * 4;
+    sums.push_back(sum);
+  }
+  return sums;
+}
+
+Arrays fold(const Attributes& a, const Arrays& in, const StepState&) {
+  Arrays out;
+  for (size_t i = 0; i < in.size(); i += 2) {
+    out.push_back(in[i + 1]);
+    for (size_t e = 0; e < in[i].values.size() && !a.flag("save"); ++e) out.back().values[e] += in[i].values[e];
+  }
+  return out;
+}
+
+// One rank alone: everything is there.
+Arrays all_there(const Attributes& a, const Arrays& in, const StepState&) {
+  const size_t arrivals = a.has("arrivals") ? static_cast<size_t>(a.integer("arrivals")) : in.size();
+  return {in.begin(), in.begin() + static_cast<std::ptrdiff_t>(arrivals)};
+}
+
+}  // namespace
+
+void add_rank_references(References& table) {
+  table["square_sums"] = square_sums;
+  table["gradient_norm"] = gradient_norm;
+  table["ordered_sum"] = ordered_sum;
+  table["fold"] = fold;
+  table["all_gather_start"] = table["exchange_wait"] = all_there;
+}
+
+}  // namespace llm::reference
