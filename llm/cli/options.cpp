@@ -102,6 +102,7 @@ Options ModelOptions::options(const char* named) {
           dimension("--head-size", head_size, "Channels of a head (usually channels / heads)"),
           dimension("--hidden", hidden, "Width of the MLP (usually 4 x channels, 8/3 x for swiglu)"),
           dimension("--context", context, "Longest sequence, in tokens"),
+          dimension("--vocabulary", vocabulary, "Tokens of the embedding and the head (the preset's, or the data's)"),
           Option("--norm", &norm, "layernorm or rmsnorm"), Option("--positions", &positions, "learned or rope"),
           Option("--activation", &activation, "gelu, relu2 or swiglu"),
           Option("--qk-norm", &qk_norm, "on or off: RMSNorm of query and key heads"),

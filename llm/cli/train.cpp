@@ -28,14 +28,20 @@ struct Arguments {
   ModelOptions model;
   DeviceOptions device;
   TrainOptions train;
-  std::string log_format = "text";
-  bool resume = false, explain = false;
+  std::string log_format = "text", resume, tokenizer;
+  bool explain = false;
 };
 
 Options train_options(Arguments& a) {
   Options all = a.model.options();
   append(all, run_options(a.train));
-  append(all, {Option("--resume", &a.resume, "Go on with the run in --out from its newest checkpoint, bit for bit"),
+  append(all, {Option("--resume{yes}", &a.resume,
+                      "Go on with the run in --out from its newest checkpoint, bit for bit, or start it where there is "
+                      "none yet; --resume=must: an error where there is none")
+                   .among({"yes", "must"}),
+               Option("--tokenizer", &a.tokenizer,
+                      "What makes tokens of a text: bytes, or a path as for tokenize (that of the model's directory, "
+                      "else bytes)"),
                Option("--explain", &a.explain, "Print every value of the run with its rule and source, and stop")});
   append(all,
          {Option("--log-format", &a.log_format, "text, or jsonl: the log's lines on standard output")
@@ -150,6 +156,41 @@ ModelConfig resumed_config(Arguments& a, const Given& given, const std::string& 
   return model;
 }
 
+// Whether --resume finds a run to go on with. One that has checkpoints, but no whole one, is no run that begins.
+bool is_resumed(const Arguments& a) {
+  if (a.resume.empty()) return false;
+  if (a.train.out.empty()) fail_usage("--resume needs --out, the run to go on with");
+  std::string broken;
+  if (!list_checkpoints(a.train.out, &broken).empty() || !broken.empty()) return true;
+  if (a.resume == "must") fail("--resume=must: ", a.train.out, " holds no run to go on with");
+  if (a.train.data.empty())
+    fail_usage("--resume: ", a.train.out, " holds no run to go on with; with --data one is started there");
+  return false;
+}
+
+// What makes tokens of a text: what the command line names, or what the model knows; null: bytes.
+std::unique_ptr<Tokenizer> tokenizer_for_text(const Arguments& a, const std::string& known, bool is_resumed) {
+  const std::string path = known.empty() ? "" : tokenizer_of_model(known);
+  if (a.tokenizer.empty()) {
+    if (path.empty() && !known.empty() && !is_resumed)
+      fail(known, " has no tokenizer to read ", a.train.data, " with; name the model's by --tokenizer PATH");
+    return path.empty() ? nullptr : load_tokenizer(path);
+  }
+  auto tokenizer = load_tokenizer(a.tokenizer);
+  if (!path.empty() && load_tokenizer(path)->json() != tokenizer->json())
+    fail_usage("--tokenizer ", a.tokenizer, " is another than that of ", known, ", whose tokens would mean nothing");
+  return tokenizer;
+}
+
+// Says so where most of a head is trained on nothing, but to be never right.
+void say_unused_vocabulary(const ModelConfig& model, const Dataset& dataset, bool is_new) {
+  const int64_t known = dataset.tokenizer ? dataset.tokenizer->vocabulary() : model.vocabulary;
+  if (known >= model.vocabulary - model.vocabulary / 16) return;
+  std::cerr << "note:  the model's vocabulary is " << model.vocabulary << ", but the text's tokenizer has " << known
+            << " tokens, and no other is ever drawn; --tokenizer PATH reads the text by another"
+            << (is_new ? concat(", --vocabulary ", known, " makes the model smaller") : std::string()) << "\n";
+}
+
 // Tokens of another tokenizer mean nothing to a trained model.
 void check_tokenizer(const std::string& data, const Dataset& dataset, const std::string& origin) {
   const std::string tokenizer = tokenizer_of_model(origin);
@@ -168,8 +209,8 @@ DataSize size_of(const Dataset& dataset) {
 }
 
 // Without making anything: a text file is as many tokens as bytes.
-DataSize size_for_explanation(const TrainOptions& o, ThreadTeam& threads) {
-  const auto bytes = [&] { return load_tokenizer("bytes")->vocabulary(); };
+DataSize size_for_explanation(const TrainOptions& o, const std::string& tokenizer, ThreadTeam& threads) {
+  const auto bytes = [&] { return load_tokenizer(tokenizer.empty() ? "bytes" : tokenizer)->vocabulary(); };
   if (o.data.empty()) return {bytes(), 0, 2};  // some data, of which a part is held out
   if (!is_text_file(o.data)) return size_of(open_dataset(o.data, "", threads));
   const auto size = static_cast<double>(std::filesystem::file_size(o.data));
@@ -179,7 +220,7 @@ DataSize size_for_explanation(const TrainOptions& o, ThreadTeam& threads) {
 
 void explain(Arguments& a, const Given& given, const std::string& origin) {
   OpenedMachine opened(a.device);
-  const DataSize data = size_for_explanation(a.train, opened.threads());
+  const DataSize data = size_for_explanation(a.train, a.tokenizer, opened.threads());
   const ModelConfig m = !origin.empty() ? trained_config(a, given, origin, data.vocabulary)
                                         : a.model.resolve(data.vocabulary, kDefaultModel);
   a.train.data_tokens = data.train_tokens;
@@ -210,19 +251,19 @@ void train(Arguments& a, const Given& given) {
   TrainOptions& o = a.train;
   // A trained model goes on from its weights.
   const bool from_directory = a.model.names_directory();
-  const std::string origin = from_directory && !a.resume ? find_checkpoint(a.model.preset, Which::best).path : "";
+  const bool resumes = is_resumed(a);
+  const std::string origin = from_directory && !resumes ? find_checkpoint(a.model.preset, Which::best).path : "";
   if (!from_directory) a.model.resolve(1, kDefaultModel);  // what is wrong with its flags is said before any work
 
   if (a.explain) {
-    if (a.resume) fail_usage("--explain is for new runs; RUN/config.json holds the values of one that is resumed");
+    if (resumes) fail_usage("--explain is for new runs; RUN/config.json holds the values of one that is resumed");
     if (o.steps && o.tokens) fail_usage("--steps and --tokens both say how long; give one");
     return explain(a, given, origin);
   }
 
   CheckpointInfo checkpoint;
   ModelConfig resumed_model;
-  if (a.resume) {
-    if (o.out.empty()) fail_usage("--resume needs --out, the run to go on with");
+  if (resumes) {
     checkpoint = find_checkpoint(o.out, Which::newest);
     if (!checkpoint.skipped.empty()) std::cerr << checkpoint.skipped << "\n";
     resumed_model = resumed_config(a, given, checkpoint.path);
@@ -250,12 +291,8 @@ void train(Arguments& a, const Given& given) {
   make_directories(o.out);
 
   Dataset dataset = [&] {
-    std::error_code none;
-    // Text becomes the tokens that the model knows.
-    const std::string known = a.resume ? checkpoint.path : origin;
-    const bool by_model = is_text_file(o.data) && !known.empty() &&
-                          (!a.resume || std::filesystem::exists(known + "/tokenizer.json", none));
-    const auto tokenizer = by_model ? load_tokenizer(known) : nullptr;
+    const auto tokenizer =
+        is_text_file(o.data) ? tokenizer_for_text(a, resumes ? checkpoint.path : origin, resumes) : nullptr;
     Progress bar("tokenize");  // cleared away at the end: the result is the run itself
     return open_dataset(
         o.data, o.out + "/tokens", threads, o.val_fraction,
@@ -263,15 +300,15 @@ void train(Arguments& a, const Given& given) {
   }();
   if (!origin.empty()) check_tokenizer(o.data, dataset, origin);
   const auto [vocabulary, train_tokens, val_tokens] = size_of(dataset);
-  if (a.resume && o.data_tokens != train_tokens)
+  if (resumes && o.data_tokens != train_tokens)
     fail("the data of ", o.out, " had ", o.data_tokens, " training tokens but ", o.data, " has ", train_tokens,
          ": it is not the same data");
   const uint64_t checksum = dataset.train.checksum();
-  if (a.resume && o.data_checksum && o.data_checksum != checksum)
+  if (resumes && o.data_checksum && o.data_checksum != checksum)
     fail("the data of ", o.out, " had as many training tokens as ", o.data, ", but others: it is not the same data");
   o.data_tokens = train_tokens, o.data_checksum = checksum;
 
-  const ModelConfig model = a.resume          ? resumed_model
+  const ModelConfig model = resumes           ? resumed_model
                             : !origin.empty() ? trained_config(a, given, origin, dataset.vocabulary)
                                               : a.model.resolve(vocabulary, kDefaultModel);
   if (train_tokens < model.context + 1)
@@ -279,8 +316,9 @@ void train(Arguments& a, const Given& given) {
          " and one more; lower --context");
   const std::vector<Rule> rules = apply_rules(o, model, val_tokens, !origin.empty());
   o.settings_json = settings_json(o, model);
+  if (!resumes) say_unused_vocabulary(model, dataset, origin.empty());
   Trainer trainer(model, o, std::move(dataset), opened.device());
-  print_plan(model, o, a.resume ? std::vector<Rule>{} : rules, trainer);
+  print_plan(model, o, resumes ? std::vector<Rule>{} : rules, trainer);
 
   // What this process holds already stays; the arena comes on top, unless it is the GPU's, and the token files are mapped.
   const size_t data_bytes = static_cast<size_t>(train_tokens + val_tokens) * (model.vocabulary > 65536 ? 4 : 2);
@@ -290,7 +328,7 @@ void train(Arguments& a, const Given& given) {
               << opened.device().cuda()->properties().name << "\n";
   std::cout << "predicted memory: " << (predicted + (1 << 19)) / (1 << 20) << " MiB\n" << std::flush;
   trainer.allocate();
-  if (a.resume) {
+  if (resumes) {
     trainer.load(checkpoint.path);
     std::cerr << "resuming " << o.out << " after step " << checkpoint.step << "\n";
   } else {

@@ -53,7 +53,8 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
       compile(std::move(t.graph), {t.loss, t.gradient_norm, t.guarded_norm}, target, compiling), layout_);
   if (dataset_.val.size() > 1)
     evaluator_ = std::make_unique<Evaluator>(model_, options_.batch, model_.context, layout_, target, end_of_text);
-  if (options_.sample_every && dataset_.tokenizer) generator_ = std::make_unique<Generator>(model_, layout_, target);
+  if (options_.sample_every && dataset_.tokenizer)
+    generator_ = std::make_unique<Generator>(model_, layout_, target, dataset_.tokenizer->vocabulary());
 }
 
 size_t Trainer::arena_bytes() const {
