@@ -52,6 +52,22 @@ TEST_CASE("cli use: one command begins a run and goes on with it") {
   CHECK(train("--resume", "3").status == 0);
   CHECK(train("--resume=must", "4").status == 0);
   CHECK(read_log(path).size() == 4);
-  check_error(folder, {"train", "--resume", "--out", folder / "empty"}, 2, "--data");
+  check_error(folder, {"train", "--resume", "--out", folder / "empty"}, 1, "--data");
   check_error(folder, {"train", "--resume=perhaps", "--out", path}, 2, "perhaps");
+}
+
+TEST_CASE("cli use: the last evaluation takes all held-out text, or as much as a quarter of the run's time") {
+  if (binary().empty()) return;
+  const Folder folder;
+  const std::string text = folder / "text.txt";
+  write_file_atomically(text, sample_text(20000));  // of which 1,999 held-out tokens can be predicted
+  // A step is one batch of 4 x 32 tokens: 12 steps train 1,536 tokens, whose time 9 batches of evaluation are a quarter of.
+  const Result part = run(folder, train_arguments(text, folder / "part", {"--steps", "12", "--eval-every", "12"}));
+  CHECK(has(part.out, "sample of 1152 of the 1999 held-out tokens"));
+  CHECK(read_log(folder / "part").at(12).at("val_tokens") == 1152);
+  const Result whole = run(folder, train_arguments(text, folder / "whole", {"--steps", "24", "--eval-every", "24"}));
+  CHECK_FALSE(has(whole.out, "sample"));
+  CHECK(read_log(folder / "whole").at(24).at("val_tokens") == 1999);
+  run_well(folder, train_arguments(text, folder / "asked", {"--steps", "12", "--eval-batches", "99"}));
+  CHECK(read_log(folder / "asked").at(12).at("val_tokens") == 1999);
 }

@@ -128,7 +128,10 @@ Options run_options(TrainOptions& o) {
       "Recipe");
   append(all,
          {Option("--eval-every", &o.eval_every, "Steps between evaluations; 0: none").at_least(0).for_a_resume(),
-          Option("--eval-batches", &o.eval_batches, "Batches an evaluation takes").at_least(1).for_a_resume(),
+          Option("--eval-batches", &o.eval_batches,
+                 "Batches an evaluation takes (5 % of the time; the last one takes all held-out text within 25 %)")
+              .at_least(1)
+              .for_a_resume(),
           Option("--val-fraction", &o.val_fraction, "The end of a text file that is held out")
               .between(0, 0.9)
               .with_default(),

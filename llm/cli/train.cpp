@@ -83,6 +83,9 @@ class Console : public TrainingObserver {
     line += " | " + format_seconds(recent_ * static_cast<double>(steps_ - entry.step)) + " left";
     progress_.show(line, is_last);
   }
+  void on_evaluation(int64_t done, int64_t total) override {
+    if (done < total) progress_.show(concat("evaluating: batch ", done, " of ", total));
+  }
   void on_skip(const SkippedStep& s) override {
     progress_.clear();
     std::cerr << "step " << s.step << ": loss " << fixed(s.loss, 3) << ", gradient norm " << fixed(s.gradient_norm, 2)
@@ -164,7 +167,7 @@ bool is_resumed(const Arguments& a) {
   if (!list_checkpoints(a.train.out, &broken).empty() || !broken.empty()) return true;
   if (a.resume == "must") fail("--resume=must: ", a.train.out, " holds no run to go on with");
   if (a.train.data.empty())
-    fail_usage("--resume: ", a.train.out, " holds no run to go on with; with --data one is started there");
+    fail("--resume: ", a.train.out, " holds no run to go on with; with --data one is started there");
   return false;
 }
 
@@ -346,6 +349,9 @@ void train(Arguments& a, const Given& given) {
   } else {
     if (outcome.val_loss > 0) std::cout << "validation loss: " << outcome.val_loss << " nats/token";
     if (outcome.val_bits_per_byte > 0) std::cout << ", " << outcome.val_bits_per_byte << " bits/byte";
+    if (outcome.val_tokens < outcome.held_out_tokens)
+      std::cout << ", on a sample of " << outcome.val_tokens << " of the " << outcome.held_out_tokens
+                << " held-out tokens (eval RUN --data takes all)";
     if (outcome.val_loss > 0) std::cout << "\n";
     std::cout << "trained in " << format_seconds(outcome.seconds) << " at " << format_count(outcome.tokens_per_second)
               << " tokens/s: " << o.out << "\n";

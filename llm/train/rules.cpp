@@ -147,9 +147,12 @@ class Rules {
     set("eval-every", o_.eval_every,
         o_.eval_every<0, val_tokens_> 1 ? std::max<int64_t>(1, std::min<int64_t>(1000, (o_.steps + 9) / 10)) : 0,
         "ten times a run, at least every 1000 steps");
-    // A forward pass costs a third of a step, so this is 5 % of the time between two evaluations.
-    set("eval-batches", o_.eval_batches, !o_.eval_batches, std::max<int64_t>(4, o_.eval_every * o_.grad_accum * 3 / 20),
-        "5 % of the time between evaluations; the last one takes all held-out text");
+    // A forward pass costs a third of a step, so a share s of the time between two evaluations is 3 s batches a micro-step.
+    const int64_t between = o_.eval_every * o_.grad_accum, least = std::clamp<int64_t>(between * 3 / 4, 1, 4);
+    set("eval-batches", o_.eval_batches, !o_.eval_batches, std::max<int64_t>(least, between * 3 / 20),
+        "5 % of the time between evaluations, or 4 batches within 25 %; the last one takes all held-out text, if that "
+        "is "
+        "within 25 % of the run's time");
     set("save-every", o_.save_every, o_.save_every < 0,
         std::max<int64_t>(1, std::min<int64_t>(1000, (o_.steps + 3) / 4)),
         "four times a run, at least every 1000 steps");
@@ -174,6 +177,10 @@ OptimizerKind usual_optimizer(const ModelConfig& model, int64_t step_tokens) {
 }
 
 bool usually_zero_projections(OptimizerKind optimizer) { return optimizer == OptimizerKind::muon; }
+
+int64_t last_evaluation_batches(const TrainOptions& o) {
+  return std::max(o.eval_batches, o.steps * o.grad_accum * 3 / 4);
+}
 
 std::vector<Rule> apply_rules(TrainOptions& options, const ModelConfig& model, int64_t val_tokens, bool is_trained) {
   return Rules(options, model, val_tokens, is_trained).run();

@@ -10,6 +10,7 @@
 #include "llm/base/random.h"
 #include "llm/graph/staging.h"
 #include "llm/model/huggingface.h"
+#include "llm/train/rules.h"
 
 namespace llm {
 namespace {
@@ -208,10 +209,11 @@ LogEntry Trainer::finish_step(const StepResult& result, double seconds, double p
   return entry;
 }
 
-double Trainer::evaluate(int64_t max_batches, LogEntry& entry) {
-  const double loss = evaluator_->run(dataset_.val, max_batches).loss;
+double Trainer::evaluate(int64_t max_batches, LogEntry& entry, TrainingObserver& observer) {
+  const auto [loss, tokens] = evaluator_->run(
+      dataset_.val, max_batches, [&](int64_t done, int64_t total) { observer.on_evaluation(done, total); });
   if (!(state_.best_val_loss <= loss)) state_.best_val_loss = loss;
-  entry.val_loss = loss;
+  entry.val_loss = loss, entry.val_tokens = tokens;
   if (bits_per_byte(loss) > 0) entry.val_bits_per_byte = bits_per_byte(loss);
   return loss;
 }
@@ -289,8 +291,12 @@ Trainer::Outcome Trainer::run(double peak_gflops, TrainingObserver& observer) {
     const Due due = outcome.stopped ? Due{.save = true} : due_after(state_.step);
 
     double val_loss = kNotMeasured;
-    if (due.evaluation) val_loss = evaluate(due.end ? 0 : options_.eval_batches, entry);
-    if (due.evaluation && due.end) outcome.val_loss = val_loss;
+    if (due.evaluation)
+      val_loss = evaluate(due.end ? last_evaluation_batches(options_) : options_.eval_batches, entry, observer);
+    if (due.evaluation && due.end) {
+      outcome.val_loss = val_loss;
+      outcome.val_tokens = *entry.val_tokens, outcome.held_out_tokens = dataset_.val.size() - 1;
+    }
     log.write(entry);
     observer.on_step(entry, due.end || outcome.stopped);
     state_.seconds = seconds_before + seconds_since(begin);
