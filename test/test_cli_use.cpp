@@ -71,3 +71,38 @@ TEST_CASE("cli use: the last evaluation takes all held-out text, or as much as a
   run_well(folder, train_arguments(text, folder / "asked", {"--steps", "12", "--eval-batches", "99"}));
   CHECK(read_log(folder / "asked").at(12).at("val_tokens") == 1999);
 }
+
+TEST_CASE("cli use: a model is trained on at a shorter context than its own, and at a longer one where it can be") {
+  if (binary().empty()) return;
+  const Folder folder;
+  const std::string text = folder / "text.txt";
+  write_file_atomically(text, sample_text(6000));
+  for (const std::string architecture : {"gpt2", "llama"}) {
+    CAPTURE(architecture);
+    const std::string model = folder / architecture, shorter = folder / (architecture + "-16");
+    run_well(folder, train_arguments(text, model, {"--architecture", architecture, "--steps", "1"}));
+    const auto tune = [&](const std::string& out, const Arguments& more) {
+      Arguments arguments = {"train", model, "--data", text, "--out", out, "--sample-every", "0"};
+      arguments.insert(arguments.end(), more.begin(), more.end());
+      return run(folder, arguments);
+    };
+    const Result tuned = tune(shorter, {"--steps", "2", "--context", "16"});
+    CAPTURE(tuned.err);
+    CHECK(tuned.status == 0);
+    CHECK(has(tuned.err, "context 16 of 32"));
+    const json config = json::parse(read_file(shorter + "/checkpoints/2/config.json"));
+    CHECK(config.at(architecture == "gpt2" ? "n_positions" : "max_position_embeddings") == 32);
+    // The run's own command goes on; eval has the run's windows.
+    CHECK(tune(shorter, {"--steps", "3", "--context", "16", "--resume"}).status == 0);
+    CHECK(tune(shorter, {"--steps", "4", "--context", "8", "--resume"}).status == 2);
+    const json whole = json::parse(run_well(folder, {"eval", shorter, "--data", text, "--format", "json"}));
+    CHECK(whole ==
+          json::parse(run_well(folder, {"eval", shorter, "--data", text, "--format", "json", "--context", "16"})));
+    CHECK(whole !=
+          json::parse(run_well(folder, {"eval", shorter, "--data", text, "--format", "json", "--context", "32"})));
+
+    const Result longer = tune(folder / (architecture + "-64"), {"--steps", "1", "--context", "64"});
+    CHECK(longer.status == (architecture == "gpt2" ? 2 : 0));
+    CHECK(has(longer.err, architecture == "gpt2" ? "32 positions" : "stretched to 64"));
+  }
+}

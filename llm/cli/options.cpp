@@ -161,7 +161,7 @@ ModelConfig ModelOptions::resolve(int64_t data_vocabulary, const char* otherwise
 
 void complete_recipe(TrainOptions& o, int64_t& batch, const ModelConfig& config) {
   if (!batch) batch = std::max<int64_t>(1, 1024 / config.context);
-  if (!o.optimizer) o.optimizer = usual_optimizer(config, batch * config.context);
+  if (!o.optimizer) o.optimizer = usual_optimizer(config, config.context, batch * config.context);
   if (!o.zero_projections) o.zero_projections = usually_zero_projections(*o.optimizer);
 }
 

@@ -92,6 +92,7 @@ Options run_options(TrainOptions& o) {
       Option("--data", &o.data, "A text file, a directory of token shards, one shard, or a quoted glob of shards")
           .for_a_resume(),  // the same data, in another place
       Option("--out", &o.out, "The run's directory (runs/NAME-OF-DATA)").for_a_resume(),
+      Option("--train-context", &o.context, "").without_flag().once("0"),  // --context is the model's
       Option("--data-tokens", &o.data_tokens, "").without_flag(),
       Option("--data-checksum", &o.data_checksum, "").without_flag().once("0"),
       Option("--dtype", &o.dtype, "").without_flag().once("\"fp32\"")};

@@ -116,7 +116,8 @@ class Console : public TrainingObserver {
 void print_plan(const ModelConfig& model, const TrainOptions& o, const std::vector<Rule>& rules,
                 const Trainer& trainer) {
   std::cerr << "model: " << format_count(static_cast<double>(parameter_count(model))) << " parameters, " << model.layers
-            << " layers, " << model.channels << " channels, " << model.heads << " heads, context " << model.context
+            << " layers, " << model.channels << " channels, " << model.heads << " heads, context "
+            << (o.context < model.context ? concat(o.context, " of ", model.context) : concat(model.context))
             << ", vocabulary " << model.vocabulary << " (" << name_of(model.norm) << ", " << name_of(model.positions)
             << ", " << name_of(model.activation) << ")\n"
             << "run:   " << o.steps << " steps of " << o.total_batch_tokens
@@ -128,17 +129,21 @@ void print_plan(const ModelConfig& model, const TrainOptions& o, const std::vect
       if (r.pass == "recomputation") std::cerr << "memory: " << r.pass << " of " << r.detail << "\n";
 }
 
-// The config of the model that training begins with. Only the context may be another, and a shorter one.
+// The config of the model that training begins with. Only the context may be a longer one. The run may have a shorter one.
 ModelConfig trained_config(Arguments& a, const Given& given, const std::string& origin, int64_t data_vocabulary) {
   ModelConfig model = read_config(origin);
   for (const Option& option : a.model.options())
     if (option.name != "MODEL" && option.name != "--context" && given.contains(option.name))
       fail_usage(option.name, " belongs to the model in ", origin, " and cannot change");
   if (a.model.context) {
-    if (a.model.context > model.context || (a.model.context < model.context && model.positions == Positions::learned))
-      fail_usage("--context ", a.model.context, " is not possible for the model in ", origin, ", which has ",
-                 model.context);
-    model.context = a.model.context;
+    if (a.model.context > model.context && model.positions == Positions::learned)
+      fail_usage("--context ", a.model.context, " is more than the ", model.context, " positions that the model in ",
+                 origin, " learned");
+    if (a.model.context > model.context)
+      std::cerr << "note:  the model in " << origin << " has a context of " << model.context << "; it is stretched to "
+                << a.model.context << ", and what it knows of farther positions is what this run teaches\n";
+    model.context = std::max(model.context, a.model.context);
+    a.train.context = a.model.context;
   }
   if (data_vocabulary > model.vocabulary)
     fail(a.train.data, " was tokenized for a vocabulary of ", data_vocabulary, ", more than the ", model.vocabulary,
@@ -147,9 +152,14 @@ ModelConfig trained_config(Arguments& a, const Given& given, const std::string& 
 }
 
 // The config of the model in a run, of which the command line may say again what is so.
-ModelConfig resumed_config(Arguments& a, const Given& given, const std::string& checkpoint) {
-  const ModelConfig model = read_config(checkpoint + "/config.json");
-  if (a.model.names_directory()) return model;  // its weights were where the run began
+ModelConfig resumed_config(Arguments& a, const Given& given, const CheckpointInfo& checkpoint) {
+  const ModelConfig model = read_config(checkpoint.path + "/config.json");
+  if (a.model.names_directory()) {  // its weights were where the run began
+    const int64_t context = settings_of(checkpoint).context;
+    if (a.model.context && a.model.context != (context ? context : model.context))
+      fail_to_change("--context", a.train.out);
+    return model;
+  }
   const Options rows = a.model.options();
   const bool is_described =
       std::any_of(rows.begin(), rows.end(), [&](const Option& o) { return given.contains(o.name); });
@@ -269,7 +279,7 @@ void train(Arguments& a, const Given& given) {
   if (resumes) {
     checkpoint = find_checkpoint(o.out, Which::newest);
     if (!checkpoint.skipped.empty()) std::cerr << checkpoint.skipped << "\n";
-    resumed_model = resumed_config(a, given, checkpoint.path);
+    resumed_model = resumed_config(a, given, checkpoint);
     const TrainOptions settings = settings_of(checkpoint);
     if (given.contains("--dtype") && a.device.dtype != settings.dtype) fail_to_change("--dtype", o.out);
     o = resumed_settings(settings, o, given);
@@ -314,10 +324,10 @@ void train(Arguments& a, const Given& given) {
   const ModelConfig model = resumes           ? resumed_model
                             : !origin.empty() ? trained_config(a, given, origin, dataset.vocabulary)
                                               : a.model.resolve(vocabulary, kDefaultModel);
-  if (train_tokens < model.context + 1)
-    fail(o.data, " has only ", train_tokens, " training tokens, fewer than the context of ", model.context,
-         " and one more; lower --context");
   const std::vector<Rule> rules = apply_rules(o, model, val_tokens, !origin.empty());
+  if (train_tokens < o.context + 1)
+    fail(o.data, " has only ", train_tokens, " training tokens, fewer than the context of ", o.context,
+         " and one more; lower --context");
   o.settings_json = settings_json(o, model);
   if (!resumes) say_unused_vocabulary(model, dataset, origin.empty());
   Trainer trainer(model, o, std::move(dataset), opened.device());

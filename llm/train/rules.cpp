@@ -36,7 +36,7 @@ class Rules {
 
   std::vector<Rule> run() {
     length();
-    const OptimizerKind optimizer = usual_optimizer(m_, o_.total_batch_tokens);
+    const OptimizerKind optimizer = usual_optimizer(m_, o_.context, o_.total_batch_tokens);
     choose("optimizer", o_.optimizer, optimizer,
            optimizer == OptimizerKind::muon
                ? "less loss for the same time than adamw (Jordan et al. 2024), which embeddings, head and vectors take"
@@ -72,7 +72,9 @@ class Rules {
   }
 
   void length() {
-    const int64_t T = m_.context;
+    // Of a run from before there was a choice, too.
+    if (!o_.context) o_.context = m_.context;
+    const int64_t T = o_.context;
     const int64_t wanted_batch = o_.total_batch_tokens && !o_.grad_accum && o_.total_batch_tokens < 1024
                                      ? std::max<int64_t>(1, o_.total_batch_tokens / T)
                                      : std::clamp<int64_t>(1024 / T, 1, 64);
@@ -170,8 +172,8 @@ class Rules {
 
 }  // namespace
 
-OptimizerKind usual_optimizer(const ModelConfig& model, int64_t step_tokens) {
-  return muon_flops(model) <= training_flops_per_token(model, model.context) * static_cast<double>(step_tokens)
+OptimizerKind usual_optimizer(const ModelConfig& model, int64_t context, int64_t step_tokens) {
+  return muon_flops(model) <= training_flops_per_token(model, context) * static_cast<double>(step_tokens)
              ? OptimizerKind::muon
              : OptimizerKind::adamw;
 }

@@ -15,7 +15,7 @@ struct Rule {
 };
 
 // Muon; AdamW where steps are so small that making matrices orthogonal would cost more than their gradients do.
-OptimizerKind usual_optimizer(const ModelConfig& model, int64_t step_tokens);
+OptimizerKind usual_optimizer(const ModelConfig& model, int64_t context, int64_t step_tokens);
 
 // Whether projections begin at zero: that helps Muon and holds AdamW back.
 bool usually_zero_projections(OptimizerKind optimizer);

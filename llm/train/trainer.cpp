@@ -30,9 +30,9 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
       device_(device),
       table_(parameter_table(model, parametrization_of(options))),
       step_samples_(options.batch * options.grad_accum),
-      step_tokens_(step_samples_ * model.context) {
+      step_tokens_(step_samples_ * options.context) {
   schedule_ = {options_.schedule.value(), options_.lr, 0.0, options_.steps, options_.warmup};
-  loader_ = std::make_unique<Loader>(dataset_.train, model_.context, options_.seed, model_.vocabulary);
+  loader_ = std::make_unique<Loader>(dataset_.train, options_.context, options_.seed, model_.vocabulary);
   for (const TokenStream* stream : {&dataset_.train, &dataset_.val})
     if (stream->largest_token() >= model_.vocabulary)
       fail("the data holds token ", stream->largest_token(), " but the model's vocabulary is ", model_.vocabulary,
@@ -44,7 +44,7 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
                                     ? "the data's tokenizer has no end-of-text token"
                                     : "the data has no tokenizer that says which token is the end of a text");
   const Target target = target_on(device_, options_.dtype);
-  TrainingGraph t = build_training_graph(model_, options_.batch, model_.context, optimizer_of(options_),
+  TrainingGraph t = build_training_graph(model_, options_.batch, options_.context, optimizer_of(options_),
                                          dtype_of(target.precision), recipe_of(options_, end_of_text));
   tensors_ = {t.tokens, t.targets, t.loss_weights, t.loss, t.gradient_norm, t.guarded_norm};
   layout_.add(t.graph);
@@ -53,9 +53,13 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
   training_ = std::make_unique<Program>(
       compile(std::move(t.graph), {t.loss, t.gradient_norm, t.guarded_norm}, target, compiling), layout_);
   if (dataset_.val.size() > 1)
-    evaluator_ = std::make_unique<Evaluator>(model_, options_.batch, model_.context, layout_, target, end_of_text);
-  if (options_.sample_every && dataset_.tokenizer)
-    generator_ = std::make_unique<Generator>(model_, layout_, target, dataset_.tokenizer->vocabulary());
+    evaluator_ = std::make_unique<Evaluator>(model_, options_.batch, options_.context, layout_, target, end_of_text);
+  if (options_.sample_every && dataset_.tokenizer) {
+    ModelConfig sampled = model_;
+    // The cache holds as many positions; a table of learned ones is as long as it is.
+    if (model_.positions == Positions::rope) sampled.context = options_.context;
+    generator_ = std::make_unique<Generator>(sampled, layout_, target, dataset_.tokenizer->vocabulary());
+  }
 }
 
 size_t Trainer::arena_bytes() const {
@@ -170,7 +174,7 @@ std::string Trainer::batch_position() const {
 std::string Trainer::excerpt(int64_t position) const {
   constexpr int64_t kMostTokens = 60;
   constexpr size_t kMostBytes = 60;
-  std::vector<int32_t> ids(static_cast<size_t>(std::min(kMostTokens, model_.context)));
+  std::vector<int32_t> ids(static_cast<size_t>(std::min(kMostTokens, options_.context)));
   dataset_.train.read(position, static_cast<int64_t>(ids.size()), ids.data());
   std::string text = "\"";
   size_t bytes = 0;
@@ -205,7 +209,7 @@ LogEntry Trainer::finish_step(const StepResult& result, double seconds, double p
   if (result.skipped) entry.skipped = true;
   entry.tokens = state_.tokens, entry.ms = seconds * 1e3, entry.tokens_per_second = tokens / seconds;
   if (peak_gflops > 0)
-    entry.mfu = training_flops_per_token(model_, model_.context) * tokens / seconds / (peak_gflops * 1e9);
+    entry.mfu = training_flops_per_token(model_, options_.context) * tokens / seconds / (peak_gflops * 1e9);
   return entry;
 }
 
@@ -233,7 +237,7 @@ Sample Trainer::sample() {
     const auto ends_line = [&](int32_t id) { return dataset_.tokenizer->bytes_of(id).ends_with('\n'); };
     auto begin = std::find_if(text.begin(), text.end(), ends_line);
     begin = text.end() - begin > 16 ? begin + 1 : text.begin();
-    prompt.assign(begin, begin + std::min<int64_t>({16, text.end() - begin, model_.context}));
+    prompt.assign(begin, begin + std::min<int64_t>({16, text.end() - begin, options_.context}));
   } else {
     prompt = {std::max(0, dataset_.tokenizer->end_of_text())};
   }
