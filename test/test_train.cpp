@@ -121,9 +121,9 @@ TEST_CASE("rules fill in what is not given and nothing else") {
   CHECK(fresh.zero_projections.value());
   CHECK(!adamw.zero_projections.value());
   // Muon is the default where a step has enough tokens to pay for its products.
-  CHECK(usual_optimizer(config_of(preset_named("tiny")), 768) == OptimizerKind::muon);
-  CHECK(usual_optimizer(config_of(preset_named("gpt2-124M")), 256) == OptimizerKind::adamw);
-  CHECK(usual_optimizer(config_of(preset_named("gpt2-124M")), 16384) == OptimizerKind::muon);
+  CHECK(usual_optimizer(config_of(preset_named("tiny")), 64, 768) == OptimizerKind::muon);
+  CHECK(usual_optimizer(config_of(preset_named("gpt2-124M")), 1024, 256) == OptimizerKind::adamw);
+  CHECK(usual_optimizer(config_of(preset_named("gpt2-124M")), 1024, 16384) == OptimizerKind::muon);
 
   TrainOptions accumulated;
   accumulated.batch = 4, accumulated.total_batch_tokens = 4 * 16 * 3;

@@ -57,6 +57,12 @@ CLI::Option* add(CLI::App& app, const Option& option, NamedValue& value) {
   return added;
 }
 
+// A text whose value may be left out, "--flag{value without one}", takes one only behind "=".
+CLI::Option* add(CLI::App& app, const Option& option, std::string*& value) {
+  return option.name.ends_with('}') ? app.add_flag(option.name, *value, option.help)
+                                    : app.add_option(option.name, *value, option.help);
+}
+
 template <class Value>
 CLI::Option* add(CLI::App& app, const Option& option, Value*& value) {
   CLI::Option* added = app.add_option(option.name, *value, option.help);

@@ -231,7 +231,8 @@ void evaluate(const EvalFlags& flags) {
   OpenedMachine opened(flags.device);
   ThreadTeam& threads = opened.threads();
   LoadedModel model(flags.model, dtype_of(opened.precision()));
-  const int64_t context = flags.context ? flags.context : model.config().context;
+  const int64_t trained = settings_for(model).context;
+  const int64_t context = flags.context ? flags.context : trained ? trained : model.config().context;
   if (context > model.config().context)
     fail_usage("--context ", context, " is longer than the model's of ", model.config().context);
   const EvalData data = open_data(flags, model, threads);
@@ -268,7 +269,7 @@ Command eval_command() {
              "named shards that have no val)")
           .among({"val", "train", "all"}),
       Option("--batch", &f.batch, "windows at a time (about 4096 tokens)").between(1, 65536),
-      Option("--context", &f.context, "tokens a window (the model's context)").between(1, 1 << 24),
+      Option("--context", &f.context, "tokens a window (the run's context, or the model's)").between(1, 1 << 24),
       Option("--batches", &f.batches, "only so many batches, evenly spaced; 0: all").at_least(0).with_default(),
       Option("--format", &f.format, "text or json").among({"text", "json"}).with_default()};
   append(options, f.device.options());

@@ -115,7 +115,8 @@ void generate(const GenerateFlags& flags) {
   const int32_t stop = model.tokenizer() && !flags.no_stop ? model.tokenizer()->end_of_text() : -1;
   std::vector<int> stops;  // what the model's files name
   if (!flags.no_stop) stops = read_end_tokens(model.checkpoint().path).eos;
-  Generator generator(model.config(), model.layout(), opened.target());
+  Generator generator(model.config(), model.layout(), opened.target(),
+                      model.tokenizer() ? model.tokenizer()->vocabulary() : 0);
   generator.bind(model.load(generator.arena_bytes(), opened.device()));
 
   Output output;

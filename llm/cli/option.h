@@ -66,7 +66,8 @@ inline constexpr double kNoLimit = 0x1p50;
 
 // A row. Its functions add to it what few rows have: Option("--steps", &o.steps, "Optimizer steps").between(1, 100).
 struct Option {
-  // `flag`: "--flag", "--flag,!--no-flag" for one that can be said either way, or a positional argument's "NAME".
+  // `flag`: "--flag", "--flag,!--no-flag" for one that can be said either way, "--flag{text}" for a text that is "text"
+  // where the flag is given alone and another by "--flag=other", or a positional argument's "NAME".
   Option(const char* flag, OptionValue place, std::string text) : name(flag), value(place), help(std::move(text)) {}
 
   // Numbers in [least, most]. (That a number is finite is always checked.)

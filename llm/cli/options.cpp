@@ -102,6 +102,7 @@ Options ModelOptions::options(const char* named) {
           dimension("--head-size", head_size, "Channels of a head (usually channels / heads)"),
           dimension("--hidden", hidden, "Width of the MLP (usually 4 x channels, 8/3 x for swiglu)"),
           dimension("--context", context, "Longest sequence, in tokens"),
+          dimension("--vocabulary", vocabulary, "Tokens of the embedding and the head (the preset's, or the data's)"),
           Option("--norm", &norm, "layernorm or rmsnorm"), Option("--positions", &positions, "learned or rope"),
           Option("--activation", &activation, "gelu, relu2 or swiglu"),
           Option("--qk-norm", &qk_norm, "on or off: RMSNorm of query and key heads"),
@@ -160,7 +161,7 @@ ModelConfig ModelOptions::resolve(int64_t data_vocabulary, const char* otherwise
 
 void complete_recipe(TrainOptions& o, int64_t& batch, const ModelConfig& config) {
   if (!batch) batch = std::max<int64_t>(1, 1024 / config.context);
-  if (!o.optimizer) o.optimizer = usual_optimizer(config, batch * config.context);
+  if (!o.optimizer) o.optimizer = usual_optimizer(config, config.context, batch * config.context);
   if (!o.zero_projections) o.zero_projections = usually_zero_projections(*o.optimizer);
 }
 

@@ -28,14 +28,20 @@ struct Arguments {
   ModelOptions model;
   DeviceOptions device;
   TrainOptions train;
-  std::string log_format = "text";
-  bool resume = false, explain = false;
+  std::string log_format = "text", resume, tokenizer;
+  bool explain = false;
 };
 
 Options train_options(Arguments& a) {
   Options all = a.model.options();
   append(all, run_options(a.train));
-  append(all, {Option("--resume", &a.resume, "Go on with the run in --out from its newest checkpoint, bit for bit"),
+  append(all, {Option("--resume{yes}", &a.resume,
+                      "Go on with the run in --out from its newest checkpoint, bit for bit, or start it where there is "
+                      "none yet; --resume=must: an error where there is none")
+                   .among({"yes", "must"}),
+               Option("--tokenizer", &a.tokenizer,
+                      "What makes tokens of a text: bytes, or a path as for tokenize (that of the model's directory, "
+                      "else bytes)"),
                Option("--explain", &a.explain, "Print every value of the run with its rule and source, and stop")});
   append(all,
          {Option("--log-format", &a.log_format, "text, or jsonl: the log's lines on standard output")
@@ -77,6 +83,9 @@ class Console : public TrainingObserver {
     line += " | " + format_seconds(recent_ * static_cast<double>(steps_ - entry.step)) + " left";
     progress_.show(line, is_last);
   }
+  void on_evaluation(int64_t done, int64_t total) override {
+    if (done < total) progress_.show(concat("evaluating: batch ", done, " of ", total));
+  }
   void on_skip(const SkippedStep& s) override {
     progress_.clear();
     std::cerr << "step " << s.step << ": loss " << fixed(s.loss, 3) << ", gradient norm " << fixed(s.gradient_norm, 2)
@@ -107,7 +116,8 @@ class Console : public TrainingObserver {
 void print_plan(const ModelConfig& model, const TrainOptions& o, const std::vector<Rule>& rules,
                 const Trainer& trainer) {
   std::cerr << "model: " << format_count(static_cast<double>(parameter_count(model))) << " parameters, " << model.layers
-            << " layers, " << model.channels << " channels, " << model.heads << " heads, context " << model.context
+            << " layers, " << model.channels << " channels, " << model.heads << " heads, context "
+            << (o.context < model.context ? concat(o.context, " of ", model.context) : concat(model.context))
             << ", vocabulary " << model.vocabulary << " (" << name_of(model.norm) << ", " << name_of(model.positions)
             << ", " << name_of(model.activation) << ")\n"
             << "run:   " << o.steps << " steps of " << o.total_batch_tokens
@@ -119,17 +129,21 @@ void print_plan(const ModelConfig& model, const TrainOptions& o, const std::vect
       if (r.pass == "recomputation") std::cerr << "memory: " << r.pass << " of " << r.detail << "\n";
 }
 
-// The config of the model that training begins with. Only the context may be another, and a shorter one.
+// The config of the model that training begins with. Only the context may be a longer one. The run may have a shorter one.
 ModelConfig trained_config(Arguments& a, const Given& given, const std::string& origin, int64_t data_vocabulary) {
   ModelConfig model = read_config(origin);
   for (const Option& option : a.model.options())
     if (option.name != "MODEL" && option.name != "--context" && given.contains(option.name))
       fail_usage(option.name, " belongs to the model in ", origin, " and cannot change");
   if (a.model.context) {
-    if (a.model.context > model.context || (a.model.context < model.context && model.positions == Positions::learned))
-      fail_usage("--context ", a.model.context, " is not possible for the model in ", origin, ", which has ",
-                 model.context);
-    model.context = a.model.context;
+    if (a.model.context > model.context && model.positions == Positions::learned)
+      fail_usage("--context ", a.model.context, " is more than the ", model.context, " positions that the model in ",
+                 origin, " learned");
+    if (a.model.context > model.context)
+      std::cerr << "note:  the model in " << origin << " has a context of " << model.context << "; it is stretched to "
+                << a.model.context << ", and what it knows of farther positions is what this run teaches\n";
+    model.context = std::max(model.context, a.model.context);
+    a.train.context = a.model.context;
   }
   if (data_vocabulary > model.vocabulary)
     fail(a.train.data, " was tokenized for a vocabulary of ", data_vocabulary, ", more than the ", model.vocabulary,
@@ -138,9 +152,14 @@ ModelConfig trained_config(Arguments& a, const Given& given, const std::string& 
 }
 
 // The config of the model in a run, of which the command line may say again what is so.
-ModelConfig resumed_config(Arguments& a, const Given& given, const std::string& checkpoint) {
-  const ModelConfig model = read_config(checkpoint + "/config.json");
-  if (a.model.names_directory()) return model;  // its weights were where the run began
+ModelConfig resumed_config(Arguments& a, const Given& given, const CheckpointInfo& checkpoint) {
+  const ModelConfig model = read_config(checkpoint.path + "/config.json");
+  if (a.model.names_directory()) {  // its weights were where the run began
+    const int64_t context = settings_of(checkpoint).context;
+    if (a.model.context && a.model.context != (context ? context : model.context))
+      fail_to_change("--context", a.train.out);
+    return model;
+  }
   const Options rows = a.model.options();
   const bool is_described =
       std::any_of(rows.begin(), rows.end(), [&](const Option& o) { return given.contains(o.name); });
@@ -148,6 +167,41 @@ ModelConfig resumed_config(Arguments& a, const Given& given, const std::string& 
     fail_usage("the model's options describe another model than that of the run in ", a.train.out,
                ", which cannot change with --resume; leave them out, or start a new run with another --out");
   return model;
+}
+
+// Whether --resume finds a run to go on with. One that has checkpoints, but no whole one, is no run that begins.
+bool is_resumed(const Arguments& a) {
+  if (a.resume.empty()) return false;
+  if (a.train.out.empty()) fail_usage("--resume needs --out, the run to go on with");
+  std::string broken;
+  if (!list_checkpoints(a.train.out, &broken).empty() || !broken.empty()) return true;
+  if (a.resume == "must") fail("--resume=must: ", a.train.out, " holds no run to go on with");
+  if (a.train.data.empty())
+    fail("--resume: ", a.train.out, " holds no run to go on with; with --data one is started there");
+  return false;
+}
+
+// What makes tokens of a text: what the command line names, or what the model knows; null: bytes.
+std::unique_ptr<Tokenizer> tokenizer_for_text(const Arguments& a, const std::string& known, bool is_resumed) {
+  const std::string path = known.empty() ? "" : tokenizer_of_model(known);
+  if (a.tokenizer.empty()) {
+    if (path.empty() && !known.empty() && !is_resumed)
+      fail(known, " has no tokenizer to read ", a.train.data, " with; name the model's by --tokenizer PATH");
+    return path.empty() ? nullptr : load_tokenizer(path);
+  }
+  auto tokenizer = load_tokenizer(a.tokenizer);
+  if (!path.empty() && load_tokenizer(path)->json() != tokenizer->json())
+    fail_usage("--tokenizer ", a.tokenizer, " is another than that of ", known, ", whose tokens would mean nothing");
+  return tokenizer;
+}
+
+// Says so where most of a head is trained on nothing, but to be never right.
+void say_unused_vocabulary(const ModelConfig& model, const Dataset& dataset, bool is_new) {
+  const int64_t known = dataset.tokenizer ? dataset.tokenizer->vocabulary() : model.vocabulary;
+  if (known >= model.vocabulary - model.vocabulary / 16) return;
+  std::cerr << "note:  the model's vocabulary is " << model.vocabulary << ", but the text's tokenizer has " << known
+            << " tokens, and no other is ever drawn; --tokenizer PATH reads the text by another"
+            << (is_new ? concat(", --vocabulary ", known, " makes the model smaller") : std::string()) << "\n";
 }
 
 // Tokens of another tokenizer mean nothing to a trained model.
@@ -168,8 +222,8 @@ DataSize size_of(const Dataset& dataset) {
 }
 
 // Without making anything: a text file is as many tokens as bytes.
-DataSize size_for_explanation(const TrainOptions& o, ThreadTeam& threads) {
-  const auto bytes = [&] { return load_tokenizer("bytes")->vocabulary(); };
+DataSize size_for_explanation(const TrainOptions& o, const std::string& tokenizer, ThreadTeam& threads) {
+  const auto bytes = [&] { return load_tokenizer(tokenizer.empty() ? "bytes" : tokenizer)->vocabulary(); };
   if (o.data.empty()) return {bytes(), 0, 2};  // some data, of which a part is held out
   if (!is_text_file(o.data)) return size_of(open_dataset(o.data, "", threads));
   const auto size = static_cast<double>(std::filesystem::file_size(o.data));
@@ -179,7 +233,7 @@ DataSize size_for_explanation(const TrainOptions& o, ThreadTeam& threads) {
 
 void explain(Arguments& a, const Given& given, const std::string& origin) {
   OpenedMachine opened(a.device);
-  const DataSize data = size_for_explanation(a.train, opened.threads());
+  const DataSize data = size_for_explanation(a.train, a.tokenizer, opened.threads());
   const ModelConfig m = !origin.empty() ? trained_config(a, given, origin, data.vocabulary)
                                         : a.model.resolve(data.vocabulary, kDefaultModel);
   a.train.data_tokens = data.train_tokens;
@@ -210,22 +264,22 @@ void train(Arguments& a, const Given& given) {
   TrainOptions& o = a.train;
   // A trained model goes on from its weights.
   const bool from_directory = a.model.names_directory();
-  const std::string origin = from_directory && !a.resume ? find_checkpoint(a.model.preset, Which::best).path : "";
+  const bool resumes = is_resumed(a);
+  const std::string origin = from_directory && !resumes ? find_checkpoint(a.model.preset, Which::best).path : "";
   if (!from_directory) a.model.resolve(1, kDefaultModel);  // what is wrong with its flags is said before any work
 
   if (a.explain) {
-    if (a.resume) fail_usage("--explain is for new runs; RUN/config.json holds the values of one that is resumed");
+    if (resumes) fail_usage("--explain is for new runs; RUN/config.json holds the values of one that is resumed");
     if (o.steps && o.tokens) fail_usage("--steps and --tokens both say how long; give one");
     return explain(a, given, origin);
   }
 
   CheckpointInfo checkpoint;
   ModelConfig resumed_model;
-  if (a.resume) {
-    if (o.out.empty()) fail_usage("--resume needs --out, the run to go on with");
+  if (resumes) {
     checkpoint = find_checkpoint(o.out, Which::newest);
     if (!checkpoint.skipped.empty()) std::cerr << checkpoint.skipped << "\n";
-    resumed_model = resumed_config(a, given, checkpoint.path);
+    resumed_model = resumed_config(a, given, checkpoint);
     const TrainOptions settings = settings_of(checkpoint);
     if (given.contains("--dtype") && a.device.dtype != settings.dtype) fail_to_change("--dtype", o.out);
     o = resumed_settings(settings, o, given);
@@ -250,12 +304,8 @@ void train(Arguments& a, const Given& given) {
   make_directories(o.out);
 
   Dataset dataset = [&] {
-    std::error_code none;
-    // Text becomes the tokens that the model knows.
-    const std::string known = a.resume ? checkpoint.path : origin;
-    const bool by_model = is_text_file(o.data) && !known.empty() &&
-                          (!a.resume || std::filesystem::exists(known + "/tokenizer.json", none));
-    const auto tokenizer = by_model ? load_tokenizer(known) : nullptr;
+    const auto tokenizer =
+        is_text_file(o.data) ? tokenizer_for_text(a, resumes ? checkpoint.path : origin, resumes) : nullptr;
     Progress bar("tokenize");  // cleared away at the end: the result is the run itself
     return open_dataset(
         o.data, o.out + "/tokens", threads, o.val_fraction,
@@ -263,24 +313,25 @@ void train(Arguments& a, const Given& given) {
   }();
   if (!origin.empty()) check_tokenizer(o.data, dataset, origin);
   const auto [vocabulary, train_tokens, val_tokens] = size_of(dataset);
-  if (a.resume && o.data_tokens != train_tokens)
+  if (resumes && o.data_tokens != train_tokens)
     fail("the data of ", o.out, " had ", o.data_tokens, " training tokens but ", o.data, " has ", train_tokens,
          ": it is not the same data");
   const uint64_t checksum = dataset.train.checksum();
-  if (a.resume && o.data_checksum && o.data_checksum != checksum)
+  if (resumes && o.data_checksum && o.data_checksum != checksum)
     fail("the data of ", o.out, " had as many training tokens as ", o.data, ", but others: it is not the same data");
   o.data_tokens = train_tokens, o.data_checksum = checksum;
 
-  const ModelConfig model = a.resume          ? resumed_model
+  const ModelConfig model = resumes           ? resumed_model
                             : !origin.empty() ? trained_config(a, given, origin, dataset.vocabulary)
                                               : a.model.resolve(vocabulary, kDefaultModel);
-  if (train_tokens < model.context + 1)
-    fail(o.data, " has only ", train_tokens, " training tokens, fewer than the context of ", model.context,
-         " and one more; lower --context");
   const std::vector<Rule> rules = apply_rules(o, model, val_tokens, !origin.empty());
+  if (train_tokens < o.context + 1)
+    fail(o.data, " has only ", train_tokens, " training tokens, fewer than the context of ", o.context,
+         " and one more; lower --context");
   o.settings_json = settings_json(o, model);
+  if (!resumes) say_unused_vocabulary(model, dataset, origin.empty());
   Trainer trainer(model, o, std::move(dataset), opened.device());
-  print_plan(model, o, a.resume ? std::vector<Rule>{} : rules, trainer);
+  print_plan(model, o, resumes ? std::vector<Rule>{} : rules, trainer);
 
   // What this process holds already stays; the arena comes on top, unless it is the GPU's, and the token files are mapped.
   const size_t data_bytes = static_cast<size_t>(train_tokens + val_tokens) * (model.vocabulary > 65536 ? 4 : 2);
@@ -290,7 +341,7 @@ void train(Arguments& a, const Given& given) {
               << opened.device().cuda()->properties().name << "\n";
   std::cout << "predicted memory: " << (predicted + (1 << 19)) / (1 << 20) << " MiB\n" << std::flush;
   trainer.allocate();
-  if (a.resume) {
+  if (resumes) {
     trainer.load(checkpoint.path);
     std::cerr << "resuming " << o.out << " after step " << checkpoint.step << "\n";
   } else {
@@ -308,6 +359,9 @@ void train(Arguments& a, const Given& given) {
   } else {
     if (outcome.val_loss > 0) std::cout << "validation loss: " << outcome.val_loss << " nats/token";
     if (outcome.val_bits_per_byte > 0) std::cout << ", " << outcome.val_bits_per_byte << " bits/byte";
+    if (outcome.val_tokens < outcome.held_out_tokens)
+      std::cout << ", on a sample of " << outcome.val_tokens << " of the " << outcome.held_out_tokens
+                << " held-out tokens (eval RUN --data takes all)";
     if (outcome.val_loss > 0) std::cout << "\n";
     std::cout << "trained in " << format_seconds(outcome.seconds) << " at " << format_count(outcome.tokens_per_second)
               << " tokens/s: " << o.out << "\n";

@@ -60,7 +60,7 @@ struct Generator::Implementation {
   int under_way = 0;          // draws that were fetched and not taken
   int64_t ahead = 0;          // how many walks are started before the host takes the draw of the first
 
-  Implementation(const ModelConfig& config, PersistentLayout layout, const Target& target)
+  Implementation(const ModelConfig& config, PersistentLayout layout, const Target& target, int64_t known_tokens)
       : vocabulary(config.vocabulary), context(config.context), logits(static_cast<size_t>(config.vocabulary)) {
     const DType dtype = dtype_of(target.precision);
     for (const Parameter& p : parameter_table(config)) {
@@ -69,7 +69,8 @@ struct Generator::Implementation {
       weight_bytes +=
           static_cast<double>((looked_up ? p.shape.last() : p.shape.elements()) * static_cast<int64_t>(size_of(dtype)));
     }
-    const auto walk = [&](int64_t tokens, const SamplingForm& sampling, bool with_logits) {
+    const auto walk = [&](int64_t tokens, SamplingForm sampling, bool with_logits) {
+      if (known_tokens < vocabulary) sampling.limit = known_tokens;
       const GenerationGraph g = build_generation_graph(config, 1, tokens, context, dtype, sampling);
       return std::make_unique<Walk>(g, compile(g.graph, with_logits ? g.results() : std::vector<TensorId>{}, target),
                                     layout);
@@ -132,8 +133,9 @@ struct Generator::Implementation {
   }
 };
 
-Generator::Generator(const ModelConfig& config, const PersistentLayout& layout, const Target& target)
-    : implementation_(std::make_unique<Implementation>(config, layout, target)) {}
+Generator::Generator(const ModelConfig& config, const PersistentLayout& layout, const Target& target,
+                     int64_t known_tokens)
+    : implementation_(std::make_unique<Implementation>(config, layout, target, known_tokens)) {}
 
 Generator::~Generator() = default;
 

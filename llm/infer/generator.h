@@ -18,8 +18,9 @@ namespace llm {
 class Generator {
  public:
   // `layout` holds the parameters (and whatever else is persistent); the caches and the programs' transient tensors lie
-  // behind it. The cache holds `config.context` positions.
-  Generator(const ModelConfig& config, const PersistentLayout& layout, const Target& target);
+  // behind it. The cache holds `config.context` positions. `known_tokens`: the vocabulary of the tokenizer,
+  // which may be smaller than the model's (rounded up for speed): no token beyond it is drawn. 0: all tokens are.
+  Generator(const ModelConfig& config, const PersistentLayout& layout, const Target& target, int64_t known_tokens = 0);
   ~Generator();
 
   size_t arena_bytes() const;

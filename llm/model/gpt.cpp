@@ -175,8 +175,8 @@ GenerationGraph build_generation_graph(const ModelConfig& config, int64_t batch,
   if (config.logit_softcap > 0)
     n.logits = n.graph.add("softcap", {{"cap", config.logit_softcap}}, {n.logits}, "logits.capped")[0];
   if (sampling.sample)  // of the logits before the cast, which changes none
-    n.graph.add("sample", {{"greedy", sampling.greedy}}, {config.logit_softcap > 0 ? n.logits : exact, next, n.draws},
-                "sample");
+    n.graph.add("sample", {{"greedy", sampling.greedy}, {"limit", sampling.limit}},
+                {config.logit_softcap > 0 ? n.logits : exact, next, n.draws}, "sample");
   return n;
 }
 

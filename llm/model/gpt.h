@@ -59,6 +59,7 @@ struct SamplingForm {
   bool sample = false;
   bool greedy = false;       // for a temperature of 0
   bool after_token = false;  // the graph has no input: its token is "next_token", as the run before left it
+  int64_t limit = 0;         // only tokens below it are drawn; 0: all
 };
 GenerationGraph build_generation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, int64_t capacity,
                                        DType dtype = DType::fp32, const SamplingForm& sampling = {});

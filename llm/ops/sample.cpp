@@ -2,8 +2,8 @@
 // The token is a pure function of the logits and of temperature, top_k, top_p, seed and token_index of the StepState
 // (their meaning: sampling.h). The op also writes a Draw to row token_index modulo R of the draws, where the host finds
 // it later. If no token can be drawn, the next token becomes 0. On the GPU the kernel adds 1 to position and
-// token_index of the device's StepState, so that the next run can start before the host has seen the token. Attribute:
-// greedy, a flag, for runs with a temperature of 0 alone.
+// token_index of the device's StepState, so that the next run can start before the host has seen the token. Attributes:
+// greedy, a flag, for runs with a temperature of 0 alone; limit, only the tokens below it are drawn (0: all V).
 #include <cstring>
 
 #include "llm/ops/cuda_kernels.h"
@@ -38,20 +38,20 @@ Cost cost(const Graph& g, const Node& node) {
 
 void cpu(const KernelCall& call) {
   const StepState& s = call.step;
-  const Draw draw = draw_token({s.temperature, s.top_k, s.top_p, s.seed}, call.in(0), call.in_shape(0).last(),
+  const Draw draw = draw_token({s.temperature, s.top_k, s.top_p, s.seed}, call.in(0), drawable_tokens(call),
                                s.token_index, call.workspace<SamplingCandidate>());
   *call.out<int32_t>(0) = draw.id;
   std::memcpy(call.out<int32_t>(1) + s.token_index % call.out_shape(1)[0] * 4, &draw, sizeof draw);
 }
 
 std::vector<Example> examples() {
-  const auto example = [](int64_t V, int64_t draws, double range) -> Example {
-    return {{{"greedy", false}},
+  const auto example = [](int64_t V, int64_t draws, double range, int64_t limit = 0) -> Example {
+    return {{{"greedy", false}, {"limit", limit}},
             {{.shape = {1, 1, V}, .low = -range, .high = range, .differentiable = false},
              {.shape = {1, 1}, .dtype = DType::int32, .low = 0, .high = 5, .role = Role::state},
              {.shape = {draws, 4}, .dtype = DType::int32, .low = 0, .high = 5, .role = Role::state}}};
   };
-  return {example(7, 4, 2), example(37, 1, 5), example(1030, 3, 3)};
+  return {example(7, 4, 2), example(37, 1, 5), example(1030, 3, 3), example(1030, 3, 3, 5), example(2060, 3, 3, 1026)};
 }
 
 }  // namespace

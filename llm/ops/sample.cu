@@ -315,7 +315,7 @@ __global__ void __launch_bounds__(kDrawThreads) sample_draw_kernel(const Samplin
 
 template <class T>
 void sample_as(const KernelCall& call) {
-  const int64_t vocabulary = call.in_shape(0).last(), slices = sample_slices(vocabulary);
+  const int64_t vocabulary = drawable_tokens(call), slices = sample_slices(vocabulary);
   auto* const sums = call.workspace<Sum>();
   auto* const largest = reinterpret_cast<float*>(sums + slices);
   auto* const where = reinterpret_cast<int*>(largest + slices);

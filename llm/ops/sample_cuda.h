@@ -1,9 +1,17 @@
-// The workspace of `sample` on the GPU, for the op row's `workspace` and the launcher. Plain C++.
+// What the row of `sample` and its launcher on the GPU share: which tokens are drawn, and the workspace. Plain C++.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
+#include "llm/graph/kernel.h"
+
 namespace llm {
+
+// The tokens that may be drawn are those below this number: of a padded vocabulary the ones that the tokenizer knows.
+inline int64_t drawable_tokens(const KernelCall& call) {
+  const int64_t limit = call.node.attributes.integer("limit", 0);
+  return limit > 0 ? limit : call.in_shape(0).last();
+}
 
 // The number of tokens of a slice, which one block takes.
 inline constexpr int64_t kSampleSlice = 1024;

@@ -11,9 +11,9 @@ namespace llm {
 struct LogEntry {
   int64_t step = 0;  // steps done
   std::optional<double> loss, val_loss, val_bits_per_byte, learning_rate, grad_norm, ms, tokens_per_second, mfu;
-  std::optional<int64_t> tokens;
-  std::optional<bool> skipped;  // true: the step left the weights as they were
-  std::string json() const;     // one line, without the newline
+  std::optional<int64_t> tokens, val_tokens;  // trained on so far; predicted by the evaluation
+  std::optional<bool> skipped;                // true: the step left the weights as they were
+  std::string json() const;                   // one line, without the newline
 };
 
 class RunLog {

@@ -22,6 +22,7 @@ inline constexpr std::array kNames<RateScaling> = {"completep", "standard"};
 struct TrainOptions {
   std::string data, out;
   double val_fraction = 0.1;
+  int64_t context = 0;             // tokens of a training sequence, at most the model's context: that
   int64_t batch = 0;               // sequences a micro-step
   int64_t grad_accum = 0;          // micro-steps a step
   int64_t total_batch_tokens = 0;  // tokens a step, instead of grad_accum

@@ -36,7 +36,7 @@ class Rules {
 
   std::vector<Rule> run() {
     length();
-    const OptimizerKind optimizer = usual_optimizer(m_, o_.total_batch_tokens);
+    const OptimizerKind optimizer = usual_optimizer(m_, o_.context, o_.total_batch_tokens);
     choose("optimizer", o_.optimizer, optimizer,
            optimizer == OptimizerKind::muon
                ? "less loss for the same time than adamw (Jordan et al. 2024), which embeddings, head and vectors take"
@@ -72,7 +72,9 @@ class Rules {
   }
 
   void length() {
-    const int64_t T = m_.context;
+    // Of a run from before there was a choice, too.
+    if (!o_.context) o_.context = m_.context;
+    const int64_t T = o_.context;
     const int64_t wanted_batch = o_.total_batch_tokens && !o_.grad_accum && o_.total_batch_tokens < 1024
                                      ? std::max<int64_t>(1, o_.total_batch_tokens / T)
                                      : std::clamp<int64_t>(1024 / T, 1, 64);
@@ -149,9 +151,12 @@ class Rules {
     set("eval-every", o_.eval_every,
         o_.eval_every<0, val_tokens_> 1 ? std::max<int64_t>(1, std::min<int64_t>(1000, (o_.steps + 9) / 10)) : 0,
         "ten times a run, at least every 1000 steps");
-    // A forward pass costs a third of a step, so this is 5 % of the time between two evaluations.
-    set("eval-batches", o_.eval_batches, !o_.eval_batches, std::max<int64_t>(4, o_.eval_every * o_.grad_accum * 3 / 20),
-        "5 % of the time between evaluations; the last one takes all held-out text");
+    // A forward pass costs a third of a step, so a share s of the time between two evaluations is 3 s batches a micro-step.
+    const int64_t between = o_.eval_every * o_.grad_accum, least = std::clamp<int64_t>(between * 3 / 4, 1, 4);
+    set("eval-batches", o_.eval_batches, !o_.eval_batches, std::max<int64_t>(least, between * 3 / 20),
+        "5 % of the time between evaluations, or 4 batches within 25 %; the last one takes all held-out text, if that "
+        "is "
+        "within 25 % of the run's time");
     set("save-every", o_.save_every, o_.save_every < 0,
         std::max<int64_t>(1, std::min<int64_t>(1000, (o_.steps + 3) / 4)),
         "four times a run, at least every 1000 steps");
@@ -169,13 +174,17 @@ class Rules {
 
 }  // namespace
 
-OptimizerKind usual_optimizer(const ModelConfig& model, int64_t step_tokens) {
-  return muon_flops(model) <= training_flops_per_token(model, model.context) * static_cast<double>(step_tokens)
+OptimizerKind usual_optimizer(const ModelConfig& model, int64_t context, int64_t step_tokens) {
+  return muon_flops(model) <= training_flops_per_token(model, context) * static_cast<double>(step_tokens)
              ? OptimizerKind::muon
              : OptimizerKind::adamw;
 }
 
 bool usually_zero_projections(OptimizerKind optimizer) { return optimizer == OptimizerKind::muon; }
+
+int64_t last_evaluation_batches(const TrainOptions& o) {
+  return std::max(o.eval_batches, o.steps * o.grad_accum * 3 / 4);
+}
 
 std::vector<Rule> apply_rules(TrainOptions& options, const ModelConfig& model, int64_t val_tokens, bool is_trained) {
   return Rules(options, model, val_tokens, is_trained).run();

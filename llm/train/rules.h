@@ -15,10 +15,14 @@ struct Rule {
 };
 
 // Muon; AdamW where steps are so small that making matrices orthogonal would cost more than their gradients do.
-OptimizerKind usual_optimizer(const ModelConfig& model, int64_t step_tokens);
+OptimizerKind usual_optimizer(const ModelConfig& model, int64_t context, int64_t step_tokens);
 
 // Whether projections begin at zero: that helps Muon and holds AdamW back.
 bool usually_zero_projections(OptimizerKind optimizer);
+
+// The batches that the last evaluation of a run may take. A forward pass costs a third of a step, so that many take a
+// quarter of the time that the run has trained. Counted, not timed: a run has the same losses on every machine.
+int64_t last_evaluation_batches(const TrainOptions& options);
 
 // Fills in every value of `options` that is 0, -1 or none and has a rule. Returns all values, filled in or given, with
 // their reasons, in the order in which they depend on each other. `val_tokens`: the tokens of the held-out split.

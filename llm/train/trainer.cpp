@@ -10,6 +10,7 @@
 #include "llm/base/random.h"
 #include "llm/graph/staging.h"
 #include "llm/model/huggingface.h"
+#include "llm/train/rules.h"
 
 namespace llm {
 namespace {
@@ -39,9 +40,9 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
       table_(parameter_table(model, parametrization_of(options))),
       partition_(partition_of(table_, options.optimizer.value(), parallel_.ranks)),
       step_samples_(options.batch * options.grad_accum * parallel_.virtual_ranks),
-      step_tokens_(step_samples_ * model.context) {
+      step_tokens_(step_samples_ * options.context) {
   schedule_ = {options_.schedule.value(), options_.lr, 0.0, options_.steps, options_.warmup};
-  loader_ = std::make_unique<Loader>(dataset_.train, model_.context, options_.seed, model_.vocabulary);
+  loader_ = std::make_unique<Loader>(dataset_.train, options_.context, options_.seed, model_.vocabulary);
   for (const TokenStream* stream : {&dataset_.train, &dataset_.val})
     if (stream->largest_token() >= model_.vocabulary)
       fail("the data holds token ", stream->largest_token(), " but the model's vocabulary is ", model_.vocabulary,
@@ -53,7 +54,7 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
                                     ? "the data's tokenizer has no end-of-text token"
                                     : "the data has no tokenizer that says which token is the end of a text");
   const Target target = target_on(device_, options_.dtype);
-  TrainingGraph t = build_training_graph(model_, options_.batch, model_.context, optimizer_of(options_),
+  TrainingGraph t = build_training_graph(model_, options_.batch, options_.context, optimizer_of(options_),
                                          dtype_of(target.precision), recipe_of(options_, end_of_text), parallel_);
   tensors_ = {t.tokens, t.targets, t.loss_weights, t.loss, t.gradient_norm, t.guarded_norm};
   layout_.add(t.graph);
@@ -66,9 +67,13 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
   training_ = std::make_unique<Program>(
       compile(std::move(t.graph), {t.loss, t.gradient_norm, t.guarded_norm}, target, compiling), layout_);
   if (dataset_.val.size() > 1)
-    evaluator_ = std::make_unique<Evaluator>(model_, options_.batch, model_.context, layout_, target, end_of_text);
-  if (options_.sample_every && dataset_.tokenizer && is_first())
-    generator_ = std::make_unique<Generator>(model_, layout_, target);
+    evaluator_ = std::make_unique<Evaluator>(model_, options_.batch, options_.context, layout_, target, end_of_text);
+  if (options_.sample_every && dataset_.tokenizer && is_first()) {
+    ModelConfig sampled = model_;
+    // The cache holds as many positions; a table of learned ones is as long as it is.
+    if (model_.positions == Positions::rope) sampled.context = options_.context;
+    generator_ = std::make_unique<Generator>(sampled, layout_, target, dataset_.tokenizer->vocabulary());
+  }
 }
 
 size_t Trainer::arena_bytes() const {
@@ -212,7 +217,7 @@ std::string Trainer::batch_position() const {
 std::string Trainer::excerpt(int64_t position) const {
   constexpr int64_t kMostTokens = 60;
   constexpr size_t kMostBytes = 60;
-  std::vector<int32_t> ids(static_cast<size_t>(std::min(kMostTokens, model_.context)));
+  std::vector<int32_t> ids(static_cast<size_t>(std::min(kMostTokens, options_.context)));
   dataset_.train.read(position, static_cast<int64_t>(ids.size()), ids.data());
   std::string text = "\"";
   size_t bytes = 0;
@@ -247,14 +252,15 @@ LogEntry Trainer::finish_step(const StepResult& result, double seconds, double p
   if (result.skipped) entry.skipped = true;
   entry.tokens = state_.tokens, entry.ms = seconds * 1e3, entry.tokens_per_second = tokens / seconds;
   if (peak_gflops > 0)
-    entry.mfu = training_flops_per_token(model_, model_.context) * tokens / seconds / (peak_gflops * 1e9);
+    entry.mfu = training_flops_per_token(model_, options_.context) * tokens / seconds / (peak_gflops * 1e9);
   return entry;
 }
 
-double Trainer::evaluate(int64_t max_batches, LogEntry& entry) {
-  const double loss = evaluator_->run(dataset_.val, max_batches, {}, ranks_).loss;
+double Trainer::evaluate(int64_t max_batches, LogEntry& entry, TrainingObserver& observer) {
+  const auto [loss, tokens] = evaluator_->run(
+      dataset_.val, max_batches, [&](int64_t done, int64_t total) { observer.on_evaluation(done, total); }, ranks_);
   if (!(state_.best_val_loss <= loss)) state_.best_val_loss = loss;
-  entry.val_loss = loss;
+  entry.val_loss = loss, entry.val_tokens = tokens;
   if (bits_per_byte(loss) > 0) entry.val_bits_per_byte = bits_per_byte(loss);
   return loss;
 }
@@ -274,7 +280,7 @@ Sample Trainer::sample() {
     const auto ends_line = [&](int32_t id) { return dataset_.tokenizer->bytes_of(id).ends_with('\n'); };
     auto begin = std::find_if(text.begin(), text.end(), ends_line);
     begin = text.end() - begin > 16 ? begin + 1 : text.begin();
-    prompt.assign(begin, begin + std::min<int64_t>({16, text.end() - begin, model_.context}));
+    prompt.assign(begin, begin + std::min<int64_t>({16, text.end() - begin, options_.context}));
   } else {
     prompt = {std::max(0, dataset_.tokenizer->end_of_text())};
   }
@@ -341,8 +347,12 @@ Trainer::Outcome Trainer::run(double peak_gflops, TrainingObserver& observer) {
     const Due due = outcome.stopped ? Due{.save = true} : due_after(state_.step);
 
     double val_loss = kNotMeasured;
-    if (due.evaluation) val_loss = evaluate(due.end ? 0 : options_.eval_batches, entry);
-    if (due.evaluation && due.end) outcome.val_loss = val_loss;
+    if (due.evaluation)
+      val_loss = evaluate(due.end ? last_evaluation_batches(options_) : options_.eval_batches, entry, observer);
+    if (due.evaluation && due.end) {
+      outcome.val_loss = val_loss;
+      outcome.val_tokens = *entry.val_tokens, outcome.held_out_tokens = dataset_.val.size() - 1;
+    }
     if (log) log->write(entry);
     observer.on_step(entry, due.end || outcome.stopped);
     state_.seconds = seconds_before + seconds_since(begin);

@@ -41,6 +41,7 @@ class TrainingObserver {
  public:
   virtual ~TrainingObserver() = default;
   virtual void on_step(const LogEntry& /*entry*/, bool /*is_last*/) {}
+  virtual void on_evaluation(int64_t /*batches_done*/, int64_t /*batches*/) {}
   virtual void on_skip(const SkippedStep&) {}
   virtual void on_sample(const Sample&) {}
 };
@@ -64,8 +65,9 @@ class Trainer {
   void load(const std::string& checkpoint);  // throws Error when it does not belong to this run
 
   struct Outcome {
-    bool stopped = false;                        // by a signal; a checkpoint was saved
-    double val_loss = 0, val_bits_per_byte = 0;  // of all held-out text; 0 when there is none
+    bool stopped = false;                         // by a signal; a checkpoint was saved
+    double val_loss = 0, val_bits_per_byte = 0;   // of the last evaluation; 0 when there was none
+    int64_t val_tokens = 0, held_out_tokens = 0;  // on how many of those that can be predicted
     double seconds = 0, tokens_per_second = 0;
   };
   // `peak_gflops` is what MFU is a fraction of, 0 where it is not known.
@@ -93,7 +95,7 @@ class Trainer {
   const float* collected(Staging& staging, const std::string& name, int64_t elements) const;
   void round_parameter(const Parameter& p, const float* values);
   void load_weights(const std::string& directory);
-  double evaluate(int64_t max_batches, LogEntry& entry);
+  double evaluate(int64_t max_batches, LogEntry& entry, TrainingObserver& observer);
   double bits_per_byte(double loss) const;
   Sample sample();
   void save(double val_loss);
