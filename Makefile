@@ -6,6 +6,8 @@
 #                           none of them (by default those of this machine's GPUs, or these three where there is
 #                           none); Hopper's own kernels need 90a, not 90
 #   MARCH=native            the CPU to compile for, as g++'s -march takes it, e.g. x86-64-v3 (`make portable`: for all)
+#   MPI=auto|0|1            auto: ranks on several hosts by MPI where mpicxx is found (Debian's libopenmpi-dev); 0:
+#                           without; 1: it must be there
 #   ONEDNN=1                with oneDNN (Debian's libdnnl-dev), which `bench --products` then measures, too
 #   CXX CPPFLAGS CXXFLAGS LDFLAGS TEST_FLAGS BENCH_FLAGS DEMO_FLAGS DATA
 #
@@ -20,6 +22,7 @@ CUDA ?= auto
 CUDART ?= static
 MARCH ?= native
 VARIANT ?= release
+MPI ?= auto
 ONEDNN ?= 0
 # This demo trains for about half a minute on two cores.
 DEMO_FLAGS ?= tiny --steps 1500
@@ -46,12 +49,20 @@ CUDA_VERSION := $(patsubst version=%,%,$(filter version=%,$(CUDA_FOUND)))
 CUDA_LIBS := $(patsubst lib=%,%,$(filter lib=%,$(CUDA_FOUND)))
 CUDA_ARCHS ?= $(or $(patsubst arch=%,%,$(filter arch=%,$(CUDA_FOUND))),80 90a 120)
 
+MPICXX := $(if $(filter-out 0,$(MPI)),$(shell command -v mpicxx))
+MPI_FLAGS := $(if $(MPICXX),$(patsubst -I%,-isystem%,$(filter -I%,$(shell $(MPICXX) --showme:compile 2>/dev/null || $(MPICXX) -compile_info))))
+# (Without the C++ bindings, which MPI 3 removed.)
+MPI_LIBS := $(if $(MPICXX),$(filter-out -lmpi_cxx,$(filter -L% -l%,$(shell $(MPICXX) --showme:link 2>/dev/null || $(MPICXX) -link_info))))
+
 # What cannot be built is reported before anything is compiled.
 GOALS := $(or $(MAKECMDGOALS),all)
 ifneq ($(filter-out clean help setup compdb asan tsan fuzz,$(GOALS)),)
 ifeq ($(filter CUDA:,$(CUDA_FOUND)),CUDA:)
 $(error $(CUDA_FOUND))
 endif
+endif
+ifeq ($(MPI)$(MPICXX),1)
+$(error MPI=1, but there is no mpicxx on PATH (Debian: libopenmpi-dev); `make MPI=0` builds without)
 endif
 ifneq ($(filter all bench train_gpt portable install,$(GOALS)),)
 MISSING := $(shell $(SETUP) --check $(FOR_ONEDNN) 2>&1)
@@ -75,7 +86,7 @@ WARNINGS := -Wall -Wextra -Wno-restrict -Wshadow -Wnon-virtual-dtor -Woverloaded
 # instruction. GCC 12's -Wrestrict is wrong about "text" + std::string (GCC bug 105651).
 HOST_FLAGS = $($(VARIANT)_flags) -march=$(MARCH) -fno-math-errno -pthread $(WARNINGS)
 COMPILE = $(CXX) -std=c++20 $(HOST_FLAGS) -Wpedantic -I. \
-  $(if $(filter test/%,$<),-DDOCTEST_CONFIG_SUPER_FAST_ASSERTS) $(CPPFLAGS) $(CXXFLAGS)
+  $(if $(filter %_mpi.cpp,$<),$(MPI_FLAGS)) $(if $(filter test/%,$<),-DDOCTEST_CONFIG_SUPER_FAST_ASSERTS) $(CPPFLAGS) $(CXXFLAGS)
 LINK = $(CXX) $(HOST_FLAGS) $(CXXFLAGS) $(LDFLAGS)
 # A .cu file as C++: train_gpt.cu, which has main() and no kernel, and the kernels for the test bed, whose
 # cuda_runtime.h comes first in the include path.
@@ -85,7 +96,7 @@ COMPILE_CU = $(COMPILE) -DTRAIN_GPT_MARCH=$(MARCH) -x c++
 WATCH := $(if $(filter release,$(VARIANT)),-fsanitize=thread)
 COMPILE_SIMT = $(COMPILE) -Itest/simt -Wno-unknown-pragmas $(if $(filter %.cu test/simt/samples.cpp,$<),$(WATCH)) $(if $(filter %.cu,$<),-x c++)
 
-LIBS := -lonig -lpcre2-8 -lutf8proc $(if $(FOR_ONEDNN),-ldnnl -lgomp)
+LIBS := -lonig -lpcre2-8 -lutf8proc $(MPI_LIBS) $(if $(FOR_ONEDNN),-ldnnl -lgomp)
 ifneq ($(NVCC),)
 comma := ,
 cuda_code = -gencode arch=compute_$(1),code=[sm_$(1)$(2)]
@@ -102,7 +113,7 @@ endif
 
 BUILD = build/$(VARIANT)
 KERNELS := $(wildcard llm/*/*.cu)
-LLM_OBJECTS := $(patsubst %,$(BUILD)/%.o,$(filter-out $(if $(FOR_ONEDNN),,%_onednn.cpp) %_mpi.cpp,$(wildcard llm/*/*.cpp)))
+LLM_OBJECTS := $(patsubst %,$(BUILD)/%.o,$(filter-out $(if $(FOR_ONEDNN),,%_onednn.cpp) $(if $(MPICXX),,%_mpi.cpp),$(wildcard llm/*/*.cpp)))
 MAIN_OBJECTS := $(BUILD)/train_gpt.cu.o
 # ThreadSanitizer is for the CPU's threads. The tests on the test bed, which has no threads and watches the kernels'
 # accesses itself, are left out of its build.

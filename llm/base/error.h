@@ -14,9 +14,11 @@ struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Another rank of the run has failed, and with it what this rank was doing.
+// Another rank of the run has failed, and with it what this rank was doing. That rank says why; `status` is its exit
+// status.
 struct LostRank : Error {
-  using Error::Error;
+  explicit LostRank(const std::string& message, int exit_status = 1) : Error(message), status(exit_status) {}
+  int status;
 };
 
 // A wrong command line, or a value that cannot be meant: exit status 2. `value` is the name of the value that is wrong,

@@ -122,6 +122,8 @@ int run_command_line(const CommandLine& line, int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
     return failed(2, std::string(e.what()) + " (see train_gpt --help)");
+  } catch (const LostRank& e) {
+    return e.status;  // the other rank says it
   } catch (const UsageError& e) {
     return failed(2, message_of(e, app));
   } catch (const std::bad_alloc&) {

@@ -66,13 +66,13 @@ std::string tuning_file(const CudaProperties& device) {
 
 }  // namespace
 
-OpenedMachine::OpenedMachine(const DeviceOptions& options)
-    : threads_(options.threads), precision_(options.precision()) {
+OpenedMachine::OpenedMachine(const DeviceOptions& options, int local, int locals)
+    : threads_(options.threads, locals), precision_(options.precision()) {
   if (!options.on_cuda()) {
     device_ = std::make_unique<CpuDevice>(threads_);
     return;
   }
-  auto cuda = std::make_unique<CudaDevice>(threads_);
+  auto cuda = std::make_unique<CudaDevice>(threads_, local);
   cuda->allow_tf32 = options.tf32;
   if (const std::string file = options.gemm_tuning ? tuning_file(cuda->properties()) : ""; !file.empty()) {
     cuda->gemm_plans()->remember(file);

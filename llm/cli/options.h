@@ -31,7 +31,8 @@ struct DeviceOptions {
 // The threads and the device that the options name.
 class OpenedMachine {
  public:
-  explicit OpenedMachine(const DeviceOptions& options);
+  // Those of a rank, which is number `local` of the `locals` ranks on this host.
+  explicit OpenedMachine(const DeviceOptions& options, int local = 0, int locals = 1);
   ThreadTeam& threads() { return threads_; }
   Device& device() { return *device_; }
   Precision precision() const { return precision_; }

@@ -103,6 +103,24 @@ Options run_options(TrainOptions& o) {
           Option("--grad-accum", &o.grad_accum, "Micro-steps a step").between(1, 1 << 20),
           Option("--total-batch-tokens", &o.total_batch_tokens, "Tokens a step, instead of --grad-accum").at_least(1)},
          "Length");
+  append(
+      all,
+      {Option("--virtual-ranks", &o.virtual_ranks,
+              "Equal shares of a step, each with its --batch and --grad-accum; the run has the same bits on any number "
+              "of ranks up to this (--ranks)")
+           .between(1, 256)
+           .once("1"),
+       Option("--zero", &o.zero,
+              "What ranks divide among themselves: 0 nothing, 1 optimizer state, 2 gradients too (ZeRO)")
+           .between(0, 2)
+           .with_default()
+           .for_a_resume()
+           .once("0"),
+       Option("--bucket-bytes", &o.bucket_bytes, "Gradients sent together (those of a block)")
+           .at_least(0)
+           .for_a_resume()
+           .once("0")},
+      "Ranks");
   append(all,
          {Option("--lr", &o.lr, "Peak learning rate, of the base model (0.22 / sqrt(steps))").between(1e-12, 1e3),
           Option("--beta1", &o.beta1, "First moment's decay").between(0, 0.9999).with_default(),

@@ -12,6 +12,7 @@
 #include "llm/cli/commands.h"
 #include "llm/cli/options.h"
 #include "llm/cli/progress.h"
+#include "llm/cli/ranks.h"
 #include "llm/device/ceilings.h"
 #include "llm/device/ceilings_cuda.h"
 #include "llm/model/huggingface.h"
@@ -25,6 +26,7 @@ constexpr const char* kDefaultModel = "tiny";
 constexpr int64_t kUnknownVocabulary = 50257;  // of shards without a tokenizer: GPT-2's
 
 struct Arguments {
+  int ranks = 0;
   ModelOptions model;
   DeviceOptions device;
   TrainOptions train;
@@ -43,6 +45,12 @@ Options train_options(Arguments& a) {
                       "What makes tokens of a text: bytes, or a path as for tokenize (that of the model's directory, "
                       "else bytes)"),
                Option("--explain", &a.explain, "Print every value of the run with its rule and source, and stop")});
+  append(all,
+         {Option("--ranks", &a.ranks,
+                 "Train on so many ranks of this host, each a GPU or a part of the CPU's threads (under mpirun or srun "
+                 "each process is one)")
+              .between(1, 256)},
+         "Ranks");
   append(all,
          {Option("--log-format", &a.log_format, "text, or jsonl: the log's lines on standard output")
               .among({"text", "jsonl"})
@@ -113,20 +121,23 @@ class Console : public TrainingObserver {
   ProgressLine progress_;
 };
 
-void print_plan(const ModelConfig& model, const TrainOptions& o, const std::vector<Rule>& rules,
-                const Trainer& trainer) {
-  std::cerr << "model: " << format_count(static_cast<double>(parameter_count(model))) << " parameters, " << model.layers
-            << " layers, " << model.channels << " channels, " << model.heads << " heads, context "
-            << (o.context < model.context ? concat(o.context, " of ", model.context) : concat(model.context))
-            << ", vocabulary " << model.vocabulary << " (" << name_of(model.norm) << ", " << name_of(model.positions)
-            << ", " << name_of(model.activation) << ")\n"
-            << "run:   " << o.steps << " steps of " << o.total_batch_tokens
-            << " tokens = " << format_count(static_cast<double>(o.tokens)) << " tokens; " << o.out << "\n";
+void print_plan(const ModelConfig& model, const TrainOptions& o, const std::vector<Rule>& rules, const Trainer& trainer,
+                int ranks, std::ostream& notes) {
+  notes << "model: " << format_count(static_cast<double>(parameter_count(model))) << " parameters, " << model.layers
+        << " layers, " << model.channels << " channels, " << model.heads << " heads, context "
+        << (o.context < model.context ? concat(o.context, " of ", model.context) : concat(model.context))
+        << ", vocabulary " << model.vocabulary << " (" << name_of(model.norm) << ", " << name_of(model.positions)
+        << ", " << name_of(model.activation) << ")\n"
+        << "run:   " << o.steps << " steps of " << o.total_batch_tokens
+        << " tokens = " << format_count(static_cast<double>(o.tokens)) << " tokens; " << o.out << "\n";
+  if (o.virtual_ranks > 1)
+    notes << "ranks: " << ranks << ", which share a step's " << o.virtual_ranks << " x " << o.grad_accum << " x "
+          << o.batch << " sequences" << (o.zero ? concat("; ZeRO ", o.zero) : std::string()) << "\n";
   for (const Rule& r : rules)
-    if (!r.given) std::cerr << "       --" << r.name << " " << r.value << "  (" << r.reason << ")\n";
+    if (!r.given) notes << "       --" << r.name << " " << r.value << "  (" << r.reason << ")\n";
   if (trainer.program().compiled().recomputation.level != Recompute::none)
     for (const PassReport& r : trainer.program().compiled().reports)
-      if (r.pass == "recomputation") std::cerr << "memory: " << r.pass << " of " << r.detail << "\n";
+      if (r.pass == "recomputation") notes << "memory: " << r.pass << " of " << r.detail << "\n";
 }
 
 // The config of the model that training begins with. Only the context may be a longer one. The run may have a shorter one.
@@ -196,12 +207,12 @@ std::unique_ptr<Tokenizer> tokenizer_for_text(const Arguments& a, const std::str
 }
 
 // Says so where most of a head is trained on nothing, but to be never right.
-void say_unused_vocabulary(const ModelConfig& model, const Dataset& dataset, bool is_new) {
+void say_unused_vocabulary(const ModelConfig& model, const Dataset& dataset, bool is_new, std::ostream& notes) {
   const int64_t known = dataset.tokenizer ? dataset.tokenizer->vocabulary() : model.vocabulary;
   if (known >= model.vocabulary - model.vocabulary / 16) return;
-  std::cerr << "note:  the model's vocabulary is " << model.vocabulary << ", but the text's tokenizer has " << known
-            << " tokens, and no other is ever drawn; --tokenizer PATH reads the text by another"
-            << (is_new ? concat(", --vocabulary ", known, " makes the model smaller") : std::string()) << "\n";
+  notes << "note:  the model's vocabulary is " << model.vocabulary << ", but the text's tokenizer has " << known
+        << " tokens, and no other is ever drawn; --tokenizer PATH reads the text by another"
+        << (is_new ? concat(", --vocabulary ", known, " makes the model smaller") : std::string()) << "\n";
 }
 
 // Tokens of another tokenizer mean nothing to a trained model.
@@ -259,26 +270,60 @@ void explain(Arguments& a, const Given& given, const std::string& origin) {
               << std::string(value + 2 - r.value.size(), ' ') << r.reason << "\n";
 }
 
-void train(Arguments& a, const Given& given) {
-  a.device.check();
+// Says what a run is about to do, and what it has found; rank 0's words are heard.
+struct Voice {
+  explicit Voice(bool speaks)
+      : notes(speaks ? std::cerr.rdbuf() : nullptr), results(speaks ? std::cout.rdbuf() : nullptr) {}
+  std::ostream notes, results;
+};
+
+// A rank's part of a run, ready to begin.
+struct Run {
+  std::unique_ptr<OpenedMachine> machine;
+  std::unique_ptr<Trainer> trainer;
+  std::string checkpoint;  // to go on from; empty: none
+  std::string origin;      // the model whose weights it begins with; empty: none
+  size_t data_bytes = 0;
+};
+
+// How the ranks there are share the steps of a run, which goes on where it was trained by others.
+void share_steps(TrainOptions& o, const RankPlace& place, bool resumes, int64_t context, Voice& voice) {
+  const int64_t ranks = place.count();
+  if (!o.virtual_ranks) o.virtual_ranks = ranks;
+  if (o.virtual_ranks >= ranks) {
+    if (o.virtual_ranks % ranks)
+      voice.notes << "note:  " << ranks << " ranks do not divide the run's " << o.virtual_ranks
+                  << " shares of a step: some wait for those that have one more\n";
+    return;
+  }
+  if (!resumes) fail_usage("--virtual-ranks ", o.virtual_ranks, " are fewer than the ", ranks, " ranks");
+  const int64_t samples = o.total_batch_tokens / context;
+  if (samples % ranks)
+    fail_usage("a step of this run has ", samples, " sequences, which ", ranks, " ranks cannot share equally; up to ",
+               o.virtual_ranks, " ranks can go on with it, or a number that divides ", samples);
+  const int64_t each = samples / ranks;
+  o.batch = std::min(o.batch, each);
+  while (each % o.batch) --o.batch;
+  o.grad_accum = each / o.batch, o.virtual_ranks = ranks;
+  voice.notes << "note:  the run had fewer shares of a step than there are ranks; from here on its sums have another "
+                 "order, and last bits differ\n";
+}
+
+// Null where there is nothing to train.
+std::unique_ptr<Run> prepare(Arguments& a, const Given& given, const RankPlace& place, Voice& voice) {
   TrainOptions& o = a.train;
   // A trained model goes on from its weights.
   const bool from_directory = a.model.names_directory();
   const bool resumes = is_resumed(a);
-  const std::string origin = from_directory && !resumes ? find_checkpoint(a.model.preset, Which::best).path : "";
-  if (!from_directory) a.model.resolve(1, kDefaultModel);  // what is wrong with its flags is said before any work
-
-  if (a.explain) {
-    if (resumes) fail_usage("--explain is for new runs; RUN/config.json holds the values of one that is resumed");
-    if (o.steps && o.tokens) fail_usage("--steps and --tokens both say how long; give one");
-    return explain(a, given, origin);
-  }
-
+  auto run = std::make_unique<Run>();
+  const std::string origin = run->origin =
+      from_directory && !resumes ? find_checkpoint(a.model.preset, Which::best).path : "";
   CheckpointInfo checkpoint;
   ModelConfig resumed_model;
   if (resumes) {
     checkpoint = find_checkpoint(o.out, Which::newest);
-    if (!checkpoint.skipped.empty()) std::cerr << checkpoint.skipped << "\n";
+    run->checkpoint = checkpoint.path;
+    if (!checkpoint.skipped.empty()) voice.notes << checkpoint.skipped << "\n";
     resumed_model = resumed_config(a, given, checkpoint);
     const TrainOptions settings = settings_of(checkpoint);
     if (given.contains("--dtype") && a.device.dtype != settings.dtype) fail_to_change("--dtype", o.out);
@@ -287,20 +332,19 @@ void train(Arguments& a, const Given& given) {
     if (o.steps < checkpoint.step)
       fail_usage("the run in ", o.out, " has made ", checkpoint.step, " steps, more than ", o.steps);
     if (o.steps == checkpoint.step) {
-      std::cout << "trained already: the run in " << o.out << " has made " << checkpoint.step << " of " << o.steps
-                << " steps; a larger --steps or --tokens goes on\n";
-      return;
+      voice.results << "trained already: the run in " << o.out << " has made " << checkpoint.step << " of " << o.steps
+                    << " steps; a larger --steps or --tokens goes on\n";
+      return nullptr;
     }
   } else {
     if (o.data.empty()) fail_usage("--data is missing: give a text file or a directory of token shards");
     if (o.steps && o.tokens) fail_usage("--steps and --tokens both say how long; give one");
-    if (o.out.empty()) o.out = default_run_directory(o.data);
     if (std::filesystem::exists(o.out + "/checkpoints") && !list_checkpoints(o.out).empty())
       fail_usage(o.out, " already holds a run: go on with it by --resume, or choose another --out");
   }
   o.dtype = a.device.precision();
-  OpenedMachine opened(a.device);
-  ThreadTeam& threads = opened.threads();
+  run->machine = std::make_unique<OpenedMachine>(a.device, place.local, place.locals);
+  ThreadTeam& threads = run->machine->threads();
   make_directories(o.out);
 
   Dataset dataset = [&] {
@@ -324,49 +368,89 @@ void train(Arguments& a, const Given& given) {
   const ModelConfig model = resumes           ? resumed_model
                             : !origin.empty() ? trained_config(a, given, origin, dataset.vocabulary)
                                               : a.model.resolve(vocabulary, kDefaultModel);
+  share_steps(o, place, resumes, o.context ? o.context : model.context, voice);
   const std::vector<Rule> rules = apply_rules(o, model, val_tokens, !origin.empty());
   if (train_tokens < o.context + 1)
     fail(o.data, " has only ", train_tokens, " training tokens, fewer than the context of ", o.context,
          " and one more; lower --context");
   o.settings_json = settings_json(o, model);
-  if (!resumes) say_unused_vocabulary(model, dataset, origin.empty());
-  Trainer trainer(model, o, std::move(dataset), opened.device());
-  print_plan(model, o, resumes ? std::vector<Rule>{} : rules, trainer);
+  if (!resumes) say_unused_vocabulary(model, dataset, origin.empty(), voice.notes);
+  run->trainer =
+      std::make_unique<Trainer>(model, o, std::move(dataset), run->machine->device(), place.ranks, place.ranks);
+  print_plan(model, o, resumes ? std::vector<Rule>{} : rules, *run->trainer, place.count(), voice.notes);
+  run->data_bytes = static_cast<size_t>(train_tokens + val_tokens) * (model.vocabulary > 65536 ? 4 : 2);
+  return run;
+}
 
-  // What this process holds already stays; the arena comes on top, unless it is the GPU's, and the token files are mapped.
-  const size_t data_bytes = static_cast<size_t>(train_tokens + val_tokens) * (model.vocabulary > 65536 ? 4 : 2);
-  const size_t predicted = process_memory("VmRSS:") + (opened.device().cuda() ? 0 : trainer.arena_bytes()) + data_bytes;
-  if (opened.device().cuda())
-    std::cout << "device memory: " << (trainer.arena_bytes() + (1 << 19)) / (1 << 20) << " MiB on "
-              << opened.device().cuda()->properties().name << "\n";
-  std::cout << "predicted memory: " << (predicted + (1 << 19)) / (1 << 20) << " MiB\n" << std::flush;
-  trainer.allocate();
-  if (resumes) {
-    trainer.load(checkpoint.path);
-    std::cerr << "resuming " << o.out << " after step " << checkpoint.step << "\n";
+void load(Run& run, const TrainOptions& o, const RankPlace& place, Voice& voice) {
+  run.trainer->allocate();
+  if (!run.checkpoint.empty()) {
+    run.trainer->load(run.checkpoint);
+    voice.notes << "resuming " << o.out << " after step " << run.trainer->state().step << "\n";
   } else {
-    origin.empty() ? trainer.initialise() : trainer.initialise_from(origin);
+    run.origin.empty() ? run.trainer->initialise() : run.trainer->initialise_from(run.origin);
   }
-  write_file_atomically(o.out + "/config.json", o.settings_json);
+  if (place.is_first()) write_file_atomically(o.out + "/config.json", o.settings_json);
+}
 
-  const double peak_gflops = opened.device().cuda()
-                                 ? measure_cuda_peak_gflops(*opened.device().cuda(), dtype_of(opened.precision()))
-                                 : measure_peak_gflops(threads);
-  Console console(o.steps, trainer.state().best_val_loss, a.log_format == "jsonl");
-  const Trainer::Outcome outcome = trainer.run(peak_gflops, console);
+// On each rank of the run.
+void train_on(Arguments a, const Given& given, const RankPlace& place) {
+  TrainOptions& o = a.train;
+  Voice voice(place.is_first());
+  if (o.out.empty() && !o.data.empty() && place.is_first()) o.out = default_run_directory(o.data);
+  if (place.ranks) o.out = all_gather(*place.ranks, o.out).front();
+  std::unique_ptr<Run> run;
+  in_turn(place, [&] { run = prepare(a, given, place, voice); });
+  if (!run) return;
+  check_alike(place, o.settings_json);
+
+  // What this process holds already stays; the arenas come on top, unless they are the GPUs', and the token files are
+  // mapped.
+  Device& device = run->machine->device();
+  const int64_t mine = static_cast<int64_t>(run->trainer->arena_bytes());
+  const int64_t arenas = place.locals > 1 ? sum_over_ranks(place, mine) : mine;
+  const size_t predicted =
+      process_memory("VmRSS:") + (device.cuda() ? 0 : static_cast<size_t>(arenas)) + run->data_bytes;
+  if (device.cuda())
+    voice.results << "device memory: " << (mine + (1 << 19)) / (1 << 20) << " MiB on "
+                  << device.cuda()->properties().name << "\n";
+  voice.results << "predicted memory: " << (predicted + (1 << 19)) / (1 << 20) << " MiB\n" << std::flush;
+  in_turn(place, [&] { load(*run, o, place, voice); });
+
+  const double peak_gflops = device.cuda()
+                                 ? measure_cuda_peak_gflops(*device.cuda(), dtype_of(run->machine->precision()))
+                                 : measure_peak_gflops(run->machine->threads());
+  const double all_peaks = static_cast<double>(sum_over_ranks(place, std::llround(peak_gflops)));
+  Console console(o.steps, run->trainer->state().best_val_loss, a.log_format == "jsonl");
+  TrainingObserver nobody;
+  const Trainer::Outcome outcome = run->trainer->run(
+      place.ranks ? all_peaks : peak_gflops, place.is_first() ? static_cast<TrainingObserver&>(console) : nobody);
   if (outcome.stopped) {
-    std::cout << "stopped: train_gpt train --resume --out " << o.out << " goes on\n";
+    voice.results << "stopped: train_gpt train --resume --out " << o.out << " goes on\n";
   } else {
-    if (outcome.val_loss > 0) std::cout << "validation loss: " << outcome.val_loss << " nats/token";
-    if (outcome.val_bits_per_byte > 0) std::cout << ", " << outcome.val_bits_per_byte << " bits/byte";
+    if (outcome.val_loss > 0) voice.results << "validation loss: " << outcome.val_loss << " nats/token";
+    if (outcome.val_bits_per_byte > 0) voice.results << ", " << outcome.val_bits_per_byte << " bits/byte";
     if (outcome.val_tokens < outcome.held_out_tokens)
-      std::cout << ", on a sample of " << outcome.val_tokens << " of the " << outcome.held_out_tokens
-                << " held-out tokens (eval RUN --data takes all)";
-    if (outcome.val_loss > 0) std::cout << "\n";
-    std::cout << "trained in " << format_seconds(outcome.seconds) << " at " << format_count(outcome.tokens_per_second)
-              << " tokens/s: " << o.out << "\n";
+      voice.results << ", on a sample of " << outcome.val_tokens << " of the " << outcome.held_out_tokens
+                    << " held-out tokens (eval RUN --data takes all)";
+    if (outcome.val_loss > 0) voice.results << "\n";
+    voice.results << "trained in " << format_seconds(outcome.seconds) << " at "
+                  << format_count(outcome.tokens_per_second) << " tokens/s: " << o.out << "\n";
   }
-  std::cout << "peak memory: " << (process_memory("VmHWM:") + (1 << 19)) / (1 << 20) << " MiB\n";
+  voice.results << "peak memory: " << (process_memory("VmHWM:") + (1 << 19)) / (1 << 20) << " MiB\n" << std::flush;
+}
+
+void train(Arguments& a, const Given& given) {
+  a.device.check();
+  const TrainOptions& o = a.train;
+  if (!a.model.names_directory())
+    a.model.resolve(1, kDefaultModel);  // what is wrong with its flags is said before any work
+  if (a.explain) {
+    if (is_resumed(a)) fail_usage("--explain is for new runs; RUN/config.json holds the values of one that is resumed");
+    if (o.steps && o.tokens) fail_usage("--steps and --tokens both say how long; give one");
+    return explain(a, given, a.model.names_directory() ? find_checkpoint(a.model.preset, Which::best).path : "");
+  }
+  run_on_ranks(a.ranks, [&](const RankPlace& place) { train_on(a, given, place); });
 }
 
 }  // namespace

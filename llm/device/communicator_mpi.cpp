@@ -1,3 +1,6 @@
+// Without the C++ bindings, which MPI 3 removed.
+#define OMPI_SKIP_MPICXX 1
+#define MPICH_SKIP_MPICXX 1
 #include <mpi.h>
 
 #include <algorithm>

@@ -14,10 +14,11 @@ PassReport remove_dead_code(Graph& graph, const std::vector<TensorId>& results) 
   std::vector<Node> kept;
   for (size_t i = graph.nodes.size(); i-- > 0;) {
     Node& node = graph.nodes[i];
-    // A node that writes persistent memory is always live.
-    const bool live = std::any_of(node.outputs.begin(), node.outputs.end(), [&](TensorId id) {
-      return id != kNone && (wanted[static_cast<size_t>(id)] || is_persistent(graph.tensor(id).role));
-    });
+    // A node that writes persistent memory is always live, and so is one that takes part in what ranks do together.
+    const bool live =
+        node.attributes.has("channel") || std::any_of(node.outputs.begin(), node.outputs.end(), [&](TensorId id) {
+          return id != kNone && (wanted[static_cast<size_t>(id)] || is_persistent(graph.tensor(id).role));
+        });
     if (!live) continue;
     for (TensorId id : node.inputs) want(id);
     kept.push_back(std::move(node));

@@ -167,7 +167,10 @@ class Reducer {
     waited.insert(waited.end(), s.own.begin(), s.own.end());
     const TensorId arrived = g_.add("exchange_wait", {{"channel", s.channel}, {"arrivals", 1}}, waited, "arrived")[0];
     Attributes a = attributes(s.bounds);
-    a.set("sums", sums_), a.set("merges", merges_), a.set("in_place", !(p_.zero >= 2 && p_.sends_at_once()));
+    a.set("sums", sums_), a.set("merges", merges_);
+    // Where the whole gradient need not stay, the loss alone does.
+    const size_t freed = p_.zero >= 2 && p_.sends_at_once() ? s.parameters.size() : 0;
+    a.set("in_place", static_cast<int64_t>(s.tensors.size() - freed));
     waited.front() = arrived;
     const std::vector<TensorId> sums = g_.add("ordered_sum", a, waited, "sum");
     for (size_t k = 0; k < s.parameters.size(); ++k) {

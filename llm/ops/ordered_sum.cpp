@@ -1,9 +1,9 @@
 // The sums over the ranks' gradients, in the order of a fixed tree (llm/base/tree_sum.h), by these kernels alone.
 //   ordered_sum   [what other ranks sent], then own sums as reduce_scatter_start takes them -> for each tensor the sum
-//                 of the piece that this rank owns (pieces.h); absent where it owns none. With "in_place" the sum lies
-//                 where that piece of the last own sum was, otherwise it is a tensor of its own, (elements).
-//                 Attributes: those of reduce_scatter_start, and "merges": after each sum, in the order of the ranks,
-//                 how often the last two are added.
+//                 of the piece that this rank owns (pieces.h); absent where it owns none. The last
+//                 "in_place" sums lie where that piece of the last own sum was, the others are tensors of their own,
+//                 (elements). Other attributes: those of reduce_scatter_start, and "merges": after each sum, in the
+//                 order of the ranks, how often the last two are added.
 //   fold          pairs (saved, tensor) -> tensor = saved + tensor, in place; with "save": saved = tensor
 // A rank that has several virtual ranks saves what it has added and folds it into what follows.
 #include "llm/ops/ordered_sum.h"
@@ -36,7 +36,7 @@ void infer_sum(Graph& g, Node& node) {
     const TensorId last = node.inputs[1 + (own - 1) * pieces.tensors() + t];
     const Role role = g.tensor(last).role;
     const TensorId out = g.add_output(node, "", DType::fp32, {pieces.mine(t)});
-    if (node.attributes.flag("in_place"))
+    if (static_cast<int64_t>(t) >= static_cast<int64_t>(pieces.tensors()) - node.attributes.integer("in_place", 0))
       g.tensor(out).alias = last, g.tensor(out).offset = pieces.begin(t, pieces.rank()), g.tensor(out).role = role;
   }
 }
