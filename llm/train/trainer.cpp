@@ -42,11 +42,13 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
       step_samples_(options.batch * options.grad_accum * parallel_.virtual_ranks),
       step_tokens_(step_samples_ * options.context) {
   schedule_ = {options_.schedule.value(), options_.lr, 0.0, options_.steps, options_.warmup};
-  loader_ = std::make_unique<Loader>(dataset_.train, options_.context, options_.seed, model_.vocabulary);
+  loader_ =
+      std::make_unique<Loader>(dataset_.train, options_.context, options_.seed, model_.vocabulary, dataset_.mixture);
   for (const TokenStream* stream : {&dataset_.train, &dataset_.val})
     if (stream->largest_token() >= model_.vocabulary)
       fail("the data holds token ", stream->largest_token(), " but the model's vocabulary is ", model_.vocabulary,
-           "; choose a model without a fixed vocabulary, or tokenize the data for this one");
+           ": a new model takes --vocabulary ", stream->largest_token() + int64_t{1},
+           ", a trained one data that was tokenized for it");
 
   const int32_t end_of_text = options_.document_mask && dataset_.tokenizer ? dataset_.tokenizer->end_of_text() : -1;
   if (options_.document_mask && end_of_text < 0)
