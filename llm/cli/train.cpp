@@ -69,9 +69,7 @@ void take_model_from_data(Arguments& a) {
   std::error_code none;
   std::vector<std::string>& data = a.train.data;
   if (!a.model.preset.empty() || data.size() < 2) return;
-  const auto& all = presets();
-  const bool is_preset = !std::filesystem::exists(data.back(), none) &&
-                         std::any_of(all.begin(), all.end(), [&](const Preset& p) { return data.back() == p.name; });
+  const bool is_preset = !std::filesystem::exists(data.back(), none) && find_preset(data.back());
   if (!is_preset && !std::filesystem::exists(data.back() + "/config.json", none)) return;
   a.model.preset = data.back();
   data.pop_back();
