@@ -96,7 +96,7 @@ COMPILE_CU = $(COMPILE) -DTRAIN_GPT_MARCH=$(MARCH) -x c++
 WATCH := $(if $(filter release,$(VARIANT)),-fsanitize=thread)
 COMPILE_SIMT = $(COMPILE) -Itest/simt -Wno-unknown-pragmas $(if $(filter %.cu test/simt/samples.cpp,$<),$(WATCH)) $(if $(filter %.cu,$<),-x c++)
 
-LIBS := -lonig -lpcre2-8 -lutf8proc $(MPI_LIBS) $(if $(FOR_ONEDNN),-ldnnl -lgomp)
+LIBS := -lonig -lpcre2-8 -lutf8proc -lz -lzstd $(MPI_LIBS) $(if $(FOR_ONEDNN),-ldnnl -lgomp)
 ifneq ($(NVCC),)
 comma := ,
 cuda_code = -gencode arch=compute_$(1),code=[sm_$(1)$(2)]

@@ -23,7 +23,7 @@ rm -rf "$pack"
 mkdir -p "$pack/bin" "$pack/lib"
 for binary in train_gpt run_gpu_tests; do strip -o "$pack/bin/$binary" "$BUILD/$binary"; done
 # run.sh takes these libraries only where the loader finds no others.
-for library in libonig.so.5 libpcre2-8.so.0 libutf8proc.so.2 libstdc++.so.6 libgcc_s.so.1; do
+for library in libonig.so.5 libpcre2-8.so.0 libutf8proc.so.2 libz.so.1 libzstd.so.1 libstdc++.so.6 libgcc_s.so.1; do
   file=$(ldd "$pack/bin/train_gpt" | awk -v l=$library '$1 == l { print $3 }')
   [ -z "$file" ] || cp -L "$file" "$pack/lib/$library"
 done

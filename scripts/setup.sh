@@ -22,6 +22,8 @@ nlohmann/json.hpp  nlohmann-json3-dev
 oniguruma.h        libonig-dev
 pcre2.h            libpcre2-dev
 utf8proc.h         libutf8proc-dev
+zlib.h             zlib1g-dev
+zstd.h             libzstd-dev
 "
 
 # Whether a compiler takes C++20 and, if it is GCC, is of version 12 or later.

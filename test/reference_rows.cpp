@@ -153,8 +153,8 @@ Arrays dropout(const Attributes& a, const Arrays& in, const StepState& step) {
 }
 
 // The drawn token is found among the tokens in order of likelihood, or of ids where top-k and top-p leave none out.
-Arrays sample(const Attributes& a, const Arrays& in, const StepState& step) {
-  const int64_t limit = a.integer("limit"), V = limit > 0 ? limit : in[0].shape.last();
+Arrays sample(const Attributes& attributes, const Arrays& in, const StepState& step) {
+  const int64_t limit = attributes.integer("limit"), V = limit > 0 ? limit : in[0].shape.last();
   std::vector<int64_t> order(static_cast<size_t>(V));
   std::iota(order.begin(), order.end(), 0);
   const auto likelier = [&](int64_t a, int64_t b) { return in[0][a] > in[0][b]; };

@@ -139,6 +139,9 @@ TEST_CASE("cli: a wrong command line is status 2 and one line") {
   wrong({"generate", t.run_path, "--top-k=-1"}, "--top-k");
   wrong({"generate", t.run_path, "--max-tokens=-1"}, "--max-tokens");
   wrong({"graph", "no-such-model"}, "no-such-model");
+  wrong({"graph", "gpt2-mdium"}, "gpt2-medium?");
+  wrong({"train", "qwen3-4", "--data", t.text, "--out", out}, "qwen3-4B?");
+  wrong({"train", t.text, "--data", t.text, "--out", out}, "train_gpt import " + t.text + " --out DIR");
 }
 
 TEST_CASE("cli: the recipe is explained, and nothing is made") {
@@ -188,6 +191,8 @@ TEST_CASE("cli: graph and bench show the step that train makes") {
     return run_well(folder, more);
   };
   CHECK(has(graph({}), "muon_apply"));
+  for (const char* name : {"gpt2", "gpt2-124m", "GPT2-124M"})
+    CHECK(has(run_well(folder, {"graph", name, "--parameters"}), "124439808 parameters"));
   CHECK(!has(graph({"--batch", "1"}), "muon_apply"));  // by rule: so few tokens
   CHECK(!has(graph({"--optimizer", "adamw"}), "muon_apply"));
   CHECK(has(graph({"--dropout", "0.1"}), "dropout"));

@@ -2,10 +2,12 @@
 // what would.
 #include <doctest/doctest.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <sstream>
 
 #include "llm/base/atomic_file.h"
+#include "llm/text/shards.h"
 #include "test/command_line.h"
 
 using namespace llm;
@@ -105,4 +107,90 @@ TEST_CASE("cli use: a model is trained on at a shorter context than its own, and
     CHECK(longer.status == (architecture == "gpt2" ? 2 : 0));
     CHECK(has(longer.err, architecture == "gpt2" ? "32 positions" : "stretched to 64"));
   }
+}
+
+TEST_CASE("cli use: shards without a tokenizer have the vocabulary that their largest token needs") {
+  if (binary().empty()) return;
+  const Folder folder;
+  fs::create_directories(folder / "data");
+  for (const char* name : {"x_train_0.bin", "x_val_0.bin"}) {
+    ShardWriter writer(folder / ("data/" + std::string(name)), 70000);
+    std::vector<int32_t> tokens(200);
+    for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i * 347 + 1);
+    writer.write(tokens.data(), 200);
+    writer.finish();
+  }
+  const auto train = [&](const std::string& out, const Arguments& more) {
+    return run(folder, train_arguments(folder / "data", folder / out, more));
+  };
+  const Result found = train("found", {"--steps", "1"});
+  CAPTURE(found.err);
+  CHECK(found.status == 0);
+  CHECK(has(found.err, "vocabulary is 69055"));  // 199 x 347 + 1 + 1
+  CHECK(train("told", {"--steps", "1", "--vocabulary", "70000"}).status == 0);
+  const Result small = train("small", {"--steps", "1", "--vocabulary", "60000"});
+  CHECK(small.status == 1);
+  CHECK(has(small.err, "--vocabulary 69055"));
+}
+
+TEST_CASE("cli use: texts of any kind, several of them, and a mixture that goes on") {
+  if (binary().empty()) return;
+  const Folder folder;
+  const std::string a = folder / "a.txt", b = folder / "b.jsonl";
+  write_file_atomically(a, sample_text(4000));
+  std::string lines;
+  for (int i = 0; i < 40; ++i) lines += json{{"story", sample_text(static_cast<size_t>(50 + i))}}.dump() + "\n";
+  write_file_atomically(b, lines);
+  const auto train = [&](const Arguments& more) {
+    Arguments all = {"train", "nano", "--out", folder / "run", "--eval-every", "0", "--sample-every", "0"};
+    all.insert(all.end(), more.begin(), more.end());
+    return run(folder, all);
+  };
+  CHECK(has(train({"--data", b, "--steps", "1"}).err, "--text-key"));
+  const std::string mix = "0.75:" + a;
+  const Result begun = train({"--data", mix, "1e-1:" + b, "--text-key", "story", "--steps", "4"});
+  CAPTURE(begun.err);
+  CHECK(begun.status == 0);  // beside a plain text, which has no lines of JSON
+  fs::remove_all(folder / "run");
+  CHECK(train({"--data", mix, "0.25:" + a, "--steps", "4"}).status == 0);
+  CHECK(train({"--data", mix, "0.25:" + a, "--steps", "5", "--resume"}).status == 0);
+  CHECK(train({"--steps", "6", "--resume"}).status == 0);
+  const Result other = train({"--data", "0.5:" + a, "0.5:" + a, "--steps", "7", "--resume"});
+  CHECK(other.status == 1);
+  CHECK(has(other.err, "not the same data"));
+  // The model may stand behind the data.
+  const Result behind = run(folder, {"train", "--data", a, a, "nano", "--steps", "1", "--out", folder / "behind"});
+  CHECK(has(behind.err, "2 layers, 64 channels"));
+  CHECK(behind.status == 0);
+
+  // Another tokenizer for a text, and that of a model's directory.
+  run_well(folder, {"tokenize", a, "--train-vocab", "300", "--out", folder / "tokens"});
+  const std::string model = folder / "model";
+  run_well(folder, {"train", "nano", "--data", a, "--tokenizer", folder / "tokens", "--steps", "1", "--out", model});
+  CHECK(json::parse(read_file(model + "/checkpoints/1/config.json")).at("vocab_size") ==
+        json::parse(read_file(folder / "tokens/dataset.json")).at("vocabulary"));
+  const auto tune = [&](const std::string& from, const Arguments& more) {
+    Arguments all = {"train", from, "--data", a, "--steps", "1", "--out", folder / "tuned"};
+    all.insert(all.end(), more.begin(), more.end());
+    const Result result = run(folder, all);
+    fs::remove_all(folder / "tuned");
+    return result;
+  };
+  CHECK(tune(model, {}).status == 0);
+  CHECK(has(tune(model, {"--tokenizer", "bytes"}).err, "another than that of"));
+  const std::string bare = folder / "bare";
+  fs::copy(model + "/checkpoints/1", bare);
+  fs::remove(bare + "/tokenizer.json");
+  CHECK(has(tune(bare, {}).err, "--tokenizer PATH"));
+  CHECK(tune(bare, {"--tokenizer", folder / "tokens"}).status == 0);
+  check_error(folder, {"train", "nano", "--data", folder / "tokens", "--tokenizer", "bytes", "--out", folder / "x"}, 2,
+              "holds tokens");
+
+  // Standard input, to shards.
+  const std::string command = "cat " + a + " | " + binary() + " tokenize - --tokenizer bytes --out " +
+                              (folder / "piped") + " >" + (folder / "out") + " 2>&1";
+  CHECK(std::system(command.c_str()) == 0);
+  run_well(folder, {"tokenize", a, "--tokenizer", "bytes", "--out", folder / "named"});
+  for (const char* shard : {"/train_000000.bin", "/val_000000.bin"})
+    CHECK(read_file(folder / "piped" + shard) == read_file(folder / "named" + shard));
 }

@@ -45,7 +45,7 @@ struct Step {
 std::vector<Step> train(const std::string& run, const std::string& text, const ModelConfig& model, Precision precision,
                         Device& device, int64_t steps, int64_t resume_from = 0) {
   TrainOptions o;
-  o.data = text, o.out = run, o.batch = 2, o.grad_accum = 2, o.steps = steps, o.lr = 0.01;
+  o.data = {text}, o.out = run, o.batch = 2, o.grad_accum = 2, o.steps = steps, o.lr = 0.01;
   o.optimizer = OptimizerKind::adamw, o.parametrization = RateScaling::standard, o.weight_decay = 0.1,
   o.zero_projections = false;
   o.eval_every = 3, o.eval_batches = 1, o.save_every = 2, o.sample_every = 0, o.keep_last = 0;

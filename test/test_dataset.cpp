@@ -261,7 +261,8 @@ TEST_CASE("text: --data may name a directory, a pattern, a shard or a text") {
   int64_t calls = 0;
   const auto open_text = [&](double fraction) {
     calls = 0;
-    return open_dataset(directory / "text.txt", cache, threads, fraction, [&](int64_t, int64_t) { ++calls; });
+    return open_dataset(std::vector{directory / "text.txt"}, {cache, fraction}, threads,
+                        [&](int64_t, int64_t) { ++calls; });
   };
   dataset = open_text(0.1);
   CHECK(calls > 0);

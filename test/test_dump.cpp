@@ -221,3 +221,36 @@ TEST_CASE("bytes: sizes that people read") {
   CHECK(format_bytes(size_t{3} << 29) == "1.50 GiB");
   CHECK(format_bytes(size_t{5000} << 40) == "5000 TiB");
 }
+
+TEST_CASE("dump: the table fits a terminal of any width, and loses nothing where there is none") {
+  const Compiled c = compile_training(3);
+  const auto table = [&](size_t width) {
+    std::ostringstream out;
+    dump_text(out, c, {.width = width});
+    std::vector<std::string> lines;
+    for (const std::string& line : lines_of(out.str()))
+      if (!lines.empty() || line.starts_with("node  ")) lines.push_back(line);
+    const auto end = std::find(lines.begin(), lines.end(), "");
+    return std::vector<std::string>(lines.begin(), end);
+  };
+  const std::vector<std::string> whole = table(0);
+  CHECK(has(whole[0], "attributes"));
+  const auto holds = [&](const std::string& part) {
+    return std::any_of(whole.begin(), whole.end(), [&](const std::string& line) { return has(line, part); });
+  };
+  CHECK(holds("tokens=16 head_size="));
+  CHECK(holds("layers.0.attention.log_sum_exp"));
+  CHECK_FALSE(holds("~"));
+  for (const size_t width : {200, 160, 120, 100, 80, 60}) {
+    CAPTURE(width);
+    const std::vector<std::string> lines = table(width);
+    CHECK(lines.size() == whole.size());
+    size_t longest = 0;
+    for (const std::string& line : lines) longest = std::max(longest, line.size());
+    CHECK(longest <= width);
+    CHECK(longest >= width * 3 / 5);  // the room is used
+    CHECK(has(lines[0], "op "));
+    CHECK(has(lines[0], "shape"));
+    CHECK(has(lines[0], "written") == (width >= 120));
+  }
+}

@@ -37,7 +37,7 @@ Trainer::Outcome train(const std::string& run, const std::string& text, const Mo
                        int threads = 2, int64_t resume_from = 0, TrainingObserver&& observer = TrainingObserver()) {
   ThreadTeam team(threads);
   CpuDevice device(team);
-  o.data = text, o.out = run, o.weight_decay = 0.1;
+  o.data = {text}, o.out = run, o.weight_decay = 0.1;
   o.batch = 4, o.eval_every = 1000, o.sample_every = 0, o.keep_last = 0;
   if (o.lr == 0) o.lr = 0.01;
   Dataset dataset = open_dataset(text, run + "/tokens", team);

@@ -25,7 +25,7 @@ Trainer::Outcome train(const std::string& run, const std::string& text, int64_t 
   ThreadTeam team(threads);
   CpuDevice device(team);
   TrainOptions o;
-  o.data = text, o.out = run, o.batch = 4, o.grad_accum = 2, o.steps = steps, o.lr = 0.01,
+  o.data = {text}, o.out = run, o.batch = 4, o.grad_accum = 2, o.steps = steps, o.lr = 0.01,
   o.memory_budget = memory_budget, o.optimizer = optimizer;
   o.eval_every = 5, o.save_every = stop_at, o.sample_every = 0, o.keep_last = 0;
   Dataset dataset = open_dataset(text, run + "/tokens", team);
@@ -140,7 +140,8 @@ TEST_CASE("rules fill in what is not given and nothing else") {
 
 TEST_CASE("settings survive their JSON") {
   TrainOptions o;
-  o.data = "a \"quoted\" päth", o.lr = 1.0 / 3, o.seed = ~uint64_t{0}, o.memory_budget = size_t{20} << 30, o.warmup = 7;
+  o.data = {"a \"quoted\" päth"}, o.lr = 1.0 / 3, o.seed = ~uint64_t{0}, o.memory_budget = size_t{20} << 30,
+  o.warmup = 7;
   const TrainOptions back = parse_settings(settings_json(o, small_model()), "here");
   CHECK(back.data == o.data);
   CHECK(back.lr == o.lr);
@@ -271,7 +272,7 @@ TEST_CASE("a step that is not finite changes nothing, and ten of them end the ru
   ThreadTeam team(1);
   CpuDevice device(team);
   TrainOptions o;
-  o.data = text, o.out = d.path + "/run", o.batch = 2, o.steps = 40, o.lr = 1e30, o.grad_clip = 0;
+  o.data = {text}, o.out = d.path + "/run", o.batch = 2, o.steps = 40, o.lr = 1e30, o.grad_clip = 0;
   o.eval_every = 0, o.save_every = 1, o.sample_every = 0, o.keep_last = 0;
   const ModelConfig model = small_model();
   apply_rules(o, model, 0);

@@ -79,8 +79,8 @@ Dataset open_text(const EvalFlags& flags, const LoadedModel& model, const std::s
   if (!model.tokenizer())
     fail("--data ", flags.data, " is text, but the model has no tokenizer to read it with (", model.no_tokenizer(),
          "); give token shards");
-  tokenize_files({flags.data}, *model.tokenizer(), directory, settings_for(model).val_fraction, threads);
-  return open_dataset(directory, directory, threads);
+  const TrainOptions settings = settings_for(model);
+  return open_dataset({flags.data}, {directory, settings.val_fraction, model.tokenizer(), settings.text_key}, threads);
 }
 
 void check_tokenizer(const EvalFlags& flags, const LoadedModel& model, const Dataset& dataset) {
@@ -121,7 +121,7 @@ EvalData choose_split(const EvalFlags& flags, Dataset dataset) {
 
 EvalData open_data(const EvalFlags& flags, const LoadedModel& model, ThreadTeam& threads) {
   std::optional<TemporaryDirectory> temporary;
-  const bool text = is_text_file(flags.data);
+  const bool text = is_text({0, flags.data});
   if (text) temporary.emplace();
   Dataset dataset = text ? open_text(flags, model, temporary->path(), threads) : open_dataset(flags.data, "", threads);
   check_tokenizer(flags, model, dataset);

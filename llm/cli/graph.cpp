@@ -161,7 +161,7 @@ void print_graph(GraphFlags& flags, const Given& given) {
             << " layers, " << config.channels << " channels, " << config.heads << " heads, vocabulary "
             << config.vocabulary << "\nrun         " << title << ", in " << name_of(compiled.target.precision) << " on "
             << (compiled.target.cuda ? std::string("a GPU") : concat(compiled.target.threads, " CPU threads")) << "\n";
-  dump_text(std::cout, compiled, {.all = flags.all});
+  dump_text(std::cout, compiled, {.all = flags.all, .width = terminal_columns()});
 }
 
 }  // namespace

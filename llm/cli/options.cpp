@@ -88,7 +88,8 @@ OpenedMachine::OpenedMachine(const DeviceOptions& options, int local, int locals
 
 Options ModelOptions::options(const char* named) {
   std::string known;
-  for (const Preset& p : presets()) known += (known.empty() ? "" : ", ") + std::string(p.name);
+  for (const Preset& p : presets())
+    known += concat(known.empty() ? "" : ", ", p.name, *p.also ? concat(" (", p.also, ")") : std::string());
   const auto dimension = [](const char* flag, int64_t& value, const char* help) {
     return Option(flag, &value, help).between(1, 1 << 24);
   };

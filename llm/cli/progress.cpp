@@ -1,10 +1,12 @@
 #include "llm/cli/progress.h"
 
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <utility>
 
 namespace llm {
@@ -71,6 +73,13 @@ void ProgressLine::show(const std::string& line, bool last) {
 void ProgressLine::clear() {
   if (terminal_ && drawn_) std::fprintf(stderr, "\r\033[K");
   drawn_ = false;
+}
+
+size_t terminal_columns() {
+  if (const char* columns = std::getenv("COLUMNS"); columns && std::atoi(columns) > 0)
+    return static_cast<size_t>(std::atoi(columns));
+  winsize size{};
+  return ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
 }
 
 std::string format_seconds(double seconds) {

@@ -1,6 +1,7 @@
 // How far a job is, on standard error.
 #pragma once
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -36,6 +37,9 @@ class ProgressLine {
   bool drawn_ = false;
   std::chrono::steady_clock::time_point shown_{};
 };
+
+// Of the terminal that standard output goes to, or as COLUMNS says; 0: neither, so that nothing is cut.
+size_t terminal_columns();
 
 std::string format_seconds(double seconds);  // "4:05", "1:02:03"
 std::string format_count(double count);      // "38.1k", "1.2M"

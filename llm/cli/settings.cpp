@@ -23,6 +23,8 @@ Json json_of(const Option& option) {
           return value.text();
         else if constexpr (std::is_same_v<Value, MemorySize>)
           return *value.bytes;
+        else if constexpr (std::is_same_v<Value, std::vector<std::string>*>)
+          return value->size() == 1 ? Json(value->front()) : Json(*value);
         else if constexpr (std::is_same_v<Value, std::optional<bool>*>)
           return value->value_or(false);
         else
@@ -42,7 +44,10 @@ void set(const Option& option, const Json& json) {
           *value.bytes = json.get<uint64_t>();
         } else if constexpr (std::is_same_v<Value, std::optional<bool>*>) {
           *value = json.get<bool>();
-        } else if constexpr (!std::is_same_v<Value, std::vector<std::string>*>) {
+        } else if constexpr (std::is_same_v<Value, std::vector<std::string>*>) {
+          value->clear();
+          for (const Json& item : json.is_string() ? Json::array({json}) : json) value->push_back(item.string());
+        } else {
           *value = json.get<std::decay_t<decltype(*value)>>();
         }
       },
@@ -89,8 +94,11 @@ Options recipe_options(TrainOptions& o) {
 
 Options run_options(TrainOptions& o) {
   Options all = {
-      Option("--data", &o.data, "A text file, a directory of token shards, one shard, or a quoted glob of shards")
+      Option("--data", &o.data,
+             "Text files (plain, JSON lines, either packed by gzip or zstd), directories of them or of token shards, "
+             "shards, quoted globs; several are joined, or mixed by weights: 0.7:DIR1 0.3:DIR2")
           .for_a_resume(),  // the same data, in another place
+      Option("--text-key", &o.text_key, "The key of the text in JSON lines (text)").once("\"\""),
       Option("--out", &o.out, "The run's directory (runs/NAME-OF-DATA)").for_a_resume(),
       Option("--train-context", &o.context, "").without_flag().once("0"),  // --context is the model's
       Option("--data-tokens", &o.data_tokens, "").without_flag(),
@@ -110,9 +118,10 @@ Options run_options(TrainOptions& o) {
               "of ranks up to this (--ranks)")
            .between(1, 256)
            .once("1"),
-       Option("--zero", &o.zero,
-              "What ranks divide among themselves: 0 nothing, 1 optimizer state, 2 gradients too (ZeRO)")
-           .between(0, 2)
+       Option(
+           "--zero", &o.zero,
+           "What ranks divide among themselves: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too (ZeRO)")
+           .between(0, 3)
            .with_default()
            .for_a_resume()
            .once("0"),

@@ -1,4 +1,5 @@
 // The subcommands tokenize (text to token shards, or standard input to ids) and detokenize (ids to bytes).
+#include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <cstdio>
@@ -8,7 +9,6 @@
 #include <vector>
 
 #include "llm/base/error.h"
-#include "llm/base/mapped_file.h"
 #include "llm/base/threads.h"
 #include "llm/cli/commands.h"
 #include "llm/cli/progress.h"
@@ -22,7 +22,7 @@ namespace {
 
 struct TokenizeFlags {
   std::vector<std::string> inputs;
-  std::string tokenizer, pattern, out;
+  std::string tokenizer, pattern, out, text_key;
   double val_fraction = 0.1;
   int64_t train_vocabulary = 0;
   int threads = 0;
@@ -70,16 +70,15 @@ void print_ids(const TokenizeFlags& flags) {
 }
 
 // Trained on the part of the text that is not held out.
-std::unique_ptr<Tokenizer> train_tokenizer(const TokenizeFlags& flags, ThreadTeam& threads) {
+std::unique_ptr<Tokenizer> train_tokenizer(const TokenizeFlags& flags, const std::vector<TextInput>& inputs,
+                                           ThreadTeam& threads) {
   const std::string pattern = split_pattern_named(flags.pattern.empty() ? "gpt2" : flags.pattern);
-  std::vector<MappedFile> files;
   size_t left = 0;
-  for (const std::string& input : flags.inputs) left += files.emplace_back(input).bytes().size();
+  for (const TextInput& input : inputs) left += input.text().size();
   left -= static_cast<size_t>(static_cast<double>(left) * flags.val_fraction);
   std::vector<std::string_view> texts;
-  for (const MappedFile& file : files) {
-    const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
-    texts.push_back(text.substr(0, left));
+  for (const TextInput& input : inputs) {
+    texts.push_back(input.text().substr(0, left));
     left -= texts.back().size();
   }
   Progress progress("count pieces");
@@ -92,11 +91,14 @@ std::unique_ptr<Tokenizer> train_tokenizer(const TokenizeFlags& flags, ThreadTea
 
 void write_shards(const TokenizeFlags& flags) {
   ThreadTeam threads(flags.threads);
+  const std::vector<TextInput> inputs = open_texts(expand_texts(flags.inputs), flags.out, flags.text_key);
   const auto tokenizer =
-      flags.train_vocabulary ? train_tokenizer(flags, threads) : load_tokenizer(flags.tokenizer, flags.pattern);
+      flags.train_vocabulary ? train_tokenizer(flags, inputs, threads) : load_tokenizer(flags.tokenizer, flags.pattern);
   Progress progress("tokenize");
-  const TokenizeResult result = tokenize_files(flags.inputs, *tokenizer, flags.out, flags.val_fraction, threads,
-                                               [&](int64_t done, int64_t total) { progress.update(done, total); });
+  constexpr int64_t kShardTokens = 100'000'000;
+  const TokenizeResult result = tokenize_texts(
+      inputs, *tokenizer, flags.out, flags.val_fraction, threads,
+      [&](int64_t done, int64_t total) { progress.update(done, total); }, kShardTokens, flags.text_key);
   const double seconds = progress.seconds();
   progress.finish();
   const int64_t tokens = result.train_tokens + result.val_tokens, bytes = result.train_bytes + result.val_bytes;
@@ -128,8 +130,8 @@ void tokenize(const TokenizeFlags& flags) {
     return print_ids(flags);
   }
   if (flags.special) fail_usage("--special goes with --ids (in files the names of special tokens always count)");
-  for (const std::string& input : flags.inputs)
-    if (input == "-") fail_usage("standard input (-) goes with --ids; to write shards name the text files");
+  if (std::count(flags.inputs.begin(), flags.inputs.end(), "-") > 1)
+    fail_usage("standard input (-) can be read only once");
   if (flags.out.empty()) fail_usage("--out DIR is missing: where to write the shards (or - --ids, to print the ids)");
   write_shards(flags);
 }
@@ -161,13 +163,15 @@ Command tokenize_command() {
   return {
       "tokenize",
       "Turn text files into token shards to train on",
-      {Option("INPUT", &f.inputs,
-              "text files, joined in this order with an end-of-text token between them; or - for standard input, with "
-              "--ids")
+      {Option(
+           "INPUT", &f.inputs,
+           "text files, plain or packed by gzip or zstd, joined in this order with an end-of-text token between them; "
+           "*.jsonl: JSON lines, each a document; directories of these; - for standard input")
            .needed(),
        Option("--tokenizer", &f.tokenizer, kTokenizerHelp), Option("--pattern", &f.pattern, kPatternHelp),
        Option("--train-vocab", &f.train_vocabulary,
               "instead of --tokenizer: train a byte-level BPE of so many tokens on the text"),
+       Option("--text-key", &f.text_key, "the key of the text in JSON lines (text)"),
        Option("--out", &f.out,
               "the directory to write train_*.bin, val_*.bin, tokenizer.json and dataset.json to; an earlier data set "
               "there is replaced"),

@@ -23,7 +23,7 @@ namespace llm {
 namespace {
 
 constexpr const char* kDefaultModel = "tiny";
-constexpr int64_t kUnknownVocabulary = 50257;  // of shards without a tokenizer: GPT-2's
+constexpr int64_t kUnknownVocabulary = 50257;  // of shards without a tokenizer: GPT-2's, if their tokens are in it
 
 struct Arguments {
   int ranks = 0;
@@ -60,8 +60,31 @@ Options train_options(Arguments& a) {
   return all;
 }
 
-std::string default_run_directory(const std::string& data) {
-  std::filesystem::path path(data);
+// What --data names, for messages.
+std::string joined(const std::vector<std::string>& data) {
+  std::string text;
+  for (const std::string& source : data) text += (text.empty() ? "" : " ") + source;
+  return text;
+}
+
+bool has_text(const std::vector<std::string>& data) {
+  const std::vector<DataSource> sources = parse_sources(data);
+  return std::any_of(sources.begin(), sources.end(), is_text);
+}
+
+// `train --data TEXT MODEL`: a list of sources ends where the next flag begins, but what is last may be the model.
+void take_model_from_data(Arguments& a) {
+  std::error_code none;
+  std::vector<std::string>& data = a.train.data;
+  if (!a.model.preset.empty() || data.size() < 2) return;
+  const bool is_preset = !std::filesystem::exists(data.back(), none) && find_preset(data.back());
+  if (!is_preset && !std::filesystem::exists(data.back() + "/config.json", none)) return;
+  a.model.preset = data.back();
+  data.pop_back();
+}
+
+std::string default_run_directory(const std::vector<std::string>& data) {
+  std::filesystem::path path(parse_sources(data).front().path);
   if (!path.has_filename()) path = path.parent_path();
   std::string stem = path.stem().string();
   for (char& c : stem)
@@ -132,7 +155,8 @@ void print_plan(const ModelConfig& model, const TrainOptions& o, const std::vect
         << " tokens = " << format_count(static_cast<double>(o.tokens)) << " tokens; " << o.out << "\n";
   if (o.virtual_ranks > 1)
     notes << "ranks: " << ranks << ", which share a step's " << o.virtual_ranks << " x " << o.grad_accum << " x "
-          << o.batch << " sequences" << (o.zero ? concat("; ZeRO ", o.zero) : std::string()) << "\n";
+          << o.batch << " sequences" << (o.zero ? concat("; ZeRO ", o.zero) : std::string())
+          << (o.zero == 3 && o.sample_every ? "; no samples, for which a rank would need all parameters" : "") << "\n";
   for (const Rule& r : rules)
     if (!r.given) notes << "       --" << r.name << " " << r.value << "  (" << r.reason << ")\n";
   if (trainer.program().compiled().recomputation.level != Recompute::none)
@@ -157,8 +181,8 @@ ModelConfig trained_config(Arguments& a, const Given& given, const std::string& 
     a.train.context = a.model.context;
   }
   if (data_vocabulary > model.vocabulary)
-    fail(a.train.data, " was tokenized for a vocabulary of ", data_vocabulary, ", more than the ", model.vocabulary,
-         " of the model in ", origin);
+    fail(joined(a.train.data), " was tokenized for a vocabulary of ", data_vocabulary, ", more than the ",
+         model.vocabulary, " of the model in ", origin);
   return model;
 }
 
@@ -197,7 +221,7 @@ std::unique_ptr<Tokenizer> tokenizer_for_text(const Arguments& a, const std::str
   const std::string path = known.empty() ? "" : tokenizer_of_model(known);
   if (a.tokenizer.empty()) {
     if (path.empty() && !known.empty() && !is_resumed)
-      fail(known, " has no tokenizer to read ", a.train.data, " with; name the model's by --tokenizer PATH");
+      fail(known, " has no tokenizer to read ", joined(a.train.data), " with; name the model's by --tokenizer PATH");
     return path.empty() ? nullptr : load_tokenizer(path);
   }
   auto tokenizer = load_tokenizer(a.tokenizer);
@@ -209,6 +233,10 @@ std::unique_ptr<Tokenizer> tokenizer_for_text(const Arguments& a, const std::str
 // Says so where most of a head is trained on nothing, but to be never right.
 void say_unused_vocabulary(const ModelConfig& model, const Dataset& dataset, bool is_new, std::ostream& notes) {
   const int64_t known = dataset.tokenizer ? dataset.tokenizer->vocabulary() : model.vocabulary;
+  if (!dataset.vocabulary && model.vocabulary > kUnknownVocabulary && is_new)
+    notes << "note:  the data has no tokenizer; the model's vocabulary is " << model.vocabulary
+          << ", as the largest token " << std::max(dataset.train.largest_token(), dataset.val.largest_token())
+          << " needs it, or as it was told by --vocabulary\n";
   if (known >= model.vocabulary - model.vocabulary / 16) return;
   notes << "note:  the model's vocabulary is " << model.vocabulary << ", but the text's tokenizer has " << known
         << " tokens, and no other is ever drawn; --tokenizer PATH reads the text by another"
@@ -216,12 +244,12 @@ void say_unused_vocabulary(const ModelConfig& model, const Dataset& dataset, boo
 }
 
 // Tokens of another tokenizer mean nothing to a trained model.
-void check_tokenizer(const std::string& data, const Dataset& dataset, const std::string& origin) {
+void check_tokenizer(const std::vector<std::string>& data, const Dataset& dataset, const std::string& origin) {
   const std::string tokenizer = tokenizer_of_model(origin);
   if (!dataset.tokenizer || tokenizer.empty()) return;
   if (load_tokenizer(tokenizer)->json() != dataset.tokenizer->json())
-    fail(data, " was tokenized by another tokenizer than that of ", origin, "; give the text, or tokenize it with ",
-         "--tokenizer ", origin);
+    fail(joined(data), " was tokenized by another tokenizer than that of ", origin,
+         "; give the text, or tokenize it with ", "--tokenizer ", origin);
 }
 
 struct DataSize {
@@ -229,17 +257,24 @@ struct DataSize {
 };
 
 DataSize size_of(const Dataset& dataset) {
-  return {dataset.vocabulary ? dataset.vocabulary : kUnknownVocabulary, dataset.train.size(), dataset.val.size()};
+  const int64_t known = dataset.vocabulary
+                            ? dataset.vocabulary
+                            : std::max<int64_t>({kUnknownVocabulary, dataset.train.largest_token() + int64_t{1},
+                                                 dataset.val.largest_token() + int64_t{1}});
+  return {known, dataset.train.size(), dataset.val.size()};
 }
 
-// Without making anything: a text file is as many tokens as bytes.
+// Without making anything: a text is as many tokens as its file has bytes.
 DataSize size_for_explanation(const TrainOptions& o, const std::string& tokenizer, ThreadTeam& threads) {
-  const auto bytes = [&] { return load_tokenizer(tokenizer.empty() ? "bytes" : tokenizer)->vocabulary(); };
-  if (o.data.empty()) return {bytes(), 0, 2};  // some data, of which a part is held out
-  if (!is_text_file(o.data)) return size_of(open_dataset(o.data, "", threads));
-  const auto size = static_cast<double>(std::filesystem::file_size(o.data));
+  const auto vocabulary = [&] { return load_tokenizer(tokenizer.empty() ? "bytes" : tokenizer)->vocabulary(); };
+  if (o.data.empty()) return {vocabulary(), 0, 2};  // some data, of which a part is held out
+  if (!has_text(o.data)) return size_of(open_dataset(o.data, {}, threads));
+  double size = 0;
+  for (const DataSource& source : parse_sources(o.data))
+    if (is_text(source))
+      for (const std::string& file : texts_of(source)) size += static_cast<double>(std::filesystem::file_size(file));
   const auto val = static_cast<int64_t>(size * o.val_fraction);
-  return {bytes(), static_cast<int64_t>(size) - val, val};
+  return {vocabulary(), static_cast<int64_t>(size) - val, val};
 }
 
 void explain(Arguments& a, const Given& given, const std::string& origin) {
@@ -348,21 +383,23 @@ std::unique_ptr<Run> prepare(Arguments& a, const Given& given, const RankPlace& 
   make_directories(o.out);
 
   Dataset dataset = [&] {
-    const auto tokenizer =
-        is_text_file(o.data) ? tokenizer_for_text(a, resumes ? checkpoint.path : origin, resumes) : nullptr;
+    const bool is_text = has_text(o.data);
+    if (!is_text && !a.tokenizer.empty())
+      fail_usage("--tokenizer ", a.tokenizer, " is for texts, and ", joined(o.data), " holds tokens");
+    const auto tokenizer = is_text ? tokenizer_for_text(a, resumes ? checkpoint.path : origin, resumes) : nullptr;
     Progress bar("tokenize");  // cleared away at the end: the result is the run itself
-    return open_dataset(
-        o.data, o.out + "/tokens", threads, o.val_fraction,
-        [&](int64_t done, int64_t total) { bar.update(done, total); }, tokenizer.get());
+    return open_dataset(o.data, {o.out + "/tokens", o.val_fraction, tokenizer.get(), o.text_key}, threads,
+                        [&](int64_t done, int64_t total) { bar.update(done, total); });
   }();
   if (!origin.empty()) check_tokenizer(o.data, dataset, origin);
   const auto [vocabulary, train_tokens, val_tokens] = size_of(dataset);
   if (resumes && o.data_tokens != train_tokens)
-    fail("the data of ", o.out, " had ", o.data_tokens, " training tokens but ", o.data, " has ", train_tokens,
+    fail("the data of ", o.out, " had ", o.data_tokens, " training tokens but ", joined(o.data), " has ", train_tokens,
          ": it is not the same data");
-  const uint64_t checksum = dataset.train.checksum();
+  const uint64_t checksum = dataset.checksum();
   if (resumes && o.data_checksum && o.data_checksum != checksum)
-    fail("the data of ", o.out, " had as many training tokens as ", o.data, ", but others: it is not the same data");
+    fail("the data of ", o.out, " had as many training tokens as ", joined(o.data),
+         ", but others: it is not the same data");
   o.data_tokens = train_tokens, o.data_checksum = checksum;
 
   const ModelConfig model = resumes           ? resumed_model
@@ -371,7 +408,7 @@ std::unique_ptr<Run> prepare(Arguments& a, const Given& given, const RankPlace& 
   share_steps(o, place, resumes, o.context ? o.context : model.context, voice);
   const std::vector<Rule> rules = apply_rules(o, model, val_tokens, !origin.empty());
   if (train_tokens < o.context + 1)
-    fail(o.data, " has only ", train_tokens, " training tokens, fewer than the context of ", o.context,
+    fail(joined(o.data), " has only ", train_tokens, " training tokens, fewer than the context of ", o.context,
          " and one more; lower --context");
   o.settings_json = settings_json(o, model);
   if (!resumes) say_unused_vocabulary(model, dataset, origin.empty(), voice.notes);
@@ -442,6 +479,7 @@ void train_on(Arguments a, const Given& given, const RankPlace& place) {
 
 void train(Arguments& a, const Given& given) {
   a.device.check();
+  take_model_from_data(a);
   const TrainOptions& o = a.train;
   if (!a.model.names_directory())
     a.model.resolve(1, kDefaultModel);  // what is wrong with its flags is said before any work

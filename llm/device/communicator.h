@@ -15,7 +15,7 @@
 namespace llm {
 
 struct Message {
-  int peer;  // the rank that it goes to or comes from; never the rank itself
+  int peer;  // the rank that it goes to or comes from; it may be the rank itself
   void* address;
   size_t bytes;
 };

@@ -18,7 +18,9 @@ Compiled compile_with(Graph graph, const std::vector<TensorId>& results, const T
   c.graph = std::move(graph);
   c.target = target;
   c.recomputation = choice;
-  if (choice.level != Recompute::none) c.reports.push_back(recompute(c.graph, choice));
+  const bool gathers = std::any_of(c.graph.nodes.begin(), c.graph.nodes.end(),
+                                   [](const Node& node) { return node.attributes.flag("again"); });
+  if (gathers || choice.level != Recompute::none) c.reports.push_back(recompute(c.graph, choice));
   if (target.precision == Precision::fp8) c.reports.push_back(narrow_to_fp8(c.graph));
   if (options.fuse) c.reports.push_back(fuse(c.graph, results, target));
   c.reports.push_back(remove_dead_code(c.graph, results));

@@ -13,6 +13,7 @@ namespace llm {
 
 struct DumpOptions {
   bool all = false;  // print also the layers that are like the layer before them
+  size_t width = 0;  // columns that the text's table may take; 0: as many as it needs
 };
 
 // Totals, a line for each pass, a table of the nodes in order, and the curve of the transient memory.
@@ -30,7 +31,8 @@ TensorId first_output(const Node& node);  // the first that is not absent; kNone
 
 // The cost of a node; zeros for an op without a cost function.
 Cost cost_of(const Graph& graph, const Node& node);
-// The op with those of its attributes that distinguish the node from others of the op: "linear activation=gelu".
+// The op with those of its attributes that distinguish the node from others of the op: "linear activation=gelu". The
+// attributes alone are what follows the first blank.
 std::string describe(const Node& node);
 // The transformer block that a node belongs to, -1 for none. An optimizer's node has the block of its first output.
 int layer_of(const Graph& graph, const Node& node);

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <ostream>
 #include <set>
+#include <utility>
 
 #include "llm/base/bytes.h"
 #include "llm/graph/dump.h"
@@ -23,28 +24,77 @@ const MemoryPlan::Lifetime& lifetime_of(const Compiled& c, TensorId id) {
   return c.plan.lifetimes[static_cast<size_t>(id)];
 }
 
-// Columns are as wide as their widest cell. A row of a single cell is a line of text across all columns.
+struct Column {
+  const char* name;
+  bool right = false;  // aligned
+  size_t least = 0;    // where there is no room it is cut to so many characters; 0: it is not cut
+  int leaves = 0;      // and then left out, those with 1 first; 0: it stays
+};
+
+// Columns are as wide as their widest cell, or as there is room for. A row of a single cell is a line of text across all
+// columns.
 class Table {
  public:
-  void add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
+  explicit Table(std::vector<Column> columns) : columns_(std::move(columns)) {
+    for (const Column& c : columns_) widths_.push_back(std::string_view(c.name).size());
+  }
+  void add(std::vector<std::string> row) {
+    for (size_t i = 0; i < row.size(); ++i) widths_[i] = std::max(widths_[i], row[i].size());
+    rows_.push_back(std::move(row));
+  }
   void add_line(std::string text) { rows_.push_back({std::move(text)}); }
-  void print(std::ostream& out, const std::string& left_aligned) const {
-    std::vector<size_t> widths(left_aligned.size(), 0);
-    for (const auto& row : rows_)
-      if (row.size() > 1)
-        for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
-    for (const auto& row : rows_) {
-      std::string line;
-      for (size_t i = 0; i < row.size(); ++i) {
-        const std::string padding(row.size() > 1 ? widths[i] - row[i].size() : 0, ' ');
-        line += (i ? "  " : "") + (left_aligned[i] == 'l' ? row[i] + padding : padding + row[i]);
-      }
-      line.erase(line.find_last_not_of(' ') + 1);
-      out << line << "\n";
-    }
+
+  void print(std::ostream& out, size_t room) {
+    if (room > 0) fit(room);
+    std::vector<std::string> names;
+    for (const Column& c : columns_) names.push_back(c.name);
+    print_row(out, names);
+    for (const auto& row : rows_) row.size() > 1 ? print_row(out, row) : print_line(out, row[0], room);
   }
 
  private:
+  static constexpr size_t kGap = 2;
+
+  size_t total() const {
+    size_t sum = 0;
+    for (const size_t width : widths_) sum += width ? width + kGap : 0;
+    return sum - kGap;
+  }
+  void fit(size_t room) {
+    const std::vector<size_t> wanted = widths_;
+    for (size_t i = columns_.size(); i-- > 0 && total() > room;)
+      if (const size_t least = columns_[i].least; least && widths_[i] > least)
+        widths_[i] -= std::min(widths_[i] - least, total() - room);
+    for (int next = 1; total() > room; ++next) {
+      const auto leaves = [&](const Column& c) { return c.leaves == next; };
+      const auto found = std::find_if(columns_.begin(), columns_.end(), leaves);
+      if (found == columns_.end()) return;
+      widths_[static_cast<size_t>(found - columns_.begin())] = 0;
+    }
+    // What a column took that was left out is for those that were cut.
+    for (size_t i = 0; i < columns_.size(); ++i)
+      if (widths_[i]) widths_[i] += std::min(wanted[i] - widths_[i], room - total());
+  }
+  void print_row(std::ostream& out, const std::vector<std::string>& row) const {
+    std::string line;
+    for (size_t i = 0; i < columns_.size(); ++i) {
+      const size_t width = widths_[i];
+      if (width == 0) continue;
+      std::string cell = i < row.size() ? row[i] : "";
+      if (cell.size() > width) cell.replace(width - 1, cell.npos, "~");
+      const std::string padding(width - cell.size(), ' ');
+      line += (line.empty() ? "" : std::string(kGap, ' ')) + (columns_[i].right ? padding + cell : cell + padding);
+    }
+    print_line(out, line, 0);
+  }
+  static void print_line(std::ostream& out, std::string line, size_t room) {
+    if (room > 0 && line.size() > room) line.resize(room);
+    line.erase(line.find_last_not_of(' ') + 1);
+    out << line << "\n";
+  }
+
+  std::vector<Column> columns_;
+  std::vector<size_t> widths_;  // 0: left out
   std::vector<std::vector<std::string>> rows_;
 };
 
@@ -94,16 +144,19 @@ void add_node(Table& table, const Compiled& c, size_t index) {
   std::vector<std::string> row = {std::to_string(index),
                                   name_of(node.phase),
                                   layer < 0 ? "" : std::to_string(layer),
-                                  describe(node),
+                                  node.op->name,
                                   format("%.3f", cost.flops * 1e-9),
                                   format("%.2f", mebibytes(cost.bytes_read)),
                                   format("%.2f", mebibytes(cost.bytes_written))};
+  const std::string description = describe(node);
+  std::string attributes = description.substr(std::min(description.find(' '), description.size() - 1) + 1);
   for (TensorId id : node.outputs) {
     if (id == kNone) continue;
     const Tensor& t = c.graph.tensor(id);
     // State that a node updates besides its first output (moments beside the parameter) would only lengthen the table.
     if (t.role == Role::state && id != first_output(node)) continue;
-    row.insert(row.end(), {t.name, t.shape.text(), lifetime_text(c, id), place_text(c, id)});
+    row.insert(row.end(),
+               {t.name, t.shape.text(), lifetime_text(c, id), place_text(c, id), std::exchange(attributes, "")});
     table.add(row);
     row.assign(7, "");
   }
@@ -112,8 +165,18 @@ void add_node(Table& table, const Compiled& c, size_t index) {
 void print_nodes(std::ostream& out, const Compiled& c, const DumpOptions& options) {
   const std::vector<FoldedLayers> folded = options.all ? std::vector<FoldedLayers>{} : fold_layers(c.graph);
   const auto runs = runs_by_node(c.graph, folded);
-  Table table;
-  table.add({"node", "phase", "layer", "op", "GFLOP", "read MiB", "written", "output", "shape", "lives", "at MiB"});
+  Table table({{"node", true},
+               {"phase", false, 0, 5},
+               {"layer"},
+               {"op", false, 14},
+               {"GFLOP", true, 0, 7},
+               {"read MiB", true, 0, 2},
+               {"written", true, 0, 3},
+               {"output", false, 18},
+               {"shape", false, 10},
+               {"lives", false, 0, 4},
+               {"at MiB", true, 0, 6},
+               {"attributes", false, 10, 1}});
   std::set<const FoldedLayers*> mentioned;
   for (size_t i = 0; i < c.graph.nodes.size(); ++i) {
     if (!runs[i]) {
@@ -129,7 +192,7 @@ void print_nodes(std::ostream& out, const Compiled& c, const DumpOptions& option
                             sum.flops * 1e-9, mebibytes(sum.bytes_read), mebibytes(sum.bytes_written)));
     }
   }
-  table.print(out, "rlllrrrlllr");
+  table.print(out, options.width);
 }
 
 // A curve of the live transient memory, node by node. A column that stands for several nodes shows their maximum.

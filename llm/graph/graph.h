@@ -156,10 +156,6 @@ struct Graph {
     while (tensor(id).alias != kNone) id = tensor(id).alias;
     return id;
   }
-  // The number that a tensor's first element has in the tensor that owns the storage; both are of one type.
-  int64_t elements_into_storage(TensorId id) const {
-    return static_cast<int64_t>(bytes_into_storage(id) / size_of(dtype(id)));
-  }
   size_t bytes_into_storage(TensorId id) const {
     size_t bytes = 0;
     for (; tensor(id).alias != kNone; id = tensor(id).alias)

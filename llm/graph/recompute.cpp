@@ -11,7 +11,12 @@
 namespace llm {
 namespace {
 
-bool recomputes(Recompute level, const Op& op) { return op.recompute != Recompute::none && level >= op.recompute; }
+// A gather of divided parameters is always made again: keeping what it brought would be as if nothing was divided.
+bool is_gather(const Node& node) { return node.attributes.flag("again"); }
+
+bool recomputes(Recompute level, const Node& node) {
+  return is_gather(node) || (node.op->recompute != Recompute::none && level >= node.op->recompute);
+}
 
 class Recomputer {
  public:
@@ -26,8 +31,14 @@ class Recomputer {
     std::map<size_t, std::vector<Node>> inserted;  // clones, by the node in front of which they go
     for (auto& [layer, nodes] : forward) {
       const Recompute level = level_of(layer);
-      if (level == Recompute::none || backward[layer].empty()) continue;
-      inserted[backward[layer].front()] = clone_layer(level, nodes, backward[layer]);
+      if (backward[layer].empty()) continue;
+      for (Node& clone : clone_layer(level, nodes, backward[layer])) {
+        // A gather is under way during the backward pass of the block behind.
+        const auto behind = backward.find(layer + 1);
+        const bool starts_early =
+            is_gather(clone) && clone.op->name != std::string_view("exchange_wait") && behind != backward.end();
+        inserted[(starts_early ? behind->second : backward[layer]).front()].push_back(std::move(clone));
+      }
     }
     std::vector<Node> result;
     int clones = 0;
@@ -59,7 +70,7 @@ class Recomputer {
       const Node& node = g_.nodes[forward[k]];
       const bool wanted =
           std::any_of(node.outputs.begin(), node.outputs.end(), [&](TensorId id) { return needed.contains(id); });
-      if (!wanted || !recomputes(level, *node.op)) continue;
+      if (!wanted || !recomputes(level, node)) continue;
       for (TensorId id : node.inputs) needed.insert(id);
       cloned.push_back(forward[k]);
     }
@@ -71,7 +82,11 @@ class Recomputer {
       Node node = g_.nodes[i];
       node.phase = Phase::backward;
       for (TensorId& id : node.inputs) id = renamed(id);
-      for (TensorId& id : node.outputs) id = clone_of[id] = copy_tensor(id);
+      for (TensorId& id : node.outputs) {
+        const TensorId copy = copy_tensor(id);
+        if (copy != kNone && g_.tensor(id).alias != kNone) g_.tensor(copy).alias = renamed(g_.tensor(id).alias);
+        id = clone_of[id] = copy;
+      }
       clones.push_back(std::move(node));
     }
     for (size_t i : backward)
@@ -104,8 +119,10 @@ const char* name_of(Recompute level) {
 
 PassReport recompute(Graph& graph, RecomputeChoice choice) {
   PassReport report{"recomputation", "none", graph.nodes.size(), 0};
-  if (choice.level != Recompute::none) {
-    const int clones = Recomputer(graph, choice).run();
+  const int clones = Recomputer(graph, choice).run();
+  if (choice.level == Recompute::none) {
+    report.detail = "gathers of parameters: " + std::to_string(clones) + " nodes run again";
+  } else {
     report.detail = std::string(name_of(choice.level)) + " in " + std::to_string(choice.layers) + " layers" +
                     (static_cast<int>(choice.level) > 1
                          ? ", " + std::string(name_of(static_cast<Recompute>(static_cast<int>(choice.level) - 1))) +

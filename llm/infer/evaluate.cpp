@@ -8,16 +8,18 @@
 namespace llm {
 
 Evaluator::Evaluator(const ModelConfig& config, int64_t batch, int64_t tokens, const PersistentLayout& layout,
-                     const Target& target, int32_t end_of_text)
+                     const Target& target, int32_t end_of_text, const std::function<void(Graph&)>& divide)
     : Evaluator(build_evaluation_graph(config, batch, tokens, dtype_of(target.precision), end_of_text),
-                config.vocabulary, layout, target) {}
+                config.vocabulary, layout, target, divide) {}
 
-Evaluator::Evaluator(EvaluationGraph graph, int64_t vocabulary, const PersistentLayout& layout, const Target& target)
+Evaluator::Evaluator(EvaluationGraph graph, int64_t vocabulary, const PersistentLayout& layout, const Target& target,
+                     const std::function<void(Graph&)>& divide)
     : vocabulary_(vocabulary),
+      is_divided_(divide != nullptr),
       tokens_(graph.tokens),
       targets_(graph.targets),
       losses_(graph.losses),
-      program_(compile(graph.graph, graph.results(), target), layout) {
+      program_((divide ? divide(graph.graph) : void(), compile(graph.graph, graph.results(), target)), layout) {
   const Shape shape = program_.graph().shape(tokens_);
   window_.resize(static_cast<size_t>(shape[1]) + 1);
   batch_tokens_.resize(static_cast<size_t>(shape.elements()));
@@ -58,7 +60,8 @@ Evaluator::Result Evaluator::run(const TokenStream& stream, int64_t max_batches,
   Result result;
   double sum = 0;
   for (int64_t first = 0; first < batches; first += at_a_time) {
-    if (const int64_t mine = first + rank; mine < batches) {
+    // Where parameters are divided, a rank without a batch has its pieces to send.
+    if (const int64_t mine = first + rank; mine < batches || is_divided_) {
       for (int64_t row = 0; row < B; ++row) fill(stream, begin_of(mine * B + row), count_of(mine * B + row), row);
       program_.write(tokens_, batch_tokens_.data());
       program_.write(targets_, batch_targets_.data());

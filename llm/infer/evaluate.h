@@ -13,11 +13,13 @@ namespace llm {
 class Evaluator {
  public:
   // B = `batch` windows of T = `tokens` tokens (usually the context) at a time; `end_of_text` as in RecipeOptions.
+  // `divide`: what makes of the graph that of a rank which has pieces of the parameters alone; null: it has them all.
   Evaluator(const ModelConfig& config, int64_t batch, int64_t tokens, const PersistentLayout& layout,
-            const Target& target, int32_t end_of_text = -1);
+            const Target& target, int32_t end_of_text = -1, const std::function<void(Graph&)>& divide = {});
 
   size_t arena_bytes() const { return program_.arena_bytes(); }
-  void bind(const Arena& arena) { program_.bind(arena); }
+  // `device_ranks`: those that have the other pieces.
+  void bind(const Arena& arena, Communicator* device_ranks = nullptr) { program_.bind(arena, device_ranks); }
 
   struct Result {
     double loss = 0;     // nats per token
@@ -33,11 +35,13 @@ class Evaluator {
              const std::function<void(int64_t, int64_t)>& progress = {}, Communicator* ranks = nullptr);
 
  private:
-  Evaluator(EvaluationGraph graph, int64_t vocabulary, const PersistentLayout& layout, const Target& target);
+  Evaluator(EvaluationGraph graph, int64_t vocabulary, const PersistentLayout& layout, const Target& target,
+            const std::function<void(Graph&)>& divide);
   // Writes the window of `count` predictions that begins at token `begin` of the stream to row `row` of the inputs.
   void fill(const TokenStream& stream, int64_t begin, int64_t count, int64_t row);
 
   int64_t vocabulary_;
+  bool is_divided_;
   TensorId tokens_, targets_, losses_;
   Program program_;
   std::vector<int32_t> window_;                        // a window's tokens and the one after it

@@ -1,27 +1,58 @@
 #include "llm/model/config.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
+#include <filesystem>
+#include <numeric>
+#include <utility>
+#include <vector>
 
 #include "llm/base/error.h"
 
 namespace llm {
 namespace {
 
+constexpr Architecture kModern = Architecture::modern, kGpt2 = Architecture::gpt2, kLlama = Architecture::llama,
+                       kQwen3 = Architecture::qwen3;
 constexpr Preset kPresets[] = {
-    // name, summary, architecture, layers, heads, kv_heads, channels, head_size, hidden, context, vocabulary, tied
-    {"nano", "trains in seconds on a laptop", Architecture::modern, 2, 2, 2, 64, 32, 192, 64, 0, false},
-    {"tiny", "0.8M: nanoGPT's CPU setting", Architecture::modern, 4, 4, 4, 128, 32, 352, 64, 0, false},
-    {"small", "10M: nanoGPT's Shakespeare setting", Architecture::modern, 6, 6, 6, 384, 64, 1024, 256, 0, false},
-    {"gpt2-124M", "GPT-2 small", Architecture::gpt2, 12, 12, 12, 768, 64, 3072, 1024, 50257, true},
-    {"gpt2-355M", "GPT-2 medium", Architecture::gpt2, 24, 16, 16, 1024, 64, 4096, 1024, 50257, true},
-    {"gpt2-774M", "GPT-2 large", Architecture::gpt2, 36, 20, 20, 1280, 64, 5120, 1024, 50257, true},
-    {"gpt2-1.5B", "GPT-2 XL", Architecture::gpt2, 48, 25, 25, 1600, 64, 6400, 1024, 50257, true},
-    {"llama-3.2-1B", "Llama 3.2 1B's shape", Architecture::llama, 16, 32, 8, 2048, 64, 8192, 8192, 128256, true},
-    {"llama-3.1-8B", "Llama 3.1 8B's shape", Architecture::llama, 32, 32, 8, 4096, 128, 14336, 8192, 128256, false},
-    {"qwen3-0.6B", "Qwen3 0.6B's shape", Architecture::qwen3, 28, 16, 8, 1024, 128, 3072, 4096, 151936, true},
-    {"qwen3-1.7B", "Qwen3 1.7B's shape", Architecture::qwen3, 28, 16, 8, 2048, 128, 6144, 4096, 151936, true},
+    // name, also, summary, architecture, layers, heads, kv_heads, channels, head_size, hidden, context, vocabulary, tied
+    {"nano", "", "trains in seconds on a laptop", kModern, 2, 2, 2, 64, 32, 192, 64, 0, false},
+    {"tiny", "", "0.8M: nanoGPT's CPU setting", kModern, 4, 4, 4, 128, 32, 352, 64, 0, false},
+    {"small", "", "10M: nanoGPT's Shakespeare setting", kModern, 6, 6, 6, 384, 64, 1024, 256, 0, false},
+    {"gpt2-124M", "gpt2", "GPT-2 small", kGpt2, 12, 12, 12, 768, 64, 3072, 1024, 50257, true},
+    {"gpt2-355M", "gpt2-medium", "GPT-2 medium", kGpt2, 24, 16, 16, 1024, 64, 4096, 1024, 50257, true},
+    {"gpt2-774M", "gpt2-large", "GPT-2 large", kGpt2, 36, 20, 20, 1280, 64, 5120, 1024, 50257, true},
+    {"gpt2-1.5B", "gpt2-xl", "GPT-2 XL", kGpt2, 48, 25, 25, 1600, 64, 6400, 1024, 50257, true},
+    {"llama-3.2-1B", "", "Llama 3.2 1B's shape", kLlama, 16, 32, 8, 2048, 64, 8192, 8192, 128256, true},
+    {"llama-3.2-3B", "", "Llama 3.2 3B's shape", kLlama, 28, 24, 8, 3072, 128, 8192, 8192, 128256, true},
+    {"llama-3.1-8B", "", "Llama 3.1 8B's shape", kLlama, 32, 32, 8, 4096, 128, 14336, 8192, 128256, false},
+    {"llama-3.1-70B", "", "Llama 3.1 70B's shape", kLlama, 80, 64, 8, 8192, 128, 28672, 8192, 128256, false},
+    {"qwen3-0.6B", "", "Qwen3 0.6B's shape", kQwen3, 28, 16, 8, 1024, 128, 3072, 4096, 151936, true},
+    {"qwen3-1.7B", "", "Qwen3 1.7B's shape", kQwen3, 28, 16, 8, 2048, 128, 6144, 4096, 151936, true},
+    {"qwen3-4B", "", "Qwen3 4B's shape", kQwen3, 36, 32, 8, 2560, 128, 9728, 4096, 151936, true},
+    {"qwen3-8B", "", "Qwen3 8B's shape", kQwen3, 36, 32, 8, 4096, 128, 12288, 4096, 151936, false},
+    {"qwen3-14B", "", "Qwen3 14B's shape", kQwen3, 40, 40, 8, 5120, 128, 17408, 4096, 151936, false},
+    {"qwen3-32B", "", "Qwen3 32B's shape", kQwen3, 64, 64, 8, 5120, 128, 25600, 4096, 151936, false},
 };
+
+std::string lower(std::string_view text) {
+  std::string result(text);
+  for (char& c : result) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return result;
+}
+
+// How many characters must be put in, taken out or replaced to make `b` of `a` (Levenshtein 1966).
+size_t distance(std::string_view a, std::string_view b) {
+  std::vector<size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), size_t{0});
+  for (size_t i = 0; i < a.size(); ++i) {
+    size_t diagonal = std::exchange(row[0], i + 1);
+    for (size_t j = 0; j < b.size(); ++j)
+      diagonal = std::exchange(row[j + 1], std::min({row[j] + 1, row[j + 1] + 1, diagonal + (a[i] != b[j])}));
+  }
+  return row.back();
+}
 
 }  // namespace
 
@@ -85,13 +116,27 @@ ModelConfig config_of(const Preset& p) {
   return c;
 }
 
+const Preset* find_preset(std::string_view name) {
+  for (const Preset& p : kPresets)
+    if (!name.empty() && (lower(name) == lower(p.name) || name == p.also)) return &p;
+  return nullptr;
+}
+
 const Preset& preset_named(const std::string& name) {
-  std::string known;
+  if (const Preset* found = find_preset(name)) return *found;
+  std::error_code none;
+  if (std::filesystem::is_regular_file(name, none))
+    fail_usage("the model ", name, " is a file; make a directory of it that training goes on from: train_gpt import ",
+               name, " --out DIR");
+  std::string known, nearest;
+  size_t least = name.size();
   for (const Preset& p : kPresets) {
-    if (name == p.name) return p;
     known += (known.empty() ? "" : ", ") + std::string(p.name);
+    for (const char* called : {p.name, p.also})
+      if (const size_t wrong = distance(lower(name), lower(called)); *called && wrong < least)
+        least = wrong, nearest = called;
   }
-  fail_usage("unknown model \"", name, "\"; presets: ", known);
+  fail_usage("unknown model \"", name, "\"", nearest.empty() ? "" : concat(": ", nearest, "?"), " Presets: ", known);
 }
 
 }  // namespace llm

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "llm/base/names.h"
 
@@ -64,6 +65,7 @@ void set_depth(ModelConfig& config, int64_t layers);  // throws UsageError over 
 
 struct Preset {
   const char* name;
+  const char* also;  // another name, that people use; empty: none
   const char* summary;
   Architecture architecture;
   int64_t layers, heads, kv_heads, channels, head_size, hidden, context, vocabulary;  // vocabulary 0: that of the data
@@ -71,6 +73,8 @@ struct Preset {
 };
 std::span<const Preset> presets();
 ModelConfig config_of(const Preset& preset);
-const Preset& preset_named(const std::string& name);  // throws UsageError that lists the presets
+const Preset* find_preset(std::string_view name);  // in capitals or not; null: there is none
+// Throws UsageError that names the nearest preset, and lists them all.
+const Preset& preset_named(const std::string& name);
 
 }  // namespace llm

@@ -18,12 +18,13 @@ struct DataParallel {
   int rank = 0, ranks = 1;
   int64_t virtual_ranks = 1;  // at least `ranks`
   int64_t micro_steps = 1;    // of each virtual rank in a step
-  // What the ranks divide among themselves: 0 nothing, 1 optimizer state, 2 gradients as well.
+  // What the ranks divide among themselves: 0 nothing, 1 optimizer state, 2 gradients as well, 3 parameters as well.
   int zero = 0;
   size_t bucket_bytes = 0;  // gradients are sent when there are so many, or those of a block; 0: those of a block
 
   VirtualRanks mine() const { return virtual_ranks_of(rank, ranks, virtual_ranks); }
   bool is_alone() const { return virtual_ranks == 1; }
+  bool divides_parameters() const { return ranks > 1 && zero >= 3; }
   // Whether a step has one micro-step on each rank, so that gradients need not be kept whole for a second one.
   bool sends_at_once() const { return micro_steps == 1 && virtual_ranks == ranks; }
 };
@@ -54,6 +55,11 @@ struct Reduced {
 // of a block begin as soon as its gradients are there, while the backward pass goes on.
 Reduced add_reduction(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
                       TensorId loss, const DataParallel& parallel, const Partition& partition);
+// For parameters that are divided: a rank's graph gets a tensor for its own pieces alone, by the parameters' names. The
+// pieces of a block are gathered while the block before it runs, and again before its backward pass; what is gathered
+// is an activation, and so its memory is free in between. `graph` is complete.
+void add_block_gathers(Graph& graph, const std::vector<Parameter>& table, const DataParallel& parallel,
+                       const Partition& partition);
 // Appends, behind the optimizer, what sends the stepped pieces to all ranks.
 void add_parameter_gather(Graph& graph, const std::vector<Parameter>& table, const DataParallel& parallel,
                           const Partition& partition);

@@ -73,11 +73,13 @@ class StepBuilder {
     for (const Settings& settings : all) {
       const auto [decay, rate, epsilon] = settings;
       std::vector<TensorId> inputs = {norm_};
+      std::vector<int64_t> firsts;
       for (size_t i = 0; i < table_.size(); ++i) {
         const Parameter& p = table_[i];
         if (settings_of(p) != settings || takes_muon(p, o_.kind) || !is_mine(i)) continue;
         inputs.insert(inputs.end(), {stepped_[i].parameter, stepped_[i].gradient, state(i, p.name + ".first_moment"),
                                      state(i, p.name + ".second_moment"), master(i)});
+        firsts.push_back(stepped_[i].first);
       }
       if (inputs.size() == 1) continue;
       g_.add("adamw",
@@ -86,7 +88,8 @@ class StepBuilder {
               {"epsilon", o_.epsilon * epsilon},
               {"weight_decay", decay ? o_.weight_decay / rate : 0.0},
               {"grad_clip", o_.grad_clip},
-              {"learning_rate_scale", rate}},
+              {"learning_rate_scale", rate},
+              {"firsts", firsts}},
              inputs, decay ? "step.decayed" : "step.others");
     }
   }

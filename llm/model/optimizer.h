@@ -59,6 +59,7 @@ std::vector<StateTensor> optimizer_state(const std::vector<Parameter>& table, Op
 struct Stepped {
   TensorId parameter = kNone, gradient = kNone;
   Shape shape;
+  int64_t first = 0;  // the number of the piece's first element
 };
 // Appends the nodes that step parameters; `stepped` is in the table's order. `norm` (1) is that of all gradients, `loss`
 // (1) is for the guard. Returns the guarded norm (1), which is not finite when the step is skipped; without a guard it

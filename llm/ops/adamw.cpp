@@ -7,8 +7,8 @@
 // As PyTorch: g *= min(1, clip / (norm + 1e-6)); p *= 1 - lr decay; p -= lr m^ / (sqrt(v^) + epsilon).
 // A bf16 parameter has an fp32 master, to which the step is applied. The parameter is the master rounded
 // stochastically, so that steps smaller than the parameter's last bit are not lost on average.
-// A parameter may be a view of a piece of one, the part of it that a rank steps: then the piece begins at a multiple of 8
-// elements, and is rounded as that part of the whole is.
+// A parameter may be a piece of one, the part of it that a rank steps: "firsts" are the numbers of the pieces' first
+// elements, multiples of 8, and a piece is rounded as that part of the whole is.
 // If the norm is not finite, the op leaves everything as it was; the trainer reports the skipped step.
 #include <cmath>
 
@@ -21,6 +21,9 @@ namespace llm {
 namespace {
 
 constexpr size_t kInputs = 5, kOutputs = 4;  // for each parameter
+
+// Of a piece of a parameter, the number of its first element.
+int64_t first_of(const Attributes& a, size_t p) { return a.has("firsts") ? a.list("firsts")[p] : 0; }
 
 size_t parameters_of(const Node& node) { return (node.inputs.size() - 1) / kInputs; }
 
@@ -97,7 +100,7 @@ void cpu(const KernelCall& call) {
     const TensorId rounded = call.node.inputs[in];
     const uint64_t stream = stream_of(call.graph.tensor(call.graph.storage(rounded)).name);
     round_stochastically(parameter, call.out<bf16>(out), begin, end, call.step.seed, call.step.step, stream,
-                         call.graph.elements_into_storage(rounded));
+                         first_of(a, p));
   };
   call.threads.for_blocks_of(parameters_of(call.node), size_of, 16384, update);
 }

@@ -139,7 +139,7 @@ void adamw(const KernelCall& call) {
     tensors.second[i] = call.out(out + 2);
     tensors.parameter[i] = has_master ? call.out(out + 3) : call.out(out);
     tensors.rounded[i] = has_master ? call.out<bf16>(out) : nullptr;
-    tensors.first_group[i] = static_cast<int>(call.graph.elements_into_storage(call.node.inputs[in]) / 8);
+    tensors.first_group[i] = a.has("firsts") ? static_cast<int>(a.list("firsts")[p] / 8) : 0;
     tensors.stream[i] = has_master ? stream_of(call.graph.tensor(named).name) : 0;
     tensors.elements[i] = call.in_shape(in).elements();
     tensors.first_block[i] = blocks;

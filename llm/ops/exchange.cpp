@@ -4,6 +4,8 @@
 // pieces.h.
 //   reduce_scatter_start   own sums of all tensors -> row r: what the r-th other rank's sum is, of the pieces owned here
 //   all_gather_start       tensors, of which the own pieces are complete -> the same tensors, in place, all complete
+//   piece_gather_start     the own pieces alone (absent: none is owned) -> whole tensors, whose shapes are the attribute
+//                          "shapes": of each tensor the number of its axes, then their lengths
 //   exchange_wait          what is to arrive, then what is being sent -> the first "arrivals" inputs, in place
 // A reduce-scatter is an all-to-all of pieces and the op ordered_sum. Its attribute "sums" says how many sums each rank
 // contributes (llm/base/tree_sum.h): the inputs are all tensors of the first sum, then all of the second and so on.
@@ -132,6 +134,54 @@ void all_gather(const KernelCall& call) {
   ranks.start(channel);
 }
 
+void infer_piece_gather(Graph& g, Node& node) {
+  const Pieces pieces(node.attributes);
+  const auto shapes = node.attributes.list("shapes");
+  if (node.inputs.size() != pieces.tensors()) fail("piece_gather_start: a piece of each tensor is needed");
+  const DType dtype = node.attributes.flag("bf16") ? DType::bf16 : DType::fp32;
+  size_t at = 0;
+  for (size_t t = 0; t < pieces.tensors(); ++t) {
+    Shape shape = shapes[at] == 1 ? Shape{shapes[at + 1]} : Shape{shapes[at + 1], shapes[at + 2]};
+    at += 1 + static_cast<size_t>(shapes[at]);
+    const TensorId piece = node.inputs[t];
+    if (pieces.begin(t, pieces.ranks()) != shape.elements() ||
+        pieces.mine(t) != (piece == kNone ? 0 : g.shape(piece).elements()) ||
+        (piece != kNone && g.dtype(piece) != dtype))
+      fail("piece_gather_start: piece ", static_cast<int64_t>(t), " does not fit its tensor");
+    g.add_output(node, "", dtype, shape);
+  }
+}
+
+Cost cost_piece_gather(const Graph& g, const Node& node) {
+  const Pieces pieces(node.attributes);
+  Cost c;
+  for (size_t t = 0; t < node.outputs.size(); ++t) {
+    const auto bytes = static_cast<double>(size_of(g.dtype(node.outputs[t])));
+    c.bytes_read += static_cast<double>(pieces.mine(t)) * bytes;
+    c.bytes_sent += static_cast<double>(pieces.mine(t) * (pieces.ranks() - 1)) * bytes;
+    c.bytes_written += static_cast<double>(g.tensor(node.outputs[t]).bytes());
+  }
+  return c;
+}
+
+void piece_gather(const KernelCall& call) {
+  const Pieces pieces(call.node.attributes);
+  Communicator& ranks = ranks_of(call, pieces);
+  const auto channel = static_cast<int>(call.node.attributes.integer("channel"));
+  Exchange& exchange = ranks.prepare(channel);
+  for (int peer = 0; peer < ranks.size(); ++peer)
+    for (size_t t = 0; t < pieces.tensors(); ++t) {
+      const size_t element = size_of(call.out_dtype(t));
+      if (pieces.mine(t))
+        exchange.sends.push_back({peer, piece_of(call, t, 0), static_cast<size_t>(pieces.mine(t)) * element});
+      if (const int64_t count = pieces.count(t, peer))
+        exchange.receives.push_back({peer,
+                                     call.out<std::byte>(t) + static_cast<size_t>(pieces.begin(t, peer)) * element,
+                                     static_cast<size_t>(count) * element});
+    }
+  ranks.start(channel);
+}
+
 void infer_wait(Graph& g, Node& node) {
   const std::vector<TensorId> inputs = node.inputs;
   for (int64_t i = 0; i < node.attributes.integer("arrivals"); ++i) {
@@ -174,6 +224,13 @@ std::vector<Op> exchange_ops() {
            .cpu = all_gather,
            .cuda = all_gather,
            .examples = all_gather_examples,
+           .cpu_takes_bf16 = true},
+          {.name = "piece_gather_start",
+           .summary = "sends all ranks what this rank has of parameters",
+           .infer = infer_piece_gather,
+           .cost = cost_piece_gather,
+           .cpu = piece_gather,
+           .cuda = piece_gather,
            .cpu_takes_bf16 = true},
           {.name = "exchange_wait",
            .summary = "waits for what other ranks send",

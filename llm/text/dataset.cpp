@@ -1,6 +1,9 @@
 #include <glob.h>
 
 #include <algorithm>
+#include <bit>
+#include <charconv>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -8,6 +11,7 @@
 
 #include "llm/base/error.h"
 #include "llm/base/json.h"
+#include "llm/base/random.h"
 #include "llm/text/dataset_files.h"
 #include "llm/text/shards.h"
 #include "llm/text/tokenize.h"
@@ -150,14 +154,17 @@ std::vector<std::string> matches_of(const std::string& pattern) {
   return paths;
 }
 
-// A text file's tokens from the cache, which holds them when its dataset.json names the same text, and its tokenizer is
+// The tokens of texts from the cache, which holds them when its dataset.json names the same texts, and its tokenizer is
 // the same.
-Dataset open_text(const std::string& path, const std::string& cache, const Tokenizer& tokenizer, ThreadTeam& threads,
-                  double val_fraction, const std::function<void(int64_t, int64_t)>& progress) {
+Dataset tokens_of_texts(const std::vector<std::string>& files, const std::string& cache, const TextTokens& texts,
+                        const Tokenizer& tokenizer, ThreadTeam& threads,
+                        const std::function<void(int64_t, int64_t)>& progress) {
   if (fs::exists(fs::path(cache) / kDatasetJson)) {
     try {
       const Json description = read_json(cache + "/" + kDatasetJson);
-      if (description["sources"] == sources_json({path}) && description["val_fraction"] == val_fraction) {
+      const std::string key = description["text_key"].is_string() ? description["text_key"].string() : "";
+      if (description["sources"] == sources_json(files) && description["val_fraction"] == texts.val_fraction &&
+          key == texts.text_key) {
         Dataset dataset = open_described(cache);
         if (dataset.tokenizer->json() == tokenizer.json()) return dataset;
       }
@@ -165,31 +172,129 @@ Dataset open_text(const std::string& path, const std::string& cache, const Token
       // A damaged cache is no loss: it is made again.
     }
   }
-  tokenize_files({path}, tokenizer, cache, val_fraction, threads, progress);
+  constexpr int64_t kShardTokens = 100'000'000;
+  tokenize_files(files, tokenizer, cache, texts.val_fraction, threads, progress, kShardTokens, texts.text_key);
   return open_described(cache);
 }
 
-}  // namespace
-
-bool is_text_file(const std::string& data) {
-  std::error_code none;
-  return fs::exists(data, none) && !fs::is_directory(data, none) && !data.ends_with(".bin");
-}
-
-Dataset open_dataset(const std::string& data, const std::string& cache, ThreadTeam& threads, double val_fraction,
-                     const std::function<void(int64_t, int64_t)>& progress, const Tokenizer* tokenizer) {
+// Tokens that are there.
+Dataset open_tokens(const std::string& data) {
   std::error_code none;
   if (fs::is_directory(data, none))
     return fs::exists(fs::path(data) / kDatasetJson) ? open_described(data) : open_bare(data);
-  if (is_text_file(data)) {
-    const auto bytes = tokenizer ? nullptr : load_tokenizer("bytes");
-    return open_text(data, cache, tokenizer ? *tokenizer : *bytes, threads, val_fraction, progress);
-  }
   if (fs::exists(data, none)) return open_shards({data});
   if (data.find_first_of("*?[") == data.npos) fail("no data at ", data, ": there is no such file or directory");
   const std::vector<std::string> paths = matches_of(data);
   if (paths.empty()) fail("no data: nothing matches the pattern ", data);
   return open_shards(paths);
+}
+
+bool holds_tokens(const std::string& directory) {
+  const std::vector<std::string> names = sorted_names(directory);
+  return std::any_of(names.begin(), names.end(), [](const std::string& name) {
+    return name == kDatasetJson || name == kIncompleteMark || name.ends_with(".bin");
+  });
+}
+
+// One data set of several, whose streams follow each other.
+Dataset join(std::vector<Dataset> parts, const std::vector<std::string>& names,
+             const std::vector<DataSource>& sources) {
+  if (parts.size() == 1) return std::move(parts[0]);
+  Dataset all;
+  std::vector<TokenStream> train, val;
+  double train_bytes = 0, val_bytes = 0;
+  bool is_train_known = true, is_val_known = true;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    Dataset& part = parts[i];
+    if (part.tokenizer && all.tokenizer && part.tokenizer->json() != all.tokenizer->json())
+      fail(names[i], " was tokenized by another tokenizer than ", names[0],
+           "; tokenize both by one, or name it for the text by --tokenizer");
+    if (part.tokenizer && !all.tokenizer) all.tokenizer = std::move(part.tokenizer);
+    all.vocabulary = std::max(all.vocabulary, part.vocabulary);
+    train_bytes += part.train_bytes_per_token * static_cast<double>(part.train.size());
+    val_bytes += part.val_bytes_per_token * static_cast<double>(part.val.size());
+    is_train_known = is_train_known && (part.train.size() == 0 || part.train_bytes_per_token > 0);
+    is_val_known = is_val_known && (part.val.size() == 0 || part.val_bytes_per_token > 0);
+    if (sources[0].weight > 0) all.mixture.push_back({names[i], part.train.size(), sources[i].weight});
+    train.push_back(std::move(part.train)), val.push_back(std::move(part.val));
+  }
+  all.train = TokenStream(std::move(train)), all.val = TokenStream(std::move(val));
+  if (is_train_known && all.train.size() > 0)
+    all.train_bytes_per_token = train_bytes / static_cast<double>(all.train.size());
+  if (is_val_known && all.val.size() > 0) all.val_bytes_per_token = val_bytes / static_cast<double>(all.val.size());
+  return all;
+}
+
+}  // namespace
+
+std::vector<DataSource> parse_sources(const std::vector<std::string>& data) {
+  std::vector<DataSource> sources;
+  for (const std::string& text : data) {
+    DataSource& source = sources.emplace_back(DataSource{0, text});
+    std::error_code none;
+    const size_t colon = text.find(':');
+    if (colon != text.npos && !fs::exists(text, none)) {
+      double weight = 0;
+      const auto [end, error] = std::from_chars(text.data(), text.data() + colon, weight);
+      if (error == std::errc() && end == text.data() + colon) {
+        if (!(weight > 0 && std::isfinite(weight))) fail_usage("--data ", text, ": a weight above 0");
+        source = {weight, text.substr(colon + 1)};
+      }
+    }
+    if ((source.weight > 0) != (sources[0].weight > 0))
+      fail_usage("--data: ", sources[0].path, " and ", source.path,
+                 ", one with a weight and one without; give all one");
+  }
+  return sources;
+}
+
+bool is_text(const DataSource& source) {
+  const std::string& path = source.path;
+  std::error_code none;
+  if (fs::is_directory(path, none)) return !holds_tokens(path) && holds_texts(path);
+  if (fs::exists(path, none)) return !path.ends_with(".bin");
+  const std::vector<std::string> matches = matches_of(path);
+  return !matches.empty() && !matches[0].ends_with(".bin");
+}
+
+std::vector<std::string> texts_of(const DataSource& source) {
+  std::error_code none;
+  return expand_texts(fs::exists(source.path, none) ? std::vector{source.path} : matches_of(source.path));
+}
+
+uint64_t Dataset::checksum() const {
+  uint64_t hash = train.checksum();
+  for (const MixedPart& part : mixture)
+    hash = hash_step(hash_step(hash, static_cast<uint32_t>(part.tokens)),
+                     static_cast<uint32_t>(std::bit_cast<uint64_t>(part.weight) >> 32));
+  return hash;
+}
+
+Dataset open_dataset(const std::vector<std::string>& data, const TextTokens& texts, ThreadTeam& threads,
+                     const std::function<void(int64_t, int64_t)>& progress) {
+  const auto bytes = texts.tokenizer ? nullptr : load_tokenizer("bytes");
+  const Tokenizer& tokenizer = texts.tokenizer ? *texts.tokenizer : *bytes;
+  const std::vector<DataSource> sources = parse_sources(data);
+  const bool is_mixed = sources.size() > 1 && sources[0].weight > 0;
+  std::vector<Dataset> parts;
+  std::vector<std::string> names, together;
+  for (const DataSource& source : sources) {
+    if (!is_text(source)) {
+      parts.push_back(open_tokens(source.path));
+    } else if (is_mixed) {
+      const std::string cache = concat(texts.cache, "/", parts.size());
+      parts.push_back(tokens_of_texts(texts_of(source), cache, texts, tokenizer, threads, progress));
+    } else {
+      for (std::string& file : texts_of(source)) together.push_back(std::move(file));
+      continue;
+    }
+    names.push_back(source.path);
+  }
+  if (!together.empty()) {
+    parts.push_back(tokens_of_texts(together, texts.cache, texts, tokenizer, threads, progress));
+    names.push_back(together[0]);
+  }
+  return join(std::move(parts), names, sources);
 }
 
 }  // namespace llm

@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 
 #include "llm/base/error.h"
 #include "llm/base/random.h"
 
 namespace llm {
 namespace {
+
+constexpr int64_t kMixed = 10'000;  // samples that hold each part of a mixture by its share
 
 __extension__ typedef unsigned __int128 Product;
 
@@ -49,25 +52,50 @@ int64_t permute(int64_t index, int64_t n, uint64_t seed, uint64_t epoch) {
   return static_cast<int64_t>(value);
 }
 
-Loader::Loader(const TokenStream& stream, int64_t context, uint64_t seed, int64_t vocabulary)
+Loader::Loader(const TokenStream& stream, int64_t context, uint64_t seed, int64_t vocabulary,
+               const std::vector<MixedPart>& mixture)
     : stream_(stream), context_(context), vocabulary_(vocabulary), seed_(seed) {
   if (context < 1) fail("the context must be 1 token or more, not ", context);
-  // A window and its targets take context + 1 tokens; the last target lies right after the last window.
-  if (stream.size() < context + 1)
-    fail("the data is too short: ", stream.size(), " tokens, a context of ", context, " needs ", context + 1,
-         " or more (a smaller context or more text would do)");
-  // As many windows as fit from the largest offset, context - 1, on: so W is the same in every epoch. A stream shorter
-  // than two windows has room for one, from fewer offsets.
-  windows_ = std::max<int64_t>(1, (stream.size() - 1 - (context - 1)) / context);
-  offsets_ = std::min(context, stream.size() - windows_ * context);
+  const auto add = [&](const std::string& name, int64_t first, int64_t tokens, int64_t share) {
+    // A window and its targets take context + 1 tokens; the last target lies right after the last window.
+    if (tokens < context + 1)
+      fail(name, " is too short: ", tokens, " tokens, a context of ", context, " needs ", context + 1,
+           " or more (a smaller context or more text would do)");
+    // As many windows as fit from the largest offset, context - 1, on: so W is the same in every epoch. A stream shorter
+    // than two windows has room for one, from fewer offsets.
+    const int64_t windows = std::max<int64_t>(1, (tokens - 1 - (context - 1)) / context);
+    parts_.push_back({first, windows, std::min(context, tokens - windows * context), share});
+  };
+  if (mixture.empty()) add("the data", 0, stream.size(), kMixed);
+  double sum = 0, before = 0;
+  for (const MixedPart& part : mixture) sum += part.weight;
+  int64_t first = 0, shared = 0;
+  for (const MixedPart& part : mixture) {
+    // Rounded so that the shares make up all.
+    const int64_t until = std::llround((before += part.weight) / sum * kMixed);
+    if (until == shared)
+      fail("the weight of ", part.name, ", ", part.weight, " of ", sum, ", is less than a sample in ", kMixed);
+    add(part.name, first, part.tokens, until - shared);
+    first += part.tokens, shared = until;
+  }
+}
+
+int64_t Loader::position_in(const Part& part, int64_t sample) const {
+  const uint64_t epoch = static_cast<uint64_t>(sample / part.windows);
+  const uint64_t random = Random(seed_, stream_of("loader/offset")).bits(epoch);
+  const int64_t offset = static_cast<int64_t>(random % static_cast<uint64_t>(part.offsets));
+  return part.first + offset + context_ * permute(sample % part.windows, part.windows, seed_, epoch);
 }
 
 int64_t Loader::position(int64_t sample) const {
   if (sample < 0) fail("no sample ", sample);
-  const uint64_t epoch = static_cast<uint64_t>(sample / windows_);
-  const uint64_t random = Random(seed_, stream_of("loader/offset")).bits(epoch);
-  const int64_t offset = static_cast<int64_t>(random % static_cast<uint64_t>(offsets_));
-  return offset + context_ * permute(sample % windows_, windows_, seed_, epoch);
+  if (parts_.size() == 1) return position_in(parts_[0], sample);
+  const int64_t round = sample / kMixed;
+  // (~seed: an order other than that of a part of 10,000 windows.)
+  int64_t place = permute(sample % kMixed, kMixed, ~seed_, static_cast<uint64_t>(round));
+  size_t part = 0;
+  while (place >= parts_[part].share) place -= parts_[part++].share;
+  return position_in(parts_[part], round * parts_[part].share + place);
 }
 
 void Loader::read(int64_t first, int64_t count, int32_t* tokens, int32_t* targets) const {

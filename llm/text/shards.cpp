@@ -84,6 +84,20 @@ TokenStream::TokenStream(const std::vector<std::string>& paths, std::optional<in
   }
 }
 
+TokenStream::TokenStream(std::vector<TokenStream> streams) : largest_token_(-1) {
+  for (TokenStream& stream : streams) {
+    for (TokenShard& shard : stream.shards_) {
+      first_.push_back(size_);
+      size_ += shard.size();
+      shards_.push_back(std::move(shard));
+    }
+    if (!largest_token_ || !stream.largest_token_)
+      largest_token_.reset();
+    else
+      largest_token_ = std::max(*largest_token_, *stream.largest_token_);
+  }
+}
+
 void TokenStream::read(int64_t begin, int64_t count, int32_t* tokens) const {
   if (begin < 0 || count < 0 || begin > size_ || count > size_ - begin)
     fail("tokens ", begin, " to ", begin + count, " were asked for, the stream has ", size_);
@@ -125,6 +139,7 @@ int32_t TokenStream::largest_token() const {
       shard.read(begin, count, block.data());
       for (int64_t i = 0; i < count; ++i) largest = std::max(largest, block[static_cast<size_t>(i)]);
     }
+  largest_token_ = largest;
   return largest;
 }
 

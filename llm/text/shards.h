@@ -31,6 +31,8 @@ class TokenStream {
   TokenStream() = default;
   // `largest_token`, where it is known.
   explicit TokenStream(const std::vector<std::string>& paths, std::optional<int32_t> largest_token = {});
+  // One behind the other, in the order given.
+  explicit TokenStream(std::vector<TokenStream> streams);
   int64_t size() const { return size_; }
   void read(int64_t begin, int64_t count, int32_t* tokens) const;
   // Of the whole stream, to check against a model's vocabulary; -1 when it is empty. Where it is not known all is read.
@@ -44,7 +46,14 @@ class TokenStream {
   std::vector<TokenShard> shards_;
   std::vector<int64_t> first_;  // of each shard
   int64_t size_ = 0;
-  std::optional<int32_t> largest_token_;
+  mutable std::optional<int32_t> largest_token_;  // once it was asked for
+};
+
+// A part of a stream that is mixed with the others.
+struct MixedPart {
+  std::string name;
+  int64_t tokens = 0;  // in the stream, behind those of the parts before
+  double weight = 0;   // above 0; what a part's samples are of all is its share of the weights' sum
 };
 
 // Writes a shard as PATH.tmp, syncs, renames. Tokens are handed over piece by piece. The 16-bit form is chosen

@@ -14,9 +14,9 @@
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
 #include "llm/base/json.h"
-#include "llm/base/mapped_file.h"
 #include "llm/text/dataset_files.h"
 #include "llm/text/shards.h"
+#include "llm/text/text_input.h"
 
 namespace llm {
 namespace {
@@ -128,10 +128,10 @@ class SplitWriter {
 
 // A piece of text that is encoded at once, by one thread.
 struct Chunk {
-  std::string_view text;
+  const TextInput* input;
+  size_t begin, end;  // in the input
   Split split;
-  bool first;        // of its file
-  bool end_of_text;  // an end-of-text token follows it
+  bool end_of_text = false;  // an end-of-text token follows it, beside those that end documents
 };
 
 struct Encoded {
@@ -141,7 +141,16 @@ struct Encoded {
   void encode(const Chunk& chunk, const Tokenizer& tokenizer) noexcept {
     try {
       ids.clear();
-      chunk.first ? tokenizer.encode(chunk.text, true, ids) : tokenizer.encode_rest(chunk.text, true, ids);
+      const TextInput& input = *chunk.input;
+      const bool has_documents = !input.document_ends().empty() && tokenizer.end_of_text() >= 0;
+      for (size_t begin = chunk.begin; begin < chunk.end;) {
+        const size_t end_of_document = input.document_end(begin), end = std::min(end_of_document, chunk.end);
+        const std::string_view text = input.text().substr(begin, end - begin);
+        const bool begins = begin == input.document_begin(begin);
+        begins ? tokenizer.encode(text, true, ids) : tokenizer.encode_rest(text, true, ids);
+        if (has_documents && end == end_of_document) ids.push_back(tokenizer.end_of_text());
+        begin = end;
+      }
       if (chunk.end_of_text) ids.push_back(tokenizer.end_of_text());
     } catch (...) {
       error = std::current_exception();
@@ -149,42 +158,50 @@ struct Encoded {
   }
 };
 
+// The first place at or after `from` where an input may be cut: in the document that `from` is in, or at its end.
+size_t safe_cut(const TextInput& input, size_t from, const Tokenizer& tokenizer) {
+  if (from >= input.text().size()) return input.text().size();
+  const size_t begin = input.document_begin(from), end = input.document_end(from);
+  return begin + tokenizer.safe_cut(input.text().substr(begin, end - begin), from - begin);
+}
+
 struct Plan {
   std::vector<Chunk> chunks;
   int64_t bytes[2] = {0, 0};  // of text, by split
 
-  // Appends text[begin, end), cut where the tokenizer may cut.
-  void add(std::string_view text, size_t begin, size_t end, Split split, const Tokenizer& tokenizer) {
+  // Appends [begin, end) of an input, cut where the tokenizer may cut.
+  void add(const TextInput& input, size_t begin, size_t end, Split split, const Tokenizer& tokenizer) {
     bytes[static_cast<int>(split)] += static_cast<int64_t>(end - begin);
     while (begin < end) {
       const size_t cut =
-          end - begin <= kChunkBytes ? end : std::min(end, tokenizer.safe_cut(text, begin + kChunkBytes));
-      chunks.push_back({text.substr(begin, cut - begin), split, begin == 0, false});
+          end - begin <= kChunkBytes ? end : std::min(end, safe_cut(input, begin + kChunkBytes, tokenizer));
+      chunks.push_back({&input, begin, cut, split});
       begin = cut;
     }
   }
 };
 
-Plan make_plan(const std::vector<MappedFile>& files, const Tokenizer& tokenizer, double val_fraction) {
+Plan make_plan(const std::vector<TextInput>& inputs, const Tokenizer& tokenizer, double val_fraction) {
   size_t total = 0;
-  for (const MappedFile& file : files) total += file.bytes().size();
+  for (const TextInput& input : inputs) total += input.text().size();
   const size_t train = total - static_cast<size_t>(static_cast<double>(total) * val_fraction);
 
   Plan plan;
-  size_t first = 0;  // of the file in the joined text
-  for (const MappedFile& file : files) {
-    const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+  size_t first = 0;  // of the input in the joined text
+  for (const TextInput& input : inputs) {
+    const size_t size = input.text().size();
     size_t cut = 0;
-    if (first + text.size() <= train) {
-      cut = text.size();
+    if (first + size <= train) {
+      cut = size;
     } else if (first < train) {
-      cut = tokenizer.safe_cut(text, train - first);
+      cut = safe_cut(input, train - first, tokenizer);
     }
-    plan.add(text, 0, cut, Split::train, tokenizer);
-    plan.add(text, cut, text.size(), Split::val, tokenizer);
+    plan.add(input, 0, cut, Split::train, tokenizer);
+    plan.add(input, cut, size, Split::val, tokenizer);
     // It ends a document: it goes where the document's end goes.
-    plan.chunks.back().end_of_text = &file != &files.back() && tokenizer.end_of_text() >= 0;
-    first += text.size();
+    plan.chunks.back().end_of_text =
+        &input != &inputs.back() && input.document_ends().empty() && tokenizer.end_of_text() >= 0;
+    first += size;
   }
   return plan;
 }
@@ -219,24 +236,15 @@ void encode_in_order(const std::vector<Chunk>& chunks, const Tokenizer& tokenize
   }
 }
 
-std::vector<MappedFile> open_inputs(const std::vector<std::string>& inputs) {
-  if (inputs.empty()) fail_usage("no input: name the text files to tokenize");
-  std::vector<MappedFile> files;
-  files.reserve(inputs.size());
-  for (const std::string& input : inputs) {
-    std::error_code none;
-    if (fs::is_directory(input, none)) fail("cannot read ", input, ": it is a directory; name the text files in it");
-    files.emplace_back(input);
-    if (files.back().bytes().empty()) fail("cannot tokenize ", input, ": it is empty");
-  }
-  return files;
-}
-
 }  // namespace
 
 Json sources_json(const std::vector<std::string>& inputs) {
   Json sources = Json::array();
   for (const std::string& input : inputs) {
+    if (input == "-") {
+      sources.push_back({{"path", input}});
+      continue;
+    }
     struct stat status {};
     if (::stat(input.c_str(), &status) != 0) fail("cannot open ", input, ": ", std::strerror(errno));
     sources.push_back({{"path", fs::absolute(input).lexically_normal().string()},
@@ -248,13 +256,23 @@ Json sources_json(const std::vector<std::string>& inputs) {
 
 TokenizeResult tokenize_files(const std::vector<std::string>& inputs, const Tokenizer& tokenizer,
                               const std::string& out, double val_fraction, ThreadTeam& threads,
-                              const std::function<void(int64_t, int64_t)>& progress, int64_t shard_tokens) {
+                              const std::function<void(int64_t, int64_t)>& progress, int64_t shard_tokens,
+                              const std::string& text_key) {
+  return tokenize_texts(open_texts(inputs, out, text_key), tokenizer, out, val_fraction, threads, progress,
+                        shard_tokens, text_key);
+}
+
+TokenizeResult tokenize_texts(const std::vector<TextInput>& texts, const Tokenizer& tokenizer, const std::string& out,
+                              double val_fraction, ThreadTeam& threads,
+                              const std::function<void(int64_t, int64_t)>& progress, int64_t shard_tokens,
+                              const std::string& text_key) {
   if (!(val_fraction >= 0 && val_fraction < 1)) fail_value("val-fraction", " must be in [0, 1), not ", val_fraction);
   if (shard_tokens < 1 || shard_tokens > std::numeric_limits<int32_t>::max())
     fail_usage("a shard must hold 1 to 2147483647 tokens, not ", shard_tokens);
-  const std::vector<MappedFile> files = open_inputs(inputs);
-  const Json sources = sources_json(inputs);
-  const Plan plan = make_plan(files, tokenizer, val_fraction);
+  std::vector<std::string> names;
+  for (const TextInput& text : texts) names.push_back(text.name());
+  const Json sources = sources_json(names);
+  const Plan plan = make_plan(texts, tokenizer, val_fraction);
 
   OutputDirectory directory(out);
   const int64_t vocabulary = tokenizer.vocabulary();
@@ -266,7 +284,7 @@ TokenizeResult tokenize_files(const std::vector<std::string>& inputs, const Toke
   int64_t done = 0;
   encode_in_order(plan.chunks, tokenizer, threads, [&](const Chunk& chunk, const std::vector<int32_t>& ids) {
     splits[static_cast<int>(chunk.split)].write(ids);
-    done += static_cast<int64_t>(chunk.text.size());
+    done += static_cast<int64_t>(chunk.end - chunk.begin);
     if (progress) progress(done, result.train_bytes + result.val_bytes);
   });
   for (SplitWriter& split : splits) split.finish();
@@ -283,6 +301,7 @@ TokenizeResult tokenize_files(const std::vector<std::string>& inputs, const Toke
                               {"train", described(splits[0], result.train_bytes)},
                               {"val", described(splits[1], result.val_bytes)},
                               {"val_fraction", val_fraction},
+                              {"text_key", text_key},
                               {"sources", sources}}));
   return result;
 }

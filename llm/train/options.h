@@ -20,7 +20,8 @@ inline constexpr std::array kNames<RateScaling> = {"completep", "standard"};
 
 // 0, -1 or none: by rule.
 struct TrainOptions {
-  std::string data, out;
+  std::vector<std::string> data;  // "PATH", or "WEIGHT:PATH" (llm/text/tokenize.h)
+  std::string out, text_key;
   double val_fraction = 0.1;
   int64_t context = 0;             // tokens of a training sequence, at most the model's context: that
   int64_t batch = 0;               // sequences a micro-step

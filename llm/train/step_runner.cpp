@@ -50,6 +50,12 @@ void StepRunner::start(StepState state, int64_t first_sample) {
   const int64_t each = parallel_.micro_steps * batch_;  // samples of a virtual rank
   const int64_t last = first_sample + mine.last * each - batch_;
   const int64_t next_step = first_sample + (parallel_.virtual_ranks + mine.first) * each;
+  // Where each rank has only pieces of the parameters, all ranks make the same number of micro-steps. What comes of those
+  // that this rank has too few of is overwritten by the others.
+  const int64_t most = (parallel_.virtual_ranks + parallel_.ranks - 1) / parallel_.ranks;
+  const int64_t idle = parallel_.divides_parameters() ? (most - mine.count()) * parallel_.micro_steps : 0;
+  for (int64_t i = 0; i < idle; ++i)
+    run_micro_step(state, first_sample + mine.first * each, kMicroStep, first_sample + mine.first * each);
   for (int64_t v = mine.first; v < mine.last; ++v) {
     for (state.micro_step = 0; state.micro_step < parallel_.micro_steps; ++state.micro_step) {
       const int64_t sample = first_sample + v * each + state.micro_step * batch_;

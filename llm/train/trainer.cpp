@@ -42,11 +42,13 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
       step_samples_(options.batch * options.grad_accum * parallel_.virtual_ranks),
       step_tokens_(step_samples_ * options.context) {
   schedule_ = {options_.schedule.value(), options_.lr, 0.0, options_.steps, options_.warmup};
-  loader_ = std::make_unique<Loader>(dataset_.train, options_.context, options_.seed, model_.vocabulary);
+  loader_ =
+      std::make_unique<Loader>(dataset_.train, options_.context, options_.seed, model_.vocabulary, dataset_.mixture);
   for (const TokenStream* stream : {&dataset_.train, &dataset_.val})
     if (stream->largest_token() >= model_.vocabulary)
       fail("the data holds token ", stream->largest_token(), " but the model's vocabulary is ", model_.vocabulary,
-           "; choose a model without a fixed vocabulary, or tokenize the data for this one");
+           ": a new model takes --vocabulary ", stream->largest_token() + int64_t{1},
+           ", a trained one data that was tokenized for it");
 
   const int32_t end_of_text = options_.document_mask && dataset_.tokenizer ? dataset_.tokenizer->end_of_text() : -1;
   if (options_.document_mask && end_of_text < 0)
@@ -62,13 +64,18 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
   for (size_t p = 0; p < table_.size() && parallel_.ranks > 1 && parallel_.zero > 0; ++p)
     for (const char* state : {".first_moment", ".second_moment", ".momentum", ".master"})
       divided_[table_[p].name + state] = p;
+  for (size_t p = 0; p < table_.size() && parallel_.divides_parameters(); ++p) divided_[table_[p].name] = p;
   CompileOptions compiling;
   compiling.memory_budget = options_.memory_budget;
   training_ = std::make_unique<Program>(
       compile(std::move(t.graph), {t.loss, t.gradient_norm, t.guarded_norm}, target, compiling), layout_);
+  const bool divides = parallel_.divides_parameters();
+  std::function<void(Graph&)> divide;
+  if (divides) divide = [this](Graph& g) { add_block_gathers(g, table_, parallel_, partition_); };
   if (dataset_.val.size() > 1)
-    evaluator_ = std::make_unique<Evaluator>(model_, options_.batch, options_.context, layout_, target, end_of_text);
-  if (options_.sample_every && dataset_.tokenizer && is_first()) {
+    evaluator_ =
+        std::make_unique<Evaluator>(model_, options_.batch, options_.context, layout_, target, end_of_text, divide);
+  if (options_.sample_every && dataset_.tokenizer && is_first() && !divides) {
     ModelConfig sampled = model_;
     // The cache holds as many positions; a table of learned ones is as long as it is.
     if (model_.positions == Positions::rope) sampled.context = options_.context;
@@ -87,7 +94,7 @@ void Trainer::allocate() {
   arena_ = std::make_unique<Arena>(arena_bytes(), device_);
   training_->bind(*arena_, device_ranks_);
   sums_->bind(*arena_);
-  if (evaluator_) evaluator_->bind(*arena_);
+  if (evaluator_) evaluator_->bind(*arena_, device_ranks_);
   if (generator_) generator_->bind(*arena_);
   runner_ = std::make_unique<StepRunner>(*training_, *sums_, tensors_, *loader_, parallel_, device_);
 }
@@ -107,12 +114,15 @@ std::string Trainer::weights_of(const Parameter& p) const {
   return options_.dtype == Precision::fp32 ? p.name : master_of(p.name);
 }
 
+// What this rank has of a tensor.
+Piece Trainer::piece_of(const std::string& name) const {
+  const auto found = divided_.find(name);
+  if (found == divided_.end()) return {};
+  return {partition_.first(found->second, parallel_.rank), partition_.count(found->second, parallel_.rank)};
+}
+
 Staging Trainer::staging() const {
-  return {*arena_, layout_, [this](const std::string& name) -> Piece {
-            const auto found = divided_.find(name);
-            if (found == divided_.end()) return {};
-            return {partition_.first(found->second, parallel_.rank), partition_.count(found->second, parallel_.rank)};
-          }};
+  return {*arena_, layout_, [this](const std::string& name) { return piece_of(name); }};
 }
 
 const float* Trainer::collected(Staging& staging, const std::string& name, int64_t elements) const {
@@ -150,7 +160,10 @@ void Trainer::round_parameter(const Parameter& p, const float* values) {
     else
       round_stochastically(values, rounded.data(), begin, end, options_.seed, state_.rounded_step, stream_of(p.name));
   });
-  arena_->write(layout_.offset(p.name), rounded.data(), rounded.size() * sizeof(bf16));
+  const Piece piece = piece_of(p.name);
+  if (piece.count == 0) return;
+  const auto count = static_cast<size_t>(piece.count < 0 ? elements : piece.count);
+  arena_->write(layout_.offset(p.name), rounded.data() + piece.first, count * sizeof(bf16));
 }
 
 void Trainer::load_weights(const std::string& directory) {

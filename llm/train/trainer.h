@@ -90,6 +90,7 @@ class Trainer {
   void check_skipped(const StepResult& result, TrainingObserver& observer);
   bool is_first() const { return !ranks_ || ranks_->rank() == 0; }
   std::string weights_of(const Parameter& p) const;
+  Piece piece_of(const std::string& name) const;
   Staging staging() const;
   // The values of a tensor with all ranks' pieces; complete on rank 0 alone.
   const float* collected(Staging& staging, const std::string& name, int64_t elements) const;
@@ -111,7 +112,7 @@ class Trainer {
   DataParallel parallel_;
   std::vector<Parameter> table_;
   Partition partition_;
-  std::map<std::string, size_t> divided_;  // state tensors of which a rank has a piece, and their parameters' numbers
+  std::map<std::string, size_t> divided_;  // tensors of which a rank has a piece, and their parameters' numbers
   Schedule schedule_;
   std::unique_ptr<Loader> loader_;
 
