@@ -8,6 +8,7 @@
 #   MARCH=native            the CPU to compile for, as g++'s -march takes it, e.g. x86-64-v3 (`make portable`: for all)
 #   MPI=auto|0|1            auto: ranks on several hosts by MPI where mpicxx is found (Debian's libopenmpi-dev); 0:
 #                           without; 1: it must be there
+#   NCCL=auto|0|1           the same for ranks that are GPUs, by NCCL
 #   ONEDNN=1                with oneDNN (Debian's libdnnl-dev), which `bench --products` then measures, too
 #   CXX CPPFLAGS CXXFLAGS LDFLAGS TEST_FLAGS BENCH_FLAGS DEMO_FLAGS DATA
 #
@@ -23,6 +24,7 @@ CUDART ?= static
 MARCH ?= native
 VARIANT ?= release
 MPI ?= auto
+NCCL ?= auto
 ONEDNN ?= 0
 # This demo trains for about half a minute on two cores.
 DEMO_FLAGS ?= tiny --steps 1500
@@ -54,12 +56,17 @@ MPI_FLAGS := $(if $(MPICXX),$(patsubst -I%,-isystem%,$(filter -I%,$(shell $(MPIC
 # (Without the C++ bindings, which MPI 3 removed.)
 MPI_LIBS := $(if $(MPICXX),$(filter-out -lmpi_cxx,$(filter -L% -l%,$(shell $(MPICXX) --showme:link 2>/dev/null || $(MPICXX) -link_info))))
 
+NCCL_HEADER := $(if $(NVCC),$(if $(filter-out 0,$(NCCL)),$(firstword $(wildcard $(dir $(NVCC))../include/nccl.h /usr/include/nccl.h /usr/local/include/nccl.h))))
+
 # What cannot be built is reported before anything is compiled.
 GOALS := $(or $(MAKECMDGOALS),all)
 ifneq ($(filter-out clean help setup compdb asan tsan fuzz,$(GOALS)),)
 ifeq ($(filter CUDA:,$(CUDA_FOUND)),CUDA:)
 $(error $(CUDA_FOUND))
 endif
+endif
+ifeq ($(NCCL)$(NCCL_HEADER),1)
+$(error NCCL=1, but there is no nccl.h (Debian: libnccl-dev), or no CUDA; `make NCCL=0` builds without)
 endif
 ifeq ($(MPI)$(MPICXX),1)
 $(error MPI=1, but there is no mpicxx on PATH (Debian: libopenmpi-dev); `make MPI=0` builds without)
@@ -101,13 +108,13 @@ ifneq ($(NVCC),)
 comma := ,
 cuda_code = -gencode arch=compute_$(1),code=[sm_$(1)$(2)]
 # (A file that only calls one of CUDA's libraries has no code for a GPU; nvcc 13.0's own front end aborts on it.)
-COMPILE_CUDA = $(NVCC) $(if $(filter %_cublaslt.cu,$<),-x c++) -ccbin $(lastword $(CXX)) -std=c++20 -I. --expt-relaxed-constexpr -lineinfo $(CPPFLAGS) \
+COMPILE_CUDA = $(NVCC) $(if $(filter %_cublaslt.cu %_nccl.cu,$<),-x c++) -ccbin $(lastword $(CXX)) -std=c++20 -I. --expt-relaxed-constexpr -lineinfo $(CPPFLAGS) \
   $(if $(filter 90a,$(CUDA_ARCHS)),-DTRAIN_GPT_SM_90A) \
   $(call cuda_code,$(firstword $(CUDA_ARCHS)),$(comma)compute_$(firstword $(CUDA_ARCHS))) \
   $(foreach arch,$(wordlist 2,99,$(CUDA_ARCHS)),$(call cuda_code,$(arch))) \
   $(foreach flag,$(HOST_FLAGS) $(CXXFLAGS),-Xcompiler=$(flag))
 # The rpath makes the program find the libraries where they were found now. cuBLASLt is a shared library in either case.
-LIBS += $(foreach dir,$(CUDA_LIBS),-L$(dir) -Wl,-rpath,$(dir)) -Wl,--as-needed -lcublasLt \
+LIBS += $(foreach dir,$(CUDA_LIBS),-L$(dir) -Wl,-rpath,$(dir)) -Wl,--as-needed -lcublasLt $(if $(NCCL_HEADER),-lnccl) \
   $(if $(filter shared,$(CUDART)),-lcudart,-lcudart_static -ldl -lrt)
 endif
 
@@ -118,9 +125,9 @@ MAIN_OBJECTS := $(BUILD)/train_gpt.cu.o
 # ThreadSanitizer is for the CPU's threads. The tests on the test bed, which has no threads and watches the kernels'
 # accesses itself, are left out of its build.
 TEST_OBJECTS := $(patsubst %,$(BUILD)/%.o,$(filter-out $(if $(filter tsan,$(VARIANT)),test/test_cuda_%),$(wildcard test/*.cpp)))
-CUDA_OBJECTS := $(if $(NVCC),$(KERNELS:%=$(BUILD)/cuda/%.o))
+CUDA_OBJECTS := $(if $(NVCC),$(patsubst %,$(BUILD)/cuda/%.o,$(filter-out $(if $(NCCL_HEADER),,%_nccl.cu),$(KERNELS))))
 # What only a GPU's libraries can do has a stand-in in test/simt.
-SIMT_OBJECTS := $(if $(filter-out tsan,$(VARIANT)),$(patsubst %,$(BUILD)/simt/%.o,$(filter-out %_cublaslt.cu,$(KERNELS)) $(wildcard test/simt/*.cpp)))
+SIMT_OBJECTS := $(if $(filter-out tsan,$(VARIANT)),$(patsubst %,$(BUILD)/simt/%.o,$(filter-out %_cublaslt.cu %_nccl.cu,$(KERNELS)) $(wildcard test/simt/*.cpp)))
 
 include portable/portable.mk
 

@@ -15,6 +15,7 @@
 #include "llm/cli/ranks.h"
 #include "llm/device/ceilings.h"
 #include "llm/device/ceilings_cuda.h"
+#include "llm/device/communicator_nccl.h"
 #include "llm/model/huggingface.h"
 #include "llm/train/rules.h"
 #include "llm/train/trainer.h"
@@ -315,6 +316,7 @@ struct Voice {
 // A rank's part of a run, ready to begin.
 struct Run {
   std::unique_ptr<OpenedMachine> machine;
+  std::unique_ptr<Communicator> gpus;  // null where the ranks are CPUs
   std::unique_ptr<Trainer> trainer;
   std::string checkpoint;  // to go on from; empty: none
   std::string origin;      // the model whose weights it begins with; empty: none
@@ -412,15 +414,14 @@ std::unique_ptr<Run> prepare(Arguments& a, const Given& given, const RankPlace& 
          " and one more; lower --context");
   o.settings_json = settings_json(o, model);
   if (!resumes) say_unused_vocabulary(model, dataset, origin.empty(), voice.notes);
-  run->trainer =
-      std::make_unique<Trainer>(model, o, std::move(dataset), run->machine->device(), place.ranks, place.ranks);
+  run->trainer = std::make_unique<Trainer>(model, o, std::move(dataset), run->machine->device(), place.ranks);
   print_plan(model, o, resumes ? std::vector<Rule>{} : rules, *run->trainer, place.count(), voice.notes);
   run->data_bytes = static_cast<size_t>(train_tokens + val_tokens) * (model.vocabulary > 65536 ? 4 : 2);
   return run;
 }
 
 void load(Run& run, const TrainOptions& o, const RankPlace& place, Voice& voice) {
-  run.trainer->allocate();
+  run.trainer->allocate(run.gpus ? run.gpus.get() : place.ranks);
   if (!run.checkpoint.empty()) {
     run.trainer->load(run.checkpoint);
     voice.notes << "resuming " << o.out << " after step " << run.trainer->state().step << "\n";
@@ -452,6 +453,7 @@ void train_on(Arguments a, const Given& given, const RankPlace& place) {
     voice.results << "device memory: " << (mine + (1 << 19)) / (1 << 20) << " MiB on "
                   << device.cuda()->properties().name << "\n";
   voice.results << "predicted memory: " << (predicted + (1 << 19)) / (1 << 20) << " MiB\n" << std::flush;
+  if (place.ranks && device.cuda()) run->gpus = open_nccl_ranks(*device.cuda(), *place.ranks);
   in_turn(place, [&] { load(*run, o, place, voice); });
 
   const double peak_gflops = device.cuda()
@@ -488,7 +490,17 @@ void train(Arguments& a, const Given& given) {
     if (o.steps && o.tokens) fail_usage("--steps and --tokens both say how long; give one");
     return explain(a, given, a.model.names_directory() ? find_checkpoint(a.model.preset, Which::best).path : "");
   }
-  run_on_ranks(a.ranks, [&](const RankPlace& place) { train_on(a, given, place); });
+  int ranks = a.ranks;
+  if (a.device.on_cuda()) {
+    const int gpus = count_cuda_devices();
+    if (ranks > gpus)
+      fail_usage("--ranks ", ranks, ", but there are ", gpus, " GPUs; --device cpu trains on CPU threads");
+    if (!ranks) ranks = gpus;
+    if (ranks > 1 && !nccl_is_built_in())
+      fail_usage(
+          "several GPUs need NCCL, without which this binary was built (`make NCCL=1`); --ranks 1 trains on one");
+  }
+  run_on_ranks(ranks, [&](const RankPlace& place) { train_on(a, given, place); });
 }
 
 }  // namespace

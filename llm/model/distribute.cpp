@@ -215,6 +215,10 @@ class Reducer {
     std::vector<TensorId> pieces;
     List first_slots;
     int64_t slots = 0;
+    // What a phase starts it also waits for, so that each phase is a whole for a GPU that replays it.
+    for (const Gather& gather : gathers_)
+      g_.add("exchange_wait", {{"channel", gather.channel}, {"arrivals", static_cast<int64_t>(gather.tensors.size())}},
+             gather.tensors, "gathered");
     g_.phase = Phase::optimizer;
     for (size_t i = 0; i < table_.size(); ++i) {
       pieces.push_back(results_[i]);
@@ -232,9 +236,6 @@ class Reducer {
       squares = g_.add("exchange_wait", {{"channel", channel_}, {"arrivals", 1}}, {squares}, "squares")[0];
     }
     r.norm = g_.add("gradient_norm", {}, {squares}, "gradient_norm")[0];
-    for (const Gather& gather : gathers_)
-      g_.add("exchange_wait", {{"channel", gather.channel}, {"arrivals", static_cast<int64_t>(gather.tensors.size())}},
-             gather.tensors, "gathered");
     r.loss = loss_;
     for (size_t i = 0; i < table_.size(); ++i) {
       const TensorId whole = g_.find(table_[i].name);

@@ -24,13 +24,12 @@ constexpr int64_t kSampleTokens = 200;
 }  // namespace
 
 Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset dataset, Device& device,
-                 Communicator* ranks, Communicator* device_ranks)
+                 Communicator* ranks)
     : model_(model),
       options_(options),
       dataset_(std::move(dataset)),
       device_(device),
       ranks_(ranks),
-      device_ranks_(device_ranks),
       parallel_{.rank = ranks ? ranks->rank() : 0,
                 .ranks = ranks ? ranks->size() : 1,
                 .virtual_ranks = std::max<int64_t>(1, options.virtual_ranks),
@@ -90,11 +89,11 @@ size_t Trainer::arena_bytes() const {
   return bytes;
 }
 
-void Trainer::allocate() {
+void Trainer::allocate(Communicator* device_ranks) {
   arena_ = std::make_unique<Arena>(arena_bytes(), device_);
-  training_->bind(*arena_, device_ranks_);
+  training_->bind(*arena_, device_ranks);
   sums_->bind(*arena_);
-  if (evaluator_) evaluator_->bind(*arena_, device_ranks_);
+  if (evaluator_) evaluator_->bind(*arena_, device_ranks);
   if (generator_) generator_->bind(*arena_);
   runner_ = std::make_unique<StepRunner>(*training_, *sums_, tensors_, *loader_, parallel_, device_);
 }

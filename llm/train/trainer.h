@@ -50,15 +50,16 @@ class TrainingObserver {
 class Trainer {
  public:
   // Builds and compiles all programs; no large memory yet. `options` are complete (apply_rules). `ranks`: null where
-  // the run has one rank; `device_ranks`: those whose memory is that of their devices.
+  // the run has one rank.
   Trainer(const ModelConfig& model, const TrainOptions& options, Dataset dataset, Device& device,
-          Communicator* ranks = nullptr, Communicator* device_ranks = nullptr);
+          Communicator* ranks = nullptr);
 
   const Program& program() const { return *training_; }
   const TrainerState& state() const { return state_; }
   size_t arena_bytes() const;
 
-  void allocate();    // the one arena
+  // The one arena. `device_ranks` carries messages between the ranks' devices.
+  void allocate(Communicator* device_ranks = nullptr);
   void initialise();  // parameters by the table, moments zero
   // The same with the weights of a model directory, whose config must be that of this run.
   void initialise_from(const std::string& directory);
@@ -108,7 +109,7 @@ class Trainer {
   TrainOptions options_;
   Dataset dataset_;
   Device& device_;
-  Communicator *ranks_, *device_ranks_;
+  Communicator* ranks_;
   DataParallel parallel_;
   std::vector<Parameter> table_;
   Partition partition_;
