@@ -1,6 +1,7 @@
 #include "llm/device/communicator.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 
 namespace llm {
@@ -18,7 +19,11 @@ void Communicator::start(int channel) {
   start(channel, exchange);
 }
 
-void Communicator::wait(int channel) { wait(channel, exchanges_[static_cast<size_t>(channel)]); }
+void Communicator::wait(int channel) {
+  const auto begin = std::chrono::steady_clock::now();
+  wait(channel, exchanges_[static_cast<size_t>(channel)]);
+  seconds_waited_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
 
 void all_gather(Communicator& ranks, const void* mine, size_t bytes, void* all) {
   auto* const rows = static_cast<std::byte*>(all);

@@ -49,8 +49,10 @@ class Communicator {
   // Told when this rank ends by an error, so that the others need not wait for it.
   virtual void fail_with(const std::string& /*reason*/) {}
 
-  // What this rank has sent so far.
+  // What this rank has sent to others so far, and how long it has waited for them: the part of the exchange that no work
+  // hides. (A GPU's waits are its own; the host sees none.)
   uint64_t bytes_sent() const { return bytes_sent_; }
+  double seconds_waited() const { return seconds_waited_; }
 
  protected:
   virtual void start(int channel, Exchange& exchange) = 0;
@@ -59,6 +61,7 @@ class Communicator {
  private:
   int rank_, size_;
   uint64_t bytes_sent_ = 0;
+  double seconds_waited_ = 0;
   std::deque<Exchange> exchanges_;  // by channel; in a deque they stay where they are
 };
 

@@ -18,6 +18,9 @@ std::string LogEntry::json() const {
   j["step"] = step;
   put("loss", loss), put("val_loss", val_loss), put("val_bits_per_byte", val_bits_per_byte);
   put("val_tokens", val_tokens);
+  put("ranks", ranks);
+  put("sent_bytes", sent_bytes);
+  put("wait_ms", wait_ms);
   put("learning_rate", learning_rate), put("grad_norm", grad_norm), put("tokens", tokens), put("ms", ms);
   put("tokens_per_second", tokens_per_second), put("mfu", mfu);
   put("skipped", skipped);

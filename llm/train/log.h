@@ -12,6 +12,8 @@ struct LogEntry {
   int64_t step = 0;  // steps done
   std::optional<double> loss, val_loss, val_bits_per_byte, learning_rate, grad_norm, ms, tokens_per_second, mfu;
   std::optional<int64_t> tokens, val_tokens;  // trained on so far; predicted by the evaluation
+  std::optional<int64_t> ranks, sent_bytes;   // of a run with several: how many, and what rank 0 sent in the step
+  std::optional<double> wait_ms;              // what rank 0 waited for the others; of GPUs not known
   std::optional<bool> skipped;                // true: the step left the weights as they were
   std::string json() const;                   // one line, without the newline
 };

@@ -90,6 +90,7 @@ size_t Trainer::arena_bytes() const {
 }
 
 void Trainer::allocate(Communicator* device_ranks) {
+  device_ranks_ = device_ranks;
   arena_ = std::make_unique<Arena>(arena_bytes(), device_);
   training_->bind(*arena_, device_ranks);
   sums_->bind(*arena_);
@@ -207,8 +208,14 @@ Trainer::Due Trainer::due_after(int64_t steps) const {
 void Trainer::start_steps(int64_t& started, bool stop_requested) {
   while (started - state_.step <= runner_->ahead() && started < options_.steps && !stop_requested &&
          (started == state_.step || !due_after(started).any())) {
+    const uint64_t sent = device_ranks_ ? device_ranks_->bytes_sent() : 0;
+    const double waited = device_ranks_ ? device_ranks_->seconds_waited() : 0;
     runner_->start({.learning_rate = static_cast<float>(schedule_.at(started)), .step = started, .seed = options_.seed},
                    state_.samples + (started - state_.step) * step_samples_);
+    if (device_ranks_) {
+      step_sent_ = static_cast<int64_t>(device_ranks_->bytes_sent() - sent);
+      step_waited_ = device_ranks_->seconds_waited() - waited;
+    }
     ++started;
   }
 }
@@ -262,6 +269,10 @@ LogEntry Trainer::finish_step(const StepResult& result, double seconds, double p
   entry.step = state_.step;
   entry.loss = result.loss, entry.learning_rate = result.learning_rate, entry.grad_norm = result.gradient_norm;
   if (result.skipped) entry.skipped = true;
+  if (ranks_) {
+    entry.ranks = parallel_.ranks, entry.sent_bytes = step_sent_;
+    if (!device_.cuda()) entry.wait_ms = step_waited_ * 1e3;
+  }
   entry.tokens = state_.tokens, entry.ms = seconds * 1e3, entry.tokens_per_second = tokens / seconds;
   if (peak_gflops > 0)
     entry.mfu = training_flops_per_token(model_, options_.context) * tokens / seconds / (peak_gflops * 1e9);

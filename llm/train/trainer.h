@@ -57,6 +57,8 @@ class Trainer {
   const Program& program() const { return *training_; }
   const TrainerState& state() const { return state_; }
   size_t arena_bytes() const;
+  // What this rank sent to others in the last step that was started.
+  int64_t step_bytes_sent() const { return step_sent_; }
 
   // The one arena. `device_ranks` carries messages between the ranks' devices.
   void allocate(Communicator* device_ranks = nullptr);
@@ -128,7 +130,10 @@ class Trainer {
 
   int64_t step_samples_, step_tokens_;
   TrainerState state_;
-  int64_t skipped_ = 0;  // steps in a row that were not finite
+  Communicator* device_ranks_ = nullptr;
+  int64_t step_sent_ = 0;   // bytes
+  double step_waited_ = 0;  // seconds
+  int64_t skipped_ = 0;     // steps in a row that were not finite
 };
 
 }  // namespace llm
