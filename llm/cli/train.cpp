@@ -15,6 +15,7 @@
 #include "llm/cli/ranks.h"
 #include "llm/device/ceilings.h"
 #include "llm/device/ceilings_cuda.h"
+#include "llm/device/communicator_mpi.h"
 #include "llm/device/communicator_nccl.h"
 #include "llm/model/huggingface.h"
 #include "llm/train/rules.h"
@@ -495,8 +496,8 @@ void train(Arguments& a, const Given& given) {
     const int gpus = count_cuda_devices();
     if (ranks > gpus)
       fail_usage("--ranks ", ranks, ", but there are ", gpus, " GPUs; --device cpu trains on CPU threads");
-    if (!ranks) ranks = gpus;
-    if (ranks > 1 && !nccl_is_built_in())
+    if (!ranks && processes_of_launcher() == 0) ranks = gpus;
+    if (std::max(ranks, processes_of_launcher()) > 1 && !nccl_is_built_in())
       fail_usage(
           "several GPUs need NCCL, without which this binary was built (`make NCCL=1`); --ranks 1 trains on one");
   }
