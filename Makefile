@@ -217,6 +217,10 @@ sweep-test: ## run the tests of scripts/sweep.py (they need numpy, scipy, matplo
 	@test/test_sweep_law.py
 	@test/test_sweep.py
 
+parallel-test: ## check that a run has the same bits on any number of ranks: the whole table (some minutes)
+	@$(MAKE) $(JOBS) train_gpt
+	@test/test_parallel.sh ./train_gpt
+
 fuzz: ## fuzz every reader for a minute each (FUZZ_SECONDS=600, FUZZ='safetensors config')
 	@$(SETUP) fuzz
 	@$(MAKE) $(JOBS) -f test/fuzz/Makefile $(patsubst %,build/fuzz/%,$(basename $(notdir $(wildcard test/fuzz/*.cpp))))

@@ -2,9 +2,9 @@
 # Installs what the build needs on Debian 12+ and Ubuntu 22.04+, and only what is missing. When nothing is missing, it
 # needs neither the network nor root.
 #
-#   scripts/setup.sh [demo] [lint] [fuzz] [onednn]
+#   scripts/setup.sh [demo] [lint] [fuzz] [mpi] [onednn]
 #                                     the packages of the build and the tests; also those of the demo's text,
-#                                     of `make lint` (the formatter), of `make fuzz` (clang), and oneDNN
+#                                     of `make lint` (the formatter), of `make fuzz` (clang), MPI, and oneDNN
 #   scripts/setup.sh --check          installs nothing: one line that names what is missing, exit status 1
 #   scripts/setup.sh --compiler       prints the C++ compiler to use ($CXX, or the first g++ of version 12 or later)
 set -euo pipefail
@@ -79,6 +79,7 @@ find_missing() {
             *) missing+=(clang-format) ;;
           esac
         ;;
+      mpi) command -v mpicxx >/dev/null && command -v mpirun >/dev/null || missing+=(libopenmpi-dev openmpi-bin) ;;
       onednn) ;;
       fuzz) command -v "${FUZZ_CXX:-clang++}" >/dev/null || missing+=(clang) ;;
       *) die "unknown purpose \"$purpose\"; known: demo, lint, fuzz, onednn" ;;

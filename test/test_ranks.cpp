@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <bit>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -11,6 +12,7 @@
 #include "llm/base/atomic_file.h"
 #include "llm/base/json.h"
 #include "llm/base/tree_sum.h"
+#include "llm/device/communicator_mpi.h"
 #include "llm/device/communicator_threads.h"
 #include "llm/device/cpu.h"
 #include "llm/graph/op.h"
@@ -263,4 +265,36 @@ TEST_CASE("ranks: what is sent is what the formulas and the cost column say, and
   CHECK(memory[1] < memory[0]);
   CHECK(memory[2] < memory[1]);
   CHECK(memory[3] < memory[2]);
+}
+
+// In processes that mpirun starts, where Open MPI is there: the same run as with threads, and one line where the processes
+// do not fit together.
+TEST_CASE("ranks: processes are ranks like threads") {
+  const char* const binary = std::getenv("TRAIN_GPT_BINARY");
+  const auto succeeds = [](const std::string& command) {
+    return std::system((command + " >/dev/null 2>&1").c_str()) == 0;
+  };
+  if (!binary || !mpi_is_built_in() || !succeeds("mpirun --version | grep -q 'Open MPI'")) {
+    MESSAGE("left out: no binary with MPI, or no mpirun");
+    return;
+  }
+  const Folder folder;
+  write_file_atomically(folder / "text", pattern_text(300));
+  const auto command = [&](const std::string& run, const std::string& more) {
+    return concat(binary, " train nano --data ", folder / "text", " --context 32 --batch 1 --steps 2 --save-every 2 ",
+                  "--eval-every 0 --sample-every 0 --threads 1 --device cpu --out ", folder / run, " ", more);
+  };
+  const std::string mpirun = "mpirun --allow-run-as-root --oversubscribe -np ";
+  CHECK(succeeds(command("threads", "--ranks 2 --virtual-ranks 4")));
+  CHECK(succeeds(mpirun + "2 " + command("processes", "--virtual-ranks 4 --zero 3")));
+  CHECK(result_of(folder / "processes", 2) == result_of(folder / "threads", 2));
+  // (mpirun itself says more than the one line.)
+  const auto said = [&](const std::string& line) {
+    std::system((line + " >" + (folder / "said") + " 2>&1").c_str());
+    return read_file(folder / "said");
+  };
+  const std::string other_flags =
+      said(mpirun + "1 " + command("alike", "--lr 0.1") + " : -np 1 " + command("alike", "--lr 0.2"));
+  CHECK(other_flags.find("train_gpt: rank 1 is not like rank 0: it has other flags or data") != std::string::npos);
+  CHECK(other_flags.find("train_gpt:") == other_flags.rfind("train_gpt:"));
 }

@@ -18,6 +18,7 @@
 #include "llm/cli/commands.h"
 #include "llm/cli/options.h"
 #include "llm/cli/progress.h"
+#include "llm/cli/ranks.h"
 #include "llm/infer/evaluate.h"
 #include "llm/infer/score_choices.h"
 #include "llm/text/tokenize.h"
@@ -28,6 +29,7 @@ namespace {
 namespace fs = std::filesystem;
 
 struct EvalFlags {
+  int ranks = 0;
   std::string model, data, choices, split, format = "text";
   int64_t batch = 0, context = 0, batches = 0;
   DeviceOptions device;
@@ -221,36 +223,51 @@ void evaluate_choices(const EvalFlags& flags) {
   write_result(choices_text(flags, result), model);
 }
 
+// On each rank. The ranks share the batches, so they all have the whole result, of which rank 0 speaks.
+void evaluate_text(const EvalFlags& flags, const RankPlace& place) {
+  std::unique_ptr<OpenedMachine> opened;
+  std::unique_ptr<LoadedModel> model;
+  std::unique_ptr<Evaluator> evaluator;
+  EvalData data;
+  in_turn(place, [&] {
+    opened = std::make_unique<OpenedMachine>(flags.device, place.local, place.locals);
+    model = std::make_unique<LoadedModel>(flags.model, dtype_of(opened->precision()));
+    const int64_t trained = settings_for(*model).context;
+    const int64_t context = flags.context ? flags.context : trained ? trained : model->config().context;
+    if (context > model->config().context)
+      fail_usage("--context ", context, " is longer than the model's of ", model->config().context);
+    data = open_data(flags, *model, opened->threads());
+    // About 4096 tokens fill the threads; more would only take memory.
+    const int64_t batch = flags.batch ? flags.batch : std::clamp<int64_t>(4096 / context, 1, 64);
+    evaluator = std::make_unique<Evaluator>(model->config(), batch, context, model->layout(), opened->target(),
+                                            document_token(*model));
+    evaluator->bind(model->load(evaluator->arena_bytes(), opened->device()));
+  });
+  const bool terminal = place.is_first() && ::isatty(STDERR_FILENO) == 1;
+  ProgressLine progress;
+  const Evaluator::Result result = evaluator->run(
+      data.stream, flags.batches,
+      [&](int64_t done, int64_t total) {
+        if (terminal) progress.show(concat("eval: batch ", done, " of ", total));
+      },
+      place.ranks);
+  if (!place.is_first()) return;
+  progress.clear();
+  if (!std::isfinite(result.loss))
+    fail(model->checkpoint().path, ": the loss is ", result.loss,
+         ": its weights are damaged, or its training diverged");
+  write_result(result_text(flags, result, data), *model);
+}
+
 void evaluate(const EvalFlags& flags) {
   flags.device.check();
   if (flags.data.empty() == flags.choices.empty())
     fail_usage("eval needs --data, or --choices for multiple-choice tasks");
   if (!flags.choices.empty() && (!flags.split.empty() || flags.batches > 0))
     fail_usage(flags.batches > 0 ? "--batches" : "--split", " goes with --data: of --choices all tasks are scored");
+  if (!flags.choices.empty() && flags.ranks > 1) fail_usage("--ranks goes with --data: --choices are scored on one");
   if (!flags.choices.empty()) return evaluate_choices(flags);
-  OpenedMachine opened(flags.device);
-  ThreadTeam& threads = opened.threads();
-  LoadedModel model(flags.model, dtype_of(opened.precision()));
-  const int64_t trained = settings_for(model).context;
-  const int64_t context = flags.context ? flags.context : trained ? trained : model.config().context;
-  if (context > model.config().context)
-    fail_usage("--context ", context, " is longer than the model's of ", model.config().context);
-  const EvalData data = open_data(flags, model, threads);
-
-  // About 4096 tokens fill the threads; more would only take memory.
-  const int64_t batch = flags.batch ? flags.batch : std::clamp<int64_t>(4096 / context, 1, 64);
-  Evaluator evaluator(model.config(), batch, context, model.layout(), opened.target(), document_token(model));
-  evaluator.bind(model.load(evaluator.arena_bytes(), opened.device()));
-  const bool terminal = ::isatty(STDERR_FILENO) == 1;
-  ProgressLine progress;
-  const Evaluator::Result result = evaluator.run(data.stream, flags.batches, [&](int64_t done, int64_t total) {
-    if (terminal) progress.show(concat("eval: batch ", done, " of ", total));
-  });
-  progress.clear();
-  if (!std::isfinite(result.loss))
-    fail(model.checkpoint().path, ": the loss is ", result.loss, ": its weights are damaged, or its training diverged");
-
-  write_result(result_text(flags, result, data), model);
+  run_on_ranks(flags.ranks, [&](const RankPlace& place) { evaluate_text(flags, place); });
 }
 
 }  // namespace
@@ -268,6 +285,7 @@ Command eval_command() {
              "val: what was held out, of a text file the same last part as in training; train; or all (val, or all of "
              "named shards that have no val)")
           .among({"val", "train", "all"}),
+      Option("--ranks", &f.ranks, "share the batches among so many ranks of this host, as train does").between(1, 256),
       Option("--batch", &f.batch, "windows at a time (about 4096 tokens)").between(1, 65536),
       Option("--context", &f.context, "tokens a window (the run's context, or the model's)").between(1, 1 << 24),
       Option("--batches", &f.batches, "only so many batches, evenly spaced; 0: all").at_least(0).with_default(),

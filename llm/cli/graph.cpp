@@ -25,6 +25,7 @@ struct GraphFlags {
   TrainOptions recipe;
   DeviceOptions device;  // only named: nothing of it is opened, so it need not be there
   std::string format = "text";
+  int64_t ranks = 1, zero = 0;
   int64_t batch = 0;           // 0: by rule
   uint64_t memory_budget = 0;  // 0: none
   bool no_fusion = false, all = false, ops = false, parameters = false, evaluation = false, generation = false;
@@ -141,8 +142,12 @@ Compiled compile_for(const GraphFlags& flags, const ModelConfig& config, std::st
     return compile(std::move(g.graph), g.results(), target, options);
   }
   *title = "a training step of " + batch + " x " + context + " tokens";
+  DataParallel parallel;
+  parallel.ranks = static_cast<int>(flags.ranks), parallel.zero = static_cast<int>(flags.zero);
+  parallel.virtual_ranks = std::max(flags.ranks, flags.recipe.virtual_ranks);
+  if (flags.ranks > 1) *title += concat(" on rank 0 of ", flags.ranks, ", ZeRO ", flags.zero);
   TrainingGraph g = build_training_graph(config, sequences, tokens, optimizer_of(flags.recipe), dtype,
-                                         recipe_without_data(flags.recipe, config));
+                                         recipe_without_data(flags.recipe, config), parallel);
   return compile(std::move(g.graph), g.results(), target, options);
 }
 
@@ -174,6 +179,11 @@ Command graph_command() {
   append(
       options,
       {Option("--batch", &f.batch, "sequences in a step (about 1024 tokens)").between(1, 1 << 20),
+       Option("--ranks", &f.ranks, "train on so many ranks; the graph is that of rank 0")
+           .between(1, 256)
+           .with_default(),
+       Option("--zero", &f.zero, "what they divide: 0 to 3, as train has it").between(0, 3).with_default(),
+       Option("--virtual-ranks", &f.recipe.virtual_ranks, "shares of a step (as many as ranks)").between(1, 256),
        Option("--memory-budget", MemorySize{&f.memory_budget}, "recompute as much as needed to fit, e.g. 20GiB"),
        Option("--device", &f.device.device,
               "what it is for: cpu, cuda (which need not be there), or auto: what this machine has")

@@ -54,7 +54,9 @@ Options train_options(Arguments& a) {
               .between(1, 256)},
          "Ranks");
   append(all,
-         {Option("--log-format", &a.log_format, "text, or jsonl: the log's lines on standard output")
+         {Option("--trace", &a.train.trace,
+                 "Write when each op and each exchange of the second step ran, on every rank, for ui.perfetto.dev"),
+          Option("--log-format", &a.log_format, "text, or jsonl: the log's lines on standard output")
               .among({"text", "jsonl"})
               .with_default()},
          "Watching");
@@ -365,6 +367,7 @@ std::unique_ptr<Run> prepare(Arguments& a, const Given& given, const RankPlace& 
     resumed_model = resumed_config(a, given, checkpoint);
     const TrainOptions settings = settings_of(checkpoint);
     if (given.contains("--dtype") && a.device.dtype != settings.dtype) fail_to_change("--dtype", o.out);
+    const std::string trace = o.trace;
     o = resumed_settings(settings, o, given);
     a.device.dtype = o.dtype;
     if (o.steps < checkpoint.step)
@@ -374,6 +377,7 @@ std::unique_ptr<Run> prepare(Arguments& a, const Given& given, const RankPlace& 
                     << " steps; a larger --steps or --tokens goes on\n";
       return nullptr;
     }
+    o.trace = trace;
   } else {
     if (o.data.empty()) fail_usage("--data is missing: give a text file or a directory of token shards");
     if (o.steps && o.tokens) fail_usage("--steps and --tokens both say how long; give one");

@@ -147,6 +147,12 @@ size_t persistent_bytes(const Graph& g, Role role) {
   return bytes;
 }
 
+double bytes_sent_of(const Graph& g) {
+  double bytes = 0;
+  for (const Node& node : g.nodes) bytes += cost_of(g, node).bytes_sent;
+  return bytes;
+}
+
 double flops_of(const Graph& g, Phase phase) {
   double flops = 0;
   for (const Node& node : g.nodes)
@@ -246,6 +252,7 @@ void dump_json(std::ostream& out, const Compiled& c) {
   root["memory"]["in_place"] = c.plan.in_place;
   root["memory"]["live_bytes"] = c.plan.live;
   root["recomputation"] = {{"level", name_of(c.recomputation.level)}, {"layers", c.recomputation.layers}};
+  root["bytes_sent"] = bytes_sent_of(g);
   for (Phase phase : kPhases) root["flops"][name_of(phase)] = flops_of(g, phase);
   root["passes"] = Json::array();
   for (const PassReport& r : c.reports)

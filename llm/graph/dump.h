@@ -27,7 +27,8 @@ void dump_json(std::ostream& out, const Compiled& compiled);
 // The bytes that the persistent tensors of a role take in the arena, each rounded up to a multiple of 256.
 size_t persistent_bytes(const Graph& graph, Role role);
 double flops_of(const Graph& graph, Phase phase);
-TensorId first_output(const Node& node);  // the first that is not absent; kNone if there is none
+double bytes_sent_of(const Graph& graph);  // to other ranks, in a step of one micro-step
+TensorId first_output(const Node& node);   // the first that is not absent; kNone if there is none
 
 // The cost of a node; zeros for an op without a cost function.
 Cost cost_of(const Graph& graph, const Node& node);

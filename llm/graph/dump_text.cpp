@@ -121,6 +121,8 @@ void print_header(std::ostream& out, const Compiled& c) {
       parts += (parts.empty() ? ": " : ", ") + std::string(name_of(phase)) + format(" %.3f", flops * 1e-9);
     }
   out << format("%.3f GFLOP", total * 1e-9) << parts << "\n";
+  if (const double sent = bytes_sent_of(g))
+    out << "sent        " << format_bytes(static_cast<size_t>(sent)) << " to other ranks\n";
   for (const PassReport& r : c.reports)
     out << format("%-14s  %zu -> %zu nodes", r.pass.c_str(), r.nodes_before, r.nodes_after)
         << (r.detail.empty() ? "" : ": " + r.detail) << "\n";

@@ -1,5 +1,6 @@
 #include "llm/graph/program.h"
 
+#include <chrono>
 #include <utility>
 
 #include "llm/graph/op.h"
@@ -94,9 +95,19 @@ void Program::prepare(Phases phases) {
 }
 
 void Program::run(Phases phases, std::vector<double>* seconds) {
+  if (!seconds) {
+    hand_over_step(phases);
+    return replay(phases).run([this, phases] { walk(phases); });
+  }
+  std::vector<NodeTime> times;
+  run_timed(phases, times);
+  for (const NodeTime& time : times) (*seconds)[time.node] += time.end - time.begin;
+}
+
+void Program::run_timed(Phases phases, std::vector<NodeTime>& times) {
   hand_over_step(phases);
-  if (!seconds) return replay(phases).run([this, phases] { walk(phases); });
   const auto watch = device().new_stopwatch(calls_.size() + 1);
+  const double begin = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
   watch->mark(0);
   for (size_t i = 0; i < calls_.size(); ++i) {
     const Node& node = calls_[i].node;
@@ -104,7 +115,8 @@ void Program::run(Phases phases, std::vector<double>* seconds) {
     watch->mark(i + 1);
   }
   for (size_t i = 0; i < calls_.size(); ++i)
-    if (phases.contain(calls_[i].node.phase)) (*seconds)[i] += watch->seconds(i, i + 1);
+    if (phases.contain(calls_[i].node.phase))
+      times.push_back({i, begin + watch->seconds(0, i), begin + watch->seconds(0, i + 1)});
 }
 
 }  // namespace llm

@@ -38,6 +38,12 @@ class PersistentLayout {
   size_t bytes_ = 0;
 };
 
+// When a node of a graph ran, in seconds of the steady clock.
+struct NodeTime {
+  size_t node;
+  double begin, end;
+};
+
 class Program {
  public:
   // Its transient tensors lie from `base` of the arena on. Programs of one graph at different bases run side by side, as the
@@ -62,6 +68,8 @@ class Program {
   // Hands the nodes of these phases, in order, to the device; reading a result waits for them. `seconds`, if given,
   // gets each node's time added (by node index).
   void run(Phases phases, std::vector<double>* seconds = nullptr);
+  // The same, node by node; appends when each ran.
+  void run_timed(Phases phases, std::vector<NodeTime>& times);
   // Makes the first run of these phases as fast as the later ones will be. What they write is not meant to be read.
   void prepare(Phases phases);
 

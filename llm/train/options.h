@@ -49,6 +49,7 @@ struct TrainOptions {
   int64_t bucket_bytes = 0;          // of gradients that are sent together; 0: those of a block
   int64_t data_tokens = 0;           // of the training split when the run began: the sample order depends on it
   uint64_t data_checksum = 0;        // of the same tokens; 0 in a run from before there was one
+  std::string trace;                 // the file that gets a trace of the second step; empty: none
   std::string settings_json = "{}";  // all of these, for the checkpoints: nothing here reads it
 };
 

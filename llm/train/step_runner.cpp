@@ -31,7 +31,7 @@ void StepRunner::run_micro_step(const StepState& state, int64_t first_sample, Ph
                     {program_.data<void>(tensors_.targets), bytes, bytes},
                     {program_.data<void>(tensors_.loss_weights), 2 * bytes, bytes}});
   prefetched_ = -1;
-  program_.run(phases);
+  run(phases);
   // While the device works on this batch, the next one is read and copied.
   prefetch(next_sample);
 }
@@ -45,7 +45,10 @@ void StepRunner::prefetch(int64_t first_sample) {
   prefetched_ = first_sample;
 }
 
-void StepRunner::start(StepState state, int64_t first_sample) {
+void StepRunner::run(Phases phases) { times_ ? program_.run_timed(phases, *times_) : program_.run(phases); }
+
+void StepRunner::start(StepState state, int64_t first_sample, std::vector<NodeTime>* times) {
+  times_ = times;
   const VirtualRanks mine = parallel_.mine();
   const int64_t each = parallel_.micro_steps * batch_;  // samples of a virtual rank
   const int64_t last = first_sample + mine.last * each - batch_;
@@ -66,7 +69,7 @@ void StepRunner::start(StepState state, int64_t first_sample) {
     }
     if (v + 1 < mine.last) sums_.add(static_cast<size_t>(v - mine.first));
   }
-  program_.run(Phase::optimizer);
+  run(Phase::optimizer);
   learning_rates_.push_back(static_cast<double>(state.learning_rate));
   download_->submit({{program_.data<void>(tensors_.loss), 0, sizeof(float)},
                      {program_.data<void>(tensors_.gradient_norm), sizeof(float), sizeof(float)},

@@ -31,13 +31,15 @@ class StepRunner {
   // How many steps may be started beyond the one whose result take() waits for.
   int ahead() const { return device_.ahead(); }
   // Starts a step (learning rate, step and seed of `state`), which takes the run's samples from `first_sample` on.
-  void start(StepState state, int64_t first_sample);
+  // `times`, if given, gets when the nodes ran.
+  void start(StepState state, int64_t first_sample, std::vector<NodeTime>* times = nullptr);
   // The result of the oldest step whose result has not been taken; waits for it.
   Result take();
 
  private:
   void run_micro_step(const StepState& state, int64_t first_sample, Phases phases, int64_t next_sample);
   void prefetch(int64_t first_sample);
+  void run(Phases phases);
 
   Program& program_;
   VirtualRankSums& sums_;
@@ -47,8 +49,9 @@ class StepRunner {
   int64_t batch_, tokens_;
   float loss_weight_;  // of each token
   Device& device_;
-  std::deque<double> learning_rates_;  // of the steps whose results have not been taken
-  int64_t prefetched_ = -1;            // the first sample of the batch that was copied in last and not used; -1: none
+  std::vector<NodeTime>* times_ = nullptr;  // of the step that is being started
+  std::deque<double> learning_rates_;       // of the steps whose results have not been taken
+  int64_t prefetched_ = -1;  // the first sample of the batch that was copied in last and not used; -1: none
   std::unique_ptr<Upload> upload_;
   std::unique_ptr<Download> download_;
 };

@@ -11,6 +11,7 @@
 #include "llm/graph/staging.h"
 #include "llm/model/huggingface.h"
 #include "llm/train/rules.h"
+#include "llm/train/trace.h"
 
 namespace llm {
 namespace {
@@ -210,12 +211,17 @@ void Trainer::start_steps(int64_t& started, bool stop_requested) {
          (started == state_.step || !due_after(started).any())) {
     const uint64_t sent = device_ranks_ ? device_ranks_->bytes_sent() : 0;
     const double waited = device_ranks_ ? device_ranks_->seconds_waited() : 0;
+    std::vector<NodeTime> times;
+    const bool is_traced = !options_.trace.empty() && started == first_step_ + 1;
+    if (is_traced && ranks_) barrier(*ranks_);
+    const double begin = seconds_since(Clock::time_point());
     runner_->start({.learning_rate = static_cast<float>(schedule_.at(started)), .step = started, .seed = options_.seed},
-                   state_.samples + (started - state_.step) * step_samples_);
+                   state_.samples + (started - state_.step) * step_samples_, is_traced ? &times : nullptr);
     if (device_ranks_) {
       step_sent_ = static_cast<int64_t>(device_ranks_->bytes_sent() - sent);
       step_waited_ = device_ranks_->seconds_waited() - waited;
     }
+    if (is_traced) write_trace(options_.trace, trace_events(training_->graph(), times, begin, parallel_.rank), ranks_);
     ++started;
   }
 }
@@ -348,7 +354,7 @@ Trainer::Outcome Trainer::run(double peak_gflops, TrainingObserver& observer) {
   std::optional<RunLog> log;
   if (is_first()) log.emplace(options_.out, state_.step);
   const auto begin = Clock::now();
-  const int64_t first_step = state_.step;
+  first_step_ = state_.step;
   const double seconds_before = state_.seconds;
   double training_seconds = 0;
   int64_t started = state_.step, saved_at = -1;
@@ -386,7 +392,7 @@ Trainer::Outcome Trainer::run(double peak_gflops, TrainingObserver& observer) {
   if (outcome.stopped && saved_at != state_.step) save(kNotMeasured);
   outcome.val_bits_per_byte = bits_per_byte(outcome.val_loss);
   outcome.seconds = seconds_since(begin);
-  outcome.tokens_per_second = static_cast<double>((state_.step - first_step) * step_tokens_) / training_seconds;
+  outcome.tokens_per_second = static_cast<double>((state_.step - first_step_) * step_tokens_) / training_seconds;
   return outcome;
 }
 

@@ -133,6 +133,7 @@ class Trainer {
   Communicator* device_ranks_ = nullptr;
   int64_t step_sent_ = 0;   // bytes
   double step_waited_ = 0;  // seconds
+  int64_t first_step_ = 0;  // of this process
   int64_t skipped_ = 0;     // steps in a row that were not finite
 };
 

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# The contract of bits, in full: losses and weights of a run are the same on 1, 2, 3, 4 and 8 ranks, with each ZeRO stage,
+# with threads and with MPI, with buckets of any size. Prints a table of hashes; exit status 1 where one differs.
+#
+#   test/test_parallel.sh BINARY [--launch COMMAND]     COMMAND: what goes in front of the binary, e.g. an emulator of GPUs
+#
+# `make parallel-test` runs it; a part of it is in `make test` (test_ranks.cpp). Some minutes.
+set -uo pipefail
+binary=$1
+launch=${3:-}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+for line in $(seq 2000); do echo "line $((line * line % 97)) of the text"; done >"$work/text"
+
+mpirun=
+if command -v mpirun >/dev/null && mpirun --version 2>/dev/null | grep -q 'Open MPI'; then
+  mpirun="mpirun --allow-run-as-root --oversubscribe --bind-to none -np"
+fi
+threads="--threads 1"
+
+# run NAME COMMAND...: trains three steps, and prints the hash of the losses and of the checkpoint.
+hash_of() {
+  local run=$1
+  {
+    grep -o '"loss":[^,]*,\|"val_loss":[^,]*,' "$run/log.jsonl"
+    cat "$run/checkpoints/3/model.safetensors" "$run/checkpoints/3/optimizer.safetensors"
+  } | sha256sum | cut -c1-16
+}
+
+failed=0
+compare() { # what it is, reference, command...
+  local what=$1 reference=$2 hash
+  shift 2
+  rm -rf "$work/run"
+  if "$@" --out "$work/run" >"$work/said" 2>&1; then hash=$(hash_of "$work/run"); else hash="failed: $(tail -n 1 "$work/said")"; fi
+  [ "$hash" = "$reference" ] || failed=$((failed + 1))
+  printf '  %-34s %s%s\n' "$what" "$hash" "$([ "$hash" = "$reference" ] || echo "  DIFFERS")"
+}
+
+recipes=(
+  "--optimizer adamw --dropout 0.1"
+  "--optimizer muon --dtype bf16"
+  "--optimizer adamw --dtype bf16 --grad-accum 2 --dropout 0.1"
+  "--architecture gpt2 --optimizer muon"
+)
+for recipe in "${recipes[@]}"; do
+  # shellcheck disable=SC2086
+  common=(train --data "$work/text" --layers 3 --channels 128 --heads 2 --context 32 --batch 1 --virtual-ranks 8 --steps 3
+    --save-every 3 --eval-every 2 --sample-every 0 $threads $recipe)
+  # shellcheck disable=SC2086
+  $launch "$binary" "${common[@]}" --ranks 1 --out "$work/alone" >"$work/said" 2>&1 || { cat "$work/said"; exit 1; }
+  reference=$(hash_of "$work/alone")
+  rm -rf "$work/alone"
+  echo "$recipe: one rank $reference"
+  for ranks in 2 3 4 8; do
+    for zero in 0 1 2 3; do
+      # shellcheck disable=SC2086
+      compare "$ranks ranks, ZeRO $zero, threads" "$reference" $launch "$binary" "${common[@]}" --ranks $ranks --zero $zero
+    done
+    for bytes in 1 100000 100000000; do
+      # shellcheck disable=SC2086
+      compare "$ranks ranks, buckets of $bytes" "$reference" $launch "$binary" "${common[@]}" --ranks $ranks --bucket-bytes $bytes
+    done
+    [ -z "$mpirun" ] || for zero in 0 3; do
+      # shellcheck disable=SC2086
+      compare "$ranks ranks, ZeRO $zero, MPI" "$reference" $mpirun $ranks $launch "$binary" "${common[@]}" --zero $zero
+    done
+  done
+done
+[ $failed = 0 ] && echo "all hashes are equal" || echo "$failed hashes differ"
+[ $failed = 0 ]
