@@ -241,6 +241,16 @@ TEST_CASE("multiple choice: each ending's log-likelihood, and what is counted, a
               tokenize_choice({"a", {"in the barn", "b"}, 0}, tokenizer, 3, "line");
             }),
             "line: an ending has"));
+  // Characters and bytes; a context of blanks alone begins as an empty one does, and its blanks belong to the ending.
+  const auto bytes = load_tokenizer("bytes");
+  const TokenizedChoice empty = tokenize_choice({"", {"für", " b"}, 0}, *bytes, 30, "line");
+  CHECK(empty.endings[0].bytes == 4);
+  CHECK(empty.endings[0].characters == 3);
+  CHECK(empty.endings[0].tokens[0] == bytes->end_of_text());
+  CHECK(empty.endings[0].first == 1);
+  const TokenizedChoice blank = tokenize_choice({" ", {"b", "c"}, 0}, *bytes, 30, "line");
+  CHECK(blank.endings[0].tokens == empty.endings[1].tokens);
+  CHECK(blank.endings[0].first == 1);
 }
 
 TEST_CASE("multiple choice: what is no task is an error that names the line") {

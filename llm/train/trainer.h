@@ -134,6 +134,7 @@ class Trainer {
   int64_t step_sent_ = 0;   // bytes
   double step_waited_ = 0;  // seconds
   int64_t skipped_ = 0;     // steps in a row that were not finite
+  int64_t dead_ = 0;        // whose gradient was exactly 0
 };
 
 }  // namespace llm
