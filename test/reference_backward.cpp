@@ -165,6 +165,20 @@ Arrays swiglu_backward(const Attributes&, const Arrays& in, const StepState&) {
   return {dh};
 }
 
+Arrays geglu_backward(const Attributes&, const Arrays& in, const StepState&) {
+  const double a = std::sqrt(2 / std::acos(-1.0)), b = 0.044715;
+  const int64_t F = in[0].shape.last();
+  Array dh = zeros(in[1].shape);
+  for (int64_t r = 0; r < in[0].shape.rows(); ++r)
+    for (int64_t i = 0; i < F; ++i) {
+      const double da = in[0][r * F + i], x = in[1][r * 2 * F + i], up = in[1][r * 2 * F + F + i];
+      const double t = std::tanh(a * (x + b * x * x * x)), slope = (1 - t * t) * a * (1 + 3 * b * x * x);
+      dh[r * 2 * F + i] = da * up * (0.5 * (1 + t) + 0.5 * x * slope);
+      dh[r * 2 * F + F + i] = da * 0.5 * x * (1 + t);
+    }
+  return {dh};
+}
+
 // Soft-cap and z-loss are left out: models that train in double do not use them.
 Arrays cross_entropy_backward(const Attributes& a, const Arrays& in, const StepState&) {
   if (a.has("softcap") || a.has("z_loss")) fail("cross_entropy_backward has no reference with soft-cap or z-loss");
@@ -193,6 +207,7 @@ void add_backward_references(References& table) {
   table["gelu_backward"] = gelu_backward;
   table["relu2_backward"] = relu2_backward;
   table["swiglu_backward"] = swiglu_backward;
+  table["geglu_backward"] = geglu_backward;
   table["cross_entropy_backward"] = cross_entropy_backward;
 }
 

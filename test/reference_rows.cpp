@@ -82,15 +82,46 @@ Arrays qk_norm(const Attributes& a, const Arrays& in, const StepState&) {
   return {y, rstds};
 }
 
+// The frequencies of a head as transformers' modeling_rope_utils.py has them, with its names.
+std::vector<double> rope_frequencies(const Attributes& a) {
+  const double factor = a.number("factor", 1), pi = std::acos(-1.0), dim = static_cast<double>(a.integer("head_size"));
+  const double base = a.number("theta"), low = a.number("low", 1), high = a.number("high", 4);
+  const double old_context = a.number("original", 8192);
+  const auto correction_dim = [&](double rotations) {
+    return dim * std::log(old_context / (rotations * 2 * pi)) / (2 * std::log(base));
+  };
+  std::vector<double> result;
+  for (double i = 0; i < dim / 2; ++i) {
+    double frequency = 1 / std::pow(base, 2 * i / dim);
+    const double wavelen = 2 * pi / frequency;
+    if (a.integer("stretch", 0) == 1) {
+      frequency /= factor;
+    } else if (a.integer("stretch", 0) == 2) {
+      const double first = std::max(std::floor(correction_dim(high)), 0.0);
+      double last = std::min(std::ceil(correction_dim(low)), dim - 1);
+      if (last == first) last += 0.001;
+      const double extrapolated = 1 - std::clamp((i - first) / (last - first), 0.0, 1.0);
+      frequency = frequency / factor * (1 - extrapolated) + frequency * extrapolated;
+    } else if (wavelen > old_context / low) {
+      frequency /= factor;
+    } else if (wavelen >= old_context / high) {
+      const double smooth = (old_context / wavelen - low) / (high - low);
+      frequency = (1 - smooth) * frequency / factor + smooth * frequency;
+    }
+    result.push_back(frequency);
+  }
+  return result;
+}
+
 Arrays rope_angles(const Attributes& a, const Arrays&, const StepState& step) {
   const int64_t T = a.integer("tokens"), D = a.integer("head_size");
+  const std::vector<double> frequencies = rope_frequencies(a);
   Array angles = zeros({T, D});
   for (int64_t t = 0; t < T; ++t)
     for (int64_t i = 0; i < D / 2; ++i) {
-      const double turn = static_cast<double>(step.position + t) *
-                          std::pow(a.number("theta"), -2.0 * static_cast<double>(i) / static_cast<double>(D));
-      angles[t * D + i] = std::cos(turn);
-      angles[t * D + D / 2 + i] = std::sin(turn);
+      const double turn = static_cast<double>(step.position + t) * frequencies[static_cast<size_t>(i)];
+      angles[t * D + i] = a.number("magnitude", 1) * std::cos(turn);
+      angles[t * D + D / 2 + i] = a.number("magnitude", 1) * std::sin(turn);
     }
   return {angles};
 }
@@ -132,6 +163,22 @@ Arrays swiglu(const Attributes&, const Arrays& in, const StepState&) {
       a[r * F + i] = gate / (1 + std::exp(-gate)) * up;
     }
   return {a};
+}
+
+Arrays geglu(const Attributes& attributes, const Arrays& in, const StepState& step) {
+  const Shape h = in[0].shape;
+  const int64_t F = h[2] / 2;
+  Array gate = zeros({h[0], h[1], F});
+  for (int64_t i = 0; i < gate.shape.elements(); ++i) gate[i] = in[0][i / F * 2 * F + i % F];
+  Array a = gelu(attributes, {gate}, step)[0];
+  for (int64_t i = 0; i < a.shape.elements(); ++i) a[i] *= in[0][i / F * 2 * F + F + i % F];
+  return {a};
+}
+
+Arrays scale(const Attributes& a, const Arrays& in, const StepState&) {
+  Array y = in[0];
+  for (double& v : y.values) v *= a.number("factor");
+  return {y};
 }
 
 Arrays softcap(const Attributes& a, const Arrays& in, const StepState&) {
@@ -202,6 +249,8 @@ void add_row_references(References& table) {
   table["gelu"] = gelu;
   table["relu2"] = relu2;
   table["swiglu"] = swiglu;
+  table["geglu"] = geglu;
+  table["scale"] = scale;
   table["softcap"] = softcap;
   table["dropout"] = dropout;
   table["select_last"] = select_last;

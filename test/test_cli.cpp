@@ -327,6 +327,7 @@ TEST_CASE("cli: models of other programs are imported, exported, evaluated, cont
     CHECK(result["accuracy"] == share("right"));
     CHECK(result["accuracy_per_token"] == share("right_per_token"));
     CHECK(result["accuracy_per_byte"] == share("right_per_byte"));
+    CHECK(result["accuracy_per_character"] == share("right_per_byte"));  // all of these are ASCII
     CHECK(result["tasks"] == 40);
     CHECK(run_well(folder, {"generate", model, "--prompt", "the hen", "--logits"}) == logits);
   }

@@ -194,3 +194,21 @@ TEST_CASE("cli use: texts of any kind, several of them, and a mixture that goes 
   for (const char* shard : {"/train_000000.bin", "/val_000000.bin"})
     CHECK(read_file(folder / "piped" + shard) == read_file(folder / "named" + shard));
 }
+
+TEST_CASE("cli use: a run whose gradient is exactly 0 for many steps ends, and says so once") {
+  if (binary().empty()) return;
+  const Folder folder;
+  const std::string text = folder / "text.txt";
+  write_file_atomically(text, sample_text(4000));
+  // Logits far beyond so low a cap have no slope left.
+  const Arguments dead = train_arguments(
+      text, folder / "dead",
+      {"--steps", "100", "--lr", "30", "--logit-softcap", "1e-4", "--optimizer", "adamw", "--eval-every", "0"});
+  const Result result = run(folder, dead);
+  CAPTURE(result.err);
+  CHECK(result.status == 1);
+  const size_t said = result.err.find("gradient was exactly 0");
+  CHECK(said != std::string::npos);
+  CHECK(result.err.find("gradient was exactly 0", said + 1) == std::string::npos);
+  CHECK(read_log(folder / "dead").size() < 60);
+}

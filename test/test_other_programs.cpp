@@ -183,14 +183,17 @@ TEST_CASE("llm.c: bf16 checkpoints, and files that are not whole") {
   }
 }
 
-TEST_CASE("Hugging Face: logits of models that transformers has written, in F16, and in BF16 in many files") {
-  for (const std::string kind : {"llama2", "llama3"}) {
+TEST_CASE(
+    "Hugging Face: logits of models that transformers has written, of several families, in F16, and in BF16 in many "
+    "files") {
+  for (const std::string kind : {"llama2", "llama3", "qwen2-yarn", "phi3", "gemma"}) {
     const std::string folder = "test/data/transformers/" + kind;
     const json expected = read_json(folder + "/expected.json");
     ThreadTeam threads(2);
     CpuDevice device(threads);
     LoadedModel model(folder);
     CHECK((model.config().rope_factor == 8) == (kind == "llama3"));
+    CHECK((model.config().rope_kind == RopeKind::yarn) == (kind == "qwen2-yarn"));
     Generator generator(model.config(), model.layout(), {.threads = 2});
     generator.bind(model.load(generator.arena_bytes(), device));
     for (size_t i = 0; i < expected["prompts"].size(); ++i) {
@@ -238,6 +241,16 @@ TEST_CASE("multiple choice: each ending's log-likelihood, and what is counted, a
               tokenize_choice({"a", {"in the barn", "b"}, 0}, tokenizer, 3, "line");
             }),
             "line: an ending has"));
+  // Characters and bytes; a context of blanks alone begins as an empty one does, and its blanks belong to the ending.
+  const auto bytes = load_tokenizer("bytes");
+  const TokenizedChoice empty = tokenize_choice({"", {"für", " b"}, 0}, *bytes, 30, "line");
+  CHECK(empty.endings[0].bytes == 4);
+  CHECK(empty.endings[0].characters == 3);
+  CHECK(empty.endings[0].tokens[0] == bytes->end_of_text());
+  CHECK(empty.endings[0].first == 1);
+  const TokenizedChoice blank = tokenize_choice({" ", {"b", "c"}, 0}, *bytes, 30, "line");
+  CHECK(blank.endings[0].tokens == empty.endings[1].tokens);
+  CHECK(blank.endings[0].first == 1);
 }
 
 TEST_CASE("multiple choice: what is no task is an error that names the line") {

@@ -209,6 +209,11 @@ CheckpointInfo find_checkpoint(const std::string& path, Which which) {
       fs::exists(path + "/" + kWeights, error) || fs::exists(path + "/" + kWeights + ".index.json", error);
   const bool config = fs::exists(path + "/config.json", error);
   if (error) fail("cannot read ", path, ": ", error.message());
+  for (const char* pickled : {"pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth"})
+    if (!weights && fs::exists(path + "/" + pickled, error))
+      fail(path, ": ", pickled, " holds pickled Python objects, which are not read; save the weights as ", kWeights,
+           ": python3 -c 'from transformers import AutoModelForCausalLM as M; M.from_pretrained(\"", path,
+           "\").save_pretrained(\"", path, "-safetensors\")'");
   if (!weights || !config)
     fail(path, ": no model here: neither checkpoints/ nor config.json with ", kWeights,
          config || weights ? ", only " : "",

@@ -178,15 +178,17 @@ std::string choices_text(const EvalFlags& flags, const ChoiceScorer::Result& res
   if (flags.format == "json") {
     const Json j = {{"accuracy", share(result.right)},
                     {"accuracy_per_token", share(result.right_per_token)},
+                    {"accuracy_per_character", share(result.right_per_character)},
                     {"accuracy_per_byte", share(result.right_per_byte)},
                     {"tasks", result.tasks}};
     return j.dump() + "\n";
   }
   char line[200];
-  std::snprintf(line, sizeof line,
-                "accuracy %.4f by likelihood per token, %.4f per byte, %.4f in total, over %lld tasks\n",
-                share(result.right_per_token), share(result.right_per_byte), share(result.right),
-                static_cast<long long>(result.tasks));
+  std::snprintf(
+      line, sizeof line,
+      "accuracy %.4f by likelihood per token, %.4f per character, %.4f per byte, %.4f in total, over %lld tasks\n",
+      share(result.right_per_token), share(result.right_per_character), share(result.right_per_byte),
+      share(result.right), static_cast<long long>(result.tasks));
   return line;
 }
 
@@ -299,10 +301,9 @@ Command eval_command() {
       "\"perplexity\",\n"
       "\"tokens\"}, without bits_per_byte where the text's length is not known.\n"
       "With --choices the likeliest ending is the model's answer: by the likelihood per token (as llm.c counts "
-      "HellaSwag), "
-      "per\n"
-      "byte (as lm-evaluation-harness's acc_norm) and in total; as json {\"accuracy\", \"accuracy_per_token\",\n"
-      "\"accuracy_per_byte\", \"tasks\"}.\n\n"
+      "HellaSwag),\n"
+      "per character (lm-evaluation-harness's acc_norm), per byte (its acc_bytes) and in total (its acc); as json\n"
+      "{\"accuracy\", \"accuracy_per_token\", \"accuracy_per_character\", \"accuracy_per_byte\", \"tasks\"}.\n\n"
       "Examples:\n"
       "  train_gpt eval runs/shakespeare --data shakespeare.txt\n"
       "  train_gpt eval runs/shakespeare/checkpoints/500 --data other.txt --split all --format json\n"

@@ -178,6 +178,9 @@ ModelConfig trained_config(Arguments& a, const Given& given, const std::string& 
     if (a.model.context > model.context && model.positions == Positions::learned)
       fail_usage("--context ", a.model.context, " is more than the ", model.context, " positions that the model in ",
                  origin, " learned");
+    if (a.model.context > model.context && model.rope_factor != 1 && model.rope_kind == RopeKind::dynamic)
+      fail_usage("--context ", a.model.context, " is more than the ", model.context, " of the model in ", origin,
+                 ", whose dynamic rotary scaling depends on the length");
     if (a.model.context > model.context)
       std::cerr << "note:  the model in " << origin << " has a context of " << model.context << "; it is stretched to "
                 << a.model.context << ", and what it knows of farther positions is what this run teaches\n";

@@ -70,15 +70,16 @@ TokenizedChoice tokenize_choice(const Choice& choice, const Tokenizer& tokenizer
                                 const std::string& where) {
   TokenizedChoice task;
   task.label = static_cast<size_t>(choice.label);
+  const bool blank = std::all_of(choice.context.begin(), choice.context.end(), is_space);
   std::vector<int32_t> start = tokenizer.text_prefix();
-  if (start.empty() && choice.context.empty()) {
+  if (start.empty() && blank) {
     if (tokenizer.end_of_text() < 0)
       fail(where, ": \"ctx\" is empty, and the tokenizer has no end-of-text token for a text to begin with");
     start = {tokenizer.end_of_text()};
   }
   const bool joined_already = choice.context.empty() || is_space(choice.context.back());
   std::vector<int32_t> alone = start;
-  tokenizer.encode(choice.context, false, alone);
+  if (!blank) tokenizer.encode(choice.context, false, alone);
   for (const std::string& ending : choice.endings) {
     std::vector<int32_t> tokens = start;
     tokenizer.encode(choice.context + (joined_already || is_space(ending[0]) ? "" : " ") + ending, false, tokens);
@@ -95,7 +96,8 @@ TokenizedChoice tokenize_choice(const Choice& choice, const Tokenizer& tokenizer
       tokens.erase(tokens.begin(), tokens.end() - static_cast<std::ptrdiff_t>(room));
     }
     if (tokens.size() < 2) fail(where, ": context and ending are one token together, there is nothing to predict");
-    task.endings.push_back({std::move(tokens), first, ending.size()});
+    const auto characters = std::count_if(ending.begin(), ending.end(), [](char c) { return (c & 0xC0) != 0x80; });
+    task.endings.push_back({std::move(tokens), first, ending.size(), static_cast<size_t>(characters)});
   }
   return task;
 }
@@ -148,6 +150,7 @@ void ChoiceScorer::count(size_t task, Result& result) const {
   result.right_per_token +=
       is_right([&](size_t i) { return static_cast<double>(t.endings[i].tokens.size() - t.endings[i].first); });
   result.right_per_byte += is_right([&](size_t i) { return static_cast<double>(t.endings[i].bytes); });
+  result.right_per_character += is_right([&](size_t i) { return static_cast<double>(t.endings[i].characters); });
 }
 
 ChoiceScorer::Result ChoiceScorer::run(const std::function<void(const Result&, int64_t)>& progress) {

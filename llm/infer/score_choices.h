@@ -15,9 +15,9 @@ namespace llm {
 
 struct TokenizedChoice {
   struct Ending {
-    std::vector<int32_t> tokens;  // context and ending
-    size_t first = 0;             // tokens[first] is the ending's first one; 1 or more
-    size_t bytes = 0;             // of the ending's text
+    std::vector<int32_t> tokens;       // context and ending
+    size_t first = 0;                  // tokens[first] is the ending's first one; 1 or more
+    size_t bytes = 0, characters = 0;  // of the ending's text
   };
   std::vector<Ending> endings;
   size_t label = 0;
@@ -25,8 +25,8 @@ struct TokenizedChoice {
 
 // Context and ending are joined by a blank, unless the ending begins with white space, or the context is empty or ends
 // with white space. The ending's tokens are those of the joined text behind the tokens that it shares with the
-// context's own. What the tokenizer puts before a text comes first; where that is nothing and the context is empty, the
-// end-of-text token. Of a text longer than the model's `context` (in tokens) the beginning is left out. Throws Error
+// context's own; a context of white space alone belongs to the ending. What the tokenizer puts before a text comes first;
+// where that is nothing and the context is empty or white space, the end-of-text token. Of a text longer than the model's `context` (in tokens) the beginning is left out. Throws Error
 // with `where` for an ending that is longer by itself.
 TokenizedChoice tokenize_choice(const Choice& choice, const Tokenizer& tokenizer, int64_t context,
                                 const std::string& where);
@@ -43,10 +43,10 @@ class ChoiceScorer {
   void bind(const Arena& arena);
 
   // How many tasks had the right ending first: by the log-likelihood of all its tokens together, by its mean over the
-  // tokens (as llm.c counts), and by the sum divided by the ending's bytes (as lm-evaluation-harness does). Of equally
-  // likely endings the first is taken.
+  // tokens (as llm.c counts), and by the sum divided by the ending's bytes or characters (lm-evaluation-harness's acc_bytes
+  // and acc_norm). Of equally likely endings the first is taken.
   struct Result {
-    int64_t tasks = 0, right = 0, right_per_token = 0, right_per_byte = 0;
+    int64_t tasks = 0, right = 0, right_per_token = 0, right_per_byte = 0, right_per_character = 0;
   };
   // Calls `progress(so_far, total)` after each batch. Throws Error for a log-likelihood that is not finite.
   Result run(const std::function<void(const Result&, int64_t)>& progress = {});

@@ -71,6 +71,9 @@ void ModelConfig::check() const {
   if (!(rope_factor >= 1 && rope_low > 0 && rope_high > rope_low && rope_original > 0))
     fail_usage("rotary positions cannot be stretched by factor ", rope_factor, ", low ", rope_low, ", high ", rope_high,
                ", original context ", rope_original);
+  if (!(rope_magnitude > 0 && rope_magnitude < 1e3))
+    fail_usage("rotary positions cannot have magnitude ", rope_magnitude);
+  if (!(embedding_scale > 0 && embedding_scale < 1e6)) fail_usage("embeddings cannot be scaled by ", embedding_scale);
   if (!(rope_theta > 1)) fail_usage("rope theta must be over 1, not ", rope_theta);
 }
 
@@ -80,13 +83,13 @@ void set_architecture(ModelConfig& c, Architecture architecture) {
   c.positions = gpt2 ? Positions::learned : Positions::rope;
   c.activation = gpt2 ? Activation::gelu : Activation::swiglu;
   c.qk_norm = qwen3 || architecture == Architecture::modern;
-  c.bias = gpt2;
+  c.bias = gpt2, c.qkv_bias = c.attention_out_bias = c.mlp_bias = false, c.embedding_scale = 1;
   c.tied_head = gpt2 || qwen3;
   c.norm_epsilon = c.qk_norm ? 1e-6 : 1e-5;
 }
 
 int64_t usual_hidden(int64_t channels, Activation activation) {
-  if (activation != Activation::swiglu) return 4 * channels;
+  if (!is_gated(activation)) return 4 * channels;
   return (8 * channels / 3 + 31) / 32 * 32;
 }
 

@@ -12,13 +12,20 @@ namespace llm {
 
 enum class Norm { layernorm, rmsnorm };
 enum class Positions { learned, rope };
-enum class Activation { gelu, relu2, swiglu };  // gelu: tanh form; relu2: relu(x)^2 (So et al. 2021)
+// gelu: tanh form; relu2: relu(x)^2 (So et al. 2021); swiglu and geglu are gated, by SiLU and by GELU (Shazeer 2020)
+enum class Activation { gelu, relu2, swiglu, geglu };
+// How rotary frequencies are stretched for a longer context (llm/ops/rope_frequency.h). dynamic: only beyond the context, so
+// not here; it is kept for the files.
+enum class RopeKind { llama3, linear, yarn, dynamic };
 template <>
 inline constexpr std::array kNames<Norm> = {"layernorm", "rmsnorm"};
 template <>
 inline constexpr std::array kNames<Positions> = {"learned", "rope"};
 template <>
-inline constexpr std::array kNames<Activation> = {"gelu", "relu2", "swiglu"};
+inline constexpr std::array kNames<Activation> = {"gelu", "relu2", "swiglu", "geglu"};
+template <>
+inline constexpr std::array kNames<RopeKind> = {"llama3", "linear", "yarn", "dynamic"};
+inline bool is_gated(Activation a) { return a == Activation::swiglu || a == Activation::geglu; }
 
 struct ModelConfig {
   int64_t vocabulary = 257;
@@ -33,14 +40,17 @@ struct ModelConfig {
   Norm norm = Norm::rmsnorm;
   Positions positions = Positions::rope;
   Activation activation = Activation::swiglu;
-  bool qk_norm = true;       // RMSNorm of each query and key head before RoPE (Henry et al. 2020)
-  bool bias = false;         // biases in all linear layers but the head
+  bool qk_norm = true;  // RMSNorm of each query and key head before RoPE (Henry et al. 2020)
+  bool bias = false;    // biases in all linear layers but the head
+  // Without `bias`: in these alone (Qwen2 has the first, Llama may have any).
+  bool qkv_bias = false, attention_out_bias = false, mlp_bias = false;
   bool tied_head = false;    // the head's matrix is the token embedding
   double logit_softcap = 0;  // the logits are cap tanh(logit / cap) (Gemma Team 2024, "Gemma 2"); 0: as they are
   double norm_epsilon = 1e-6;
+  double embedding_scale = 1;  // what the token embedding is multiplied by at the input (Gemma: sqrt(C))
   double rope_theta = 10000;
-  // Llama 3's stretching of slow rotations (llm/ops/rope_frequency.h); factor 1: none.
-  double rope_factor = 1, rope_low = 1, rope_high = 4;
+  RopeKind rope_kind = RopeKind::llama3;
+  double rope_factor = 1, rope_low = 1, rope_high = 4, rope_magnitude = 1;  // factor 1: nothing is stretched
   int64_t rope_original = 8192;
 
   bool operator==(const ModelConfig&) const = default;

@@ -1,6 +1,7 @@
 #include "llm/model/gpt.h"
 
 #include "llm/graph/autodiff.h"
+#include "llm/ops/rope_frequency.h"
 
 namespace llm {
 namespace {
@@ -27,7 +28,11 @@ class ForwardBuilder {
       inputs.push_back(parameter("position_embedding.weight"));
     } else {
       Attributes a = {{"tokens", s[1]}, {"head_size", c_.head_size}, {"theta", c_.rope_theta}};
-      if (c_.rope_factor != 1) {
+      if (c_.rope_factor != 1 && c_.rope_kind != RopeKind::dynamic) {
+        static_assert(static_cast<int>(RopeStretch::all) == static_cast<int>(RopeKind::linear));
+        static_assert(static_cast<int>(RopeStretch::turns) == static_cast<int>(RopeKind::yarn));
+        a.set("stretch", static_cast<int64_t>(c_.rope_kind));
+        a.set("magnitude", c_.rope_magnitude);
         a.set("factor", c_.rope_factor);
         a.set("low", c_.rope_low);
         a.set("high", c_.rope_high);
@@ -35,7 +40,9 @@ class ForwardBuilder {
       }
       angles_ = g_.add("rope_angles", a, {}, "rope_angles")[0];
     }
-    TensorId x = dropped(g_.add("embedding", {}, inputs, "embedding")[0], "embedding_dropout");
+    TensorId x = g_.add("embedding", {}, inputs, "embedding")[0];
+    if (c_.embedding_scale != 1) x = g_.add("scale", {{"factor", c_.embedding_scale}}, {x}, "embedding_scaled")[0];
+    x = dropped(x, "embedding_dropout");
     for (int l = 0; l < c_.layers; ++l) {
       g_.layer = l;
       x = block(x, s[0], "layers." + std::to_string(l) + ".");
@@ -100,7 +107,7 @@ class ForwardBuilder {
 
   TensorId linear(TensorId x, const std::string& name) {
     std::vector<TensorId> inputs = {x, parameter(name + ".weight")};
-    if (c_.bias) inputs.push_back(parameter(name + ".bias"));
+    if (const TensorId bias = g_.find(name + ".bias"); bias != kNone) inputs.push_back(bias);
     return g_.add("linear", {}, inputs, name)[0];
   }
 

@@ -73,7 +73,7 @@ class Table {
     linear(name + "attention_out", {c, q}, (gpt2_names_ ? gpt2_std(q) : std(q)) * residual, 1,
            {{file + (gpt2_names_ ? "attn.c_proj" : "self_attn.o_proj"), c}}, {}, true);
     norm(name + "mlp_norm", c, file + (gpt2_names_ ? "ln_2" : "post_attention_layernorm"));
-    if (c_.activation == Activation::swiglu) {
+    if (is_gated(c_.activation)) {
       linear(name + "mlp_in", {2 * f, c}, std(c), 0, {{file + "mlp.gate_proj", f}, {file + "mlp.up_proj", f}}, {f, f});
     } else {
       linear(name + "mlp_in", {f, c}, gpt2_names_ ? gpt2_std(c) : std(c), 0,
@@ -124,7 +124,10 @@ class Table {
     if (how_.complete_p) table_.back().muon_rate = branch * muon_rate(rows, columns);
     if (residual && how_.zero_projections) table_.back().init = Parameter::Init::zeros, table_.back().init_std = 0;
     table_.back().joined = std::move(joined);
-    if (!c_.bias) return;
+    const bool biased = name.ends_with("qkv")             ? c_.qkv_bias
+                        : name.ends_with("attention_out") ? c_.attention_out_bias
+                                                          : c_.mlp_bias;
+    if (!c_.bias && !biased) return;
     // A bias follows its matrix's output: split where the rows are split, whole where the columns are.
     vector(name + ".bias", shape[0], Parameter::Init::zeros, "");
     table_.back().shard_axis = shard_axis == 0 ? 0 : -1;
@@ -192,14 +195,17 @@ const char* name_of(LearningRateGroup group) {
 }
 
 std::string model_type_of(const ModelConfig& c) {
-  if (c.logit_softcap > 0) return "train_gpt";
+  if (c.logit_softcap > 0 || c.embedding_scale != 1) return "train_gpt";
   const bool square = c.head_size * c.heads == c.channels && c.kv_heads == c.heads;
   if (c.norm == Norm::layernorm && c.positions == Positions::learned && c.activation == Activation::gelu && c.bias &&
       !c.qk_norm && square)
     return "gpt2";
-  if (c.norm == Norm::rmsnorm && c.positions == Positions::rope && c.activation == Activation::swiglu && !c.bias)
-    return c.qk_norm ? "qwen3" : "llama";
-  return "train_gpt";
+  if (c.norm != Norm::rmsnorm || c.positions != Positions::rope || c.activation != Activation::swiglu)
+    return "train_gpt";
+  const bool alike = c.qkv_bias == c.attention_out_bias;  // one key says so
+  if (c.qk_norm) return alike && !c.mlp_bias && !c.bias ? "qwen3" : "train_gpt";
+  if (alike) return "llama";
+  return c.qkv_bias && !c.mlp_bias && !c.bias ? "qwen2" : "train_gpt";
 }
 
 std::vector<Parameter> parameter_table(const ModelConfig& config, const Parametrization& parametrization) {

@@ -73,8 +73,8 @@ void add_parameters(Graph& graph, const ModelConfig& config, DType dtype);
 // The name of the parameter that is the matrix of the head.
 const char* head_weight(const ModelConfig& config);
 
-// The Hugging Face model_type that has these switches: "gpt2", "llama" or "qwen3", or else "train_gpt", the project's
-// own.
+// The Hugging Face model_type that has these switches: "gpt2", "llama", "qwen2" or "qwen3", or else "train_gpt", the
+// project's own.
 std::string model_type_of(const ModelConfig& config);
 
 // Fills `data`, one float for each element of the parameter, with its initial values; each is a pure function of (seed,

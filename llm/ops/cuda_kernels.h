@@ -37,8 +37,11 @@ namespace llm::cuda {
 [[gnu::weak]] void relu2_backward(const KernelCall& call);
 [[gnu::weak]] void swiglu(const KernelCall& call);
 [[gnu::weak]] void swiglu_backward(const KernelCall& call);
+[[gnu::weak]] void geglu(const KernelCall& call);
+[[gnu::weak]] void geglu_backward(const KernelCall& call);
 [[gnu::weak]] void softcap(const KernelCall& call);
 [[gnu::weak]] void softcap_backward(const KernelCall& call);
+[[gnu::weak]] void scale(const KernelCall& call);
 [[gnu::weak]] void cross_entropy(const KernelCall& call);
 [[gnu::weak]] void cross_entropy_backward(const KernelCall& call);
 [[gnu::weak]] void head_loss(const KernelCall& call);

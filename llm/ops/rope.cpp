@@ -1,7 +1,7 @@
 // rope: rotary positions (Su et al. 2021) on the query and key heads, in the half-split layout of Hugging Face:
 // channels i and i + D/2 of a head are rotated by the angle position * theta^(-2 i / D). The values pass unchanged.
 //   rope_angles: -> (T, D): for each position D/2 cosines, then D/2 sines. Attributes: tokens T, head_size D, theta;
-//     and factor (absent: 1, no stretching), low, high, original as in rope_frequency.h.
+//     and factor (absent: 1, no stretching), stretch, low, high, original, magnitude as in rope_frequency.h.
 //   rope: qkv (B, T, (H + 2 K) D), angles (T, D) -> the shape of qkv. Attributes: heads H, kv_heads K, head_size D.
 // The backward pass rotates back by the same angles. All layers share the angles of one node.
 #include <algorithm>
@@ -30,7 +30,7 @@ void cpu_angles(const KernelCall& call) {
   const int64_t T = call.out_shape(0)[0], D = call.out_shape(0)[1], half = D / 2;
   const Attributes& a = call.node.attributes;
   const double theta = a.number("theta");
-  const RopeScaling scaling{a.number("factor", 1), a.number("low", 1), a.number("high", 4), a.number("original", 8192)};
+  const RopeScaling scaling = rope_scaling(a);
   float* angles = call.out(0);
   // The angles are computed in double: at position 8192 a float is wrong by up to 5e-4.
   call.threads.for_blocks(T, 16, [&](int64_t begin, int64_t end) {
@@ -38,8 +38,8 @@ void cpu_angles(const KernelCall& call) {
       const double frequency = rope_frequency(theta, static_cast<double>(i), static_cast<double>(half), scaling);
       for (int64_t t = begin; t < end; ++t) {
         const double angle = static_cast<double>(call.step.position + t) * frequency;
-        angles[t * D + i] = static_cast<float>(std::cos(angle));
-        angles[t * D + half + i] = static_cast<float>(std::sin(angle));
+        angles[t * D + i] = static_cast<float>(scaling.magnitude * std::cos(angle));
+        angles[t * D + half + i] = static_cast<float>(scaling.magnitude * std::sin(angle));
       }
     }
   });
@@ -96,7 +96,19 @@ void cpu_backward(const KernelCall& call) { turn(call, -1.0f); }
 
 std::vector<Example> angles_examples() {
   return {{{{"tokens", 9}, {"head_size", 8}, {"theta", 10000}}, {}},
-          {{{"tokens", 40}, {"head_size", 6}, {"theta", 500}}, {}}};
+          {{{"tokens", 40}, {"head_size", 6}, {"theta", 500}}, {}},
+          {{{"tokens", 40}, {"head_size", 32}, {"theta", 500}, {"factor", 3}, {"original", 20}}, {}},
+          {{{"tokens", 40}, {"head_size", 32}, {"theta", 500}, {"factor", 2.5}, {"stretch", 1}}, {}},
+          {{{"tokens", 40},
+            {"head_size", 32},
+            {"theta", 500},
+            {"factor", 4},
+            {"stretch", 2},
+            {"low", 0.5},
+            {"high", 2},
+            {"original", 20},
+            {"magnitude", 1.14}},
+           {}}};
 }
 
 std::vector<Example> examples() {

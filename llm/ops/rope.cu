@@ -27,8 +27,8 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t t = pair / half, i = pair % half;
     const double frequency = rope_frequency(theta, static_cast<double>(i), static_cast<double>(half), scaling);
     const double angle = static_cast<double>(step->position + t) * frequency;
-    angles[t * 2 * half + i] = static_cast<float>(cos(angle));
-    angles[t * 2 * half + half + i] = static_cast<float>(sin(angle));
+    angles[t * 2 * half + i] = static_cast<float>(scaling.magnitude * cos(angle));
+    angles[t * 2 * half + half + i] = static_cast<float>(scaling.magnitude * sin(angle));
   }
 }
 
@@ -125,7 +125,7 @@ void turn(const KernelCall& call, float direction) {
 
 void rope_angles(const KernelCall& call) {
   const Attributes& a = call.node.attributes;
-  const RopeScaling scaling{a.number("factor", 1), a.number("low", 1), a.number("high", 4), a.number("original", 8192)};
+  const RopeScaling scaling = rope_scaling(a);
   const int64_t half = call.out_shape(0)[1] / 2, pairs = call.out_shape(0)[0] * half;
   simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>((pairs + kThreads - 1) / kThreads)), dim3(kThreads), 0,
                rope_angles_kernel, call.out(0), pairs, half, a.number("theta"), scaling, call.device_step);

@@ -19,7 +19,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-constexpr int64_t kMostSkippedSteps = 10;
+constexpr int64_t kMostSkippedSteps = 10, kMostDeadSteps = 20;
 constexpr int64_t kSampleTokens = 200;
 
 }  // namespace
@@ -258,6 +258,13 @@ std::string Trainer::excerpt(int64_t position) const {
 void Trainer::check_skipped(const StepResult& r, TrainingObserver& observer) {
   const bool finite = std::isfinite(r.loss) && std::isfinite(r.gradient_norm);
   if (finite) skipped_ = 0;
+  // Where the loss is 0 as well, all is learned.
+  dead_ = r.gradient_norm == 0 && r.loss != 0 ? dead_ + 1 : 0;
+  if (dead_ == kMostDeadSteps)
+    fail("the gradient was exactly 0 in each of the last ", kMostDeadSteps, " steps up to step ", state_.step + 1,
+         ", at a loss of ", r.loss,
+         ": nothing is learned any more; resume from an earlier checkpoint, or start again "
+         "with a lower learning rate");
   if (finite && !r.skipped) return;
   observer.on_skip({state_.step + 1, r.loss, r.gradient_norm, finite, batch_position()});
   if (!finite && ++skipped_ == kMostSkippedSteps)

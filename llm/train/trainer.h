@@ -135,6 +135,7 @@ class Trainer {
   double step_waited_ = 0;  // seconds
   int64_t first_step_ = 0;  // of this process
   int64_t skipped_ = 0;     // steps in a row that were not finite
+  int64_t dead_ = 0;        // whose gradient was exactly 0
 };
 
 }  // namespace llm
