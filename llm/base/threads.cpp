@@ -24,11 +24,14 @@ inline void pause() {
 #endif
 }
 
-template <class T, class Ready>
-void wait_until(std::atomic<T>& value, bool spin, Ready ready) {
+// `holds_core`: whether the thread that is waited for cannot run while this one spins.
+template <class T, class Ready, class HoldsCore>
+void wait_until(std::atomic<T>& value, bool spin, Ready ready, HoldsCore holds_core) {
+  constexpr int kLooks = 32;
   if (spin)
     for (int i = 0; i < kSpins; ++i) {
       if (ready(value.load(std::memory_order_acquire))) return;
+      if (i % kLooks == kLooks - 1 && holds_core()) break;
       pause();
     }
   for (T seen; !ready(seen = value.load(std::memory_order_acquire));) value.wait(seen, std::memory_order_acquire);
@@ -53,6 +56,7 @@ class ThreadTeam::Workers {
  public:
   Workers(int size, bool spins)
       : size_(size), spins_(spins), shares_(std::make_unique<Share[]>(static_cast<size_t>(size))) {
+    sched_getaffinity(0, sizeof allowed_, &allowed_);
     for (int rank = 1; rank < size_; ++rank) threads_.emplace_back([this, rank] { work(rank); });
   }
   ~Workers() {
@@ -68,8 +72,15 @@ class ThreadTeam::Workers {
     running_.store(size_ - 1, std::memory_order_relaxed);
     generation_.fetch_add(1, std::memory_order_release);
     generation_.notify_all();
+    core_of(0).store(sched_getcpu(), std::memory_order_relaxed);
     function(context, 0);
-    wait_until(running_, spins_, [](int n) { return n == 0; });
+    const auto holds_core = [this] {
+      for (int rank = 1; rank < size_; ++rank)
+        if (shares_core(rank)) return true;
+      return false;
+    };
+    wait_until(
+        running_, spins_, [](int n) { return n == 0; }, holds_core);
   }
 
   void deal_out(int64_t count, ItemFunction function, void* context) {
@@ -91,19 +102,47 @@ class ThreadTeam::Workers {
  private:
   struct alignas(64) Share {
     std::atomic<int64_t> next{0};  // the first item of the share that no thread has begun
+    std::atomic<int> core{-1};     // where the thread was when it began its last call
   };
 
   void work(int rank) {
+    int calls_until_move = 0;
     for (uint32_t seen = 0;; ++seen) {
-      wait_until(generation_, spins_, [seen](uint32_t g) { return g != seen; });
+      wait_until(
+          generation_, spins_, [seen](uint32_t g) { return g != seen; }, [this] { return shares_core(0); });
       if (stop_.load(std::memory_order_relaxed)) return;
+      if (spins_ && --calls_until_move < 0 && shares_core_with_lower(rank)) {
+        move_away(rank);
+        calls_until_move = 64;
+      }
+      core_of(rank).store(sched_getcpu(), std::memory_order_relaxed);
       function_(context_, rank);
       if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) running_.notify_one();
     }
   }
 
+  // Where something else keeps a core busy, the system may leave two threads of a team on one of the other cores, for
+  // seconds: each of them then spins while the other cannot run. Such a thread stops spinning, and a worker moves to a
+  // core that no thread of the team has.
+  std::atomic<int>& core_of(int rank) { return shares_[static_cast<size_t>(rank)].core; }
+  bool shares_core(int rank) { return core_of(rank).load(std::memory_order_relaxed) == sched_getcpu(); }
+  bool shares_core_with_lower(int rank) {
+    for (int lower = 0; lower < rank; ++lower)
+      if (shares_core(lower)) return true;
+    return false;
+  }
+  void move_away(int rank) {
+    cpu_set_t free = allowed_;
+    for (int other = 0; other < size_; ++other)
+      if (const int core = core_of(other).load(std::memory_order_relaxed); other != rank && core >= 0)
+        CPU_CLR(static_cast<size_t>(core), &free);
+    // It stays away until it finds itself beside another again: where it might go back, the system would wake it there.
+    if (CPU_COUNT(&free) > 0) sched_setaffinity(0, sizeof free, &free);
+  }
+
   int size_;
   bool spins_;
+  cpu_set_t allowed_;
   std::unique_ptr<Share[]> shares_;
   Function function_ = nullptr;
   void* context_ = nullptr;

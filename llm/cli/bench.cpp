@@ -27,14 +27,19 @@ Json read_earlier(const std::string& path) {
 void bench(BenchFlags& flags) {
   flags.device.check();
   const bool of_ops = flags.nodes || !flags.only.empty() || !flags.compare.empty() || flags.format == "markdown";
-  if ((flags.products && flags.scaling) || ((flags.products || flags.scaling) && of_ops))
-    fail_usage("--products and --scaling go without each other, --nodes, --only, --compare and --format markdown");
+  const int modes = flags.products + (flags.scaling > 0) + flags.busy;
+  if (modes > 1 || (modes > 0 && of_ops))
+    fail_usage(
+        "--products, --scaling and --busy go without each other, --nodes, --only, --compare and --format markdown");
   // Read first: a wrong file should not cost a measurement.
   const Json earlier = flags.compare.empty() ? Json() : read_earlier(flags.compare);
   OpenedMachine opened(flags.device);
   const ModelConfig config = flags.model.resolve(0, "small");
   complete_recipe(flags.recipe, flags.batch, config);
-  const auto measure = flags.products ? bench_products : flags.scaling ? bench_scaling : bench_step;
+  const auto measure = flags.products  ? bench_products
+                       : flags.scaling ? bench_scaling
+                       : flags.busy    ? bench_busy
+                                       : bench_step;
   const Json result = measure(flags, opened.device(), config);
   for (const char* key : {"model", "parameters", "batch", "context", "device", "dtype", "threads", "only"})
     if (!earlier.is_null() && earlier[key] != result[key])
@@ -49,6 +54,8 @@ void bench(BenchFlags& flags) {
     print_products(result);
   } else if (flags.scaling) {
     print_scaling(result);
+  } else if (flags.busy) {
+    print_busy(result);
   } else {
     print_step(result, earlier, flags.nodes);
   }
@@ -72,6 +79,8 @@ Command bench_command() {
        Option("--scaling", &f.scaling,
               "count what up to N threads could not share of a step, on the CPU; they need not be here")
            .between(2, 1024),
+       Option("--busy", &f.busy,
+              "time a step beside processes that keep a core busy, at several priorities, on the CPU"),
        Option("--format", &f.format, "text, json or markdown").among({"text", "json", "markdown"}).with_default(),
        Option("--save", &f.save, "write the result to this file, as JSON"),
        Option("--compare", &f.compare, "a file from an earlier --save: print how much faster it is now")});
@@ -88,7 +97,8 @@ Command bench_command() {
           "  train_gpt bench --compare before.json\n"
           "  train_gpt bench gpt2-124M --batch 1 --only attention_backward --nodes\n"
           "  train_gpt bench gpt2-124M --batch 4 --context 64 --products\n"
-          "  train_gpt bench gpt2-124M --batch 16 --steps 3 --scaling 64",
+          "  train_gpt bench gpt2-124M --batch 16 --steps 3 --scaling 64\n"
+          "  train_gpt bench tiny --busy",
           [flags](const Given&) { bench(*flags); }};
 }
 

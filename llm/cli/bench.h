@@ -1,5 +1,5 @@
 // What the files of the subcommand bench share: bench_step.cpp measures the ops of a training step, bench_products.cpp its
-// matrix products alone, bench_scaling.cpp how it divides among threads; bench_print.cpp prints each; bench.cpp is the
+// matrix products alone, bench_scaling.cpp how it divides among threads, bench_busy.cpp how it runs beside other processes; bench_print.cpp prints each; bench.cpp is the
 // command line. benched_step.cpp is the step itself.
 #pragma once
 #include <cstdio>
@@ -21,7 +21,7 @@ struct BenchFlags {
   std::string format = "text", save, compare, only;
   int64_t batch = 0, steps = 10;
   int scaling = 0;  // up to so many threads; 0: not asked for
-  bool nodes = false, products = false;
+  bool nodes = false, products = false, busy = false;
   std::string model_name() const { return model.preset.empty() ? "small" : model.preset; }
 };
 
@@ -55,11 +55,13 @@ class BenchedStep {
 Json bench_step(const BenchFlags& flags, Device& on, const ModelConfig& config);
 Json bench_products(const BenchFlags& flags, Device& on, const ModelConfig& config);
 Json bench_scaling(const BenchFlags& flags, Device& on, const ModelConfig& config);
+Json bench_busy(const BenchFlags& flags, Device& on, const ModelConfig& config);
 
 // `earlier`: the result of an earlier run to compare with, or null.
 void print_step(const Json& result, const Json& earlier, bool nodes);
 void print_step_as_markdown(const Json& result, bool nodes);
 void print_products(const Json& result);
 void print_scaling(const Json& result);
+void print_busy(const Json& result);
 
 }  // namespace llm
