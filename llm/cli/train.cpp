@@ -443,7 +443,7 @@ void load(Run& run, const TrainOptions& o, const RankPlace& place, Voice& voice)
 void train_on(Arguments a, const Given& given, const RankPlace& place) {
   TrainOptions& o = a.train;
   Voice voice(place.is_first());
-  if (o.out.empty() && !o.data.empty() && place.is_first()) o.out = default_run_directory(o.data);
+  if (o.out.empty() && a.resume.empty() && !o.data.empty() && place.is_first()) o.out = default_run_directory(o.data);
   if (place.ranks) o.out = all_gather(*place.ranks, o.out).front();
   std::unique_ptr<Run> run;
   in_turn(place, [&] { run = prepare(a, given, place, voice); });
