@@ -164,6 +164,38 @@ TEST_CASE("configs: defaults, nulls, and both spellings of the rotary parameters
   python.insert(python.find('{') + 1, R"("a \" NaN": NaN, "b": [Infinity, -Infinity, "Infinity"],)");
   CHECK(parse_config(python, "c.json") == small_config("llama"));
 
+  // Scalings, biases and families; each is written such that it is read as the same again.
+  const auto read = [&](const char* architecture, const json& changes, const char* type) {
+    const ModelConfig c = changed(architecture, changes);
+    CHECK(model_type_of(c) == type);
+    CHECK(parse_config(config_json(c, -1), "c") == c);
+    return c;
+  };
+  const auto scaled = [](json scaling) { return json{{"max_position_embeddings", 64}, {"rope_scaling", scaling}}; };
+  ModelConfig c = read("llama", scaled({{"type", "linear"}, {"factor", 2.0}}), "llama");
+  CHECK((c.rope_kind == RopeKind::linear && c.rope_factor == 2));
+  c = read("qwen3", scaled({{"rope_type", "dynamic"}, {"factor", 3}}), "qwen3");
+  CHECK((c.rope_kind == RopeKind::dynamic && c.rope_factor == 3));
+  c = read("llama", scaled({{"rope_type", "yarn"}, {"factor", 4}, {"original_max_position_embeddings", 16}}), "llama");
+  CHECK((c.rope_kind == RopeKind::yarn && c.rope_low == 1 && c.rope_high == 32 && c.rope_original == 16));
+  CHECK(c.rope_magnitude == doctest::Approx(0.1 * std::log(4.0) + 1));
+  c = read("llama", scaled({{"rope_type", "yarn"}, {"factor", nullptr}, {"original_max_position_embeddings", 16}}),
+           "llama");
+  CHECK(c.rope_factor == 4);
+  CHECK(read("llama", {{"attention_bias", true}, {"mlp_bias", true}}, "llama").bias);
+  c = read("llama", {{"attention_bias", true}}, "llama");
+  CHECK((c.qkv_bias && c.attention_out_bias && !c.mlp_bias && !c.bias));
+  CHECK(read("llama", {{"mlp_bias", true}}, "llama").mlp_bias);
+  CHECK(read("qwen3", {{"attention_bias", true}}, "qwen3").qkv_bias);
+  c = read("llama", {{"model_type", "qwen2"}}, "qwen2");
+  CHECK((c.qkv_bias && !c.attention_out_bias && !c.mlp_bias));
+  CHECK(read("llama", {{"model_type", "mistral"}, {"sliding_window", nullptr}}, "llama") == small_config("llama"));
+  CHECK(read("llama", {{"model_type", "mistral"}, {"sliding_window", 8}}, "llama").context == 8);
+  CHECK(read("llama", {{"model_type", "mistral"}, {"max_position_embeddings", "absent"}}, "llama").context == 4096);
+  CHECK(read("llama", {{"model_type", "phi3"}, {"rms_norm_eps", "absent"}}, "llama").norm_epsilon == 1e-5);
+  c = read("llama", {{"model_type", "gemma"}, {"hidden_act", "gelu"}, {"tie_word_embeddings", "absent"}}, "train_gpt");
+  CHECK((c.activation == Activation::geglu && c.tied_head && c.embedding_scale == std::sqrt(24.0)));
+
   const auto refused = [&](const char* architecture, const json& changes, const std::string& expected) {
     const std::string message = error_of([&] { changed(architecture, changes); });
     CAPTURE(message);
@@ -171,11 +203,11 @@ TEST_CASE("configs: defaults, nulls, and both spellings of the rotary parameters
     CHECK(has(message, expected));
   };
   refused("llama", {{"rope_scaling", {{"rope_type", "llama3"}, {"factor", 8}}}}, "\"low_freq_factor\" is missing");
-  refused("llama", {{"rope_scaling", {{"rope_type", "yarn"}}}}, R"("rope_type": "yarn" is not supported)");
+  refused("llama", {{"rope_scaling", {{"rope_type", "yarn"}}}}, R"("factor" is missing)");
+  refused("llama", {{"rope_scaling", {{"rope_type", "yarn"}, {"factor", 2}, {"truncate", false}}}}, "\"truncate\"");
+  refused("llama", {{"rope_scaling", {{"rope_type", "longrope"}}}}, R"("rope_type": "longrope" is not supported)");
+  refused("llama", {{"partial_rotary_factor", 0.5}}, "\"partial_rotary_factor\"");
   refused("llama", {{"rope_scaling", {{"type", "linear"}}}}, R"("factor" is missing)");
-  refused("llama", {{"rope_parameters", {{"rope_type", "dynamic"}, {"factor", 2}}}}, "dynamic");
-  refused("llama", {{"attention_bias", true}}, "\"attention_bias\": true is not supported");
-  refused("llama", {{"mlp_bias", true}}, "\"mlp_bias\"");
   refused("llama", {{"hidden_act", "gelu"}}, "\"hidden_act\": \"gelu\" is not supported; supported: silu");
   refused("gpt2", {{"activation_function", "gelu"}}, "gelu_new");
   refused("gpt2", {{"n_head", 5}}, "not a multiple");
@@ -184,7 +216,6 @@ TEST_CASE("configs: defaults, nulls, and both spellings of the rotary parameters
   first_slides["max_window_layers"] = 0;
   refused("qwen3", first_slides, "use_sliding_window");
   refused("llama", {{"hidden_size", 24.5}}, "\"hidden_size\" is not a count: 24.5");
-  refused("llama", {{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}}, R"("type": "linear" is not supported)");
   python = config_json(small_config("llama"), -1);
   python.replace(python.find("\"rms_norm_eps\": ") + 16, 5, "NaN,\"x\":1");
   CHECK(has(error_of([&] { parse_config(python, "c.json"); }), "\"rms_norm_eps\" is not a number: \"NaN\""));

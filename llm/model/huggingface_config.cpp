@@ -85,7 +85,8 @@ class Keys {
 // YaRN's stretching (Peng et al. 2023), with the defaults of transformers' modeling_rope_utils.py.
 void read_yarn(const Keys& rope, ModelConfig& c) {
   c.rope_original = rope.count("original_max_position_embeddings", c.context);
-  c.rope_factor = rope.number("factor", static_cast<double>(c.context) / static_cast<double>(c.rope_original));
+  const double ratio = static_cast<double>(c.context) / static_cast<double>(std::max<int64_t>(1, c.rope_original));
+  c.rope_factor = rope.says("factor") && !rope.has("factor") ? ratio : rope.number("factor");
   c.rope_low = rope.number("beta_slow", 1), c.rope_high = rope.number("beta_fast", 32);
   rope.require("truncate", true, "the channels between which frequencies change are whole");
   const double stretched = std::log(std::max(1.0, c.rope_factor));
