@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "llm/base/random.h"
-#include "llm/ops/head_loss_cuda.h"
 
 namespace llm {
 namespace {
@@ -213,13 +212,6 @@ std::vector<Parameter> parameter_table(const ModelConfig& config, const Parametr
 }
 
 const char* head_weight(const ModelConfig& c) { return c.tied_head ? "token_embedding.weight" : "head.weight"; }
-
-void add_parameters(Graph& graph, const ModelConfig& config, DType dtype) {
-  for (const Parameter& p : parameter_table(config)) {
-    const TensorId id = graph.add_tensor(p.name, dtype, p.shape, Role::parameter);
-    if (p.name == head_weight(config)) graph.tensor(id).spare_rows = padded_vocabulary(p.shape[0]) - p.shape[0];
-  }
-}
 
 int64_t parameter_count(const ModelConfig& config) {
   int64_t count = 0;
