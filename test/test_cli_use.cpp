@@ -193,6 +193,10 @@ TEST_CASE("cli use: texts of any kind, several of them, and a mixture that goes 
   run_well(folder, {"tokenize", a, "--tokenizer", "bytes", "--out", folder / "named"});
   for (const char* shard : {"/train_000000.bin", "/val_000000.bin"})
     CHECK(read_file(folder / "piped" + shard) == read_file(folder / "named" + shard));
+  const std::string substituted = "bash -c '" + binary() + " tokenize <(cat " + a + ") --tokenizer bytes --out " +
+                                  (folder / "substituted") + "' >" + (folder / "out") + " 2>&1";
+  CHECK(std::system(substituted.c_str()) == 0);
+  CHECK(read_file(folder / "substituted/val_000000.bin") == read_file(folder / "named/val_000000.bin"));
 }
 
 TEST_CASE("cli use: a run whose gradient is exactly 0 for many steps ends, and says so once") {

@@ -523,6 +523,8 @@ Command train_command() {
           "  train_gpt train --data tokens/ --depth 12                   the size by one dial\n"
           "  train_gpt train --depth 12 --explain                        every value, its rule and its source\n"
           "  train_gpt train --data tokens/ --layers 8 --channels 512    dimensions of your own\n"
+          "  train_gpt train gpt2 --data a.jsonl.zst b/ --tokenizer gpt2/    several texts, by GPT-2's tokenizer\n"
+          "  train_gpt train --data 0.7:web/ 0.3:books/                  a mixture of token shards\n"
           "  train_gpt train --resume --out runs/shakespeare             go on with an interrupted run",
           [arguments](const Given& given) { train(*arguments, given); }};
 }

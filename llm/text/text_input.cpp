@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <memory>
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
@@ -137,26 +139,27 @@ void read_json_lines(std::string_view lines, const std::string& name, const std:
   }
 }
 
+// Of what can be read only once: a pipe, a terminal.
+MappedFile copy_of_stream(const std::string& path, const std::string& called, const std::string& scratch) {
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> stream(std::fopen(path.c_str(), "rbe"), std::fclose);
+  if (!stream) fail("cannot open ", called, ": ", std::strerror(errno));
+  ScratchFile copy(scratch);
+  std::vector<char> piece(size_t{1} << 20);
+  while (const size_t got = std::fread(piece.data(), 1, piece.size(), stream.get())) copy.write({piece.data(), got});
+  if (std::ferror(stream.get())) fail("cannot read ", called, ": ", std::strerror(errno));
+  return copy.map();
+}
+
 // The file that holds the text: the one that was named where that is text as it is.
 MappedFile text_file(const std::string& name, const std::string& scratch, const std::string& text_key,
                      std::vector<size_t>& document_ends) {
-  MappedFile file = [&] {
-    if (name != "-") {
-      std::error_code none;
-      if (fs::is_directory(name, none)) fail("cannot read ", name, ": it is a directory; name the text files in it");
-      return MappedFile(name);
-    }
-    ScratchFile copy(scratch);
-    std::vector<char> piece(size_t{1} << 20);
-    for (;;) {
-      const ssize_t got = ::read(STDIN_FILENO, piece.data(), piece.size());
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) fail("cannot read standard input: ", std::strerror(errno));
-      if (got == 0) return copy.map();
-      copy.write({piece.data(), static_cast<size_t>(got)});
-    }
-  }();
   const std::string called = name == "-" ? "standard input" : name;
+  MappedFile file = [&] {
+    std::error_code none;
+    if (fs::is_directory(name, none)) fail("cannot read ", name, ": it is a directory; name the text files in it");
+    const bool is_stream = name == "-" || fs::is_fifo(name, none) || fs::is_character_file(name, none);
+    return is_stream ? copy_of_stream(name == "-" ? "/dev/stdin" : name, called, scratch) : MappedFile(name);
+  }();
   if (file.bytes().empty()) fail("cannot tokenize ", called, ": it is empty");
   const bool is_packed = packing_of(file.bytes()) != Packing::none;
   MappedFile plain = [&] {
