@@ -43,6 +43,35 @@ size_t keep_nucleus(Candidate* candidates, size_t size, double share, Weight wei
 
 }  // namespace
 
+void check(const SamplingOptions& options, int64_t vocabulary) {
+  if (!(options.temperature >= 0) || std::isinf(options.temperature))
+    fail_value("temperature", " must be 0 or more, not ", options.temperature);
+  if (options.top_k < 0) fail_value("top-k", " must be 0 or more, not ", options.top_k);
+  for (const auto& [name, value] : {std::pair("top-p", options.top_p), std::pair("min-p", options.min_p)})
+    if (!(value >= 0 && value <= 1)) fail_value(name, " must lie in [0, 1], not ", value);
+  if (!(options.repetition > 0) || std::isinf(options.repetition))
+    fail_value("repetition-penalty", " must be above 0, not ", options.repetition);
+  for (const auto& [name, value] :
+       {std::pair("presence-penalty", options.presence), std::pair("frequency-penalty", options.frequency)})
+    if (!std::isfinite(value)) fail_value(name, " must be a finite number, not ", value);
+  for (const auto& [token, added] : options.bias) {
+    if (token < 0 || token >= vocabulary)
+      fail_value("logit-bias", ": token ", token, " is outside the model's vocabulary of ", vocabulary);
+    if (std::isnan(added) || added == INFINITY) fail_value("logit-bias", " of token ", token, " is ", added);
+  }
+}
+
+void adjust_logits(const SamplingOptions& options, const TokenCounts& counts, float* logits) {
+  if (options.penalizes())
+    for (const auto& [token, count] : counts) {
+      double logit = static_cast<double>(logits[token]);
+      logit = logit > 0 ? logit / options.repetition : logit * options.repetition;
+      if (count > 0) logit -= options.presence + options.frequency * count;
+      logits[token] = static_cast<float>(logit);
+    }
+  for (const auto& [token, added] : options.bias) logits[token] += added;
+}
+
 int32_t token_of(const Draw& draw) {
   if (draw.status == Draw::not_finite)
     fail("the model's logits are not finite, that of token ", draw.culprit, " is ", draw.logit,
@@ -76,6 +105,10 @@ Draw draw_token(const SamplingOptions& options, const float* logits, int64_t voc
     kept = static_cast<size_t>(options.top_k);
   }
   if (options.top_p < 1) kept = keep_nucleus(scratch, kept, options.top_p, weight);
+  if (options.min_p > 0)
+    kept = static_cast<size_t>(
+        std::remove_if(scratch, scratch + kept, [&](const Candidate& c) { return weight(c.first) < options.min_p; }) -
+        scratch);
 
   double total = 0;
   for (size_t i = 0; i < kept; ++i)
@@ -89,10 +122,7 @@ Draw draw_token(const SamplingOptions& options, const float* logits, int64_t voc
 
 Sampler::Sampler(const SamplingOptions& options, int64_t vocabulary)
     : options_(options), scratch_(static_cast<size_t>(vocabulary)) {
-  if (!(options.temperature >= 0) || std::isinf(options.temperature))
-    fail_value("temperature", " must be 0 or more, not ", options.temperature);
-  if (options.top_k < 0) fail_value("top-k", " must be 0 or more, not ", options.top_k);
-  if (!(options.top_p >= 0 && options.top_p <= 1)) fail_value("top-p", " must lie in [0, 1], not ", options.top_p);
+  check(options, vocabulary);
 }
 
 int32_t Sampler::sample(const float* logits, int64_t index) {
