@@ -20,7 +20,9 @@ Arrays embedding(const Attributes&, const Arrays& in, const StepState& step) {
     for (int64_t t = 0; t < T; ++t)
       for (int64_t c = 0; c < C; ++c) {
         const auto token = static_cast<int64_t>(in[0][b * T + t]);
-        x[(b * T + t) * C + c] = in[1][token * C + c] + (positions ? in[2][(step.position + t) * C + c] : 0.0);
+        const int64_t at =
+            in.size() > 3 ? std::max<int64_t>(0, static_cast<int64_t>(in[3][b * T + t])) : step.position + t;
+        x[(b * T + t) * C + c] = in[1][token * C + c] + (positions ? in[2][at * C + c] : 0.0);
       }
   return {x};
 }
@@ -113,13 +115,14 @@ std::vector<double> rope_frequencies(const Attributes& a) {
   return result;
 }
 
-Arrays rope_angles(const Attributes& a, const Arrays&, const StepState& step) {
+Arrays rope_angles(const Attributes& a, const Arrays& in, const StepState& step) {
   const int64_t T = a.integer("tokens"), D = a.integer("head_size");
   const std::vector<double> frequencies = rope_frequencies(a);
   Array angles = zeros({T, D});
   for (int64_t t = 0; t < T; ++t)
     for (int64_t i = 0; i < D / 2; ++i) {
-      const double turn = static_cast<double>(step.position + t) * frequencies[static_cast<size_t>(i)];
+      const double turn =
+          (in.empty() ? static_cast<double>(step.position + t) : in[0][t]) * frequencies[static_cast<size_t>(i)];
       angles[t * D + i] = a.number("magnitude", 1) * std::cos(turn);
       angles[t * D + D / 2 + i] = a.number("magnitude", 1) * std::sin(turn);
     }

@@ -15,6 +15,7 @@
 #include "llm/model/parameters.h"
 #include "test/helpers.h"
 #include "test/reference.h"
+#include "test/small_model.h"
 
 using namespace llm;
 using namespace test;
@@ -27,14 +28,6 @@ std::vector<double> numbers(const std::string& name, int64_t count, DType dtype,
   return reference::random_values(name, count, dtype, -range, range);
 }
 
-ModelConfig small_config(const std::string& kind) {
-  ModelConfig c;
-  set_architecture(c, *find_value<Architecture>(kind));
-  c.vocabulary = 61, c.context = 40, c.layers = 2, c.heads = 4, c.kv_heads = kind == "gpt2" ? 4 : 2;
-  c.channels = 24, c.head_size = kind == "qwen3" ? 8 : 6, c.hidden = 40;
-  return c;
-}
-
 // A generator with large made-up weights, so that the tokens depend on the whole context.
 struct Rig {
   ModelConfig config;
@@ -43,22 +36,10 @@ struct Rig {
   std::unique_ptr<Arena> arena;
 
   Rig(const ModelConfig& c, Device& device, Precision precision = Precision::fp32) : config(c) {
-    const DType dtype = dtype_of(precision);
-    Graph parameters;
-    add_parameters(parameters, c, dtype);
-    layout.add(parameters);
+    layout = layout_of(c, dtype_of(precision));
     generator = std::make_unique<Generator>(c, layout, target_on(device, precision));
     arena = std::make_unique<Arena>(generator->arena_bytes(), device);
-    Staging staging(*arena, layout);
-    for (const Parameter& p : parameter_table(c)) {
-      float* const data = staging.room(p.name, p.shape.elements());
-      const Random random(3, stream_of(p.name));
-      const bool norm = p.init == Parameter::Init::ones, table = p.group == LearningRateGroup::embedding;
-      const double scale = norm ? 0.1 : table ? 1.0 : 1.5 / std::sqrt(static_cast<double>(p.shape.last()));
-      for (int64_t i = 0; i < p.shape.elements(); ++i)
-        data[i] = static_cast<float>((norm ? 1.0 : 0.0) + scale * random.normal(static_cast<uint64_t>(i)));
-    }
-    staging.flush();
+    fill_weights(c, layout, *arena);
     generator->bind(*arena);
   }
   std::vector<int32_t> generate(const std::vector<int32_t>& prompt, int64_t count, const SamplingOptions& sampling,

@@ -39,6 +39,7 @@ struct Example {
     Role role = Role::activation;  // parameter: its gradient is a parameter gradient (kept, accumulated)
     bool differentiable = true;    // for an fp32 input: the op's backward gives its gradient
     bool keeps_fp32 = false;  // for an fp32 input: it is fp32 in a bf16 run too (statistics, losses, optimizer state)
+    std::vector<double> values = {};  // in place of random numbers
   };
   Attributes attributes;
   std::vector<Input> inputs;

@@ -32,10 +32,10 @@ namespace llm {
 inline constexpr int64_t kBlockTokens = 16;
 
 struct Request {
-  std::vector<int32_t> prompt;  // at least one token, at most the model's context
-  int64_t max_tokens = 16;      // the context ends a text, too; 0: the prompt is only read (with `echo`, scored)
-  SamplingOptions sampling;
-  std::vector<int32_t> stop_tokens;  // end the text, and are not handed on
+  std::vector<int32_t> prompt = {};  // at least one token, at most the model's context
+  int64_t max_tokens = 16;           // the context ends a text, too; 0: the prompt is only read (with `echo`, scored)
+  SamplingOptions sampling = {};
+  std::vector<int32_t> stop_tokens = {};  // end the text, and are not handed on
   // Whether log-probabilities are computed (of the model's own logits, before temperature, penalties and bias), and for
   // how many of the likeliest tokens beside the chosen one; -1: none at all.
   int logprobs = -1;
@@ -47,7 +47,7 @@ struct TokenOutput {
   int32_t id = 0;
   int64_t position = 0;  // in the sequence; below the prompt's size: a token of the prompt (with `echo`)
   float logprob = 0;     // natural logarithm; NaN where none was computed, as for the first token of a prompt
-  std::vector<std::pair<int32_t, float>> alternatives;  // the likeliest tokens, the likeliest first
+  std::vector<std::pair<int32_t, float>> alternatives = {};  // the likeliest tokens, the likeliest first
 };
 
 enum class Finish { stop, length, error };  // a stop token; max_tokens or the context; logits that are not finite

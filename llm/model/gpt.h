@@ -64,6 +64,29 @@ struct SamplingForm {
 GenerationGraph build_generation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, int64_t capacity,
                                        DType dtype = DType::fp32, const SamplingForm& sampling = {});
 
+// The parts of a step of inference (llm/infer/engine.h). Keys and values lie in state tensors "layers.N.key_blocks" and
+// "layers.N.value_blocks", (blocks, K, block, D); which block holds which positions of the sequence in a slot stands in
+// the state tensor "block_tables" (sequences, context / block, rounded up) int32. All products are row-invariant.
+struct PagedMemory {
+  int64_t blocks, block, sequences;
+};
+// The blocks of layers for R = `rows` new tokens of any sequences. Inputs: rows (3, R) int32: the tokens, their positions
+// (below 0: a row that stands for no token), and their slots. Result: hidden (1, R, C), for the head.
+struct PagedGraph {
+  Graph graph;
+  TensorId rows, hidden;
+  std::vector<TensorId> results() const { return {hidden}; }
+};
+PagedGraph build_paged_graph(const ModelConfig& config, int64_t rows, const PagedMemory& memory,
+                             DType dtype = DType::fp32);
+// From hidden (1, R, C) of any `rows` tokens to their logits (1, R, V).
+struct HeadGraph {
+  Graph graph;
+  TensorId hidden, logits;
+  std::vector<TensorId> results() const { return {logits}; }
+};
+HeadGraph build_head_graph(const ModelConfig& config, int64_t rows, DType dtype = DType::fp32);
+
 // FLOPs that training needs for one token of a sequence of `tokens`: 6 for each weight of a matrix product (the head's
 // included, embeddings not), and forward and backward of attention's two products, without the masked half (Kaplan et
 // al. 2020). MFU is measured by this number; recomputation does not count.

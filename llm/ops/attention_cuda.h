@@ -15,6 +15,14 @@ namespace llm {
 class CudaDevice;
 struct KernelCall;
 
+// attention_paged on the CPU and on the GPU cuts the keys of a sequence into parts of so many, each with a softmax of its
+// own. Up to kPagedFewRows rows the kernel leaves the parts, (R, H, parts, D + 2) floats, in the workspace.
+inline constexpr int64_t kPagedPartKeys = 256, kPagedPartKeysCuda = 128, kPagedFewRows = 8;
+inline size_t attention_paged_workspace_cuda(int64_t rows, int64_t heads, int64_t head_size, int64_t keys) {
+  const int64_t parts = (keys + kPagedPartKeysCuda - 1) / kPagedPartKeysCuda;
+  return rows > kPagedFewRows ? 0 : static_cast<size_t>(rows * heads * parts * (head_size + 2)) * sizeof(float);
+}
+
 // attention needs no workspace: scores and sums stay in registers and shared memory.
 inline size_t attention_workspace_cuda(const AttentionShape&, DType) { return 0; }
 

@@ -5,6 +5,7 @@
 
 #include "llm/base/error.h"
 #include "llm/base/random.h"
+#include "llm/base/simd.h"
 
 namespace llm {
 namespace {
@@ -84,17 +85,42 @@ double sampling_uniform(uint64_t seed, int64_t index) {
   return Random(seed, stream_of("sample")).uniform(static_cast<uint64_t>(index));
 }
 
+Draw likeliest_token(const float* logits, int64_t vocabulary) {
+  // The largest logit of each piece, so that the place is searched for in one piece alone.
+  constexpr int64_t kPiece = 64 * simd::kLanes;
+  float best = -INFINITY;
+  int64_t in_piece = 0;
+  for (int64_t begin = 0; begin < vocabulary; begin += kPiece) {
+    const int64_t end = std::min(vocabulary, begin + kPiece);
+    simd::Vec top = simd::broadcast(-INFINITY);
+    simd::IntVec wrong{};
+    int64_t i = begin;
+    for (; i + simd::kLanes <= end; i += simd::kLanes) {
+      const simd::Vec v = simd::load(logits + i);
+      top = simd::max(top, v);
+      wrong |= v < simd::broadcast(INFINITY) ? simd::IntVec{} : simd::IntVec{} + 1;
+    }
+    float largest = simd::reduce_max(top);
+    int32_t any = 0;
+    for (int lane = 0; lane < simd::kLanes; ++lane) any |= wrong[lane];
+    for (; i < end; ++i) largest = std::max(largest, logits[i]), any |= !(logits[i] < INFINITY);
+    if (any) {
+      const auto at = std::find_if(logits + begin, logits + end, [](float x) { return !(x < INFINITY); });
+      return {0, Draw::not_finite, static_cast<int32_t>(at - logits), *at};
+    }
+    if (largest > best) best = largest, in_piece = begin;
+  }
+  if (std::isinf(best)) return {0, Draw::no_chance};
+  return {static_cast<int32_t>(std::find(logits + in_piece, logits + vocabulary, best) - logits)};
+}
+
 Draw draw_token(const SamplingOptions& options, const float* logits, int64_t vocabulary, int64_t index,
                 Candidate* scratch) {
-  size_t best = 0, kept = static_cast<size_t>(vocabulary);
-  for (size_t i = 0; i < kept; ++i) {
-    if (!(logits[i] < INFINITY)) return {0, Draw::not_finite, static_cast<int32_t>(i), logits[i]};
-    if (logits[i] > logits[best]) best = i;
-    scratch[i] = {logits[i], static_cast<int32_t>(i)};
-  }
-  const double maximum = logits[best];
-  if (std::isinf(maximum)) return {0, Draw::no_chance};
-  if (options.temperature == 0) return {static_cast<int32_t>(best)};
+  const Draw likeliest = likeliest_token(logits, vocabulary);
+  if (likeliest.status != Draw::done || options.temperature == 0) return likeliest;
+  auto kept = static_cast<size_t>(vocabulary);
+  for (size_t i = 0; i < kept; ++i) scratch[i] = {logits[i], static_cast<int32_t>(i)};
+  const double maximum = static_cast<double>(logits[likeliest.id]);
 
   // The largest weight is 1, so weights cannot overflow and their total is not 0.
   const auto weight = [&](float logit) {
@@ -117,7 +143,7 @@ Draw draw_token(const SamplingOptions& options, const float* logits, int64_t voc
   double reached = 0;
   for (size_t i = 0; i < kept; ++i)
     if ((reached += static_cast<double>(scratch[i].first)) > target) return {scratch[i].second};
-  return {static_cast<int32_t>(best)};  // never reached, since target < total
+  return likeliest;  // never reached, since target < total
 }
 
 Sampler::Sampler(const SamplingOptions& options, int64_t vocabulary)

@@ -46,6 +46,9 @@ int32_t token_of(const Draw& draw);
 // The random number in [0, 1) that decides token number `index` of a run (Philox).
 double sampling_uniform(uint64_t seed, int64_t index);
 
+// The likeliest token, among equals the one with the lowest id; or why no token can be drawn.
+Draw likeliest_token(const float* logits, int64_t vocabulary);
+
 // Draws one token from logits (V), which are adjusted already: a pure function of logits, options and `index`, the
 // number of the token in the run.
 // `scratch` is memory for V pairs.

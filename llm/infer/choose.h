@@ -1,0 +1,22 @@
+// What the engine does with a row of logits: the next token by a request's options, and log-probabilities.
+#pragma once
+#include <string>
+
+#include "llm/infer/engine.h"
+
+namespace llm {
+
+struct Choice {
+  TokenOutput output;  // id, logprob and alternatives
+  std::string error;   // why there is no token; empty where there is one
+};
+
+// Draws token number `index` of a text. The logits (V) are changed. `counts`: the tokens of the sequence, which only
+// penalties need; `scratch`: memory that is kept from call to call.
+Choice choose_token(const Request& request, const TokenCounts& counts, int64_t index, float* logits, int64_t vocabulary,
+                    std::vector<SamplingCandidate>& scratch);
+
+// The log-probability of a token that is given, and its alternatives.
+Choice score_token(const Request& request, int32_t token, const float* logits, int64_t vocabulary);
+
+}  // namespace llm

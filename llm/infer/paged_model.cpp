@@ -1,0 +1,119 @@
+#include "llm/infer/paged_model.h"
+
+#include <algorithm>
+
+#include "llm/base/error.h"
+#include "llm/base/rounding.h"
+#include "llm/ops/attention_cuda.h"
+
+namespace llm {
+namespace {
+
+// Products of 8 bits have scales of whole matrices, so what a row gets would depend on the others.
+Target without_scales(Target target) {
+  if (target.precision == Precision::fp8) target.precision = Precision::bf16;
+  return target;
+}
+
+}  // namespace
+
+PagedModel::PagedModel(const ModelConfig& config, PersistentLayout layout, const Target& target, int64_t most_rows,
+                       const PagedMemory& memory)
+    : config_(config),
+      layout_(std::move(layout)),
+      target_(without_scales(target)),
+      dtype_(dtype_of(target_.precision)),
+      most_rows_(most_rows),
+      memory_(memory),
+      table_columns_(ceil_div(config.context, memory.block)) {
+  const auto compiled = [&](int64_t rows) {
+    const PagedGraph g = build_paged_graph(config_, rows, memory_, dtype_);
+    return compile(g.graph, g.results(), target_);
+  };
+  // The largest program needs the most memory, but for a kernel that takes few rows and needs a workspace for that.
+  const Compiled largest = compiled(most_rows), few = compiled(std::min(most_rows, kPagedFewRows));
+  layout_.add(largest.graph);
+  table_ = layout_.offset("block_tables");
+  body_base_ = placed_bytes(layout_.bytes());
+  body_bytes_ = std::max(largest.plan.bytes, few.plan.bytes);
+  head_base_ = placed_bytes(body_base_ + body_bytes_);
+  const HeadGraph g = build_head_graph(config_, std::min(most_rows, kMostHeadRows), dtype_);
+  head_bytes_ = compile(g.graph, g.results(), target_).plan.bytes;
+}
+
+void PagedModel::bind(const Arena& arena) { arena_ = &arena; }
+
+int64_t PagedModel::rounded(int64_t rows) const {
+  // A GPU captures each program, and reading the weights takes most of its time; a CPU's time goes with the rows.
+  int64_t step = 1;
+  if (target_.cuda)
+    while (step < rows) step *= 2;
+  else
+    step = rows <= 16 ? 1 : rows <= 64 ? 4 : 16;
+  return std::min(most_rows_, round_up(rows, step));
+}
+
+template <class Graphs>
+static std::shared_ptr<const Compiled> compile_within(const Graphs& g, const Target& target, size_t bytes) {
+  auto compiled = std::make_shared<const Compiled>(compile(g.graph, g.results(), target));
+  if (compiled->plan.bytes > bytes)
+    fail("a program of the engine needs ", compiled->plan.bytes, " bytes, but ", bytes, " were planned");
+  return compiled;
+}
+
+PagedModel::Body& PagedModel::body(int64_t rows) {
+  auto& entry = bodies_[rows];
+  if (!entry) {
+    const PagedGraph g = build_paged_graph(config_, rows, memory_, dtype_);
+    entry.reset(new Body{g.rows, g.hidden, Program(compile_within(g, target_, body_bytes_), layout_, body_base_)});
+    entry->program.bind(*arena_);
+  }
+  return *entry;
+}
+
+PagedModel::Head& PagedModel::head(int64_t rows) {
+  auto& entry = heads_[rows];
+  if (!entry) {
+    const HeadGraph g = build_head_graph(config_, rows, dtype_);
+    entry.reset(new Head{g.hidden, g.logits, Program(compile_within(g, target_, head_bytes_), layout_, head_base_)});
+    entry->program.bind(*arena_);
+  }
+  return *entry;
+}
+
+void PagedModel::set_blocks(int64_t slot, int64_t first, std::span<const int32_t> blocks) {
+  arena_->write(table_ + static_cast<size_t>(slot * table_columns_ + first) * sizeof(int32_t), blocks.data(),
+                blocks.size_bytes());
+}
+
+void PagedModel::run(std::span<const Row> rows) {
+  const auto count = static_cast<int64_t>(rows.size()), size = rounded(count);
+  last_ = &body(size);
+  staged_.assign(static_cast<size_t>(3 * size), 0);
+  std::fill_n(staged_.begin() + size, size, -1);  // rows that stand for no token
+  for (int64_t i = 0; i < count; ++i) {
+    const Row& row = rows[static_cast<size_t>(i)];
+    int32_t* const at = staged_.data() + i;
+    at[0] = row.token, at[size] = row.position, at[2 * size] = row.slot;
+  }
+  last_->program.write(last_->rows, staged_.data());
+  last_->program.run(Phase::forward);
+}
+
+float* PagedModel::logits(std::span<const int32_t> numbers) {
+  Head& h = head(std::min(kMostHeadRows, rounded(static_cast<int64_t>(numbers.size()))));
+  const size_t row = static_cast<size_t>(config_.channels) * size_of(dtype_);
+  const auto* from = last_->program.data<std::byte>(last_->hidden);
+  auto* const to = h.program.data<std::byte>(h.hidden);
+  for (size_t first = 0, end; first < numbers.size(); first = end) {  // rows that lie side by side at once
+    for (end = first + 1; end < numbers.size() && numbers[end] == numbers[end - 1] + 1;) ++end;
+    arena_->device().copy(to + first * row, from + static_cast<size_t>(numbers[first]) * row, (end - first) * row);
+  }
+  h.program.run(Phase::forward);
+  if (arena_->on_host()) return h.program.data(h.logits);
+  logits_.resize(static_cast<size_t>(h.program.graph().shape(h.logits).elements()));
+  h.program.read(h.logits, logits_.data());
+  return logits_.data();
+}
+
+}  // namespace llm
