@@ -85,28 +85,6 @@ Arrays document_starts(const Attributes& a, const Arrays& in, const StepState&) 
   return {starts};
 }
 
-Arrays attention_cached(const Attributes& a, const Arrays& in, const StepState& step) {
-  const int64_t H = a.integer("heads"), K = a.integer("kv_heads"), D = a.integer("head_size");
-  const Array& qkv = in[0];
-  Array out = zeros({qkv.shape[0], qkv.shape[1], H * D}), keys = in[1], values = in[2];
-  const int64_t B = qkv.shape[0], T = qkv.shape[1], width = qkv.shape[2], capacity = keys.shape[1];
-  for (int64_t b = 0; b < B; ++b)
-    for (int64_t t = 0; t < T; ++t)
-      for (int64_t i = 0; i < K * D; ++i) {
-        const int64_t to = (b * capacity + step.position + t) * K * D + i;
-        keys[to] = qkv[(b * T + t) * width + H * D + i];
-        values[to] = qkv[(b * T + t) * width + (H + K) * D + i];
-      }
-  for (int64_t b = 0; b < B; ++b)
-    for (int64_t h = 0; h < H; ++h)
-      for (int64_t t = 0; t < T; ++t) {
-        const auto place = [&](int64_t s) { return ((b * capacity + s) * K + h / (H / K)) * D; };
-        attend(qkv, (b * T + t) * width + h * D, keys, place, values, place, step.position + t + 1, D, out,
-               (b * T + t) * H * D + h * D);
-      }
-  return {out, keys, values};
-}
-
 Arrays attention_paged(const Attributes& a, const Arrays& in, const StepState&) {
   const int64_t H = a.integer("heads"), K = a.integer("kv_heads"), D = a.integer("head_size");
   const Array &qkv = in[0], &positions = in[3], &slots = in[4], &tables = in[5];
@@ -259,7 +237,6 @@ void add_product_references(References& table) {
   table["linear"] = linear;
   table["document_starts"] = document_starts;
   table["attention"] = attention;
-  table["attention_cached"] = attention_cached;
   table["attention_paged"] = attention_paged;
   table["cross_entropy"] = cross_entropy;
   table["head_loss"] = head_loss;

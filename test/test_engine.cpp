@@ -82,9 +82,7 @@ std::vector<Request> requests_of(const ModelConfig& config, size_t count) {
   const std::vector<int32_t> common = random_tokens(config.context, config.vocabulary, 1);
   std::vector<Request> requests;
   for (size_t i = 0; i < count; ++i) {
-    auto number = [&, n = i * 16](uint64_t range) mutable {
-      return static_cast<int64_t>(random.bits(n++) % range);
-    };
+    auto number = [&, n = i * 16](uint64_t range) mutable { return static_cast<int64_t>(random.bits(n++) % range); };
     Request r;
     const auto length = 1 + number(static_cast<uint64_t>(config.context));
     r.prompt = random_tokens(length, config.vocabulary, 100 + i);

@@ -57,7 +57,7 @@ struct Rig {
   }
 };
 
-// The logits by a program for exactly these tokens, from position 0, in an arena of its own.
+// The logits by evaluation's program for exactly these tokens, in an arena of its own.
 class Recomputation {
  public:
   explicit Recomputation(const ModelConfig& config) : config_(config) {}
@@ -67,7 +67,7 @@ class Recomputation {
     if (!run) run = std::make_unique<Run>(config_, static_cast<int64_t>(tokens.size()), device_);
     std::copy(tokens.begin(), tokens.end(), run->program.data<int32_t>(run->tokens));
     run->program.run(Phase::forward);
-    return run->program.data<float>(run->logits);
+    return run->program.data<float>(run->logits) + (static_cast<int64_t>(tokens.size()) - 1) * config_.vocabulary;
   }
 
  private:
@@ -82,10 +82,10 @@ class Recomputation {
       fill_weights(config, layout, arena);
     }
     Compiled build(const ModelConfig& config, int64_t count) {
-      GenerationGraph g = build_generation_graph(config, 1, count, config.context);
-      tokens = g.tokens, logits = g.logits;
+      EvaluationGraph g = build_evaluation_graph(config, 1, count);
+      tokens = g.tokens, logits = g.graph.find("logits");
       layout.add(g.graph);
-      return compile(g.graph, g.results(), {});
+      return compile(g.graph, {logits}, {});
     }
   };
   const ModelConfig& config_;

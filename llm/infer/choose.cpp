@@ -34,18 +34,19 @@ std::vector<SamplingCandidate> likeliest(const float* logits, int64_t vocabulary
 // The logarithms of probabilities; the logits are finite or -inf.
 class LogProbabilities {
  public:
-  LogProbabilities(const Request& request, const float* logits, int64_t vocabulary, float largest) : top_(largest) {
+  LogProbabilities(const Request& request, const float* logits, Vocabulary vocabulary)
+      : top_(logits[likeliest_token(logits, vocabulary.all).id]) {
     double sum = 0;
     constexpr int64_t kPiece = 64 * simd::kLanes;  // sums of so many are taken in float, lane by lane
-    for (int64_t begin = 0; begin < vocabulary; begin += kPiece) {
+    for (int64_t begin = 0; begin < vocabulary.all; begin += kPiece) {
       simd::Vec of_piece{};
-      for_vectors(std::min(kPiece, vocabulary - begin), [&](int64_t i, auto lanes) {
+      for_vectors(std::min(kPiece, vocabulary.all - begin), [&](int64_t i, auto lanes) {
         of_piece += lanes.keep(simd::exp(lanes.load(logits + begin + i) - simd::broadcast(top_)));
       });
       sum += static_cast<double>(simd::reduce_add(of_piece));
     }
     log_sum_ = std::log(sum);
-    for (const auto& [logit, id] : likeliest(logits, vocabulary, request.logprobs))
+    for (const auto& [logit, id] : likeliest(logits, vocabulary.known, request.logprobs))
       alternatives_.emplace_back(id, of(logit));
   }
   float of(float logit) const {
@@ -74,34 +75,35 @@ std::string error_of(const Draw& draw) {
 
 }  // namespace
 
-Choice choose_token(const Request& request, const TokenCounts& counts, int64_t index, float* logits, int64_t vocabulary,
-                    std::vector<SamplingCandidate>& scratch) {
-  Choice choice;
+Chosen chosen_by(const Draw& draw) {
+  Chosen chosen;
+  chosen.error = error_of(draw);
+  chosen.output.id = draw.id;
+  chosen.output.logprob = std::numeric_limits<float>::quiet_NaN();
+  return chosen;
+}
+
+Chosen choose_token(const Request& request, const TokenCounts& counts, int64_t index, float* logits,
+                    Vocabulary vocabulary, std::vector<SamplingCandidate>& scratch) {
   std::vector<float> own;  // the model's logits, where they are wanted and changed
   const float* of_model = logits;
   if (request.sampling.penalizes() || !request.sampling.bias.empty()) {
-    if (request.logprobs >= 0) own.assign(logits, logits + vocabulary), of_model = own.data();
+    if (request.logprobs >= 0) own.assign(logits, logits + vocabulary.all), of_model = own.data();
     adjust_logits(request.sampling, counts, logits);
   }
-  scratch.resize(static_cast<size_t>(vocabulary));
-  const Draw draw = draw_token(request.sampling, logits, vocabulary, index, scratch.data());
-  choice.error = error_of(draw);
-  choice.output.id = draw.id;
-  choice.output.logprob = std::numeric_limits<float>::quiet_NaN();
-  if (request.logprobs < 0 || !choice.error.empty()) return choice;
-  const float largest = of_model[likeliest_token(of_model, vocabulary).id];
-  LogProbabilities(request, of_model, vocabulary, largest).describe(choice.output, of_model);
-  return choice;
+  scratch.resize(static_cast<size_t>(vocabulary.known));
+  Chosen chosen = chosen_by(draw_token(request.sampling, logits, vocabulary.known, index, scratch.data()));
+  if (request.logprobs < 0 || !chosen.error.empty()) return chosen;
+  LogProbabilities(request, of_model, vocabulary).describe(chosen.output, of_model);
+  return chosen;
 }
 
-Choice score_token(const Request& request, int32_t token, const float* logits, int64_t vocabulary) {
-  Choice choice;
-  const Draw draw = likeliest_token(logits, vocabulary);
-  choice.error = error_of(draw);
-  choice.output.id = token;
-  if (choice.error.empty())
-    LogProbabilities(request, logits, vocabulary, logits[draw.id]).describe(choice.output, logits);
-  return choice;
+Chosen score_token(const Request& request, int32_t token, const float* logits, Vocabulary vocabulary) {
+  Chosen chosen;
+  chosen.error = error_of(likeliest_token(logits, vocabulary.all));
+  chosen.output.id = token;
+  if (chosen.error.empty()) LogProbabilities(request, logits, vocabulary).describe(chosen.output, logits);
+  return chosen;
 }
 
 }  // namespace llm

@@ -40,14 +40,16 @@ struct Sequence {
 
   int64_t size() const { return static_cast<int64_t>(tokens.size()); }
   int64_t left() const { return size() - taken_in; }
+  int64_t next_index() const { return request.first_index + size() - prompt; }  // of the next token, for the sampler
   bool scores_prompt() const { return request.echo && request.logprobs >= 0; }
 };
 
 // A row of the step whose logits are wanted.
 struct Wanted {
   Sequence* sequence;
-  int32_t row;       // in the step
-  int64_t position;  // in the sequence
+  int32_t row;                                                     // in the step
+  int64_t position;                                                // in the sequence
+  bool draws() const { return position + 1 >= sequence->prompt; }  // a new token; else one of the prompt is scored
 };
 
 }  // namespace
@@ -64,8 +66,10 @@ struct Engine::Implementation {
   EngineStatistics counted;
   double model_seconds = 0;  // of the step, with the callbacks
 
-  std::vector<Row> rows;
+  std::vector<TokenRow> rows;
   std::vector<Wanted> wanted;
+  std::vector<SampleRow> options_of_rows;
+  bool wants_logits = false;
   std::vector<std::vector<SamplingCandidate>> scratch;  // by thread
   const Arena* arena = nullptr;
   double weight_bytes = 0, position_bytes = 0;  // that a token reads: in all, and for each position before it
@@ -74,13 +78,15 @@ struct Engine::Implementation {
     if (o.most_running < 1 || o.tokens_of_step < o.most_running)
       fail("the engine's steps of ", o.tokens_of_step, " tokens must have room for its ", o.most_running, " sequences");
     if (o.blocks == 0) o.blocks = ceil_div(c.context, kBlockTokens);
+    if (o.known_tokens <= 0 || o.known_tokens > c.vocabulary) o.known_tokens = c.vocabulary;
     return o;
   }
 
   Implementation(const ModelConfig& c, const PersistentLayout& layout, const Target& target, const EngineOptions& o)
       : config(c),
         options(completed(o, c)),
-        model(c, layout, target, options.tokens_of_step, {options.blocks, kBlockTokens, options.most_running}),
+        model(c, layout, target, options.tokens_of_step, {options.blocks, kBlockTokens, options.most_running},
+              options.known_tokens),
         pool(options.blocks) {
     for (int64_t slot = options.most_running; slot-- > 0;) free_slots.push_back(slot);
     for (const Parameter& p : parameter_table(config)) {
@@ -244,11 +250,11 @@ struct Engine::Implementation {
   }
 
   // What follows from the logits of a row: a token of the prompt is scored, or a new one is there.
-  void take(const Wanted& w, Choice& choice) {
+  void take(const Wanted& w, Chosen& chosen) {
     Sequence& s = *w.sequence;
     if (s.ended) return;
-    if (!choice.error.empty()) return finish(s, Finish::error, choice.error);
-    TokenOutput& output = choice.output;
+    if (!chosen.error.empty()) return finish(s, Finish::error, chosen.error);
+    TokenOutput& output = chosen.output;
     output.position = w.position + 1;
     const bool of_prompt = output.position < s.prompt;
     echo_until(s, of_prompt ? 1 : s.prompt);
@@ -266,30 +272,63 @@ struct Engine::Implementation {
     if (!s.ended && is_complete(s, config.context)) finish(s, Finish::length);
   }
 
+  // Whether a row takes more than a draw by the device.
+  static bool needs_logits(const Wanted& w) {
+    const Request& r = w.sequence->request;
+    return !w.draws() || r.logprobs >= 0 || r.sampling.penalizes() || !r.sampling.bias.empty() ||
+           w.sequence->callbacks.on_logits;
+  }
+
+  // What the device is to draw for the wanted rows from `first` on; notes whether the host needs logits, too.
+  std::span<const SampleRow> draw_options(size_t first, size_t count) {
+    options_of_rows.assign(count, {});
+    wants_logits = false;
+    for (size_t i = 0; i < count; ++i) {
+      const Wanted& w = wanted[first + i];
+      const SamplingOptions& o = w.sequence->request.sampling;
+      if (needs_logits(w))
+        wants_logits = true;
+      else
+        options_of_rows[i] = {o.temperature, o.top_p, o.min_p, o.top_k, o.seed, w.sequence->next_index()};
+    }
+    return options_of_rows;
+  }
+
   // Logits of all wanted rows, so many at once, and what follows from them.
   void choose() {
     const int64_t vocabulary = config.vocabulary;
     std::vector<int32_t> numbers;
-    std::vector<Choice> choices;
+    std::vector<Chosen> all;
     for (size_t first = 0; first < wanted.size(); first += numbers.size()) {
       numbers.clear();
       for (size_t i = first; i < wanted.size() && numbers.size() < PagedModel::kMostHeadRows; ++i)
         numbers.push_back(wanted[i].row);
       const auto begin = Clock::now();
-      float* const logits = model.logits(numbers);
+      model.run_head(numbers, draw_options(first, numbers.size()));
+      const Draw* const draws = model.draws();
+      float* const logits = !draws || wants_logits ? model.logits() : nullptr;
       model_seconds += seconds_since(begin);
-      choices.assign(numbers.size(), {});
+      for (size_t i = 0; i < numbers.size(); ++i)
+        if (const Wanted& w = wanted[first + i]; w.draws() && w.sequence->callbacks.on_logits && !w.sequence->ended)
+          call_back([&] {
+            w.sequence->callbacks.on_logits(
+                {logits + static_cast<int64_t>(i) * vocabulary, static_cast<size_t>(vocabulary)});
+          });
+      all.assign(numbers.size(), {});
       arena->device().threads().for_items(static_cast<int64_t>(numbers.size()), [&](int64_t i, int rank) {
         const Wanted& w = wanted[first + static_cast<size_t>(i)];
         const Sequence& s = *w.sequence;
-        float* const row = logits + i * vocabulary;
-        choices[static_cast<size_t>(i)] =
-            w.position < s.prompt - 1
-                ? score_token(s.request, s.tokens[static_cast<size_t>(w.position) + 1], row, vocabulary)
-                : choose_token(s.request, s.counts, s.request.first_index + s.size() - s.prompt, row, vocabulary,
-                               scratch[static_cast<size_t>(rank)]);
+        Chosen& chosen = all[static_cast<size_t>(i)];
+        const Vocabulary tokens{vocabulary, options.known_tokens};
+        float* const row = logits ? logits + i * vocabulary : nullptr;
+        if (draws && !needs_logits(w))
+          chosen = chosen_by(draws[i]);
+        else if (w.draws())
+          chosen = choose_token(s.request, s.counts, s.next_index(), row, tokens, scratch[static_cast<size_t>(rank)]);
+        else
+          chosen = score_token(s.request, s.tokens[static_cast<size_t>(w.position) + 1], row, tokens);
       });
-      for (size_t i = 0; i < numbers.size(); ++i) take(wanted[first + i], choices[i]);
+      for (size_t i = 0; i < numbers.size(); ++i) take(wanted[first + i], all[i]);
     }
     for (const auto& s : running)  // that were only to be read
       if (!s->ended && s->left() == 0) {

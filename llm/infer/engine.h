@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -53,9 +54,12 @@ struct TokenOutput {
 enum class Finish { stop, length, error };  // a stop token; max_tokens or the context; logits that are not finite
 
 struct RequestCallbacks {
-  std::function<void(const TokenOutput&)> on_token;
+  std::function<void(const TokenOutput&)> on_token = {};
   // The last call for a request, which cancel() does not cause. `error`: for people; empty but for Finish::error.
-  std::function<void(Finish, const std::string& error)> on_finish;
+  std::function<void(Finish, const std::string& error)> on_finish = {};
+  // Before a token is drawn: the logits (V) of the token that comes next, which may be changed. (On a GPU they are
+  // fetched, and the token is drawn on the host.)
+  std::function<void(std::span<float> logits)> on_logits = {};
 };
 
 struct EngineOptions {
@@ -63,6 +67,9 @@ struct EngineOptions {
   int64_t tokens_of_step = 256;  // the budget of a step, at least most_running
   int64_t blocks = 0;            // for keys and values; 0: as many as one sequence of the whole context needs
   bool prefix_cache = true;
+  // The vocabulary of the tokenizer, which may be smaller than the model's (rounded up for speed): no token beyond it is
+  // drawn, or is an alternative. 0: all tokens are.
+  int64_t known_tokens = 0;
 };
 
 struct EngineStatistics {

@@ -13,7 +13,7 @@
 namespace llm {
 
 // A token at its position of the sequence in a slot.
-struct Row {
+struct TokenRow {
   int32_t token, position, slot;
 };
 
@@ -23,7 +23,7 @@ class PagedModel {
   static constexpr int64_t kMostHeadRows = 64;
 
   PagedModel(const ModelConfig& config, PersistentLayout layout, const Target& target, int64_t most_rows,
-             const PagedMemory& memory);
+             const PagedMemory& memory, int64_t known_tokens);
 
   size_t arena_bytes() const { return head_base_ + head_bytes_; }
   void bind(const Arena& arena);
@@ -31,10 +31,14 @@ class PagedModel {
   // Entries [first, first + count) of a slot's row of the table: the blocks of its sequence.
   void set_blocks(int64_t slot, int64_t first, std::span<const int32_t> blocks);
   // Takes the rows in: their keys and values are in their blocks from then on.
-  void run(std::span<const Row> rows);
-  // Of the rows that were taken in last, those with the given numbers, at most kMostHeadRows: logits (numbers, V) in the
-  // host's memory, to be used and changed until the next call.
-  float* logits(std::span<const int32_t> numbers);
+  void run(std::span<const TokenRow> rows);
+  // Computes the logits of those of the rows that were taken in last, at most kMostHeadRows; on a GPU also draws by the
+  // options, one for each of them.
+  void run_head(std::span<const int32_t> numbers, std::span<const SampleRow> options);
+  // Of the last run_head(): the draws; null where the host is to draw. Valid until the next call.
+  const Draw* draws();
+  // The logits (numbers, V) in the host's memory, to be used and changed until the next run_head().
+  float* logits();
 
  private:
   struct Body {
@@ -42,7 +46,7 @@ class PagedModel {
     Program program;
   };
   struct Head {
-    TensorId hidden, logits;
+    TensorId hidden, logits, sampling, draws;
     Program program;
   };
   Body& body(int64_t rows);
@@ -56,15 +60,19 @@ class PagedModel {
   DType dtype_;
   int64_t most_rows_;
   PagedMemory memory_;
+  int64_t known_tokens_;
   int64_t table_columns_;
   size_t table_ = 0;  // where the block tables lie in the arena
   size_t body_base_ = 0, head_base_ = 0, body_bytes_ = 0, head_bytes_ = 0;
   std::map<int64_t, std::unique_ptr<Body>> bodies_;
   std::map<int64_t, std::unique_ptr<Head>> heads_;
   Body* last_ = nullptr;
+  Head* last_head_ = nullptr;
   const Arena* arena_ = nullptr;
   std::vector<int32_t> staged_;
-  std::vector<float> logits_;  // where the host cannot use the device's memory
+  std::vector<float> logits_;  // where the host cannot use the device's, or which are no floats there
+  std::vector<std::byte> fetched_;
+  std::vector<Draw> draws_;
 };
 
 }  // namespace llm

@@ -9,11 +9,10 @@ namespace {
 
 const Attributes kRowInvariant = {{"row_invariant", true}};
 
-// One forward pass; `capacity` > 0 makes it the inference form with key-value caches, body_paged() the one with blocks.
+// One forward pass; body_paged() is its form for inference.
 class ForwardBuilder {
  public:
-  ForwardBuilder(Graph& graph, const ModelConfig& config, DType dtype, int64_t capacity = 0)
-      : g_(graph), c_(config), dtype_(dtype), capacity_(capacity) {
+  ForwardBuilder(Graph& graph, const ModelConfig& config, DType dtype) : g_(graph), c_(config), dtype_(dtype) {
     c_.check();
     add_parameters(g_, c_, dtype_);
   }
@@ -24,9 +23,8 @@ class ForwardBuilder {
     dropout_ = dropout;
     if (end_of_text >= 0)
       starts_ = g_.add("document_starts", {{"end_of_text", end_of_text}}, {tokens}, "document_starts")[0];
-    if (!capacity_ && s[1] > c_.context)
-      fail("a sequence of ", s[1], " tokens is longer than the context of ", c_.context);
-    return final_norm(blocks(tokens));
+    if (s[1] > c_.context) fail("a sequence of ", s[1], " tokens is longer than the context of ", c_.context);
+    return norm(blocks(tokens), "final_norm");
   }
 
   // rows (3, R) -> the output of the last block (1, R, C)
@@ -41,18 +39,17 @@ class ForwardBuilder {
     return blocks(tokens);
   }
 
-  // The final norm's output (B, T, C)
-  TensorId final_norm(TensorId x) { return norm(x, "final_norm"); }
+  // The last block's output (1, R, C) -> logits (1, R, V), in fp32 where they have a soft-cap
+  TensorId head_paged(TensorId x) {
+    TensorId logits = head(norm(x, "final_norm"), kRowInvariant);
+    if (c_.logit_softcap <= 0) return logits;
+    if (dtype_ != DType::fp32) logits = g_.add("cast", {{"bf16", false}}, {logits}, "logits.fp32")[0];
+    return g_.add("softcap", {{"cap", c_.logit_softcap}}, {logits}, "logits.capped")[0];
+  }
 
   // x (B, T, C) -> logits (B, T, V), before the soft-cap
   TensorId head(TensorId x, const Attributes& attributes = {}) {
     return g_.add("linear", attributes, {x, parameter(head_weight(c_))}, "logits")[0];
-  }
-  // logits -> the same in fp32 and with the soft-cap
-  TensorId finished(TensorId logits) {
-    if (dtype_ != DType::fp32) logits = g_.add("cast", {{"bf16", false}}, {logits}, "logits.fp32")[0];
-    if (c_.logit_softcap <= 0) return logits;
-    return g_.add("softcap", {{"cap", c_.logit_softcap}}, {logits}, "logits.capped")[0];
   }
 
   // x (B, T, C), targets (B, T) -> losses (B, T)
@@ -91,13 +88,13 @@ class ForwardBuilder {
     x = dropped(x, "embedding_dropout");
     for (int l = 0; l < c_.layers; ++l) {
       g_.layer = l;
-      x = block(x, s[0], "layers." + std::to_string(l) + ".");
+      x = block(x, "layers." + std::to_string(l) + ".");
     }
     g_.layer = -1;
     return x;
   }
 
-  TensorId block(TensorId x, int64_t batch, const std::string& name) {
+  TensorId block(TensorId x, const std::string& name) {
     const Attributes heads = {{"heads", c_.heads}, {"kv_heads", c_.kv_heads}, {"head_size", c_.head_size}};
     TensorId qkv = linear(norm(x, name + "attention_norm"), name + "qkv");
     if (c_.qk_norm) {
@@ -114,11 +111,6 @@ class ForwardBuilder {
       const TensorId values = g_.add_tensor(name + "value_blocks", dtype_, shape, Role::state);
       attended =
           g_.add("attention_paged", heads, {qkv, keys, values, positions_, slots_, tables_}, name + "attention")[0];
-    } else if (capacity_) {
-      const Shape cache = {batch, capacity_, c_.kv_heads, c_.head_size};
-      const TensorId keys = g_.add_tensor(name + "keys", dtype_, cache, Role::state);
-      const TensorId values = g_.add_tensor(name + "values", dtype_, cache, Role::state);
-      attended = g_.add("attention_cached", heads, {qkv, keys, values}, name + "attention")[0];
     } else {
       std::vector<TensorId> inputs = {qkv};
       if (starts_ != kNone) inputs.push_back(starts_);
@@ -160,7 +152,6 @@ class ForwardBuilder {
   Graph& g_;
   const ModelConfig& c_;
   DType dtype_;
-  int64_t capacity_;
   TensorId angles_ = kNone, starts_ = kNone;
   const PagedMemory* paged_ = nullptr;
   TensorId positions_ = kNone, slots_ = kNone, tables_ = kNone;
@@ -207,39 +198,24 @@ EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch,
   return e;
 }
 
-GenerationGraph build_generation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, int64_t capacity,
-                                       DType dtype, const SamplingForm& sampling) {
-  GenerationGraph n;
-  ForwardBuilder builder(n.graph, config, dtype, capacity);
-  TensorId next = kNone;
-  if (sampling.sample) {
-    next = n.graph.add_tensor("next_token", DType::int32, {batch, 1}, Role::state);
-    n.draws = n.graph.add_tensor("draws", DType::int32, {kDraws, 4}, Role::state);
-  }
-  n.tokens = sampling.after_token ? next : add_input(n.graph, "tokens", DType::int32, batch, tokens);
-  const TensorId x = builder.body(n.tokens);
-  const TensorId last = tokens == 1 ? x : n.graph.add("select_last", {}, {x}, "last")[0];
-  const TensorId exact = builder.head(last);
-  n.logits = builder.finished(exact);
-  if (sampling.sample)  // of the logits before the cast, which changes none
-    n.graph.add("sample", {{"greedy", sampling.greedy}, {"limit", sampling.limit}},
-                {config.logit_softcap > 0 ? n.logits : exact, next, n.draws}, "sample");
-  return n;
-}
-
-PagedGraph build_paged_graph(const ModelConfig& config, int64_t rows, const PagedMemory& memory, DType dtype) {
+PagedGraph build_paged_graph(const ModelConfig& config, int64_t rows, const PagedMemory& memory, DType dtype,
+                             bool with_head) {
   PagedGraph p;
   ForwardBuilder builder(p.graph, config, dtype);
   p.rows = add_input(p.graph, "rows", DType::int32, 3, rows);
   p.hidden = builder.body_paged(p.rows, memory);
+  if (with_head) p.logits = builder.head_paged(p.hidden);
   return p;
 }
 
-HeadGraph build_head_graph(const ModelConfig& config, int64_t rows, DType dtype) {
+HeadGraph build_head_graph(const ModelConfig& config, int64_t rows, DType dtype, bool sample, int64_t limit) {
   HeadGraph h;
   ForwardBuilder builder(h.graph, config, dtype);
   h.hidden = h.graph.add_tensor("hidden", dtype, {1, rows, config.channels}, Role::input);
-  h.logits = builder.finished(builder.head(builder.final_norm(h.hidden), kRowInvariant));
+  h.logits = builder.head_paged(h.hidden);
+  if (!sample) return h;
+  h.sampling = h.graph.add_tensor("sampling", DType::int32, {rows, 12}, Role::input);
+  h.draws = h.graph.add("sample", {{"limit", limit}}, {h.logits, h.sampling}, "draws")[0];
   return h;
 }
 

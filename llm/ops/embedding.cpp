@@ -55,7 +55,7 @@ void cpu(const KernelCall& call) {
   call.threads.for_blocks(call.out_shape(0).rows(), row_grain(C), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const float* source = table + tokens[row] * C;
-      const int64_t at = positions ? std::max(0, positions[row]) : call.step.position + row % T;
+      const int64_t at = positions ? std::max(0, positions[row]) : row % T;
       const float* position = position_table ? position_table + at * C : nullptr;
       for_vectors(C, [&](int64_t c, auto lanes) {
         const simd::Vec v = lanes.load(source + c);

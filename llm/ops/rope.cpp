@@ -41,7 +41,7 @@ void cpu_angles(const KernelCall& call) {
     for (int64_t i = 0; i < half; ++i) {
       const double frequency = rope_frequency(theta, static_cast<double>(i), static_cast<double>(half), scaling);
       for (int64_t t = begin; t < end; ++t) {
-        const double angle = static_cast<double>(positions ? positions[t] : call.step.position + t) * frequency;
+        const double angle = static_cast<double>(positions ? positions[t] : t) * frequency;
         angles[t * D + i] = static_cast<float>(scaling.magnitude * std::cos(angle));
         angles[t * D + half + i] = static_cast<float>(scaling.magnitude * std::sin(angle));
       }

@@ -131,10 +131,12 @@ Draw draw_token(const SamplingOptions& options, const float* logits, int64_t voc
     kept = static_cast<size_t>(options.top_k);
   }
   if (options.top_p < 1) kept = keep_nucleus(scratch, kept, options.top_p, weight);
-  if (options.min_p > 0)
-    kept = static_cast<size_t>(
-        std::remove_if(scratch, scratch + kept, [&](const Candidate& c) { return weight(c.first) < options.min_p; }) -
-        scratch);
+  if (options.min_p > 0) {
+    Candidate* const end =
+        std::remove_if(scratch, scratch + kept, [&](const Candidate& c) { return weight(c.first) < options.min_p; });
+    kept = static_cast<size_t>(end - scratch);
+    std::sort(scratch, end, likelier);
+  }
 
   double total = 0;
   for (size_t i = 0; i < kept; ++i)

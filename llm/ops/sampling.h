@@ -43,6 +43,16 @@ static_assert(sizeof(Draw) == 16);
 // The token of a draw; throws Error with the reason where there is none.
 int32_t token_of(const Draw& draw);
 
+// What the op `sample` is told for a row of logits, as it lies in a tensor of twelve words.
+struct SampleRow {
+  double temperature = -1;  // below 0: nothing is drawn
+  double top_p = 1, min_p = 0;
+  int64_t top_k = 0;
+  uint64_t seed = 1;
+  int64_t index = 0;
+};
+static_assert(sizeof(SampleRow) == 12 * sizeof(int32_t));
+
 // The random number in [0, 1) that decides token number `index` of a run (Philox).
 double sampling_uniform(uint64_t seed, int64_t index);
 
