@@ -300,7 +300,7 @@ struct Call {
   void attend_rows() const {
     if (pages.head_size <= 8 * kChannels) return attend<kRows, 8>();
     if (pages.head_size <= 16 * kChannels) return attend<kRows, 16>();
-    attend<kRows, 32>();
+    attend<std::min(kRows, 4), 32>();  // for 8 heads as large as these the registers do not suffice
   }
   void run() const {
     append();

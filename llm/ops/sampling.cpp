@@ -1,11 +1,14 @@
 #include "llm/ops/sampling.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "llm/base/error.h"
 #include "llm/base/random.h"
+#include "llm/base/rounding.h"
 #include "llm/base/simd.h"
+#include "llm/ops/rows.h"
 
 namespace llm {
 namespace {
@@ -26,9 +29,8 @@ void sort_front(Candidate* begin, Candidate* end, size_t count) {
 // the front, sorted. That number is usually small, so the candidates are sorted in ever larger pieces instead of all at
 // once.
 template <class Weight>
-size_t keep_nucleus(Candidate* candidates, size_t size, double share, Weight weight) {
-  double total = 0, reached = 0;
-  for (size_t i = 0; i < size; ++i) total += weight(candidates[i].first);
+size_t keep_nucleus(Candidate* candidates, size_t size, double share, double total, Weight weight) {
+  double reached = 0;
   size_t sorted = 0;
   for (size_t i = 0; i < size; ++i) {
     if (i == sorted) {
@@ -41,6 +43,64 @@ size_t keep_nucleus(Candidate* candidates, size_t size, double share, Weight wei
   }
   return size;
 }
+
+// The weights of all tokens by whole vectors, in float; for temperatures at which float is enough.
+class AllWeights {
+ public:
+  static bool can(double temperature) { return temperature >= 1e-3 && temperature <= 1e3; }
+
+  AllWeights(const float* logits, int64_t vocabulary, float largest, double temperature)
+      : logits_(logits),
+        size_(vocabulary),
+        piece_(round_up(ceil_div(vocabulary, kPieces), simd::kLanes)),
+        largest_(simd::broadcast(largest)),
+        factor_(simd::broadcast(static_cast<float>(1 / temperature))) {
+    for (int64_t begin = 0; begin < size_; begin += piece_)
+      total_ += sums_[static_cast<size_t>(begin / piece_)] = sum(begin, std::min(size_, begin + piece_));
+  }
+
+  double total() const { return total_; }
+
+  // The token at which the running sum of the weights, in the order of the ids, passes `target`; the last one with a
+  // weight where rounding keeps the sum below it.
+  int64_t crossing(double target) const {
+    int64_t begin = 0, last = 0;
+    for (; begin + piece_ < size_ && sums_[static_cast<size_t>(begin / piece_)] <= target; begin += piece_)
+      target -= sums_[static_cast<size_t>(begin / piece_)];
+    for (int64_t i = begin; i < size_; i += simd::kLanes) {
+      const int64_t count = std::min<int64_t>(simd::kLanes, size_ - i);
+      const simd::Vec of_tokens = weights(simd::load_part(logits_ + i, count));
+      for (int64_t lane = 0; lane < count; ++lane) {
+        const auto weight = static_cast<double>(of_tokens[lane]);
+        if (weight > 0) last = i + lane;
+        if ((target -= weight) < 0) return last;
+      }
+    }
+    return last;
+  }
+
+ private:
+  static constexpr int64_t kPieces = 256, kVectors = 64;  // sums of so many vectors are taken in float, lane by lane
+
+  simd::Vec weights(simd::Vec logits) const { return simd::exp((logits - largest_) * factor_); }
+
+  double sum(int64_t begin, int64_t end) const {
+    double all = 0;
+    for (; begin < end; begin += kVectors * simd::kLanes) {
+      simd::Vec part{};
+      for_vectors(std::min(kVectors * simd::kLanes, end - begin),
+                  [&](int64_t i, auto lanes) { part += lanes.keep(weights(lanes.load(logits_ + begin + i))); });
+      all += static_cast<double>(simd::reduce_add(part));
+    }
+    return all;
+  }
+
+  const float* logits_;
+  int64_t size_, piece_;
+  simd::Vec largest_, factor_;
+  std::array<double, kPieces> sums_;
+  double total_ = 0;
+};
 
 }  // namespace
 
@@ -118,19 +178,32 @@ Draw draw_token(const SamplingOptions& options, const float* logits, int64_t voc
                 Candidate* scratch) {
   const Draw likeliest = likeliest_token(logits, vocabulary);
   if (likeliest.status != Draw::done || options.temperature == 0) return likeliest;
+  const float largest = logits[likeliest.id];
+  const double maximum = static_cast<double>(largest), uniform = sampling_uniform(options.seed, index);
+  const bool some = options.top_k > 0 && options.top_k < vocabulary;
+  if (!some && options.top_p == 1 && options.min_p == 0 && AllWeights::can(options.temperature)) {
+    const AllWeights all(logits, vocabulary, largest, options.temperature);
+    return {static_cast<int32_t>(all.crossing(all.total() * uniform))};
+  }
   auto kept = static_cast<size_t>(vocabulary);
   for (size_t i = 0; i < kept; ++i) scratch[i] = {logits[i], static_cast<int32_t>(i)};
-  const double maximum = static_cast<double>(logits[likeliest.id]);
 
   // The largest weight is 1, so weights cannot overflow and their total is not 0.
   const auto weight = [&](float logit) {
     return std::exp((static_cast<double>(logit) - maximum) / options.temperature);
   };
-  if (options.top_k > 0 && static_cast<size_t>(options.top_k) < kept) {
+  if (some) {
     sort_front(scratch, scratch + kept, static_cast<size_t>(options.top_k));
     kept = static_cast<size_t>(options.top_k);
   }
-  if (options.top_p < 1) kept = keep_nucleus(scratch, kept, options.top_p, weight);
+  if (options.top_p < 1) {
+    double total = 0;
+    if (!some && AllWeights::can(options.temperature))
+      total = AllWeights(logits, vocabulary, largest, options.temperature).total();
+    else
+      for (size_t i = 0; i < kept; ++i) total += weight(scratch[i].first);
+    kept = keep_nucleus(scratch, kept, options.top_p, total, weight);
+  }
   if (options.min_p > 0) {
     Candidate* const end =
         std::remove_if(scratch, scratch + kept, [&](const Candidate& c) { return weight(c.first) < options.min_p; });
@@ -141,7 +214,7 @@ Draw draw_token(const SamplingOptions& options, const float* logits, int64_t voc
   double total = 0;
   for (size_t i = 0; i < kept; ++i)
     total += static_cast<double>(scratch[i].first = static_cast<float>(weight(scratch[i].first)));
-  const double target = total * sampling_uniform(options.seed, index);
+  const double target = total * uniform;
   double reached = 0;
   for (size_t i = 0; i < kept; ++i)
     if ((reached += static_cast<double>(scratch[i].first)) > target) return {scratch[i].second};
