@@ -216,7 +216,7 @@ Arrays sample(const Attributes& a, const Arrays& in, const StepState&) {
     const auto logit = [&](int64_t id) { return in[0][row * all + id]; };
     std::vector<int64_t> order(static_cast<size_t>(V));
     std::iota(order.begin(), order.end(), 0);
-    const auto likelier = [&](int64_t a, int64_t b) { return logit(a) > logit(b); };
+    const auto likelier = [&](int64_t x, int64_t y) { return logit(x) > logit(y); };
     const bool cut = (o.top_k > 0 && o.top_k < V) || o.top_p < 1 || o.min_p > 0;
     const int64_t best = *std::min_element(order.begin(), order.end(), likelier);
     if (cut) std::stable_sort(order.begin(), order.end(), likelier);

@@ -296,6 +296,7 @@ TEST_CASE("cuda engine: a request gets the same alone, among others, in pieces, 
   for (const auto& tokens : alone) CHECK(tokens.size() == 6);
   CHECK(answers({.blocks = 15}, true) == alone);
   CHECK(answers({.most_running = 4, .tokens_of_step = 11, .blocks = 4}, true) == alone);
+  CHECK(answers({.most_running = 1, .tokens_of_step = 11, .drafts = 3}, true) == alone);
 }
 
 TEST_CASE(

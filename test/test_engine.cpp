@@ -8,7 +8,7 @@
 
 #include "llm/base/error.h"
 #include "llm/device/cpu.h"
-#include "llm/infer/block_pool.h"
+#include "llm/infer/batch.h"
 #include "llm/infer/engine.h"
 #include "test/helpers.h"
 #include "test/small_model.h"
@@ -128,8 +128,10 @@ TEST_CASE("engine: a request gets the same bytes alone, among others, in pieces,
         {{.blocks = 64 * of_one, .prefix_cache = false}, 3, false, 3},
         {{.most_running = 5, .tokens_of_step = 7, .blocks = 4 * of_one}, 1, false, 2},
         {{.most_running = 16, .tokens_of_step = 33, .blocks = of_one + 2}, 2, true},
-        {{.most_running = 16, .tokens_of_step = 40, .blocks = of_one, .prefix_cache = false}}};
-    int64_t preemptions = 0;
+        {{.most_running = 16, .tokens_of_step = 40, .blocks = of_one, .prefix_cache = false}},
+        {{.most_running = 2, .tokens_of_step = 30, .blocks = 2 * of_one, .drafts = 3}},
+        {{.most_running = 1, .tokens_of_step = 9, .blocks = of_one, .prefix_cache = false, .drafts = 7}, 2}};
+    int64_t preemptions = 0, accepted = 0;
     for (size_t way = 0; way < ways.size(); ++way) {
       CAPTURE(way);
       const Way& w = ways[way];
@@ -148,11 +150,13 @@ TEST_CASE("engine: a request gets the same bytes alone, among others, in pieces,
         CHECK(different == 0);
       }
       const EngineStatistics s = rig.engine.statistics();
-      preemptions += s.preemptions;
+      preemptions += s.preemptions, accepted += s.accepted_tokens;
+      CHECK((s.drafted_tokens > s.accepted_tokens) == (w.options.drafts > 0));
       CHECK((s.cached_tokens > 0) == w.options.prefix_cache);
       if (!w.options.prefix_cache) CHECK(s.blocks_cached == 0);
     }
     CHECK(preemptions > 0);
+    CHECK(accepted > 0);
   }
 }
 
@@ -343,6 +347,33 @@ TEST_CASE("engine: as many blocks as a number of bytes has room for") {
     }
     CHECK(bytes(1001) - bytes(1) <= 1000 * Engine::block_bytes(config, target) + 256 * 4);
   }
+}
+
+TEST_CASE("engine: tokens that the tokenizer does not know are neither drawn nor alternatives") {
+  const ModelConfig config = small_config("qwen3");
+  Rig rig(config, {.known_tokens = 20}), whole(config);
+  const Request request{.prompt = {1, 55, 3}, .max_tokens = 30, .logprobs = 61};
+  const Answer answer = rig.answer(request);
+  REQUIRE(answer.tokens.size() == 30);
+  for (const TokenOutput& t : answer.tokens) {
+    CHECK(t.id < 20);
+    CHECK(t.alternatives.size() == 20);
+    for (const auto& [id, logprob] : t.alternatives) CHECK(id < 20);
+  }
+  // Their share of the probability is not given to the others.
+  for (const auto& [id, logprob] : whole.answer(request).tokens[0].alternatives)
+    if (id == answer.tokens[0].id) CHECK(logprob == answer.tokens[0].logprob);
+}
+
+TEST_CASE("drafts: what followed the last tokens where they came before") {
+  CHECK(draft_by_lookup({1, 2, 3, 4, 5, 1, 2}, 3) == std::vector<int32_t>{3, 4, 5});
+  CHECK(draft_by_lookup({1, 2, 3, 1, 2, 9, 1, 2}, 5) == std::vector<int32_t>{9, 1, 2});     // the last time
+  CHECK(draft_by_lookup({7, 1, 2, 3, 8, 1, 2, 9, 7, 1, 2}, 1) == std::vector<int32_t>{3});  // the longest match
+  CHECK(draft_by_lookup({4, 4, 4, 4}, 3) == std::vector<int32_t>{4});
+  CHECK(draft_by_lookup({1, 2, 3, 4}, 3).empty());
+  CHECK(draft_by_lookup({1, 2, 1, 2}, 0).empty());
+  CHECK(draft_by_lookup({5}, 3).empty());
+  CHECK(draft_by_lookup({}, 3).empty());
 }
 
 TEST_CASE("block pool: blocks are shared by their chains, and the oldest contents go first") {

@@ -3,14 +3,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <deque>
 #include <limits>
 
 #include "llm/base/error.h"
 #include "llm/base/rounding.h"
-#include "llm/infer/block_pool.h"
+#include "llm/infer/batch.h"
 #include "llm/infer/choose.h"
-#include "llm/infer/paged_model.h"
 #include "llm/model/parameters.h"
 
 namespace llm {
@@ -19,55 +17,18 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
-constexpr int64_t kNoSlot = -1;
-
-struct Sequence {
-  Engine::Id id;
-  Request request;
-  RequestCallbacks callbacks;
-  std::vector<int32_t> tokens;  // the prompt, then what was generated
-  int64_t prompt = 0;           // tokens of the prompt
-  TokenCounts counts;           // where there are penalties
-  int64_t echoed = 0;           // tokens of the prompt that were handed on
-  bool begun = false, ended = false;
-
-  // While it is running:
-  int64_t slot = kNoSlot;
-  std::vector<BlockPool::Block> blocks;
-  int64_t taken_in = 0;  // tokens whose keys and values are in the blocks
-  BlockPool::Link link = BlockPool::kStart;
-  int64_t published = 0;  // blocks
-
-  int64_t size() const { return static_cast<int64_t>(tokens.size()); }
-  int64_t left() const { return size() - taken_in; }
-  int64_t next_index() const { return request.first_index + size() - prompt; }  // of the next token, for the sampler
-  bool scores_prompt() const { return request.echo && request.logprobs >= 0; }
-};
-
-// A row of the step whose logits are wanted.
-struct Wanted {
-  Sequence* sequence;
-  int32_t row;                                                     // in the step
-  int64_t position;                                                // in the sequence
-  bool draws() const { return position + 1 >= sequence->prompt; }  // a new token; else one of the prompt is scored
-};
-
 }  // namespace
 
 struct Engine::Implementation {
   const ModelConfig config;
   const EngineOptions options;
   PagedModel model;
-  BlockPool pool;
-  std::deque<std::unique_ptr<Sequence>> waiting, running;  // each in the order of arrival
-  std::vector<int64_t> free_slots;
+  Batch batch;
   Id last_id = 0;
   bool stepping = false;
   EngineStatistics counted;
   double model_seconds = 0;  // of the step, with the callbacks
 
-  std::vector<TokenRow> rows;
-  std::vector<Wanted> wanted;
   std::vector<SampleRow> options_of_rows;
   bool wants_logits = false;
   std::vector<std::vector<SamplingCandidate>> scratch;  // by thread
@@ -87,8 +48,7 @@ struct Engine::Implementation {
         options(completed(o, c)),
         model(c, layout, target, options.tokens_of_step, {options.blocks, kBlockTokens, options.most_running},
               options.known_tokens),
-        pool(options.blocks) {
-    for (int64_t slot = options.most_running; slot-- > 0;) free_slots.push_back(slot);
+        batch(options, c.context) {
     for (const Parameter& p : parameter_table(config)) {
       const bool looked_up =
           p.group == LearningRateGroup::embedding && !(config.tied_head && p.name == "token_embedding.weight");
@@ -96,133 +56,6 @@ struct Engine::Implementation {
                                           static_cast<int64_t>(size_of(dtype_of(target.precision))));
     }
     position_bytes = static_cast<double>(block_bytes(config, target)) / kBlockTokens;
-  }
-
-  // Whether nothing can follow the last token.
-  static bool is_complete(const Sequence& s, int64_t context) {
-    return s.size() - s.prompt >= s.request.max_tokens || s.size() > context;
-  }
-
-  void release(Sequence& s) {
-    // The last block becomes free first, so that of a chain the end is lost before the beginning.
-    for (size_t i = s.blocks.size(); i-- > 0;) pool.release(s.blocks[i]);
-    s.blocks.clear();
-    if (s.slot != kNoSlot) free_slots.push_back(s.slot);
-    s.slot = kNoSlot;
-    s.taken_in = s.published = 0, s.link = BlockPool::kStart;
-  }
-
-  void remove_ended() {
-    for (auto* list : {&waiting, &running})
-      std::erase_if(*list, [&](const std::unique_ptr<Sequence>& s) {
-        if (s->ended) release(*s);
-        return s->ended;
-      });
-  }
-
-  // The sequence that came last of those that run goes back to the queue, in front of all that came later.
-  void preempt_last() {
-    release(*running.back());
-    waiting.push_front(std::move(running.back()));
-    running.pop_back();
-    ++counted.preemptions;
-  }
-
-  // Gives a sequence blocks for the `count` tokens that it takes in next, or for as many as there are blocks for; takes
-  // blocks from sequences that came later where not even one would fit. Returns how many tokens fit.
-  int64_t make_room(Sequence& s, int64_t count) {
-    const auto room = [&] { return static_cast<int64_t>(s.blocks.size()) * kBlockTokens - s.taken_in; };
-    const auto before = static_cast<int64_t>(s.blocks.size());
-    while (room() < count) {
-      if (pool.free() == 0) {
-        if (room() > 0 || running.back().get() == &s) break;
-        preempt_last();
-        continue;
-      }
-      s.blocks.push_back(pool.take());
-    }
-    const auto all = static_cast<int64_t>(s.blocks.size());
-    if (all > before) model.set_blocks(s.slot, before, std::span(s.blocks).subspan(static_cast<size_t>(before)));
-    return std::min(count, room());
-  }
-
-  // Puts the next `count` tokens of a sequence into the step. From now on others may share what the step makes of them:
-  // in each layer all keys and values are written before any are read.
-  void schedule(Sequence& s, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t position = s.taken_in + i;
-      const bool draws = position + 1 == s.size() && !is_complete(s, config.context);
-      const bool scores = s.scores_prompt() && position + 1 < s.prompt && position + 1 >= s.echoed;
-      if (draws || scores) wanted.push_back({&s, static_cast<int32_t>(rows.size()), position});
-      rows.push_back(
-          {s.tokens[static_cast<size_t>(position)], static_cast<int32_t>(position), static_cast<int32_t>(s.slot)});
-    }
-    s.taken_in += count;
-    if (!options.prefix_cache) return;
-    for (; (s.published + 1) * kBlockTokens <= s.taken_in; ++s.published)
-      s.link = pool.publish(s.blocks[static_cast<size_t>(s.published)], s.link,
-                            s.tokens.data() + s.published * kBlockTokens);
-  }
-
-  // Lets a sequence begin with the blocks that are known already, but for its last token, whose logits are wanted.
-  void share_prefix(Sequence& s) {
-    if (!options.prefix_cache || s.scores_prompt()) return;
-    while ((s.published + 1) * kBlockTokens < s.size()) {
-      const BlockPool::Block block = pool.find(s.link, s.tokens.data() + s.published * kBlockTokens);
-      if (block == BlockPool::kNoBlock) break;
-      pool.hold(block);
-      s.blocks.push_back(block);
-      s.link = pool.link(block);
-      ++s.published;
-    }
-    s.taken_in = s.published * kBlockTokens;
-    if (s.published > 0) model.set_blocks(s.slot, 0, s.blocks);
-  }
-
-  // Begins with the sequence that has waited longest; false where there is no room for it.
-  bool admit() {
-    if (waiting.empty() || free_slots.empty()) return false;
-    Sequence& s = *waiting.front();
-    s.slot = free_slots.back();
-    free_slots.pop_back();
-    share_prefix(s);
-    // It waits until its blocks are there for all its tokens: otherwise it would soon have to give them back.
-    if (ceil_div(s.size(), kBlockTokens) - s.published > pool.free()) {
-      release(s);
-      return false;
-    }
-    if (!s.begun) counted.prompt_tokens += s.prompt, counted.cached_tokens += s.taken_in;
-    s.begun = true;
-    running.push_back(std::move(waiting.front()));
-    waiting.pop_front();
-    return true;
-  }
-
-  // Fills the step: each sequence past its prompt gets one row, the rest of the budget goes to prompts.
-  void plan() {
-    rows.clear();
-    wanted.clear();
-    int64_t budget = options.tokens_of_step;
-    for (const auto& s : running) budget -= s->left() == 1;
-    for (size_t i = 0; i < running.size(); ++i) {  // make_room() may shorten the list
-      Sequence& s = *running[i];
-      const bool one = s.left() == 1;
-      const int64_t count = one ? 1 : std::min(budget, s.left());
-      if (count == 0) continue;
-      const int64_t fits = make_room(s, count);
-      if (fits == 0) {  // the last one of all, and no block is free
-        preempt_last();
-        break;
-      }
-      if (!one) budget -= fits;
-      schedule(s, fits);
-    }
-    while (budget > 0 && admit()) {
-      Sequence& s = *running.back();
-      const int64_t fits = make_room(s, std::min(budget, s.left()));
-      budget -= fits;
-      schedule(s, fits);
-    }
   }
 
   template <class Call>
@@ -252,7 +85,7 @@ struct Engine::Implementation {
   // What follows from the logits of a row: a token of the prompt is scored, or a new one is there.
   void take(const Wanted& w, Chosen& chosen) {
     Sequence& s = *w.sequence;
-    if (s.ended) return;
+    if (s.ended || !batch.holds(w)) return;
     if (!chosen.error.empty()) return finish(s, Finish::error, chosen.error);
     TokenOutput& output = chosen.output;
     output.position = w.position + 1;
@@ -265,11 +98,12 @@ struct Engine::Implementation {
     }
     const auto& stops = s.request.stop_tokens;
     if (std::find(stops.begin(), stops.end(), output.id) != stops.end()) return finish(s, Finish::stop);
+    if (w.position >= s.taken_in) ++counted.accepted_tokens, s.taken_in = w.position + 1;  // the draft was right
     s.tokens.push_back(output.id);
     if (s.request.sampling.penalizes()) ++s.counts[output.id];
     ++counted.new_tokens;
     hand_on(s, output);
-    if (!s.ended && is_complete(s, config.context)) finish(s, Finish::length);
+    if (!s.ended && s.may_follow(config.context) == 0) finish(s, Finish::length);
   }
 
   // Whether a row takes more than a draw by the device.
@@ -284,12 +118,12 @@ struct Engine::Implementation {
     options_of_rows.assign(count, {});
     wants_logits = false;
     for (size_t i = 0; i < count; ++i) {
-      const Wanted& w = wanted[first + i];
+      const Wanted& w = batch.wanted()[first + i];
       const SamplingOptions& o = w.sequence->request.sampling;
       if (needs_logits(w))
         wants_logits = true;
       else
-        options_of_rows[i] = {o.temperature, o.top_p, o.min_p, o.top_k, o.seed, w.sequence->next_index()};
+        options_of_rows[i] = {o.temperature, o.top_p, o.min_p, o.top_k, o.seed, w.index()};
     }
     return options_of_rows;
   }
@@ -297,6 +131,7 @@ struct Engine::Implementation {
   // Logits of all wanted rows, so many at once, and what follows from them.
   void choose() {
     const int64_t vocabulary = config.vocabulary;
+    const std::vector<Wanted>& wanted = batch.wanted();
     std::vector<int32_t> numbers;
     std::vector<Chosen> all;
     for (size_t first = 0; first < wanted.size(); first += numbers.size()) {
@@ -324,13 +159,13 @@ struct Engine::Implementation {
         if (draws && !needs_logits(w))
           chosen = chosen_by(draws[i]);
         else if (w.draws())
-          chosen = choose_token(s.request, s.counts, s.next_index(), row, tokens, scratch[static_cast<size_t>(rank)]);
+          chosen = choose_token(s.request, s.counts, w.index(), row, tokens, scratch[static_cast<size_t>(rank)]);
         else
           chosen = score_token(s.request, s.tokens[static_cast<size_t>(w.position) + 1], row, tokens);
       });
       for (size_t i = 0; i < numbers.size(); ++i) take(wanted[first + i], all[i]);
     }
-    for (const auto& s : running)  // that were only to be read
+    for (const auto& s : batch.running())  // that were only to be read
       if (!s->ended && s->left() == 0) {
         echo_until(*s, s->prompt);
         if (!s->ended) finish(*s, Finish::length);
@@ -338,17 +173,17 @@ struct Engine::Implementation {
   }
 
   bool step() {
-    if (running.empty() && waiting.empty()) return false;
+    if (batch.empty()) return false;
     const auto begin = Clock::now();
     model_seconds = 0;
     stepping = true;
-    plan();
+    batch.plan(model);
     const auto run = Clock::now();
-    model.run(rows);
+    model.run(batch.rows());
     model_seconds += seconds_since(run);
     choose();
     stepping = false;
-    remove_ended();
+    batch.remove_ended();
     ++counted.steps;
     const double all = seconds_since(begin);
     counted.seconds += all;
@@ -418,16 +253,14 @@ Engine::Id Engine::submit(Request request, RequestCallbacks callbacks) {
     for (const int32_t token : request.prompt) s->counts.try_emplace(token, 0);
   s->request = std::move(request);
   s->callbacks = std::move(callbacks);
-  e.waiting.push_back(std::move(s));
+  e.batch.add(std::move(s));
   return e.last_id;
 }
 
 void Engine::cancel(Id id) {
   Implementation& e = *implementation_;
-  for (auto* list : {&e.waiting, &e.running})
-    for (const auto& s : *list)
-      if (s->id == id) s->ended = true;
-  if (!e.stepping) e.remove_ended();
+  e.batch.end(id);
+  if (!e.stepping) e.batch.remove_ended();
 }
 
 bool Engine::step() { return implementation_->step(); }
@@ -435,11 +268,7 @@ bool Engine::step() { return implementation_->step(); }
 EngineStatistics Engine::statistics() const {
   const Implementation& e = *implementation_;
   EngineStatistics s = e.counted;
-  s.running = static_cast<int64_t>(e.running.size());
-  s.waiting = static_cast<int64_t>(e.waiting.size());
-  s.blocks_total = e.pool.total();
-  s.blocks_used = e.pool.total() - e.pool.free();
-  s.blocks_cached = e.pool.cached();
+  e.batch.count(s);
   return s;
 }
 

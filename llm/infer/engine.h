@@ -67,6 +67,9 @@ struct EngineOptions {
   int64_t tokens_of_step = 256;  // the budget of a step, at least most_running
   int64_t blocks = 0;            // for keys and values; 0: as many as one sequence of the whole context needs
   bool prefix_cache = true;
+  // While few sequences run, a step also tries up to so many tokens that are likely to follow each of them, found where
+  // its last tokens came before in it. Those that would have been drawn are drawn at once; the text is the same.
+  int64_t drafts = 0;
   // The vocabulary of the tokenizer, which may be smaller than the model's (rounded up for speed): no token beyond it is
   // drawn, or is an alternative. 0: all tokens are.
   int64_t known_tokens = 0;
@@ -79,6 +82,7 @@ struct EngineStatistics {
   // Since the start.
   int64_t steps = 0, preemptions = 0;
   int64_t prompt_tokens = 0, cached_tokens = 0, new_tokens = 0;  // cached: of the prompts, those that were not computed
+  int64_t drafted_tokens = 0, accepted_tokens = 0;               // tried ahead, and drawn
   double seconds = 0, own_seconds = 0;  // in step(), and of these outside the model and the callbacks
 };
 

@@ -9,6 +9,7 @@ namespace {
 
 // Prompts are taken in so many tokens at a time: as many rows as a matrix product needs to come near the machine's peak.
 constexpr int64_t kLargestPiece = 256;
+constexpr int64_t kDrafts = 3;  // with the row before them four rows, for which there are programs on every device
 
 }  // namespace
 
@@ -20,6 +21,7 @@ Generator::Generator(const ModelConfig& config, const PersistentLayout& layout, 
               {.most_running = 1,
                .tokens_of_step = std::min(kLargestPiece, config.context),
                .prefix_cache = false,
+               .drafts = kDrafts,
                .known_tokens = known_tokens}) {}
 
 std::vector<int32_t> Generator::window_of(const std::vector<int32_t>& prompt) const {

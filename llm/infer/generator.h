@@ -27,6 +27,7 @@ class Generator {
   // The logits (V) of the token that follows `prompt`, which generate() samples from; errors as there.
   std::vector<float> logits(const std::vector<int32_t>& prompt);
 
+  EngineStatistics statistics() const { return engine_.statistics(); }
   // As Engine::bytes_per_token.
   double bytes_per_token(double position) const { return engine_.bytes_per_token(position); }
 
