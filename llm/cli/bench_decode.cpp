@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kTexts[] = {1, 8, 32}, kMostTexts = 32, kPrompt = 32;
 
-// Lets `texts` prompts in, then takes the time of `steps` steps, of which each draws a token for every text.
+// Takes all prompts in, in one step, then takes the time of `steps` steps, of which each draws a token for every text.
 Json measure(Engine& engine, int64_t texts, int64_t steps, int64_t vocabulary) {
   const Random random(1, stream_of("bench/decode"));
   int64_t begun = 0, made = 0;
@@ -62,6 +62,7 @@ Json bench_decode(const BenchFlags& flags, Device& on, const ModelConfig& config
   layout.add(parameters);
   Engine engine(config, layout, target_on(on, flags.device.precision()),
                 {.most_running = kMostTexts,
+                 .tokens_of_step = kMostTexts * kPrompt,  // all prompts in one step
                  .blocks = kMostTexts * ceil_div(kPrompt + flags.steps + 1, kBlockTokens),
                  .prefix_cache = false});
   const Arena arena(engine.arena_bytes(), on);
