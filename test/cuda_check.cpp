@@ -6,7 +6,6 @@
 
 #include "llm/graph/autodiff.h"
 #include "llm/graph/passes.h"
-#include "llm/ops/sampling.h"
 
 namespace llm::reference {
 namespace {
@@ -334,9 +333,24 @@ std::vector<Subject> cuda_subjects() {
     for (const int64_t length : {9, 80})
       if (h.T < 300 || length > 9) subjects.push_back(document_subject(h.T < 300 ? 2 : 1, h.T, h.H, h.K, h.D, length));
   for (const Heads& h : {Heads{4, 2, 64, 1}, {2, 2, 128, 17}, {3, 1, 64, 40}, {2, 1, 37, 5}, {8, 1, 64, 2}}) {
-    const Example::Input cache{.shape = {2, 300, h.K, h.D}, .role = Role::state, .differentiable = false};
-    add("attention_cached", heads(h),
-        {{.shape = {2, h.T, (h.H + 2 * h.K) * h.D}, .low = -2, .high = 2, .differentiable = false}, cache, cache},
+    // The end of one sequence and a token of another, behind enough keys for several parts.
+    const int64_t rows = h.T + 1, first = 290 - h.T;
+    std::vector<double> positions, slots, tables;
+    for (int64_t i = 0; i < rows; ++i)
+      positions.push_back(static_cast<double>(i < h.T ? first + i : 140)), slots.push_back(i < h.T ? 1 : 0);
+    for (int64_t i = 0; i < 38; ++i) tables.push_back(static_cast<double>(i * 5 % 38));
+    const auto whole = [](Shape shape, std::vector<double> values) {
+      return Example::Input{
+          .shape = shape, .dtype = DType::int32, .differentiable = false, .values = std::move(values)};
+    };
+    const Example::Input blocks{.shape = {38, h.K, 16, h.D}, .role = Role::state, .differentiable = false};
+    add("attention_paged", heads(h),
+        {{.shape = {1, rows, (h.H + 2 * h.K) * h.D}, .low = -2, .high = 2, .differentiable = false},
+         blocks,
+         blocks,
+         whole({1, rows}, std::move(positions)),
+         whole({1, rows}, std::move(slots)),
+         whole({2, 19}, std::move(tables))},
         named(h));
   }
 
@@ -364,7 +378,6 @@ std::vector<Subject> cuda_subjects() {
     add("softcap", {{"cap", 3}}, {{{n}, DType::fp32, -9, 9}}, concat(n));
     for (const char* op : {"gelu", "relu2"}) add(op, {}, {{{n}, DType::fp32, -5, 5}}, concat(n));
     add("add", {}, {{{n}}, {{n}}}, concat(n));
-    add("select_last", {}, {{.shape = {3, 5, n / 2}, .differentiable = false}}, concat(n / 2));
     add("swiglu", {}, {{{3, 5, 2 * (n / 8)}, DType::fp32, -5, 5}}, concat(n / 8));
   }
   for (const bool bf16 : {false, true}) {
@@ -427,32 +440,16 @@ std::vector<Subject> cuda_subjects() {
 }
 
 void for_each_cuda_check(const std::function<void(const CudaCheck&)>& use) {
-  // A later step, some tokens into a text, for ops that read both from the device's memory.
-  constexpr StepState kLater{.learning_rate = 0.01f, .step = 7, .position = 3, .seed = 5};
-  StepState deep = kLater;
-  deep.position = 130;
+  // A later step, for ops that read it from the device's memory.
+  constexpr StepState kLater{.learning_rate = 0.01f, .step = 7, .seed = 5};
   std::vector<std::pair<Subject, StepState>> all;
   for (const Op& op : op_table()) {
     if (!op.examples) continue;
     const std::vector<Example> examples = op.examples();
-    for (size_t i = 0; i < examples.size(); ++i) {
-      all.emplace_back(subject_of(op, examples[i], i), kLater);
-      if (!op.moves_step) continue;
-      for (const SamplingOptions& o : {SamplingOptions{.temperature = 0, .seed = 5},
-                                       {.top_k = 3},
-                                       {.top_p = 0.7},
-                                       {.temperature = 2, .top_k = 6, .top_p = 0.9, .seed = 8}}) {
-        StepState sampling{.position = 3, .seed = o.seed, .temperature = o.temperature, .top_p = o.top_p};
-        sampling.top_k = o.top_k, sampling.token_index = 6;
-        all.emplace_back(subject_of(op, examples[i], i), sampling);
-      }
-    }
+    for (size_t i = 0; i < examples.size(); ++i) all.emplace_back(subject_of(op, examples[i], i), kLater);
   }
   for (Subject& s : fused_subjects()) all.emplace_back(std::move(s), StepState{});
-  for (Subject& s : cuda_subjects()) {
-    const bool cached = s.name.starts_with("attention_cached");
-    all.emplace_back(std::move(s), cached ? deep : kLater);
-  }
+  for (Subject& s : cuda_subjects()) all.emplace_back(std::move(s), kLater);
   for (auto& [subject, step] : all)
     for (const DType precision : {DType::fp32, DType::bf16}) use(CudaCheck(subject, precision, step));
 }

@@ -85,25 +85,29 @@ Arrays document_starts(const Attributes& a, const Arrays& in, const StepState&) 
   return {starts};
 }
 
-Arrays attention_cached(const Attributes& a, const Arrays& in, const StepState& step) {
+Arrays attention_paged(const Attributes& a, const Arrays& in, const StepState&) {
   const int64_t H = a.integer("heads"), K = a.integer("kv_heads"), D = a.integer("head_size");
-  const Array& qkv = in[0];
-  Array out = zeros({qkv.shape[0], qkv.shape[1], H * D}), keys = in[1], values = in[2];
-  const int64_t B = qkv.shape[0], T = qkv.shape[1], width = qkv.shape[2], capacity = keys.shape[1];
-  for (int64_t b = 0; b < B; ++b)
-    for (int64_t t = 0; t < T; ++t)
-      for (int64_t i = 0; i < K * D; ++i) {
-        const int64_t to = (b * capacity + step.position + t) * K * D + i;
-        keys[to] = qkv[(b * T + t) * width + H * D + i];
-        values[to] = qkv[(b * T + t) * width + (H + K) * D + i];
+  const Array &qkv = in[0], &positions = in[3], &slots = in[4], &tables = in[5];
+  Array keys = in[1], values = in[2];
+  const int64_t R = qkv.shape[1], width = qkv.shape[2], P = keys.shape[2], M = tables.shape[1];
+  Array out = zeros({1, R, H * D});
+  const auto place = [&](int64_t row, int64_t position, int64_t head) {
+    const auto slot = static_cast<int64_t>(slots[row]), block = static_cast<int64_t>(tables[slot * M + position / P]);
+    return ((block * K + head) * P + position % P) * D;
+  };
+  for (int64_t row = 0; row < R; ++row)
+    for (int64_t head = 0; head < K && positions[row] >= 0; ++head)
+      for (int64_t i = 0; i < D; ++i) {
+        const int64_t to = place(row, static_cast<int64_t>(positions[row]), head) + i;
+        keys[to] = qkv[row * width + (H + head) * D + i];
+        values[to] = qkv[row * width + (H + K + head) * D + i];
       }
-  for (int64_t b = 0; b < B; ++b)
-    for (int64_t h = 0; h < H; ++h)
-      for (int64_t t = 0; t < T; ++t) {
-        const auto place = [&](int64_t s) { return ((b * capacity + s) * K + h / (H / K)) * D; };
-        attend(qkv, (b * T + t) * width + h * D, keys, place, values, place, step.position + t + 1, D, out,
-               (b * T + t) * H * D + h * D);
-      }
+  for (int64_t row = 0; row < R; ++row)
+    for (int64_t h = 0; h < H && positions[row] >= 0; ++h) {
+      const auto key = [&](int64_t s) { return place(row, s, h / (H / K)); };
+      attend(qkv, row * width + h * D, keys, key, values, key, static_cast<int64_t>(positions[row]) + 1, D, out,
+             (row * H + h) * D);
+    }
   return {out, keys, values};
 }
 
@@ -233,7 +237,7 @@ void add_product_references(References& table) {
   table["linear"] = linear;
   table["document_starts"] = document_starts;
   table["attention"] = attention;
-  table["attention_cached"] = attention_cached;
+  table["attention_paged"] = attention_paged;
   table["cross_entropy"] = cross_entropy;
   table["head_loss"] = head_loss;
   table["step_guard"] = step_guard;

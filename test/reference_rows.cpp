@@ -1,10 +1,12 @@
 // Reference loops of the ops on single rows or elements.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <numeric>
 
 #include "llm/base/random.h"
 #include "llm/ops/dropout_mask.h"
+#include "llm/ops/sampling.h"
 #include "test/reference.h"
 
 namespace llm::reference {
@@ -12,7 +14,7 @@ namespace {
 
 using Arrays = std::vector<Array>;
 
-Arrays embedding(const Attributes&, const Arrays& in, const StepState& step) {
+Arrays embedding(const Attributes&, const Arrays& in, const StepState&) {
   const int64_t B = in[0].shape[0], T = in[0].shape[1], C = in[1].shape[1];
   const bool positions = in.size() > 2 && in[2].present();
   Array x = zeros({B, T, C});
@@ -20,7 +22,8 @@ Arrays embedding(const Attributes&, const Arrays& in, const StepState& step) {
     for (int64_t t = 0; t < T; ++t)
       for (int64_t c = 0; c < C; ++c) {
         const auto token = static_cast<int64_t>(in[0][b * T + t]);
-        x[(b * T + t) * C + c] = in[1][token * C + c] + (positions ? in[2][(step.position + t) * C + c] : 0.0);
+        const int64_t at = in.size() > 3 ? std::max<int64_t>(0, static_cast<int64_t>(in[3][b * T + t])) : t;
+        x[(b * T + t) * C + c] = in[1][token * C + c] + (positions ? in[2][at * C + c] : 0.0);
       }
   return {x};
 }
@@ -113,13 +116,13 @@ std::vector<double> rope_frequencies(const Attributes& a) {
   return result;
 }
 
-Arrays rope_angles(const Attributes& a, const Arrays&, const StepState& step) {
+Arrays rope_angles(const Attributes& a, const Arrays& in, const StepState&) {
   const int64_t T = a.integer("tokens"), D = a.integer("head_size");
   const std::vector<double> frequencies = rope_frequencies(a);
   Array angles = zeros({T, D});
   for (int64_t t = 0; t < T; ++t)
     for (int64_t i = 0; i < D / 2; ++i) {
-      const double turn = static_cast<double>(step.position + t) * frequencies[static_cast<size_t>(i)];
+      const double turn = (in.empty() ? static_cast<double>(t) : in[0][t]) * frequencies[static_cast<size_t>(i)];
       angles[t * D + i] = a.number("magnitude", 1) * std::cos(turn);
       angles[t * D + D / 2 + i] = a.number("magnitude", 1) * std::sin(turn);
     }
@@ -200,40 +203,38 @@ Arrays dropout(const Attributes& a, const Arrays& in, const StepState& step) {
 }
 
 // The drawn token is found among the tokens in order of likelihood, or of ids where top-k and top-p leave none out.
-Arrays sample(const Attributes& attributes, const Arrays& in, const StepState& step) {
-  const int64_t limit = attributes.integer("limit"), V = limit > 0 ? limit : in[0].shape.last();
-  std::vector<int64_t> order(static_cast<size_t>(V));
-  std::iota(order.begin(), order.end(), 0);
-  const auto likelier = [&](int64_t a, int64_t b) { return in[0][a] > in[0][b]; };
-  const bool cut = (step.top_k > 0 && step.top_k < V) || step.top_p < 1;
-  const int64_t best = *std::min_element(order.begin(), order.end(), likelier);
-  if (cut) std::stable_sort(order.begin(), order.end(), likelier);
-  if (step.top_k > 0 && step.top_k < V) order.resize(static_cast<size_t>(step.top_k));
-  const auto weight = [&](int64_t id) { return std::exp((in[0][id] - in[0][best]) / step.temperature); };
-  const auto prefix = [&](double share, bool passes) {  // how many tokens reach (or pass) the share
-    double total = 0, reached = 0;
-    for (int64_t id : order) total += weight(id);
-    for (size_t i = 0; i < order.size(); ++i)
-      if ((reached += weight(order[i])) > share * total || (!passes && reached == share * total)) return i + 1;
-    return order.size();
-  };
-  if (step.top_p < 1) order.resize(prefix(step.top_p, false));
-  const double share = Random(step.seed, stream_of("sample")).uniform(static_cast<uint64_t>(step.token_index));
-  const auto id = static_cast<double>(step.temperature == 0 ? best : order[prefix(share, true) - 1]);
-  Array token = in[1], draws = in[2];
-  token[0] = id;
-  const int64_t row = step.token_index % draws.shape[0];
-  draws[4 * row] = id;
-  for (int64_t i = 1; i < 4; ++i) draws[4 * row + i] = 0;
-  return {token, draws};
-}
-
-Arrays select_last(const Attributes&, const Arrays& in, const StepState&) {
-  const int64_t B = in[0].shape[0], T = in[0].shape[1], C = in[0].shape[2];
-  Array y = zeros({B, 1, C});
-  for (int64_t b = 0; b < B; ++b)
-    for (int64_t c = 0; c < C; ++c) y[b * C + c] = in[0][(b * T + T - 1) * C + c];
-  return {y};
+Arrays sample(const Attributes& a, const Arrays& in, const StepState&) {
+  const int64_t limit = a.integer("limit", 0), all = in[0].shape.last(), V = limit > 0 ? limit : all;
+  const int64_t R = in[0].shape.rows();
+  Array draws = zeros({R, 4});
+  for (int64_t row = 0; row < R; ++row) {
+    int32_t words[12];
+    for (int64_t i = 0; i < 12; ++i) words[i] = static_cast<int32_t>(in[1][12 * row + i]);
+    SampleRow o;
+    std::memcpy(static_cast<void*>(&o), words, sizeof o);
+    if (o.temperature < 0) continue;
+    const auto logit = [&](int64_t id) { return in[0][row * all + id]; };
+    std::vector<int64_t> order(static_cast<size_t>(V));
+    std::iota(order.begin(), order.end(), 0);
+    const auto likelier = [&](int64_t x, int64_t y) { return logit(x) > logit(y); };
+    const bool cut = (o.top_k > 0 && o.top_k < V) || o.top_p < 1 || o.min_p > 0;
+    const int64_t best = *std::min_element(order.begin(), order.end(), likelier);
+    if (cut) std::stable_sort(order.begin(), order.end(), likelier);
+    if (o.top_k > 0 && o.top_k < V) order.resize(static_cast<size_t>(o.top_k));
+    const auto weight = [&](int64_t id) { return std::exp((logit(id) - logit(best)) / o.temperature); };
+    const auto prefix = [&](double share, bool passes) {  // how many tokens reach (or pass) the share
+      double total = 0, reached = 0;
+      for (int64_t id : order) total += weight(id);
+      for (size_t i = 0; i < order.size(); ++i)
+        if ((reached += weight(order[i])) > share * total || (!passes && reached == share * total)) return i + 1;
+      return order.size();
+    };
+    if (o.top_p < 1) order.resize(prefix(o.top_p, false));
+    std::erase_if(order, [&](int64_t id) { return weight(id) < o.min_p; });
+    const double share = Random(o.seed, stream_of("sample")).uniform(static_cast<uint64_t>(o.index));
+    draws[4 * row] = static_cast<double>(o.temperature == 0 ? best : order[prefix(share, true) - 1]);
+  }
+  return {draws};
 }
 
 }  // namespace
@@ -253,7 +254,6 @@ void add_row_references(References& table) {
   table["scale"] = scale;
   table["softcap"] = softcap;
   table["dropout"] = dropout;
-  table["select_last"] = select_last;
   table["sample"] = sample;
 }
 

@@ -159,46 +159,4 @@ TEST_CASE("attention has the same bits for any number of threads") {
   }
 }
 
-// Feeds the sequence through the caches in pieces of `piece` tokens.
-std::vector<float> through_cache(const AttentionShape& full, const std::vector<float>& qkv, int64_t piece,
-                                 int threads) {
-  const int64_t capacity = full.tokens + 5, out_stride = full.heads * full.head_size;
-  auto keys = nans(full.batch * capacity * full.kv_heads * full.head_size), values = keys;
-  auto out = nans(full.batch * full.tokens * out_stride);
-  ThreadTeam team(threads);
-  for (int64_t position = 0; position < full.tokens; position += piece) {
-    AttentionShape s = full;
-    s.tokens = std::min(piece, full.tokens - position);
-    std::vector<float> piece_qkv, piece_out = nans(s.batch * s.tokens * out_stride);
-    for (int64_t b = 0; b < s.batch; ++b) {
-      const auto* from = qkv.data() + (b * full.tokens + position) * stride_of(s);
-      piece_qkv.insert(piece_qkv.end(), from, from + s.tokens * stride_of(s));
-    }
-    auto workspace = nans(attention_cached_workspace(s, capacity, threads) + 1);
-    workspace.back() = 1.0f;
-    attention_cached(team, s, position, capacity, piece_qkv.data(), keys.data(), values.data(), piece_out.data(),
-                     workspace.data());
-    CHECK(workspace.back() == 1.0f);
-    for (int64_t b = 0; b < s.batch; ++b)
-      std::copy_n(piece_out.data() + b * s.tokens * out_stride, s.tokens * out_stride,
-                  out.data() + (b * full.tokens + position) * out_stride);
-  }
-  return out;
-}
-
-TEST_CASE("attention through the cache agrees with attention over the whole sequence") {
-  for (const AttentionShape& s : {AttentionShape{2, 70, 4, 2, 20}, {1, 530, 2, 1, 64}}) {
-    const auto qkv = numbers(s.batch * s.tokens * stride_of(s), 7, 2.0f);
-    const auto d_out = numbers(s.batch * s.tokens * s.heads * s.head_size, 8, 1.0f);
-    const Result whole = run(s, qkv, d_out, 2);
-    const std::vector<double> expected(whole.out.begin(), whole.out.end());
-    for (int64_t piece : {1, 3, 8}) CHECK(largest_error(through_cache(s, qkv, piece, 2), expected) < 3e-6);
-    // Long pieces take the kernel of whole sequences: the same bits, however the prompt is cut.
-    for (int64_t piece : {10, 35, 530})
-      if (s.tokens % piece == 0 || s.tokens % piece > 8)
-        for (int threads : {1, 3}) CHECK(same_bits(through_cache(s, qkv, piece, threads), whole.out));
-    CHECK(same_bits(through_cache(s, qkv, 3, 1), through_cache(s, qkv, 3, 5)));
-  }
-}
-
 }  // namespace

@@ -86,6 +86,16 @@ TEST_CASE("cli: bench") {
   CHECK(in_step == in_scaling);
   CHECK(has(run_well(folder, bench({"--scaling", "2"})), "measured on 2"));
   check_error(folder, bench({"--scaling", "4", "--products"}), 2, "--scaling");
+  const json decode = json::parse(run_well(folder, bench({"--format", "json", "--decode"})));
+  REQUIRE(decode["decode"].size() == 3);
+  for (const json& row : decode["decode"]) {
+    CHECK(row["tokens_per_second"].get<double>() ==
+          doctest::Approx(row["texts"].get<double>() / row["ms"].get<double>() * 1e3));
+    CHECK(row["own_share"].get<double>() < 1);
+  }
+  CHECK(has(run_well(folder, bench({"--decode"})), "tokens/s"));
+  check_error(folder, bench({"--decode", "--nodes"}), 2, "--decode");
+  check_error(folder, bench({"--decode", "--steps", "1000"}), 2, "--steps");
   check_error(folder, bench({"--products", "--nodes"}), 2, "--products");
   check_error(folder, bench({"--format", "xml"}), 2, "xml");
   check_error(folder, bench({"--compare", folder / "none.json"}), 1, "none.json");
@@ -137,6 +147,8 @@ TEST_CASE("cli: a wrong command line is status 2 and one line") {
   wrong({"generate", t.run_path, "--temperature", "nan"}, "--temperature");
   wrong({"generate", t.run_path, "--top-p", "1.5"}, "--top-p");
   wrong({"generate", t.run_path, "--top-k=-1"}, "--top-k");
+  wrong({"generate", t.run_path, "--min-p", "2"}, "--min-p");
+  wrong({"generate", t.run_path, "--repetition-penalty", "0"}, "--repetition-penalty");
   wrong({"generate", t.run_path, "--max-tokens=-1"}, "--max-tokens");
   wrong({"graph", "no-such-model"}, "no-such-model");
   wrong({"graph", "gpt2-mdium"}, "gpt2-medium?");

@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "llm/base/random.h"
 #include "llm/device/cpu.h"
@@ -15,6 +16,7 @@
 #include "llm/model/parameters.h"
 #include "test/helpers.h"
 #include "test/reference.h"
+#include "test/small_model.h"
 
 using namespace llm;
 using namespace test;
@@ -27,14 +29,6 @@ std::vector<double> numbers(const std::string& name, int64_t count, DType dtype,
   return reference::random_values(name, count, dtype, -range, range);
 }
 
-ModelConfig small_config(const std::string& kind) {
-  ModelConfig c;
-  set_architecture(c, *find_value<Architecture>(kind));
-  c.vocabulary = 61, c.context = 40, c.layers = 2, c.heads = 4, c.kv_heads = kind == "gpt2" ? 4 : 2;
-  c.channels = 24, c.head_size = kind == "qwen3" ? 8 : 6, c.hidden = 40;
-  return c;
-}
-
 // A generator with large made-up weights, so that the tokens depend on the whole context.
 struct Rig {
   ModelConfig config;
@@ -43,22 +37,10 @@ struct Rig {
   std::unique_ptr<Arena> arena;
 
   Rig(const ModelConfig& c, Device& device, Precision precision = Precision::fp32) : config(c) {
-    const DType dtype = dtype_of(precision);
-    Graph parameters;
-    add_parameters(parameters, c, dtype);
-    layout.add(parameters);
+    layout = layout_of(c, dtype_of(precision));
     generator = std::make_unique<Generator>(c, layout, target_on(device, precision));
     arena = std::make_unique<Arena>(generator->arena_bytes(), device);
-    Staging staging(*arena, layout);
-    for (const Parameter& p : parameter_table(c)) {
-      float* const data = staging.room(p.name, p.shape.elements());
-      const Random random(3, stream_of(p.name));
-      const bool norm = p.init == Parameter::Init::ones, table = p.group == LearningRateGroup::embedding;
-      const double scale = norm ? 0.1 : table ? 1.0 : 1.5 / std::sqrt(static_cast<double>(p.shape.last()));
-      for (int64_t i = 0; i < p.shape.elements(); ++i)
-        data[i] = static_cast<float>((norm ? 1.0 : 0.0) + scale * random.normal(static_cast<uint64_t>(i)));
-    }
-    staging.flush();
+    fill_weights(c, layout, *arena);
     generator->bind(*arena);
   }
   std::vector<int32_t> generate(const std::vector<int32_t>& prompt, int64_t count, const SamplingOptions& sampling,
@@ -101,6 +83,73 @@ TEST_CASE("cuda few rows: a row has the same bits however many are beside it") {
     }
 }
 
+TEST_CASE("cuda few rows: a row-invariant product has the same bits for any number of rows") {
+  if (!has_device()) return;
+  ThreadTeam threads(2);
+  CudaDevice device(threads);
+  // With these widths groups of 8 rows and of 4 begin with a norm, the last product with none.
+  for (const auto& [n, k] : std::initializer_list<std::pair<int64_t, int64_t>>{{24, 40}, {10, 1200}, {7, 37}}) {
+    CAPTURE(k);
+    const std::vector<double> x = numbers("x", 19 * k, DType::fp32), w = numbers("w", n * k, DType::fp32);
+    std::vector<double> first;
+    for (const int64_t m : {1, 3, 8, 9, 19}) {
+      Graph g;
+      const TensorId in = g.add_tensor("x", DType::fp32, {1, m, k}, Role::input);
+      const TensorId scale = g.add_tensor("scale", DType::fp32, {k}, Role::parameter);
+      const TensorId weight = g.add_tensor("w", DType::fp32, {n, k}, Role::parameter);
+      const TensorId normal = g.add("rmsnorm", {{"epsilon", 1e-5}}, {in, scale}, "normal")[0];
+      const TensorId y = g.add("linear", {{"row_invariant", true}}, {normal, weight}, "y")[0];
+      fuse(g, {y}, {1, true});
+      CHECK(g.nodes.size() == (k == 37 ? 2 : 1));
+      add_workspaces(g, {1, true});
+      reference::Sandbox sandbox(g);
+      sandbox.fill(in, {x.end() - m * k, x.end()});  // the last row is the same for all
+      sandbox.fill(scale, numbers("scale", k, DType::fp32));
+      sandbox.fill(weight, w);
+      sandbox.run(device, {}, reference::Sandbox::Place::apart);
+      const std::vector<double> all = sandbox.values(y), last(all.end() - n, all.end());
+      if (m == 1) first = last;
+      CHECK(last == first);
+    }
+  }
+}
+
+TEST_CASE("cuda attention: a token has the same bits however many are beside it") {
+  if (!has_device()) return;
+  ThreadTeam threads(2);
+  CudaDevice device(threads);
+  constexpr int64_t H = 3, K = 1, D = 20, kColumns = 25, kBlocks = 2 * kColumns;
+  const std::vector<double> qkv = numbers("qkv", 12 * (H + 2 * K) * D, DType::fp32, 2),
+                            blocks = numbers("blocks", kBlocks * K * 16 * D, DType::fp32);
+  std::vector<double> first;
+  for (const int64_t rows : {1, 8, 9, 12}) {  // with more than 8 rows a block goes through the parts by itself
+    Graph g;
+    const auto ids = [&](const char* name, Shape shape) {
+      return g.add_tensor(name, DType::int32, shape, Role::input);
+    };
+    const TensorId in = g.add_tensor("qkv", DType::fp32, {1, rows, (H + 2 * K) * D}, Role::input);
+    const TensorId keys = g.add_tensor("keys", DType::fp32, {kBlocks, K, 16, D}, Role::state);
+    const TensorId values = g.add_tensor("values", DType::fp32, {kBlocks, K, 16, D}, Role::state);
+    const TensorId positions = ids("positions", {1, rows}), slots = ids("slots", {1, rows}),
+                   tables = ids("tables", {2, kColumns});
+    const TensorId out = g.add("attention_paged", {{"heads", H}, {"kv_heads", K}, {"head_size", D}},
+                               {in, keys, values, positions, slots, tables}, "out")[0];
+    add_workspaces(g, {1, true});
+    reference::Sandbox sandbox(g);
+    sandbox.fill(in, {qkv.end() - rows * (H + 2 * K) * D, qkv.end()});
+    sandbox.fill(keys, blocks), sandbox.fill(values, blocks);
+    std::vector<double> at(static_cast<size_t>(rows)), of(at.size(), 0), table(kBlocks);
+    for (size_t i = 0; i < at.size(); ++i) at[i] = static_cast<double>(5 * i);
+    at.back() = 390, of.back() = 1;  // the last row is the same for all
+    std::iota(table.begin(), table.end(), 0);
+    sandbox.fill(positions, at), sandbox.fill(slots, of), sandbox.fill(tables, table);
+    sandbox.run(device, {}, reference::Sandbox::Place::apart);
+    const std::vector<double> all = sandbox.values(out), last(all.end() - H * D, all.end());
+    if (rows == 1) first = last;
+    CHECK(last == first);
+  }
+}
+
 TEST_CASE("cuda sampling: the tokens of the host's sampler") {
   if (!has_device()) return;
   ThreadTeam threads(2);
@@ -111,24 +160,21 @@ TEST_CASE("cuda sampling: the tokens of the host's sampler") {
       CAPTURE(std::string(name_of(dtype)));
       Graph g;
       const TensorId logits = g.add_tensor("logits", dtype, {1, 1, V}, Role::input);
-      const TensorId token = g.add_tensor("token", DType::int32, {1, 1}, Role::state);
-      const TensorId draws = g.add_tensor("draws", DType::int32, {4, 4}, Role::state);
-      g.add("sample", {{"greedy", false}}, {logits, token, draws}, "sample");
+      const TensorId options = g.add_tensor("options", DType::int32, {1, 12}, Role::input);
+      const TensorId draws = g.add("sample", {}, {logits, options}, "draws")[0];
       add_workspaces(g, {1, true});
       const auto sample = [&](const std::vector<double>& values, const SamplingOptions& o, int64_t index) {
         reference::Sandbox sandbox(g);
         sandbox.fill(logits, values);
-        sandbox.fill(token, {0});
-        sandbox.fill(draws, std::vector<double>(16, 0));
-        StepState step{.position = 2, .seed = o.seed, .temperature = o.temperature, .top_p = o.top_p, .top_k = o.top_k};
-        step.token_index = index;
-        sandbox.run(device, step, reference::Sandbox::Place::apart);
+        const SampleRow row{o.temperature, o.top_p, o.min_p, o.top_k, o.seed, index};
+        int32_t words[12];
+        std::memcpy(words, &row, sizeof row);
+        sandbox.fill(options, {words, words + 12});
+        sandbox.run(device, {}, reference::Sandbox::Place::apart);
         const std::vector<double> left = sandbox.values(draws);
-        CHECK(sandbox.values(token)[0] == left[static_cast<size_t>(index % 4 * 4)]);
         Draw draw;
-        int32_t words[4];
-        for (size_t i = 0; i < 4; ++i) words[i] = static_cast<int32_t>(left[static_cast<size_t>(index % 4 * 4) + i]);
-        std::memcpy(&draw, words, sizeof draw);
+        for (size_t i = 0; i < 4; ++i) words[i] = static_cast<int32_t>(left[i]);
+        std::memcpy(static_cast<void*>(&draw), words, sizeof draw);
         return token_of(draw);
       };
       const std::vector<double> values = numbers("logits", V, dtype, 4);
@@ -140,12 +186,15 @@ TEST_CASE("cuda sampling: the tokens of the host's sampler") {
                                        {.top_p = 0.5},
                                        {.top_k = 3, .top_p = 0.8},
                                        {.temperature = 3, .top_k = 2000, .top_p = 0.999, .seed = 4},
+                                       {.min_p = 0.3},
+                                       {.top_p = 0.9, .seed = 2, .min_p = 0.1},
                                        {.top_p = 0},
                                        {.temperature = 1e-300},
                                        {.temperature = 1e300, .top_k = 1}}) {
         CAPTURE(o.temperature);
         CAPTURE(o.top_k);
         CAPTURE(o.top_p);
+        CAPTURE(o.min_p);
         Sampler sampler(o, V);
         for (int64_t index : {0, 1, 2, 3, 1000000007})
           CHECK(sample(values, o, index) == sampler.sample(as_float.data(), index));
@@ -214,12 +263,48 @@ TEST_CASE("cuda generation: the tokens of the CPU, whatever the end") {
   CHECK(narrow.generate({1, 2, 3}, 20, {.temperature = 0}).size() == 20);
 }
 
+TEST_CASE("cuda engine: a request gets the same alone, among others, in pieces, and after preemption") {
+  if (!has_device()) return;
+  ThreadTeam threads(2);
+  CudaDevice device(threads);
+  const ModelConfig config = small_config("llama");
+  const auto answers = [&](const EngineOptions& options, bool together) {
+    const PersistentLayout layout = layout_of(config);
+    Engine engine(config, layout, target_on(device, Precision::fp32), options);
+    const Arena arena(engine.arena_bytes(), device);
+    engine.bind(arena);
+    fill_weights(config, layout, arena);
+    constexpr size_t kRequests = 5;
+    std::vector<std::vector<std::pair<int32_t, uint32_t>>> got(kRequests);
+    for (size_t i = 0; i < kRequests; ++i) {
+      Request request{.prompt = random_tokens(static_cast<int64_t>(3 + 6 * i), config.vocabulary, i / 2),
+                      .max_tokens = 6,
+                      .sampling = {.temperature = i % 2 ? 0.9 : 0, .seed = i}};
+      if (i % 3 == 1) request.logprobs = 2, request.sampling.presence = 0.5;
+      engine.submit(request, {.on_token = [&, i](const TokenOutput& t) {
+                      got[i].emplace_back(t.id, std::isnan(t.logprob) ? 0 : bits_of(t.logprob));
+                    }});
+      while (!together && engine.step()) {
+      }
+    }
+    while (engine.step()) {
+    }
+    CHECK(engine.statistics().blocks_used == 0);
+    return got;
+  };
+  const auto alone = answers({.blocks = 9, .prefix_cache = false}, false);
+  for (const auto& tokens : alone) CHECK(tokens.size() == 6);
+  CHECK(answers({.blocks = 15}, true) == alone);
+  CHECK(answers({.most_running = 4, .tokens_of_step = 11, .blocks = 4}, true) == alone);
+  CHECK(answers({.most_running = 1, .tokens_of_step = 11, .drafts = 3}, true) == alone);
+}
+
 TEST_CASE(
-    "cuda generation: a token takes five nodes a layer, and one that embeds, one for the head, one that samples") {
-  for (const std::string kind : {"gpt2", "llama"}) {
-    const GenerationGraph g = build_generation_graph(small_config(kind), 1, 1, 40, DType::bf16,
-                                                     {.sample = true, .greedy = true, .after_token = true});
-    const Compiled compiled = compile(g.graph, {}, {1, true, Precision::bf16});
-    CHECK(compiled.graph.nodes.size() == 2 * 5 + 3 + (kind == "llama" ? 1 : 0));  // one node for the angles
-  }
+    "cuda generation: a token takes five nodes a layer, and one that embeds, one for the head, however many rows") {
+  for (const std::string kind : {"gpt2", "llama"})
+    for (const int64_t rows : {1, 8, 64}) {
+      const PagedGraph g = build_paged_graph(small_config(kind), rows, {3, kBlockTokens, 1}, DType::bf16, true);
+      const Compiled compiled = compile(g.graph, g.results(), {1, true, Precision::bf16});
+      CHECK(compiled.graph.nodes.size() == 2 * 5 + 2 + (kind == "llama" ? 1 : 0));  // one node for the angles
+    }
 }

@@ -19,6 +19,7 @@
 #include "llm/model/huggingface.h"
 #include "llm/model/parameters.h"
 #include "test/helpers.h"
+#include "test/small_model.h"
 
 using namespace llm;
 using namespace test;
@@ -28,36 +29,6 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int kThreads = 2;
-
-// gpt2, llama with grouped queries, qwen3, and "mix": switches that no class of transformers combines.
-ModelConfig small_config(const std::string& kind) {
-  ModelConfig c;
-  set_architecture(c, find_value<Architecture>(kind).value_or(Architecture::modern));
-  c.vocabulary = 61, c.context = 40, c.layers = 2, c.heads = 4, c.kv_heads = kind == "gpt2" ? 4 : 2;
-  c.channels = 24, c.head_size = kind == "qwen3" ? 8 : 6, c.hidden = 40;
-  if (kind == "mix") c.activation = Activation::relu2, c.norm = Norm::layernorm, c.bias = true;
-  return c;
-}
-
-// Fills the weights with larger values than initial ones, so that tokens depend on the whole context.
-void fill_weights(const ModelConfig& config, const PersistentLayout& layout, const Arena& arena) {
-  for (const Parameter& p : parameter_table(config)) {
-    auto* data = reinterpret_cast<float*>(arena.data() + layout.offset(p.name));
-    const Random random(3, stream_of(p.name));
-    const bool norm = p.init == Parameter::Init::ones, table = p.group == LearningRateGroup::embedding;
-    const double scale = norm ? 0.1 : table ? 1.0 : 1.5 / std::sqrt(static_cast<double>(p.shape.last()));
-    for (int64_t i = 0; i < p.shape.elements(); ++i)
-      data[i] = static_cast<float>((norm ? 1.0 : 0.0) + scale * random.normal(static_cast<uint64_t>(i)));
-  }
-}
-
-PersistentLayout layout_of(const ModelConfig& config) {
-  Graph parameters;
-  add_parameters(parameters, config, DType::fp32);
-  PersistentLayout layout;
-  layout.add(parameters);
-  return layout;
-}
 
 struct Rig {
   ModelConfig config;
@@ -86,7 +57,7 @@ struct Rig {
   }
 };
 
-// The logits by a program for exactly these tokens, from position 0, in an arena of its own.
+// The logits by evaluation's program for exactly these tokens, in an arena of its own.
 class Recomputation {
  public:
   explicit Recomputation(const ModelConfig& config) : config_(config) {}
@@ -96,7 +67,7 @@ class Recomputation {
     if (!run) run = std::make_unique<Run>(config_, static_cast<int64_t>(tokens.size()), device_);
     std::copy(tokens.begin(), tokens.end(), run->program.data<int32_t>(run->tokens));
     run->program.run(Phase::forward);
-    return run->program.data<float>(run->logits);
+    return run->program.data<float>(run->logits) + (static_cast<int64_t>(tokens.size()) - 1) * config_.vocabulary;
   }
 
  private:
@@ -111,10 +82,10 @@ class Recomputation {
       fill_weights(config, layout, arena);
     }
     Compiled build(const ModelConfig& config, int64_t count) {
-      GenerationGraph g = build_generation_graph(config, 1, count, config.context);
-      tokens = g.tokens, logits = g.logits;
+      EvaluationGraph g = build_evaluation_graph(config, 1, count);
+      tokens = g.tokens, logits = g.graph.find("logits");
       layout.add(g.graph);
-      return compile(g.graph, g.results(), {});
+      return compile(g.graph, {logits}, {});
     }
   };
   const ModelConfig& config_;
@@ -136,14 +107,6 @@ std::vector<int32_t> generate_by_recomputation(const ModelConfig& config, std::v
     window.push_back(ids.back());
   }
   return ids;
-}
-
-std::vector<int32_t> random_tokens(int64_t count, int64_t vocabulary, uint64_t seed) {
-  const Random random(seed, stream_of("test/tokens"));
-  std::vector<int32_t> tokens(static_cast<size_t>(count));
-  for (size_t i = 0; i < tokens.size(); ++i)
-    tokens[i] = static_cast<int32_t>(random.bits(i) % static_cast<uint64_t>(vocabulary));
-  return tokens;
 }
 
 TokenStream stream_of_tokens(const Folder& folder, const std::vector<int32_t>& tokens, int64_t vocabulary) {

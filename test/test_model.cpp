@@ -11,6 +11,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "llm/base/rounding.h"
 #include "llm/device/cpu.h"
 #include "llm/graph/program.h"
 #include "llm/model/gpt.h"
@@ -183,23 +184,29 @@ void check_training(const std::string& kind, bool fused) {
        relative(training.step(expected["batches"][0], Phase::forward), expected["loss_after"]), baseline["loss_after"]);
 }
 
-// The logits through the key-value cache are the same, with the whole text at once or token by token.
+// The logits through key-value blocks are the same, with the whole text at once or token by token.
 void check_generation(const std::string& kind) {
   const Model model(kind);
   const json& tokens = model.expected["batches"][0]["tokens"];
+  constexpr int64_t kBlock = 16;
+  const int64_t columns = ceil_div(model.config.context, kBlock), batch = model.batch();
   for (const bool at_once : {true, false})
     for (const json& place : model.expected["logits"]) {
-      const int64_t position = place["position"], count = at_once ? position + 1 : 1;
-      GenerationGraph g = build_generation_graph(model.config, model.batch(), count, model.config.context);
+      const int64_t position = place["position"], count = at_once ? position + 1 : 1, size = batch * count;
+      const PagedGraph g = build_paged_graph(model.config, size, {batch * columns, kBlock, batch}, DType::fp32, true);
       Run run(model, g.graph, g.results(), true);
+      auto* const table = run.program->data<int32_t>(g.graph.find("block_tables"));
+      for (int64_t i = 0; i < batch * columns; ++i) table[i] = static_cast<int32_t>(batch * columns - 1 - i);
       for (int64_t at = 0; at <= position; at += count) {
-        json rows = json::array();
-        for (const json& row : tokens) rows.push_back(json(row.begin() + at, row.begin() + at + count));
-        run.fill_int(g.tokens, rows);
-        run.program->step.position = at;
+        json rows = json::array({json::array(), json::array(), json::array()});
+        for (int64_t row = 0; row < batch; ++row)
+          for (int64_t i = at; i < at + count; ++i)
+            rows[0].push_back(tokens[row][i]), rows[1].push_back(i), rows[2].push_back(row);
+        run.fill_int(g.rows, rows);
         run.program->run(Phase::forward);
       }
-      const float* values = run.program->data(g.logits) + place["row"].get<int64_t>() * model.config.vocabulary;
+      const int64_t last = (place["row"].get<int64_t>() + 1) * count - 1;
+      const float* values = run.program->data(g.logits) + last * model.config.vocabulary;
       hold(kind + (at_once ? " logits at once" : " logits token by token"),
            reference::relative_error({values, values + model.config.vocabulary}, place["values"]),
            model.expected["float32_error"]["logits"]);
@@ -216,6 +223,6 @@ TEST_CASE("model: loss, logits, gradients and ten steps of AdamW as PyTorch has 
   }
 }
 
-TEST_CASE("model: logits through the key-value cache as PyTorch has them") {
+TEST_CASE("model: logits through key-value blocks as PyTorch has them") {
   for (const char* kind : {"gpt2", "llama", "qwen3", "relu2"}) check_generation(kind);
 }

@@ -160,13 +160,22 @@ TEST_CASE("recipes: capped logits and the z-loss in a whole model") {
   Running evaluation(e.graph, e.results(), config);
   evaluation.put(e.tokens, tokens), evaluation.put(e.targets, targets);
   evaluation.program->run(Phase::forward);
-  const GenerationGraph n = build_generation_graph(config, kBatch, kTokens, kTokens);
+  // Each row of the batch is a sequence of its own, in blocks of its own.
+  constexpr int64_t kRows = kBatch * kTokens, kBlock = 16;
+  const PagedGraph n = build_paged_graph(config, kRows, {kBatch, kBlock, kBatch}, DType::fp32, true);
   Running generation(n.graph, n.results(), config);
-  generation.put(n.tokens, tokens);
+  std::vector<int32_t> rows(3 * kRows);
+  for (size_t i = 0; i < kRows; ++i)
+    rows[i] = tokens[i], rows[kRows + i] = static_cast<int32_t>(i % kTokens),
+    rows[2 * kRows + i] = static_cast<int32_t>(i / kTokens);
+  generation.put(n.rows, rows);
+  std::vector<int32_t> tables(static_cast<size_t>(n.graph.shape(n.graph.find("block_tables")).elements()));
+  for (size_t i = 0; i < kBatch; ++i) tables[i * tables.size() / kBatch] = static_cast<int32_t>(i);
+  generation.put(n.graph.find("block_tables"), tables);
   generation.program->run(Phase::forward);
   const std::vector<double> logits = generation.values(n.logits), evaluated = evaluation.values(e.losses);
   for (size_t b = 0; b < kBatch; ++b) {
-    const auto row = logits.begin() + static_cast<std::ptrdiff_t>(b) * config.vocabulary;
+    const auto row = logits.begin() + static_cast<std::ptrdiff_t>((b + 1) * kTokens - 1) * config.vocabulary;
     double sum = 0;
     for (auto v = row; v < row + config.vocabulary; ++v) {
       CHECK(std::abs(*v) <= config.logit_softcap);
@@ -425,6 +434,6 @@ TEST_CASE("recipes: dropout is a function of seed and step alone") {
       streams.insert(node.attributes.integer("stream")), ++count;
   CHECK(count == static_cast<size_t>(2 * config.layers + 1));
   CHECK(streams.size() == count);
-  for (const Graph& g : {build_evaluation_graph(config, 2, 8).graph, build_generation_graph(config, 1, 8, 8).graph})
+  for (const Graph& g : {build_evaluation_graph(config, 2, 8).graph, build_paged_graph(config, 8, {1, 16, 1}).graph})
     for (const Node& node : g.nodes) CHECK(node.op->name != std::string("dropout"));
 }

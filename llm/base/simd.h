@@ -158,6 +158,19 @@ inline float fold_add(Vec v) {
   else
     return fold_add<Half / 2>(v + upper<Half>(v, std::make_integer_sequence<int, kLanes>{}));
 }
+// Adds the two halves of each block of 2 Step lanes of rows [0, 2 Step), and puts the sums of rows i and i + Step side by
+// side.
+template <int Step>
+inline void fold_rows(Vec* rows) {
+  if constexpr (Step > 0) {
+    constexpr auto lanes = std::make_integer_sequence<int, kLanes>{};
+#pragma GCC unroll 8
+    for (int i = 0; i < Step; ++i)
+      rows[i] = merge_blocks<Step, false>(rows[i], rows[i + Step], lanes) +
+                merge_blocks<Step, true>(rows[i], rows[i + Step], lanes);
+    fold_rows<Step / 2>(rows);
+  }
+}
 template <int Half>
 inline float fold_max(Vec v) {
   if constexpr (Half == 0)
@@ -170,6 +183,11 @@ inline float fold_max(Vec v) {
 
 // Sums and maxima over the lanes, by halves: the order is fixed by the vector's width.
 inline float reduce_add(Vec v) { return detail::fold_add<kLanes / 2>(v); }
+// The sums of kLanes vectors, each in the order of the function above.
+inline Vec reduce_add(Vec (&rows)[kLanes]) {
+  detail::fold_rows<kLanes / 2>(rows);
+  return rows[0];
+}
 inline float reduce_max(Vec v) { return detail::fold_max<kLanes / 2>(v); }
 
 // 1 / x to about 1 unit in the last place.

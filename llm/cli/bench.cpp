@@ -27,10 +27,11 @@ Json read_earlier(const std::string& path) {
 void bench(BenchFlags& flags) {
   flags.device.check();
   const bool of_ops = flags.nodes || !flags.only.empty() || !flags.compare.empty() || flags.format == "markdown";
-  const int modes = flags.products + (flags.scaling > 0) + flags.busy;
+  const int modes = flags.products + (flags.scaling > 0) + flags.busy + flags.decode;
   if (modes > 1 || (modes > 0 && of_ops))
     fail_usage(
-        "--products, --scaling and --busy go without each other, --nodes, --only, --compare and --format markdown");
+        "--products, --scaling, --busy and --decode go without each other, --nodes, --only, --compare and --format "
+        "markdown");
   // Read first: a wrong file should not cost a measurement.
   const Json earlier = flags.compare.empty() ? Json() : read_earlier(flags.compare);
   OpenedMachine opened(flags.device);
@@ -39,6 +40,7 @@ void bench(BenchFlags& flags) {
   const auto measure = flags.products  ? bench_products
                        : flags.scaling ? bench_scaling
                        : flags.busy    ? bench_busy
+                       : flags.decode  ? bench_decode
                                        : bench_step;
   const Json result = measure(flags, opened.device(), config);
   for (const char* key : {"model", "parameters", "batch", "context", "device", "dtype", "threads", "only"})
@@ -56,6 +58,8 @@ void bench(BenchFlags& flags) {
     print_scaling(result);
   } else if (flags.busy) {
     print_busy(result);
+  } else if (flags.decode) {
+    print_decode(result);
   } else {
     print_step(result, earlier, flags.nodes);
   }
@@ -81,6 +85,7 @@ Command bench_command() {
            .between(2, 1024),
        Option("--busy", &f.busy,
               "time a step beside processes that keep a core busy, at several priorities, on the CPU"),
+       Option("--decode", &f.decode, "time the tokens that the inference engine draws, for 1, 8 and 32 texts at once"),
        Option("--format", &f.format, "text, json or markdown").among({"text", "json", "markdown"}).with_default(),
        Option("--save", &f.save, "write the result to this file, as JSON"),
        Option("--compare", &f.compare, "a file from an earlier --save: print how much faster it is now")});
@@ -98,7 +103,8 @@ Command bench_command() {
           "  train_gpt bench gpt2-124M --batch 1 --only attention_backward --nodes\n"
           "  train_gpt bench gpt2-124M --batch 4 --context 64 --products\n"
           "  train_gpt bench gpt2-124M --batch 16 --steps 3 --scaling 64\n"
-          "  train_gpt bench tiny --busy",
+          "  train_gpt bench tiny --busy\n"
+          "  train_gpt bench gpt2-124M --threads 1 --steps 32 --decode",
           [flags](const Given&) { bench(*flags); }};
 }
 

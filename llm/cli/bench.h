@@ -1,6 +1,7 @@
 // What the files of the subcommand bench share: bench_step.cpp measures the ops of a training step, bench_products.cpp its
-// matrix products alone, bench_scaling.cpp how it divides among threads, bench_busy.cpp how it runs beside other processes; bench_print.cpp prints each; bench.cpp is the
-// command line. benched_step.cpp is the step itself.
+// matrix products alone, bench_scaling.cpp how it divides among threads, bench_busy.cpp how it runs beside other processes,
+// bench_decode.cpp the inference engine; bench_print.cpp prints each; bench.cpp is the command line. benched_step.cpp is
+// the step itself.
 #pragma once
 #include <cstdio>
 #include <memory>
@@ -21,7 +22,7 @@ struct BenchFlags {
   std::string format = "text", save, compare, only;
   int64_t batch = 0, steps = 10;
   int scaling = 0;  // up to so many threads; 0: not asked for
-  bool nodes = false, products = false, busy = false;
+  bool nodes = false, products = false, busy = false, decode = false;
   std::string model_name() const { return model.preset.empty() ? "small" : model.preset; }
 };
 
@@ -56,6 +57,7 @@ Json bench_step(const BenchFlags& flags, Device& on, const ModelConfig& config);
 Json bench_products(const BenchFlags& flags, Device& on, const ModelConfig& config);
 Json bench_scaling(const BenchFlags& flags, Device& on, const ModelConfig& config);
 Json bench_busy(const BenchFlags& flags, Device& on, const ModelConfig& config);
+Json bench_decode(const BenchFlags& flags, Device& on, const ModelConfig& config);
 
 // `earlier`: the result of an earlier run to compare with, or null.
 void print_step(const Json& result, const Json& earlier, bool nodes);
@@ -63,5 +65,6 @@ void print_step_as_markdown(const Json& result, bool nodes);
 void print_products(const Json& result);
 void print_scaling(const Json& result);
 void print_busy(const Json& result);
+void print_decode(const Json& result);
 
 }  // namespace llm

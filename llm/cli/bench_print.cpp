@@ -153,4 +153,16 @@ void print_scaling(const Json& r) {
   }
 }
 
+void print_decode(const Json& r) {
+  const auto value = [](const Json& object, const char* key) { return object[key].get<double>(); };
+  std::cout << "model     " << r["model"].string() << " in " << r["dtype"].string()
+            << format(", %d threads; %d steps after prompts of %d tokens\n\n", r["threads"].get<int>(),
+                      r["steps"].get<int>(), r["prompt"].get<int>())
+            << "texts    step ms  tokens/s  GB/s read  engine's own share\n";
+  for (const Json& row : r["decode"])
+    std::cout << format("%5d  %9.2f  %8.1f  %9.1f  %17.2f%%\n", row["texts"].get<int>(), value(row, "ms"),
+                        value(row, "tokens_per_second"), value(row, "gigabytes_per_second"),
+                        100 * value(row, "own_share"));
+}
+
 }  // namespace llm

@@ -110,7 +110,7 @@ void generate(const GenerateFlags& flags) {
   flags.device.check();
   OpenedMachine opened(flags.device);  // before the model, whose arena is the device's
   LoadedModel model(flags.model, dtype_of(opened.precision()));
-  Sampler(flags.sampling, 1);  // checks the options before the weights are read
+  check(flags.sampling, model.config().vocabulary);  // before the weights are read
   const std::vector<int32_t> prompt = prompt_of(flags, model);
   const int32_t stop = model.tokenizer() && !flags.no_stop ? model.tokenizer()->end_of_text() : -1;
   std::vector<int> stops;  // what the model's files name
@@ -173,8 +173,11 @@ void generate(const GenerateFlags& flags) {
   if (made > 1) {
     const double per_second = static_cast<double>(made - 1) / (total - on_prompt);
     const auto context = static_cast<double>(model.config().context);
-    const double bytes = generator.bytes_per_token(
-        std::min(context, static_cast<double>(prompt.size()) + static_cast<double>(made) / 2));
+    // A step may draw several tokens at once, where it has guessed them.
+    const EngineStatistics s = generator.statistics();
+    const double share = static_cast<double>(s.new_tokens - s.accepted_tokens) / static_cast<double>(s.new_tokens);
+    const double bytes = share * generator.bytes_per_token(std::min(
+                                     context, static_cast<double>(prompt.size()) + static_cast<double>(made) / 2));
     std::fprintf(stderr, " at %.1f tokens/s (%.0f%%), %.1f MB read a token: %.1f GB/s", per_second,
                  100 * (1 - on_prompt / total), bytes * 1e-6, bytes * per_second * 1e-9);
   }
@@ -196,6 +199,14 @@ Command generate_command() {
       Option("--temperature", &s.temperature, "0: always the likeliest token; 1: as the model says").with_default(),
       Option("--top-k", &s.top_k, "only the k likeliest tokens; 0: all").with_default(),
       Option("--top-p", &s.top_p, "only the likeliest tokens that make up this probability; 1: all").with_default(),
+      Option("--min-p", &s.min_p, "only tokens at least this many times as likely as the likeliest; 0: all")
+          .with_default(),
+      Option("--repetition-penalty", &s.repetition, "divides the logits of tokens that the text has; 1: none")
+          .with_default(),
+      Option("--presence-penalty", &s.presence, "subtracted from the logits of tokens that were generated")
+          .with_default(),
+      Option("--frequency-penalty", &s.frequency, "subtracted once for each time that a token was generated")
+          .with_default(),
       Option("--seed", &s.seed, "the same seed gives the same text").with_default(),
       Option("--ids", &f.ids, "print the new tokens' ids on one line instead of text"),
       Option("--logits", &f.logits, "print the logits of the token after the prompt on one line instead of text"),

@@ -6,11 +6,13 @@
 
 #include "llm/base/bytes.h"
 #include "llm/base/error.h"
+#include "llm/base/rounding.h"
 #include "llm/base/threads.h"
 #include "llm/cli/commands.h"
 #include "llm/cli/options.h"
 #include "llm/cli/progress.h"
 #include "llm/graph/dump.h"
+#include "llm/infer/engine.h"
 #include "llm/model/gpt.h"
 #include "llm/model/huggingface.h"
 #include "llm/train/options.h"
@@ -131,8 +133,10 @@ Compiled compile_for(const GraphFlags& flags, const ModelConfig& config, std::st
   const int64_t tokens = config.context, sequences = flags.batch;
   const std::string batch = std::to_string(sequences), context = std::to_string(tokens);
   if (flags.generation) {
-    *title = "generation of one token for " + batch + " sequences, with a cache of " + context + " positions";
-    GenerationGraph g = build_generation_graph(config, sequences, 1, tokens, dtype);
+    *title =
+        "generation of one token for " + batch + " sequences, with keys and values of " + context + " positions each";
+    const int64_t blocks = sequences * ceil_div(tokens, kBlockTokens);
+    PagedGraph g = build_paged_graph(config, sequences, {blocks, kBlockTokens, sequences}, dtype, true);
     return compile(std::move(g.graph), g.results(), target, options);
   }
   if (flags.evaluation) {

@@ -89,6 +89,7 @@ void CpuDevice::release(void* memory, size_t bytes) { ::munmap(memory, mapped_by
 void CpuDevice::copy_in(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
 void CpuDevice::copy_out(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
 void CpuDevice::store(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
+void CpuDevice::copy(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
 
 std::unique_ptr<Upload> CpuDevice::new_upload(size_t bytes) { return std::make_unique<CpuUpload>(bytes); }
 std::unique_ptr<Download> CpuDevice::new_download(size_t bytes, bool) { return std::make_unique<CpuDownload>(bytes); }

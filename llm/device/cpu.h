@@ -16,6 +16,7 @@ class CpuDevice : public Device {
   void copy_in(void* to, const void* from, size_t bytes) override;
   void copy_out(void* to, const void* from, size_t bytes) override;
   void store(void* to, const void* from, size_t bytes) override;
+  void copy(void* to, const void* from, size_t bytes) override;
   void wait() override {}
   std::unique_ptr<Upload> new_upload(size_t bytes) override;
   std::unique_ptr<Download> new_download(size_t bytes, bool beside) override;

@@ -145,6 +145,11 @@ void CudaDevice::copy_out(void* to, const void* from, size_t bytes) {
   wait();
 }
 
+void CudaDevice::copy(void* to, const void* from, size_t bytes) {
+  check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "copy ", bytes,
+             " bytes on the device");
+}
+
 void CudaDevice::wait() { check_cuda(cudaStreamSynchronize(stream_), "finish what was started on the device"); }
 
 }  // namespace llm

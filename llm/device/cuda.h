@@ -55,6 +55,7 @@ class CudaDevice : public Device {
   [[gnu::weak]] void copy_in(void* to, const void* from, size_t bytes) override;
   [[gnu::weak]] void copy_out(void* to, const void* from, size_t bytes) override;
   [[gnu::weak]] void store(void* to, const void* from, size_t bytes) override;
+  [[gnu::weak]] void copy(void* to, const void* from, size_t bytes) override;
   [[gnu::weak]] void wait() override;
   [[gnu::weak]] std::unique_ptr<Upload> new_upload(size_t bytes) override;
   [[gnu::weak]] std::unique_ptr<Download> new_download(size_t bytes, bool beside) override;

@@ -85,6 +85,7 @@ class Device {
   virtual void copy_in(void* to, const void* from, size_t bytes) = 0;
   virtual void copy_out(void* to, const void* from, size_t bytes) = 0;
   virtual void store(void* to, const void* from, size_t bytes) = 0;
+  virtual void copy(void* to, const void* from, size_t bytes) = 0;  // within the device's memory; waits for nothing
   virtual void wait() = 0;  // until all work is done; throws Error for what went wrong on the device
 
   virtual std::unique_ptr<Upload> new_upload(size_t bytes) = 0;

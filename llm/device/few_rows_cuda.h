@@ -35,6 +35,15 @@ inline bool few_rows_takes_norm(int64_t rows, int64_t k, DType dtype) {
          few_rows_staged_bytes(rows, k, dtype, true) <= kFewRowsStaged;
 }
 
+// Into groups of how many rows a row-invariant product of any number of rows is cut, of which each is a product of few
+// rows: the most whose kernel can begin with a norm, where one row can.
+inline int64_t few_rows_group(int64_t k, DType dtype) {
+  if (!few_rows_takes_norm(1, k, dtype)) return kFewRows;
+  int64_t rows = kFewRows;
+  while (!few_rows_takes_norm(rows, k, dtype)) rows /= 2;
+  return rows;
+}
+
 // How many warps split the sum of a column of y (rows, n): enough that all warps together keep the memory busy.
 inline int few_rows_splits(int64_t n, int64_t k, DType dtype) {
   constexpr int64_t kEnoughWarps = 2048;

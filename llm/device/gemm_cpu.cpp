@@ -9,7 +9,7 @@
 
 #include "llm/base/error.h"
 #include "llm/base/rounding.h"
-#include "llm/device/gemm_few_rows_cpu.h"
+#include "llm/device/gemm_rows_cpu.h"
 #include "llm/device/microkernel_cpu.h"
 #include "llm/device/pack_cpu.h"
 
@@ -171,10 +171,11 @@ void mirror_rows(const Gemm& g, int64_t begin, int64_t end) {
 
 }  // namespace
 
-int64_t gemm_workspace(int64_t m, int64_t n, int64_t k, int threads) {
+int64_t gemm_workspace(int64_t m, int64_t n, int64_t k, int threads, bool row_invariant) {
   if (m <= 0 || n <= 0) return 0;
+  if (row_invariant) return gemm_rows_workspace(m, threads);
   // A small product is computed by one thread alone, in wider blocks, so a team of 1 is counted too.
-  int64_t floats = 0;
+  int64_t floats = gemm_rows_workspace(std::min(m, kMostRowsUnasked), threads);
   for (const bool row_major : {true, false})
     for (const bool along_k : {true, false})
       for (const int team : {1, threads})
@@ -187,7 +188,7 @@ void gemm(ThreadTeam& threads, const Gemm& g, float* workspace) {
   const bool alone = static_cast<double>(g.m) * g.n * g.k < kSerialWork;
   if (g.symmetric && (g.m != g.n || g.addend || g.epilogue.apply || g.row_sums))
     fail("gemm: a symmetric product is square, without addend, epilogue and sums");
-  if (has_few_rows(g)) return gemm_few_rows(threads, g, alone || threads.size() == 1);
+  if (sums_by_rows(g)) return gemm_rows(threads, g, alone || threads.size() == 1, workspace);
   const int team = alone ? 1 : threads.size();
   const Plan plan(g.m, g.n, g.k, g.a.column_stride == 1, g.b.column_stride != 1, team);
   const BlockedGemm blocked(g, plan, workspace);

@@ -3,8 +3,8 @@
 //
 // Each element of C is one sum over k in a fixed order, in stages whose length depends on k and on whether A is
 // transposed. So the bits do not depend on the number of threads, nor on m, with one exception: up to 8 rows against a
-// transposed B (token-by-token decoding) take a kernel of their own (gemm_few_rows_cpu.h), which sums in another order.
-// A row has the same bits in every batch of up to 8 rows, and the same bits in every batch of more than 8 rows.
+// transposed B take kernels of their own (gemm_rows_cpu.h), which sum in another order. A row has the same bits in every
+// batch of up to 8 rows, and the same bits in every batch of more than 8 rows; with `row_invariant`, in every batch.
 #pragma once
 #include <cstdint>
 
@@ -53,10 +53,12 @@ struct Gemm {
   // B is A's transpose, so C is symmetric: one triangle is computed and copied into the other, to the same bits. Not
   // together with an addend, an epilogue or row sums (throws Error).
   bool symmetric = false;
+  // For a row-major A and a transposed B: sums in one order for any number of rows, that of few rows.
+  bool row_invariant = false;
 };
 
 // How many floats of workspace gemm() needs for these sizes with a team of `threads`, for every layout of A and B.
-int64_t gemm_workspace(int64_t m, int64_t n, int64_t k, int threads);
+int64_t gemm_workspace(int64_t m, int64_t n, int64_t k, int threads, bool row_invariant = false);
 
 void gemm(ThreadTeam& threads, const Gemm& g, float* workspace);
 

@@ -18,7 +18,11 @@ class FewRowsFuser : Fusion {
   }
 
  private:
-  bool is_few_rows(int i) { return is(i, "linear") && g_.shape(node(i).inputs[0]).rows() <= kFewRows; }
+  // Whether that kernel computes the product: of any number of rows, where their bits must not depend on the number.
+  bool is_few_rows(int i) {
+    return is(i, "linear") &&
+           (g_.shape(node(i).inputs[0]).rows() <= kFewRows || node(i).attributes.flag("row_invariant"));
+  }
 
   // y = norm(x); linear(y) -> linear(x) with the norm's weights.
   bool take_norm(int index) {
@@ -26,7 +30,7 @@ class FewRowsFuser : Fusion {
     const TensorId y = linear.inputs[0];
     const Shape& shape = g_.shape(y);
     if (writer(y) == kOutside || only_reader(y) != index ||
-        !few_rows_takes_norm(shape.rows(), shape.last(), g_.dtype(y)))
+        !few_rows_takes_norm(linear.attributes.flag("row_invariant") ? 1 : shape.rows(), shape.last(), g_.dtype(y)))
       return false;
     Node& norm = node(writer(y));
     if (!has(norm, &Slots::delta) || norm.outputs[0] != y || input(norm, &Slots::delta) != kNone) return false;

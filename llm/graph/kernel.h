@@ -16,12 +16,7 @@ struct StepState {
   int64_t step = 0;          // number of optimizer steps before this one
   int64_t micro_step = 0;    // 0: parameter gradients are overwritten; above 0: they are added to
   int64_t first_sample = 0;  // number of the first row of this micro-step's batch among all samples of the run
-  int64_t position = 0;      // inference: number of tokens already in the key-value cache
-  uint64_t seed = 0;         // of the run: stochastic rounding, dropout and sampling depend on it
-  double temperature = 1;    // sampling: these three as in llm/ops/sampling.h
-  double top_p = 1;
-  int64_t top_k = 0;
-  int64_t token_index = 0;  // sampling: number of the token to be drawn
+  uint64_t seed = 0;         // of the run: stochastic rounding and dropout depend on it
 
   friend bool operator==(const StepState&, const StepState&) = default;
 };
@@ -34,7 +29,7 @@ struct KernelCall {
   void* const* addresses;  // by TensorId
   // For CUDA kernels: the device, on whose stream they run, and its copy of the step. A launch may be captured and
   // replayed in later steps, so a CUDA kernel reads `device_step`; the host code that launches it may use `step` only
-  // through accumulates(). Ops with `moves_step` change `device_step`.
+  // through accumulates().
   CudaDevice* cuda = nullptr;
   StepState* device_step = nullptr;
   Communicator* ranks = nullptr;  // null where the run has one rank

@@ -39,6 +39,7 @@ struct Example {
     Role role = Role::activation;  // parameter: its gradient is a parameter gradient (kept, accumulated)
     bool differentiable = true;    // for an fp32 input: the op's backward gives its gradient
     bool keeps_fp32 = false;  // for an fp32 input: it is fp32 in a bf16 run too (statistics, losses, optimizer state)
+    std::vector<double> values = {};  // in place of random numbers
   };
   Attributes attributes;
   std::vector<Input> inputs;
@@ -103,7 +104,6 @@ struct Op {
   std::vector<Product> (*products)(const Graph&, const Node&) = nullptr;
   bool cpu_takes_bf16 = false;     // false: casts around the node give its CPU kernel fp32 in place of bf16
   bool cpu_takes_strides = false;  // its CPU kernel works with any row stride (KernelCall::in_stride, out_stride)
-  bool moves_step = false;         // its CUDA kernels add 1 to position and token_index in the device's StepState
 
   auto kernel(const Target& target) const { return target.cuda ? cuda : cpu; }
   bool takes_strides(const Target& target) const { return !target.cuda && cpu_takes_strides; }

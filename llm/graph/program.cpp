@@ -77,11 +77,9 @@ void Program::bind(const Arena& arena, Communicator* ranks) {
 
 Replay& Program::replay(Phases phases) { return *replays_[phases.bits() * 2 + (step.micro_step > 0 ? 1 : 0)]; }
 
-void Program::hand_over_step(Phases phases) {
+void Program::hand_over_step() {
   if (step != on_device_) device().store(device_step_->data(), &step, sizeof step);
   on_device_ = step;
-  for (const KernelCall& call : calls_)
-    if (call.node.op->moves_step && phases.contain(call.node.phase)) ++on_device_.position, ++on_device_.token_index;
 }
 
 void Program::walk(Phases phases) const {
@@ -90,13 +88,13 @@ void Program::walk(Phases phases) const {
 }
 
 void Program::prepare(Phases phases) {
-  hand_over_step(phases);
+  hand_over_step();
   replay(phases).prepare([this, phases] { walk(phases); });
 }
 
 void Program::run(Phases phases, std::vector<double>* seconds) {
   if (!seconds) {
-    hand_over_step(phases);
+    hand_over_step();
     return replay(phases).run([this, phases] { walk(phases); });
   }
   std::vector<NodeTime> times;
@@ -105,7 +103,7 @@ void Program::run(Phases phases, std::vector<double>* seconds) {
 }
 
 void Program::run_timed(Phases phases, std::vector<NodeTime>& times) {
-  hand_over_step(phases);
+  hand_over_step();
   const auto watch = device().new_stopwatch(calls_.size() + 1);
   const double begin = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
   watch->mark(0);

@@ -87,7 +87,7 @@ class Program {
   size_t offset(TensorId id) const { return offsets_[static_cast<size_t>(id)]; }
   Device& device() const { return arena_->device(); }
   Replay& replay(Phases phases);
-  void hand_over_step(Phases phases);
+  void hand_over_step();
   void walk(Phases phases) const;
 
   std::shared_ptr<const Compiled> compiled_;

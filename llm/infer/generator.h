@@ -1,49 +1,45 @@
-// Text generation with a key-value cache: the prompt is processed in pieces, then one token at a time. The tokens are
-// those of a full recomputation. A token is one walk through the graph, which ends with its sampling and leaves the
-// token where the next walk reads it. On a GPU the host starts the next walk before it has the token, and drops what it
-// started beyond the end of a text.
+// One text at a time, by an engine with one sequence: what `generate` and a training run's samples use. Unlike a request
+// to the engine, a text may be longer than the context.
 #pragma once
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <vector>
 
-#include "llm/graph/program.h"
-#include "llm/model/config.h"
-#include "llm/model/gpt.h"
-#include "llm/ops/sampling.h"
+#include "llm/infer/engine.h"
 
 namespace llm {
 
 class Generator {
  public:
-  // `layout` holds the parameters (and whatever else is persistent); the caches and the programs' transient tensors lie
-  // behind it. The cache holds `config.context` positions. `known_tokens`: the vocabulary of the tokenizer,
-  // which may be smaller than the model's (rounded up for speed): no token beyond it is drawn. 0: all tokens are.
+  // `layout` as for Engine; `known_tokens` as in EngineOptions.
   Generator(const ModelConfig& config, const PersistentLayout& layout, const Target& target, int64_t known_tokens = 0);
-  ~Generator();
 
-  size_t arena_bytes() const;
-  void bind(const Arena& arena);
+  size_t arena_bytes() const { return engine_.arena_bytes(); }
+  void bind(const Arena& arena) { engine_.bind(arena); }
 
   // Calls `on_token(id)` for each new token until max_tokens are made, on_token returns false, or `stop_token` comes
   // (>= 0; it is not handed on). Of a prompt longer than the context the last `context` tokens count. When the context
-  // is full, its last half, the newest token included, is processed anew as the prompt and generation continues, so
-  // that a text may be longer than the context. Throws UsageError for sampling options out of range, Error for an empty
-  // prompt or one with an id outside the vocabulary.
+  // is full, its last half, the newest token included, is processed anew as the prompt and generation continues. Throws
+  // UsageError for sampling options out of range, Error for an empty prompt or one with an id outside the vocabulary.
   void generate(const std::vector<int32_t>& prompt, int64_t max_tokens, const SamplingOptions& sampling,
                 int32_t stop_token, const std::function<bool(int32_t)>& on_token);
-
-  // Bytes that the token at that position reads: all weights (of tables that are looked up in, one row), and the keys
-  // and values of the positions before.
-  double bytes_per_token(double position) const;
 
   // The logits (V) of the token that follows `prompt`, which generate() samples from; errors as there.
   std::vector<float> logits(const std::vector<int32_t>& prompt);
 
+  EngineStatistics statistics() const { return engine_.statistics(); }
+  // As Engine::bytes_per_token.
+  double bytes_per_token(double position) const { return engine_.bytes_per_token(position); }
+
  private:
-  struct Implementation;
-  std::unique_ptr<Implementation> implementation_;
+  // The last `context` tokens.
+  std::vector<int32_t> window_of(const std::vector<int32_t>& prompt) const;
+  // Runs a request to its end, and says whether that was its length; throws Error for what went wrong.
+  bool run(Request request, RequestCallbacks callbacks);
+
+  int64_t context_;
+  Engine engine_;
+  Engine::Id current_ = 0;
 };
 
 }  // namespace llm

@@ -1,16 +1,18 @@
 #include "llm/model/gpt.h"
 
+#include "llm/base/rounding.h"
 #include "llm/graph/autodiff.h"
 #include "llm/ops/rope_frequency.h"
 
 namespace llm {
 namespace {
 
-// One forward pass; `capacity` > 0 makes it the inference form with key-value caches.
+const Attributes kRowInvariant = {{"row_invariant", true}};
+
+// One forward pass; body_paged() is its form for inference.
 class ForwardBuilder {
  public:
-  ForwardBuilder(Graph& graph, const ModelConfig& config, DType dtype, int64_t capacity = 0)
-      : g_(graph), c_(config), dtype_(dtype), capacity_(capacity) {
+  ForwardBuilder(Graph& graph, const ModelConfig& config, DType dtype) : g_(graph), c_(config), dtype_(dtype) {
     c_.check();
     add_parameters(g_, c_, dtype_);
   }
@@ -21,11 +23,51 @@ class ForwardBuilder {
     dropout_ = dropout;
     if (end_of_text >= 0)
       starts_ = g_.add("document_starts", {{"end_of_text", end_of_text}}, {tokens}, "document_starts")[0];
-    if (!capacity_ && s[1] > c_.context)
-      fail("a sequence of ", s[1], " tokens is longer than the context of ", c_.context);
+    if (s[1] > c_.context) fail("a sequence of ", s[1], " tokens is longer than the context of ", c_.context);
+    return norm(blocks(tokens), "final_norm");
+  }
+
+  // rows (3, R) -> the output of the last block (1, R, C)
+  TensorId body_paged(TensorId rows, const PagedMemory& memory) {
+    const int64_t R = g_.shape(rows)[1];
+    paged_ = &memory;
+    const TensorId tokens = g_.add_view("tokens", rows, {1, R}, 0);
+    positions_ = g_.add_view("positions", rows, {1, R}, R);
+    slots_ = g_.add_view("slots", rows, {1, R}, 2 * R);
+    tables_ = g_.add_tensor("block_tables", DType::int32, {memory.sequences, ceil_div(c_.context, memory.block)},
+                            Role::state);
+    return blocks(tokens);
+  }
+
+  // The last block's output (1, R, C) -> logits (1, R, V), in fp32 where they have a soft-cap
+  TensorId head_paged(TensorId x) {
+    TensorId logits = head(norm(x, "final_norm"), kRowInvariant);
+    if (c_.logit_softcap <= 0) return logits;
+    if (dtype_ != DType::fp32) logits = g_.add("cast", {{"bf16", false}}, {logits}, "logits.fp32")[0];
+    return g_.add("softcap", {{"cap", c_.logit_softcap}}, {logits}, "logits.capped")[0];
+  }
+
+  // x (B, T, C) -> logits (B, T, V), before the soft-cap
+  TensorId head(TensorId x, const Attributes& attributes = {}) {
+    return g_.add("linear", attributes, {x, parameter(head_weight(c_))}, "logits")[0];
+  }
+
+  // x (B, T, C), targets (B, T) -> losses (B, T)
+  TensorId losses(TensorId x, TensorId targets, double z_loss) {
+    Attributes a;
+    if (c_.logit_softcap > 0) a.set("softcap", c_.logit_softcap);
+    if (z_loss > 0) a.set("z_loss", z_loss);
+    return g_.add("cross_entropy", a, {head(x), targets}, "losses")[0];
+  }
+
+ private:
+  // tokens (B, T) -> the output of the last block (B, T, C)
+  TensorId blocks(TensorId tokens) {
+    const Shape s = g_.shape(tokens);
     std::vector<TensorId> inputs = {tokens, parameter("token_embedding.weight")};
     if (c_.positions == Positions::learned) {
       inputs.push_back(parameter("position_embedding.weight"));
+      if (paged_) inputs.push_back(positions_);
     } else {
       Attributes a = {{"tokens", s[1]}, {"head_size", c_.head_size}, {"theta", c_.rope_theta}};
       if (c_.rope_factor != 1 && c_.rope_kind != RopeKind::dynamic) {
@@ -38,32 +80,21 @@ class ForwardBuilder {
         a.set("high", c_.rope_high);
         a.set("original", c_.rope_original);
       }
-      angles_ = g_.add("rope_angles", a, {}, "rope_angles")[0];
+      angles_ = g_.add("rope_angles", a, paged_ ? std::vector<TensorId>{positions_} : std::vector<TensorId>{},
+                       "rope_angles")[0];
     }
     TensorId x = g_.add("embedding", {}, inputs, "embedding")[0];
     if (c_.embedding_scale != 1) x = g_.add("scale", {{"factor", c_.embedding_scale}}, {x}, "embedding_scaled")[0];
     x = dropped(x, "embedding_dropout");
     for (int l = 0; l < c_.layers; ++l) {
       g_.layer = l;
-      x = block(x, s[0], "layers." + std::to_string(l) + ".");
+      x = block(x, "layers." + std::to_string(l) + ".");
     }
     g_.layer = -1;
-    return norm(x, "final_norm");
+    return x;
   }
 
-  // x (B, T, C) -> logits (B, T, V), before the soft-cap
-  TensorId head(TensorId x) { return g_.add("linear", {}, {x, parameter(head_weight(c_))}, "logits")[0]; }
-
-  // x (B, T, C), targets (B, T) -> losses (B, T)
-  TensorId losses(TensorId x, TensorId targets, double z_loss) {
-    Attributes a;
-    if (c_.logit_softcap > 0) a.set("softcap", c_.logit_softcap);
-    if (z_loss > 0) a.set("z_loss", z_loss);
-    return g_.add("cross_entropy", a, {head(x), targets}, "losses")[0];
-  }
-
- private:
-  TensorId block(TensorId x, int64_t batch, const std::string& name) {
+  TensorId block(TensorId x, const std::string& name) {
     const Attributes heads = {{"heads", c_.heads}, {"kv_heads", c_.kv_heads}, {"head_size", c_.head_size}};
     TensorId qkv = linear(norm(x, name + "attention_norm"), name + "qkv");
     if (c_.qk_norm) {
@@ -74,11 +105,12 @@ class ForwardBuilder {
     }
     if (c_.positions == Positions::rope) qkv = g_.add("rope", heads, {qkv, angles_}, name + "rope")[0];
     TensorId attended;
-    if (capacity_) {
-      const Shape cache = {batch, capacity_, c_.kv_heads, c_.head_size};
-      const TensorId keys = g_.add_tensor(name + "keys", dtype_, cache, Role::state);
-      const TensorId values = g_.add_tensor(name + "values", dtype_, cache, Role::state);
-      attended = g_.add("attention_cached", heads, {qkv, keys, values}, name + "attention")[0];
+    if (paged_) {
+      const Shape shape = {paged_->blocks, c_.kv_heads, paged_->block, c_.head_size};
+      const TensorId keys = g_.add_tensor(name + "key_blocks", dtype_, shape, Role::state);
+      const TensorId values = g_.add_tensor(name + "value_blocks", dtype_, shape, Role::state);
+      attended =
+          g_.add("attention_paged", heads, {qkv, keys, values, positions_, slots_, tables_}, name + "attention")[0];
     } else {
       std::vector<TensorId> inputs = {qkv};
       if (starts_ != kNone) inputs.push_back(starts_);
@@ -108,7 +140,7 @@ class ForwardBuilder {
   TensorId linear(TensorId x, const std::string& name) {
     std::vector<TensorId> inputs = {x, parameter(name + ".weight")};
     if (const TensorId bias = g_.find(name + ".bias"); bias != kNone) inputs.push_back(bias);
-    return g_.add("linear", {}, inputs, name)[0];
+    return g_.add("linear", paged_ ? kRowInvariant : Attributes{}, inputs, name)[0];
   }
 
   TensorId parameter(const std::string& name) const {
@@ -120,8 +152,9 @@ class ForwardBuilder {
   Graph& g_;
   const ModelConfig& c_;
   DType dtype_;
-  int64_t capacity_;
   TensorId angles_ = kNone, starts_ = kNone;
+  const PagedMemory* paged_ = nullptr;
+  TensorId positions_ = kNone, slots_ = kNone, tables_ = kNone;
   double dropout_ = 0;
   int64_t dropouts_ = 0;
 };
@@ -165,26 +198,25 @@ EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch,
   return e;
 }
 
-GenerationGraph build_generation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, int64_t capacity,
-                                       DType dtype, const SamplingForm& sampling) {
-  GenerationGraph n;
-  ForwardBuilder builder(n.graph, config, dtype, capacity);
-  TensorId next = kNone;
-  if (sampling.sample) {
-    next = n.graph.add_tensor("next_token", DType::int32, {batch, 1}, Role::state);
-    n.draws = n.graph.add_tensor("draws", DType::int32, {kDraws, 4}, Role::state);
-  }
-  n.tokens = sampling.after_token ? next : add_input(n.graph, "tokens", DType::int32, batch, tokens);
-  const TensorId x = builder.body(n.tokens);
-  const TensorId last = tokens == 1 ? x : n.graph.add("select_last", {}, {x}, "last")[0];
-  const TensorId exact = n.logits = builder.head(last);
-  if (dtype != DType::fp32) n.logits = n.graph.add("cast", {{"bf16", false}}, {n.logits}, "logits.fp32")[0];
-  if (config.logit_softcap > 0)
-    n.logits = n.graph.add("softcap", {{"cap", config.logit_softcap}}, {n.logits}, "logits.capped")[0];
-  if (sampling.sample)  // of the logits before the cast, which changes none
-    n.graph.add("sample", {{"greedy", sampling.greedy}, {"limit", sampling.limit}},
-                {config.logit_softcap > 0 ? n.logits : exact, next, n.draws}, "sample");
-  return n;
+PagedGraph build_paged_graph(const ModelConfig& config, int64_t rows, const PagedMemory& memory, DType dtype,
+                             bool with_head) {
+  PagedGraph p;
+  ForwardBuilder builder(p.graph, config, dtype);
+  p.rows = add_input(p.graph, "rows", DType::int32, 3, rows);
+  p.hidden = builder.body_paged(p.rows, memory);
+  if (with_head) p.logits = builder.head_paged(p.hidden);
+  return p;
+}
+
+HeadGraph build_head_graph(const ModelConfig& config, int64_t rows, DType dtype, bool sample, int64_t limit) {
+  HeadGraph h;
+  ForwardBuilder builder(h.graph, config, dtype);
+  h.hidden = h.graph.add_tensor("hidden", dtype, {1, rows, config.channels}, Role::input);
+  h.logits = builder.head_paged(h.hidden);
+  if (!sample) return h;
+  h.sampling = h.graph.add_tensor("sampling", DType::int32, {rows, 12}, Role::input);
+  h.draws = h.graph.add("sample", {{"limit", limit}}, {h.logits, h.sampling}, "draws")[0];
+  return h;
 }
 
 double training_flops_per_token(const ModelConfig& c, int64_t tokens) {

@@ -43,26 +43,34 @@ struct EvaluationGraph {
 EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch, int64_t tokens,
                                        DType dtype = DType::fp32, int32_t end_of_text = -1);
 
-// The forward pass of `tokens` new tokens (B, tokens) onto a key-value cache of `capacity` positions (state tensors
-// "layers.N.keys" and "layers.N.values", (B, capacity, K, D)), to the logits (B, 1, V) of the last token.
-// StepState::position is the number of positions that the cache holds before.
-struct GenerationGraph {
+// The parts of a step of inference (llm/infer/engine.h). Keys and values lie in state tensors "layers.N.key_blocks" and
+// "layers.N.value_blocks", (blocks, K, block, D); which block holds which positions of the sequence in a slot stands in
+// the state tensor "block_tables" (sequences, context / block, rounded up) int32. All products are row-invariant.
+struct PagedMemory {
+  int64_t blocks, block, sequences;
+};
+// The blocks of layers for R = `rows` new tokens of any sequences. Inputs: rows (3, R) int32: the tokens, their positions
+// (below 0: a row that stands for no token), and their slots. Result: hidden (1, R, C), for the head; `with_head`: the
+// logits (1, R, V) of all rows.
+struct PagedGraph {
   Graph graph;
-  TensorId tokens, logits;
-  TensorId draws = kNone;  // state (kDraws, 4): token number i of a run leaves its Draw in row i modulo kDraws
-  std::vector<TensorId> results() const { return {logits}; }
+  TensorId rows, hidden, logits = kNone;
+  std::vector<TensorId> results() const { return {logits == kNone ? hidden : logits}; }
 };
-inline constexpr int64_t kDraws = 4;
-// With a batch of one sequence the graph may also sample the next token (llm/ops/sampling.h), into the state tensor
-// "next_token" (1, 1).
-struct SamplingForm {
-  bool sample = false;
-  bool greedy = false;       // for a temperature of 0
-  bool after_token = false;  // the graph has no input: its token is "next_token", as the run before left it
-  int64_t limit = 0;         // only tokens below it are drawn; 0: all
+PagedGraph build_paged_graph(const ModelConfig& config, int64_t rows, const PagedMemory& memory,
+                             DType dtype = DType::fp32, bool with_head = false);
+// From hidden (1, R, C) of any `rows` tokens to their logits (1, R, V), in fp32 where they have a soft-cap. With `sample`
+// also to the tokens that follow, of those below `limit` (0: all): sampling (R, 12) int32 and draws (R, 4) int32 as the op
+// `sample` has them.
+struct HeadGraph {
+  Graph graph;
+  TensorId hidden, logits, sampling = kNone, draws = kNone;
+  std::vector<TensorId> results() const {
+    return draws == kNone ? std::vector<TensorId>{logits} : std::vector<TensorId>{logits, draws};
+  }
 };
-GenerationGraph build_generation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, int64_t capacity,
-                                       DType dtype = DType::fp32, const SamplingForm& sampling = {});
+HeadGraph build_head_graph(const ModelConfig& config, int64_t rows, DType dtype = DType::fp32, bool sample = false,
+                           int64_t limit = 0);
 
 // FLOPs that training needs for one token of a sequence of `tokens`: 6 for each weight of a matrix product (the head's
 // included, embeddings not), and forward and backward of attention's two products, without the masked half (Kaplan et

@@ -1,7 +1,6 @@
 // attention: causal self-attention with grouped queries on packed q, k, v. The CPU kernels are in attention_cpu.cpp
-// (forward, with and without a cache) and attention_backward_cpu.cpp.
+// (forward) and attention_backward_cpu.cpp; for inference there is attention_paged.cpp.
 //   attention: qkv (B, T, (H + 2 K) D), [document starts (B, T) int32] -> out (B, T, H D), log_sum_exp (B, H, T)
-//   attention_cached, for inference: qkv of T new tokens, key cache and value cache (B, capacity, K, D) -> out, caches
 // Attributes: heads H, kv_heads K, head_size D. With document starts (document_starts.cpp) a token attends only to its
 // own document.
 #include "llm/ops/attention_cpu.h"
@@ -82,45 +81,6 @@ void cpu_backward(const KernelCall& call) {
                      call.in(3), call.in(0), call.out(0), call.workspace(), call.in_int(4));
 }
 
-void infer_cached(Graph& g, Node& node) {
-  const AttentionShape s = shape_of(g, node, node.inputs[0]);
-  const Shape cache = g.shape(node.inputs[1]);
-  if (cache.rank() != 4 || cache[0] != s.batch || cache[2] != s.kv_heads || cache[3] != s.head_size ||
-      cache != g.shape(node.inputs[2]))
-    fail("attention_cached: the caches must be (B, capacity, K, D), not ", cache.text());
-  g.add_output(node, "", g.dtype(node.inputs[0]), {s.batch, s.tokens, s.heads * s.head_size});
-  for (int i = 1; i <= 2; ++i) {
-    const TensorId updated =
-        g.add_output(node, i == 1 ? "keys" : "values", g.dtype(node.inputs[static_cast<size_t>(i)]), cache);
-    g.tensor(updated).alias = node.inputs[static_cast<size_t>(i)];
-    g.tensor(updated).role = Role::state;
-  }
-}
-
-size_t cached_workspace(const Graph& g, const Node& node, const Target& target) {
-  const AttentionShape s = shape_of(g, node, node.inputs[0]);
-  const int64_t capacity = g.shape(node.inputs[1])[1];
-  return target.cuda ? attention_cached_workspace_cuda(s, capacity, g.dtype(node.inputs[0]))
-                     : floats(attention_cached_workspace(s, capacity, target.threads));
-}
-
-// The cost with a full cache, all of which is read.
-Cost cached_cost(const Graph& g, const Node& node) {
-  const AttentionShape s = shape_of(g, node, node.inputs[0]);
-  const double pairs =
-      static_cast<double>(s.batch * s.heads * s.tokens) * static_cast<double>(g.shape(node.inputs[1])[1]);
-  Cost c = streaming_cost(g, node, pairs * static_cast<double>(4 * s.head_size));
-  c.bytes_written = static_cast<double>(g.tensor(node.outputs[0]).bytes()) +
-                    2.0 * static_cast<double>(size_of(g.dtype(node.inputs[1]))) *
-                        static_cast<double>(s.batch * s.tokens * s.kv_heads * s.head_size);
-  return c;
-}
-
-void cpu_cached(const KernelCall& call) {
-  attention_cached(call.threads, shape_of(call.graph, call.node, call.node.inputs[0]), call.step.position,
-                   call.in_shape(1)[1], call.in(0), call.out(1), call.out(2), call.out(0), call.workspace());
-}
-
 Attributes heads(int64_t heads, int64_t kv_heads, int64_t size) {
   return {{"heads", heads}, {"kv_heads", kv_heads}, {"head_size", size}};
 }
@@ -130,15 +90,6 @@ std::vector<Example> examples() {
     return {heads(H, K, D), {{{B, T, (H + 2 * K) * D}, DType::fp32, -2, 2}}};
   };
   return {example(2, 2, 8, 2, 5), example(4, 2, 6, 1, 9), example(1, 1, 20, 1, 1), example(2, 1, 16, 1, 37)};
-}
-
-std::vector<Example> cached_examples() {
-  const auto example = [](int64_t H, int64_t K, int64_t D, int64_t B, int64_t T, int64_t capacity) -> Example {
-    const Example::Input cache{.shape = {B, capacity, K, D}, .role = Role::state, .differentiable = false};
-    return {heads(H, K, D),
-            {{.shape = {B, T, (H + 2 * K) * D}, .low = -2, .high = 2, .differentiable = false}, cache, cache}};
-  };
-  return {example(2, 2, 8, 2, 5, 12), example(4, 2, 6, 1, 1, 9), example(2, 1, 20, 1, 3, 40)};
 }
 
 }  // namespace
@@ -162,15 +113,7 @@ std::vector<Op> attention_ops() {
            .cpu = cpu_backward,
            .cuda = cuda::attention_backward,
            .workspace = backward_workspace,
-           .slots = {.largest = 1}},
-          {.name = "attention_cached",
-           .summary = "attention of new tokens to a key-value cache",
-           .infer = infer_cached,
-           .cost = cached_cost,
-           .cpu = cpu_cached,
-           .cuda = cuda::attention_cached,
-           .workspace = cached_workspace,
-           .examples = cached_examples}};
+           .slots = {.largest = 1}}};
 }
 
 }  // namespace llm

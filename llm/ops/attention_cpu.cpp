@@ -17,17 +17,13 @@ using namespace attention;
 
 constexpr int64_t kKeyBlock = 512;    // the tile of scores, 64 KiB with 32 queries, stays in L2
 constexpr int64_t kQueryChunk = 128;  // the fewest queries of an item of work
-constexpr int64_t kFewTokens = 8;     // up to so many new tokens, reading the cache once for each beats packing it
-constexpr int64_t kSplitKeys = 256;   // keys that one item of the decoding kernel reads
-constexpr int64_t kRowsAhead = 16;    // how many keys ahead the decoding kernel prefetches
 
-// One query head. Query t stands at position `position` + t and sees the keys up to that position.
+// One query head. Query t sees the keys up to t.
 struct HeadTask {
   HeadRows queries, keys, values;
   float* out;  // row t at out + t * out_stride
   int64_t out_stride;
-  float* log_sum_exp;  // (T), or null
-  int64_t position;
+  float* log_sum_exp;               // (T), or null
   const int32_t* starts = nullptr;  // (T), or null: where the document of each query begins
 };
 
@@ -89,7 +85,7 @@ Vec softmax_column(float* scores, int64_t begin, int64_t end, int64_t first_quer
 template <bool kDocuments>
 void forward_tile(const HeadTask& task, int64_t begin, int64_t end, Columns values, const ForwardScratch& scratch,
                   RowsAhead& ahead) {
-  const int64_t size = task.queries.size, count = end - begin, first = task.position + begin, limit = first + count;
+  const int64_t size = task.queries.size, count = end - begin;
   microkernel::pack_columns(true, task.queries.row(begin), task.queries.stride, count, size, scratch.queries,
                             1.0f / std::sqrt(static_cast<float>(size)));
   Vec maximum[2] = {simd::broadcast(kMinusInfinity), simd::broadcast(kMinusInfinity)}, sum[2] = {};
@@ -98,16 +94,16 @@ void forward_tile(const HeadTask& task, int64_t begin, int64_t end, Columns valu
   if (kDocuments)
     for (int j = 0; j < 2; ++j) starts[j] = starts_of(task.starts, begin + j * kLanes, end);
   const int64_t first_key = kDocuments ? first_key_of(task.starts, begin) : 0;
-  for (int64_t key = first_key; key < limit; key += kKeyBlock) {
-    const int64_t key_end = std::min(limit, key + kKeyBlock);
-    multiply_keys(task.keys, key, key_end, scratch.queries, first, scratch.scores, kColumns, ahead);
+  for (int64_t key = first_key; key < end; key += kKeyBlock) {
+    const int64_t key_end = std::min(end, key + kKeyBlock);
+    multiply_keys(task.keys, key, key_end, scratch.queries, begin, scratch.scores, kColumns, ahead);
     for (int j = 0; j < 2; ++j)
       simd::store(factors + j * kLanes, softmax_column<kDocuments>(scratch.scores + j * kLanes, key, key_end,
-                                                                   first + j * kLanes, starts[j], maximum[j], sum[j]));
+                                                                   begin + j * kLanes, starts[j], maximum[j], sum[j]));
     if (key > first_key)
       for (int64_t i = 0; i < count * size; ++i) scratch.sums[i] *= factors[i / size];
     for_panels(0, count, [&](int64_t i, int64_t rows) {
-      const int64_t seen = std::min(key_end, first + i + rows) - key;  // the keys after these have probability 0
+      const int64_t seen = std::min(key_end, begin + i + rows) - key;  // the keys after these have probability 0
       if (seen > 0)
         multiply_channels(rows, seen, scratch.scores + i, 1, kColumns, values.from_row(key), size,
                           scratch.sums + i * size, size, key > first_key);
@@ -131,12 +127,11 @@ int64_t query_chunks(const AttentionShape& s, int threads) {
 // Computes all heads; make_task(batch, head) describes one query head. The query heads of a group share keys and
 // values.
 template <class MakeTask>
-void forward_all(ThreadTeam& threads, const AttentionShape& s, int64_t position, float* workspace, MakeTask make_task) {
+void forward_all(ThreadTeam& threads, const AttentionShape& s, float* workspace, MakeTask make_task) {
   const int64_t group = s.heads / s.kv_heads, chunks = query_chunks(s, threads.size());
   const int64_t chunk = round_up(ceil_div(s.tokens, chunks), kColumns);
   const int64_t items = s.batch * s.kv_heads * chunks;
-  const int64_t floats =
-      ForwardScratch::floats(position + s.tokens, s.head_size, make_task(int64_t{0}, int64_t{0}).values.stride);
+  const int64_t floats = ForwardScratch::floats(s.tokens, s.head_size, make_task(int64_t{0}, int64_t{0}).values.stride);
   workspace = aligned(workspace);
   struct Item {
     int64_t begin, end, batch, kv_head;
@@ -150,7 +145,6 @@ void forward_all(ThreadTeam& threads, const AttentionShape& s, int64_t position,
   threads.for_items(items, [&](int64_t index, int rank) {
     const Item item = item_at(index);
     if (item.begin >= item.end) return;
-    const int64_t key_count = position + item.end;
     const ForwardScratch scratch(workspace + rank * floats, s.head_size);
     RowsAhead ahead;
     if (index + 1 < items) {
@@ -160,113 +154,12 @@ void forward_all(ThreadTeam& threads, const AttentionShape& s, int64_t position,
       ahead.add(task.values, following.end);
     }
     const HeadTask first = make_task(item.batch, item.kv_head * group);
-    const Columns values = columns_of(first.values, 0, key_count, scratch.values);
+    const Columns values = columns_of(first.values, 0, item.end, scratch.values);
     for (int64_t head = item.kv_head * group; head < (item.kv_head + 1) * group; ++head) {
       const HeadTask task = make_task(item.batch, head);
       for (int64_t query = item.begin; query < item.end; query += kColumns)
         (task.starts ? forward_tile<true> : forward_tile<false>)(task, query, std::min(item.end, query + kColumns),
                                                                  values, scratch, ahead);
-    }
-  });
-}
-
-// Decoding: for a part of the keys the largest score, the sum of exp(score - largest), and the sum of the values
-// weighted by these exponentials.
-struct Partial {
-  float* data;  // maximum, sum, values[head_size]
-  float& maximum() const { return data[0]; }
-  float& sum() const { return data[1]; }
-  float* values() const { return data + 2; }
-};
-
-void attend_part(const float* query, HeadRows keys, HeadRows values, int64_t begin, int64_t end, float* scores,
-                 Partial out) {
-  const int64_t size = keys.size, whole = size / kLanes * kLanes;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(size));
-  float maximum = kMinusInfinity;
-  for (int64_t key = begin; key < end; ++key) {
-    // Rows lie far apart in the key-value cache, so the hardware does not prefetch them. The values come in meanwhile.
-    for (int64_t c = 0; c < size; c += 64 / 4) {
-      __builtin_prefetch(keys.row(key + kRowsAhead) + c);
-      __builtin_prefetch(values.row(key) + c);
-    }
-    Vec dot{};
-    for (int64_t c = 0; c < whole; c += kLanes) dot += simd::load(query + c) * simd::load(keys.row(key) + c);
-    if (whole < size)
-      dot += simd::load_part(query + whole, size - whole) * simd::load_part(keys.row(key) + whole, size - whole);
-    scores[key - begin] = simd::reduce_add(dot) * scale;
-    maximum = std::max(maximum, scores[key - begin]);
-  }
-  for (int64_t i = end - begin; i % kLanes != 0; ++i) scores[i] = kMinusInfinity;
-  Vec sum{};
-  for (int64_t i = 0; i < end - begin; i += kLanes) {
-    const Vec probability = simd::exp(simd::load(scores + i) - simd::broadcast(maximum));
-    simd::store(scores + i, probability);
-    sum += probability;
-  }
-  out.maximum() = maximum;
-  out.sum() = simd::reduce_add(sum);
-  constexpr int kVectors = 4;
-  int64_t c = 0;
-  for (; c + kVectors * kLanes <= size; c += kVectors * kLanes) {
-    Vec total[kVectors] = {};
-    for (int64_t key = begin; key < end; ++key)
-#pragma GCC unroll 4
-      for (int j = 0; j < kVectors; ++j)
-        total[j] += simd::broadcast(scores[key - begin]) * simd::load(values.row(key) + c + j * kLanes);
-    for (int j = 0; j < kVectors; ++j) simd::store(out.values() + c + j * kLanes, total[j]);
-  }
-  for (; c < size; c += kLanes) {
-    const int64_t lanes = std::min<int64_t>(kLanes, size - c);
-    Vec total{};
-    for (int64_t key = begin; key < end; ++key)
-      total += simd::broadcast(scores[key - begin]) * simd::load_part(values.row(key) + c, lanes);
-    simd::store_part(out.values() + c, total, lanes);
-  }
-}
-
-// Adds up the parts of a query in the order of their keys.
-void combine_parts(const float* parts, int64_t stride, int64_t count, int64_t size, float* out) {
-  float maximum = kMinusInfinity, sum = 0;
-  for (int64_t p = 0; p < count; ++p) maximum = std::max(maximum, parts[p * stride]);
-  std::fill_n(out, size, 0.0f);
-  for (int64_t p = 0; p < count; ++p) {
-    const float* part = parts + p * stride;
-    const float weight = std::exp(part[0] - maximum);
-    sum += weight * part[1];
-    for (int64_t c = 0; c < size; ++c) out[c] += weight * part[2 + c];
-  }
-  for (int64_t c = 0; c < size; ++c) out[c] /= sum;
-}
-
-template <class MakeTask>
-void decode_all(ThreadTeam& threads, const AttentionShape& s, int64_t position, float* workspace, MakeTask make_task) {
-  const int64_t group = s.heads / s.kv_heads, splits = ceil_div(position + s.tokens, kSplitKeys),
-                stride = s.head_size + 2;
-  float* scores = workspace;                            // (threads, kSplitKeys)
-  float* parts = scores + threads.size() * kSplitKeys;  // (B, H, tokens, splits, stride)
-  const auto part = [&](int64_t batch, int64_t head, int64_t token, int64_t split) {
-    return parts + (((batch * s.heads + head) * s.tokens + token) * splits + split) * stride;
-  };
-  const int64_t items = s.batch * s.kv_heads * splits;
-  threads.for_items(items, [&](int64_t item, int rank) {
-    const int64_t split = item % splits, kv_head = item / splits % s.kv_heads, batch = item / splits / s.kv_heads;
-    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-      const HeadTask task = make_task(batch, head);
-      for (int64_t token = 0; token < s.tokens; ++token) {
-        const int64_t begin = split * kSplitKeys, end = std::min(position + token + 1, begin + kSplitKeys);
-        if (begin < end)
-          attend_part(task.queries.row(token), task.keys, task.values, begin, end, scores + rank * kSplitKeys,
-                      {part(batch, head, token, split)});
-      }
-    }
-  });
-  threads.for_blocks(s.batch * s.heads * s.tokens, 8, [&](int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; ++row) {
-      const int64_t token = row % s.tokens, head = row / s.tokens % s.heads, batch = row / s.tokens / s.heads;
-      const HeadTask task = make_task(batch, head);
-      combine_parts(part(batch, head, token, 0), stride, ceil_div(position + token + 1, kSplitKeys), s.head_size,
-                    task.out + token * task.out_stride);
     }
   });
 }
@@ -281,7 +174,7 @@ int64_t attention_workspace(const AttentionShape& s, int threads) {
 void attention_forward(ThreadTeam& threads, const AttentionShape& s, const float* qkv, float* out, float* log_sum_exp,
                        float* workspace, const int32_t* starts) {
   const int64_t stride = (s.heads + 2 * s.kv_heads) * s.head_size, group = s.heads / s.kv_heads;
-  forward_all(threads, s, 0, workspace, [&](int64_t batch, int64_t head) {
+  forward_all(threads, s, workspace, [&](int64_t batch, int64_t head) {
     const auto rows = [&](int64_t column) {
       return HeadRows{qkv + batch * s.tokens * stride + column * s.head_size, stride, s.head_size};
     };
@@ -292,44 +185,8 @@ void attention_forward(ThreadTeam& threads, const AttentionShape& s, const float
                     out + (batch * s.tokens * s.heads + head) * s.head_size,
                     s.heads * s.head_size,
                     log_sum_exp + (batch * s.heads + head) * s.tokens,
-                    0,
                     starts ? starts + batch * s.tokens : nullptr};
   });
-}
-
-int64_t attention_cached_workspace(const AttentionShape& s, int64_t capacity, int threads) {
-  const int64_t few =
-      s.batch * s.heads * std::min(s.tokens, kFewTokens) * ceil_div(capacity, kSplitKeys) * (s.head_size + 2) +
-      threads * kSplitKeys;
-  return std::max(few, threads * ForwardScratch::floats(capacity, s.head_size, s.kv_heads * s.head_size)) + 16;
-}
-
-void attention_cached(ThreadTeam& threads, const AttentionShape& s, int64_t position, int64_t capacity,
-                      const float* qkv, float* key_cache, float* value_cache, float* out, float* workspace) {
-  const int64_t stride = (s.heads + 2 * s.kv_heads) * s.head_size, group = s.heads / s.kv_heads;
-  const int64_t cache_stride = s.kv_heads * s.head_size;
-  threads.for_blocks(s.batch * s.tokens, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const float* key = qkv + row * stride + s.heads * s.head_size;
-      const int64_t at = (row / s.tokens * capacity + position + row % s.tokens) * cache_stride;
-      std::memcpy(key_cache + at, key, static_cast<size_t>(cache_stride) * sizeof(float));
-      std::memcpy(value_cache + at, key + cache_stride, static_cast<size_t>(cache_stride) * sizeof(float));
-    }
-  });
-  const auto make_task = [&](int64_t batch, int64_t head) {
-    const int64_t in_cache = batch * capacity * cache_stride + head / group * s.head_size;
-    return HeadTask{{qkv + batch * s.tokens * stride + head * s.head_size, stride, s.head_size},
-                    {key_cache + in_cache, cache_stride, s.head_size},
-                    {value_cache + in_cache, cache_stride, s.head_size},
-                    out + (batch * s.tokens * s.heads + head) * s.head_size,
-                    s.heads * s.head_size,
-                    nullptr,
-                    position};
-  };
-  if (s.tokens <= kFewTokens)
-    decode_all(threads, s, position, workspace, make_task);
-  else
-    forward_all(threads, s, position, workspace, make_task);
 }
 
 }  // namespace llm

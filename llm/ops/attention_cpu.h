@@ -30,11 +30,4 @@ void attention_backward(ThreadTeam& threads, const AttentionShape& s, const floa
                         const float* log_sum_exp, const float* d_out, float* d_qkv, float* workspace,
                         const int32_t* starts = nullptr);
 
-// Inference with T new tokens at positions from `position` on; qkv and out are as above, of the new tokens alone. Their
-// keys and values are first written to the caches, (B, capacity, K, D) each; then each new query attends to all
-// positions up to its own.
-void attention_cached(ThreadTeam& threads, const AttentionShape& s, int64_t position, int64_t capacity,
-                      const float* qkv, float* key_cache, float* value_cache, float* out, float* workspace);
-int64_t attention_cached_workspace(const AttentionShape& s, int64_t capacity, int threads);  // floats
-
 }  // namespace llm

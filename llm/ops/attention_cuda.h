@@ -15,6 +15,14 @@ namespace llm {
 class CudaDevice;
 struct KernelCall;
 
+// attention_paged on the CPU and on the GPU cuts the keys of a sequence into parts of so many, each with a softmax of its
+// own. Up to kPagedFewRows rows the kernel leaves the parts, (R, H, parts, D + 2) floats, in the workspace.
+inline constexpr int64_t kPagedPartKeys = 256, kPagedPartKeysCuda = 128, kPagedFewRows = 8;
+inline size_t attention_paged_workspace_cuda(int64_t rows, int64_t heads, int64_t head_size, int64_t keys) {
+  const int64_t parts = (keys + kPagedPartKeysCuda - 1) / kPagedPartKeysCuda;
+  return rows > kPagedFewRows ? 0 : static_cast<size_t>(rows * heads * parts * (head_size + 2)) * sizeof(float);
+}
+
 // attention needs no workspace: scores and sums stay in registers and shared memory.
 inline size_t attention_workspace_cuda(const AttentionShape&, DType) { return 0; }
 
@@ -24,39 +32,6 @@ inline size_t attention_workspace_cuda(const AttentionShape&, DType) { return 0;
 inline int64_t attention_statistic_rows(int64_t tokens) { return (tokens + 127) / 128 * 128; }
 inline size_t attention_backward_workspace_cuda(const AttentionShape& s, DType) {
   return static_cast<size_t>(s.batch * s.heads * attention_statistic_rows(s.tokens)) * 2 * sizeof(float);
-}
-
-// attention_cached cuts the cache into splits, each for a block of its own. The number of splits follows from the shape
-// alone, since a captured launch must serve every position; their length follows from the position.
-inline constexpr int64_t kDecodeMaxSplits = 64;
-inline constexpr int64_t kDecodeEnoughBlocks = 1024;
-
-// The kernel is compiled for blocks of 1, 4 and 8 query rows; a query row is one query head of one new token. This is
-// the number for the query rows that share a key-value head.
-inline int attention_cached_rows(const AttentionShape& s) {
-  const int64_t rows = s.heads / s.kv_heads * s.tokens;
-  return rows == 1 ? 1 : rows <= 4 ? 4 : 8;
-}
-
-// The fewest keys of a split: with fewer, adding up the splits would take more time than the keys.
-LLM_HOST_DEVICE inline constexpr int64_t attention_cached_split_keys(int rows) {
-  return rows == 1 ? 256 : rows == 4 ? 128 : 64;
-}
-
-inline int64_t attention_cached_splits(const AttentionShape& s, int64_t capacity) {
-  const int64_t rows = s.heads / s.kv_heads * s.tokens, rows_per_block = attention_cached_rows(s);
-  const int64_t blocks = s.batch * s.kv_heads * ((rows + rows_per_block - 1) / rows_per_block);
-  const int64_t wanted = (kDecodeEnoughBlocks + blocks - 1) / std::max<int64_t>(1, blocks);
-  const int64_t least = attention_cached_split_keys(static_cast<int>(rows_per_block));
-  const int64_t possible = (capacity + least - 1) / least;
-  return std::clamp<int64_t>(std::min(wanted, possible), 1, kDecodeMaxSplits);
-}
-
-// For each query row and split: the sum of the values weighted by the exponentials, (B, T, H, splits, D) floats; then
-// the largest score and the sum of the exponentials, (B, T, H, splits, 2) floats.
-inline size_t attention_cached_workspace_cuda(const AttentionShape& s, int64_t capacity, DType) {
-  const int64_t rows = s.batch * s.tokens * s.heads;
-  return static_cast<size_t>(rows * attention_cached_splits(s, capacity) * (s.head_size + 2)) * sizeof(float);
 }
 
 namespace cuda {

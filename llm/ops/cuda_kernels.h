@@ -23,7 +23,7 @@ namespace llm::cuda {
 [[gnu::weak]] void document_starts(const KernelCall& call);
 [[gnu::weak]] void attention(const KernelCall& call);
 [[gnu::weak]] void attention_backward(const KernelCall& call);
-[[gnu::weak]] void attention_cached(const KernelCall& call);
+[[gnu::weak]] void attention_paged(const KernelCall& call);
 [[gnu::weak]] void quantize(const KernelCall& call);
 [[gnu::weak]] void product_fp8(const KernelCall& call);
 [[gnu::weak]] void bias_gradient(const KernelCall& call);
@@ -46,7 +46,6 @@ namespace llm::cuda {
 [[gnu::weak]] void cross_entropy_backward(const KernelCall& call);
 [[gnu::weak]] void head_loss(const KernelCall& call);
 [[gnu::weak]] void mean_loss(const KernelCall& call);
-[[gnu::weak]] void select_last(const KernelCall& call);
 [[gnu::weak]] void sample(const KernelCall& call);
 [[gnu::weak]] void square_sums(const KernelCall& call);
 [[gnu::weak]] void gradient_norm(const KernelCall& call);

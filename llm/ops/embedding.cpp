@@ -1,5 +1,6 @@
 // embedding: x = token_table[token] (+ position_table[position]).
-//   tokens (B, T) int32, token_table (V, C), [position_table (context, C)] -> x (B, T, C)
+//   tokens (B, T) int32, token_table (V, C), [position_table (context, C)], [positions (B, T) int32] -> x (B, T, C)
+// Without `positions` those of each sequence are 0, 1, ...; a negative position is taken for 0.
 // The backward pass on the CPU: a thread owns a block of channels and adds the gradients of all tokens in their order,
 // so that the bits do not depend on the number of threads.
 #include <algorithm>
@@ -17,12 +18,14 @@ void infer(Graph& g, Node& node) {
   const Shape &tokens = g.shape(node.inputs[0]), &table = g.shape(node.inputs[1]);
   if (tokens.rank() != 2 || g.tensor(node.inputs[0]).dtype != DType::int32)
     fail("embedding: tokens must be (B, T) int32");
-  if (node.input(2) != kNone && g.shape(node.inputs[2])[0] < tokens[1])
+  if (node.input(3) != kNone && g.shape(node.inputs[3]) != tokens) fail("embedding: one position a token");
+  if (node.input(2) != kNone && node.input(3) == kNone && g.shape(node.inputs[2])[0] < tokens[1])
     fail("embedding: ", tokens[1], " tokens but only ", g.shape(node.inputs[2])[0], " positions");
   g.add_output(node, "", g.dtype(node.inputs[1]), {tokens[0], tokens[1], table[1]});
 }
 
 void backward(Graph& g, const Node& node, Gradients& gradients) {
+  if (node.input(3) != kNone) fail("embedding: positions that are given have no gradient");
   const TensorId dx = gradients.of(node.outputs[0]);
   std::vector<TensorId> inputs = {node.inputs[0], dx, node.inputs[1]};
   if (node.input(2) != kNone) inputs.push_back(node.inputs[2]);
@@ -45,15 +48,15 @@ Cost cost(const Graph& g, const Node& node) {
 }
 
 void cpu(const KernelCall& call) {
-  const int32_t* tokens = call.in_int(0);
-  const float *table = call.in(1), *positions = call.in(2);
+  const int32_t *tokens = call.in_int(0), *positions = call.in_int(3);
+  const float *table = call.in(1), *position_table = call.in(2);
   float* x = call.out(0);
   const int64_t T = call.in_shape(0)[1], C = call.in_shape(1)[1];
-  const int64_t first = call.step.position;
   call.threads.for_blocks(call.out_shape(0).rows(), row_grain(C), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const float* source = table + tokens[row] * C;
-      const float* position = positions ? positions + (first + row % T) * C : nullptr;
+      const int64_t at = positions ? std::max(0, positions[row]) : row % T;
+      const float* position = position_table ? position_table + at * C : nullptr;
       for_vectors(C, [&](int64_t c, auto lanes) {
         const simd::Vec v = lanes.load(source + c);
         lanes.store(x + row * C + c, position ? v + lanes.load(position + c) : v);
@@ -115,7 +118,11 @@ std::vector<Example> examples() {
   const Example::Input tokens{{2, 5}, DType::int32, 0, 7};
   const Example::Input table{{7, 6}, DType::fp32, -1, 1, Role::parameter};
   const Example::Input positions{{8, 6}, DType::fp32, -1, 1, Role::parameter};
-  return {{{}, {tokens, table}}, {{}, {tokens, table, positions}}};
+  Example::Input given{{2, 5}, DType::int32, 0, 8};
+  given.values = {3, 7, 0, 1, 6, 2, 2, 5, -1, 4};
+  Example with_positions = {{}, {tokens, table, positions, given}};
+  with_positions.inputs[1].differentiable = with_positions.inputs[2].differentiable = false;
+  return {{{}, {tokens, table}}, {{}, {tokens, table, positions}}, with_positions};
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // embedding: x = token_table[token] (+ position_table[position]). The backward pass is in embedding_backward.cu.
 //
 // A block takes a position t and up to four sequences: a thread reads its 16 bytes of the position's row once for all
-// of them. Every other byte is read once, and x is written once.
+// of them (unless each has a position of its own). Every other byte is read once, and x is written once.
 #include <algorithm>
 
 #include "llm/device/cuda.h"
@@ -15,17 +15,18 @@ constexpr int kMostThreads = 256, kSequences = 4;
 
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kMostThreads)
-    embedding_kernel(const int32_t* __restrict__ tokens,    // (B, T)
-                     const T* __restrict__ token_table,     // (V, C)
-                     const T* __restrict__ position_table,  // (context, C) or null
-                     T* __restrict__ x,                     // (B, T, C)
-                     const StepState* __restrict__ step, int64_t batch, int64_t channels) {
+    embedding_kernel(const int32_t* __restrict__ tokens,     // (B, T)
+                     const T* __restrict__ token_table,      // (V, C)
+                     const T* __restrict__ position_table,   // (context, C) or null
+                     const int32_t* __restrict__ positions,  // (B, T), or null: 0, 1, ... for each sequence
+                     T* __restrict__ x,                      // (B, T, C)
+                     int64_t batch, int64_t channels) {
   using Pack = simt::Pack<T, kWidth>;
   const int64_t t = blockIdx.x, c = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * kWidth;
   const int64_t first = int64_t{blockIdx.z} * kSequences;
   if (simt::in_bounds(c < channels)) {
     Pack position{}, row[kSequences];
-    if (position_table) position = *reinterpret_cast<const Pack*>(position_table + (step->position + t) * channels + c);
+    if (position_table && !positions) position = *reinterpret_cast<const Pack*>(position_table + t * channels + c);
 #pragma unroll
     for (int i = 0; i < kSequences; ++i)
       if (simt::in_bounds(first + i < batch)) {
@@ -35,6 +36,10 @@ __global__ void __launch_bounds__(kMostThreads)
 #pragma unroll
     for (int i = 0; i < kSequences; ++i)
       if (simt::in_bounds(first + i < batch)) {
+        if (positions && position_table) {
+          const int64_t at = max(0, positions[(first + i) * gridDim.x + t]);
+          position = *reinterpret_cast<const Pack*>(position_table + at * channels + c);
+        }
         if (position_table)
 #pragma unroll
           for (int k = 0; k < kWidth; ++k) row[i].set(k, row[i].get(k) + position.get(k));
@@ -57,7 +62,7 @@ void embedding_as(const KernelCall& call) {
                     static_cast<unsigned>((batch + kSequences - 1) / kSequences)),
                dim3(static_cast<unsigned>(threads)), 0,
                packs ? embedding_kernel<T, simt::kPack<T>> : embedding_kernel<T, 1>, call.in_int(0), token_table,
-               position_table, x, call.device_step, batch, channels);
+               position_table, call.in_int(3), x, batch, channels);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 //   linear:                 x (.., I), W (O, I), [b (O)] -> y (.., O), [activated (.., O)]
 //   linear_backward_input:  dy (.., O), W (O, I), [h (.., I)] -> dx (.., I)
 //   linear_backward_weight: dy (.., O), x (.., I) -> dW (O, I), [db (O)] (with the flag "bias")
+// The attribute "row_invariant", a flag, of `linear`: the sums have one order for any number of rows of x.
 // The fusion passes set these attributes:
 // - "activation" (ActivationKind): `linear` also gives the activated output, and y only where something else reads it;
 //   `linear_backward_input` multiplies its result by the derivative of the activation function at h.
@@ -45,7 +46,8 @@ void with_activation(ActivationKind kind, Body&& body) {
 // Of all three ops, which have one product each.
 size_t workspace(const Graph& g, const Node& node, const Target& target) {
   const Product p = products_of(g, node)[0];
-  return target.cuda ? linear_workspace_cuda() : static_cast<size_t>(gemm_workspace(p.m, p.n, p.k, target.threads)) * 4;
+  if (target.cuda) return linear_workspace_cuda();
+  return static_cast<size_t>(gemm_workspace(p.m, p.n, p.k, target.threads, node.attributes.flag("row_invariant"))) * 4;
 }
 
 // The same. Of a symmetric product only half is multiplied.
@@ -139,7 +141,8 @@ void cpu(const KernelCall& call) {
         .c_stride = stride,
         .addend = call.in(2),
         .epilogue = epilogue,
-        .symmetric = call.node.attributes.flag("symmetric")},
+        .symmetric = call.node.attributes.flag("symmetric"),
+        .row_invariant = call.node.attributes.flag("row_invariant")},
        call.workspace());
 }
 

@@ -43,8 +43,23 @@ struct FewRows {
   float epsilon;
   ActivationKind activation;
   int tokens, turned, half;  // tokens of a sequence; number of rotated heads; half the channels of a head
+  int rows_of_group;         // grid.y goes over groups of rows; with several of them a batch is one sequence
 
   __device__ int pairs() const { return (n + 1) / 2; }
+
+  // The product of group number `number` of rows_of_group rows.
+  __device__ FewRows group(int number) const {
+    FewRows g = *this;
+    if (number == 0 && rows <= rows_of_group) return g;
+    const int64_t first = int64_t{number} * rows_of_group;
+    g.rows = min(rows - static_cast<int>(first), rows_of_group);
+    g.x = x + first * k;
+    if (addend) g.addend = addend + first * n;
+    if (angles) g.angles = angles + first % tokens * 2 * half;
+    if (y) g.y = y + first * n;
+    if (activated) g.activated = activated + first * (activation == ActivationKind::swiglu ? n / 2 : n);
+    return g;
+  }
 };
 
 // A pack as 32-bit words: of a pack of bf16 the compiler would load each value by itself. load_once marks what it reads
@@ -162,8 +177,9 @@ __device__ void finish(const FewRows<T>& p, int row, int pair, const float (&sum
 
 template <class T, int kWidth, int kRows, bool kStaged>
 __global__ void __launch_bounds__(kThreads, kRows >= 4 ? 2 : kBlocksOfSm)
-    few_rows_kernel(const __grid_constant__ FewRows<T> p) {
+    few_rows_kernel(const __grid_constant__ FewRows<T> all) {
   using Pack = Words<T, kWidth>;
+  const FewRows<T> p = all.group(static_cast<int>(blockIdx.y));
   auto& s = simt::shared_memory<FewRowsShared<kRows>>();
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int packs = p.k / kWidth, chunks = (packs + 31) / 32, padded = chunks * 32;
@@ -305,8 +321,10 @@ void run(CudaDevice& device, const FewRows<T>& p) {
   const int blocks = std::min(groups, kBlocksOfSm * device.properties().multiprocessors);
   const size_t staged =
       kStaged ? few_rows_staged_bytes(kRows, p.k, sizeof(T) == 2 ? DType::bf16 : DType::fp32, p.norm_weight) : 0;
-  simt::launch_early(device.stream(), dim3(static_cast<unsigned>(blocks)), dim3(kThreads),
-                     sizeof(FewRowsShared<kRows>) + staged, few_rows_kernel<T, kWidth, kRows, kStaged>, p);
+  const int row_groups = (p.rows + p.rows_of_group - 1) / p.rows_of_group;
+  simt::launch_early(device.stream(), dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(row_groups)),
+                     dim3(kThreads), sizeof(FewRowsShared<kRows>) + staged, few_rows_kernel<T, kWidth, kRows, kStaged>,
+                     p);
 }
 
 template <class T, int kRows>
@@ -344,13 +362,15 @@ void run_type(const KernelCall& call) {
                .activation = static_cast<ActivationKind>(a.integer("activation", 0)),
                .tokens = 1,
                .turned = 0,
-               .half = 1};
+               .half = 1,
+               .rows_of_group = static_cast<int>(kFewRows)};
+  if (a.flag("row_invariant")) p.rows_of_group = static_cast<int>(few_rows_group(p.k, call.in_dtype(0)));
   if (p.angles) {
     p.tokens = static_cast<int>(call.in_shape(linear_input::angles)[0]);
     p.turned = static_cast<int>(a.integer("heads") + a.integer("kv_heads"));
     p.half = static_cast<int>(a.integer("head_size") / 2);
   }
-  switch (few_rows_rounded(rows)) {
+  switch (few_rows_rounded(std::min<int64_t>(rows, p.rows_of_group))) {
     case 1: return run_rows<T, 1>(*call.cuda, p);
     case 2: return run_rows<T, 2>(*call.cuda, p);
     case 4: return run_rows<T, 4>(*call.cuda, p);
@@ -362,7 +382,7 @@ void run_type(const KernelCall& call) {
 
 bool linear_few_rows(const KernelCall& call) {
   const int64_t rows = call.in_shape(0).rows();
-  if (rows < 1 || rows > kFewRows) return false;
+  if (rows < 1 || (rows > kFewRows && !call.node.attributes.flag("row_invariant"))) return false;
   call.in_dtype(0) == DType::bf16 ? run_type<bf16>(call) : run_type<float>(call);
   return true;
 }

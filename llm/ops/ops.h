@@ -9,9 +9,9 @@
 // The files that have rows, in the order of the table.
 // clang-format off
 #define LLM_OP_FILES(_)                                                                                        \
-  _(embedding) _(add) _(cast) _(norm) _(qk_norm) _(rope) _(document_starts) _(attention)                       \
+  _(embedding) _(add) _(cast) _(norm) _(qk_norm) _(rope) _(document_starts) _(attention) _(attention_paged)    \
   _(dropout) _(linear) _(bias_gradient) _(quantize) _(product_fp8) _(activation) _(swiglu) _(softcap) _(scale) \
-  _(cross_entropy) _(head_loss) _(mean_loss) _(select_last) _(sample) _(square_sums) _(step_guard) _(adamw)    \
+  _(cross_entropy) _(head_loss) _(mean_loss) _(sample) _(square_sums) _(step_guard) _(adamw)                   \
   _(muon) _(combine) _(exchange) _(ordered_sum)
 // clang-format on
 

@@ -1,9 +1,6 @@
-// sample: logits (1, 1, V), the next token (1, 1) int32, draws (R, 4) int32 -> the next token and the draws, in place.
-// The token is a pure function of the logits and of temperature, top_k, top_p, seed and token_index of the StepState
-// (their meaning: sampling.h). The op also writes a Draw to row token_index modulo R of the draws, where the host finds
-// it later. If no token can be drawn, the next token becomes 0. On the GPU the kernel adds 1 to position and
-// token_index of the device's StepState, so that the next run can start before the host has seen the token. Attributes:
-// greedy, a flag, for runs with a temperature of 0 alone; limit, only the tokens below it are drawn (0: all V).
+// sample: logits (1, R, V), options (R, 12) int32 -> draws (R, 4) int32. A row of the options is a SampleRow, a row of
+// the draws a Draw (sampling.h), which is a pure function of the two others. A row that draws nothing gets zeros.
+// Attribute limit: only the tokens below it are drawn (absent or 0: all V).
 #include <cstring>
 
 #include "llm/ops/cuda_kernels.h"
@@ -15,57 +12,72 @@ namespace llm {
 namespace {
 
 void infer(Graph& g, Node& node) {
-  const Shape logits = g.shape(node.inputs[0]), token = g.shape(node.inputs[1]), draws = g.shape(node.inputs[2]);
-  if (logits.rows() != 1 || token.elements() != 1 || draws.rank() != 2 || draws[1] != 4)
-    fail("sample: logits (1, 1, V), token (1, 1) and draws (R, 4) do not fit ", logits.text(), ", ", token.text(),
-         " and ", draws.text());
-  for (size_t i : {1u, 2u}) {
-    const TensorId updated = g.add_output(node, i == 1 ? "token" : "draws", DType::int32, g.shape(node.inputs[i]));
-    g.tensor(updated).alias = node.inputs[i];
-    g.tensor(updated).role = Role::state;
-  }
+  const Shape logits = g.shape(node.inputs[0]), options = g.shape(node.inputs[1]);
+  if (options != Shape{logits.rows(), 12})
+    fail("sample: logits (1, R, V) and options (R, 12) do not fit ", logits.text(), " and ", options.text());
+  g.add_output(node, "", DType::int32, {logits.rows(), 4});
 }
 
 size_t workspace(const Graph& g, const Node& node, const Target& target) {
-  const int64_t vocabulary = g.shape(node.inputs[0]).last();
-  return target.cuda ? sample_workspace_cuda(vocabulary) : static_cast<size_t>(vocabulary) * sizeof(SamplingCandidate);
+  const Shape logits = g.shape(node.inputs[0]);
+  return target.cuda ? sample_workspace_cuda(logits.rows(), logits.last())
+                     : static_cast<size_t>(target.threads * logits.last()) * sizeof(SamplingCandidate);
 }
 
 Cost cost(const Graph& g, const Node& node) {
   const Tensor& logits = g.tensor(node.inputs[0]);
-  return {static_cast<double>(logits.shape.last()), static_cast<double>(logits.bytes()), 4 + sizeof(Draw)};
+  const auto rows = static_cast<double>(logits.shape.rows());
+  return {static_cast<double>(logits.shape.elements()), static_cast<double>(logits.bytes()) + rows * sizeof(SampleRow),
+          rows * sizeof(Draw)};
 }
 
 void cpu(const KernelCall& call) {
-  const StepState& s = call.step;
-  const Draw draw = draw_token({s.temperature, s.top_k, s.top_p, s.seed}, call.in(0), drawable_tokens(call),
-                               s.token_index, call.workspace<SamplingCandidate>());
-  *call.out<int32_t>(0) = draw.id;
-  std::memcpy(call.out<int32_t>(1) + s.token_index % call.out_shape(1)[0] * 4, &draw, sizeof draw);
+  const int64_t rows = call.in_shape(0).rows(), V = call.in_shape(0).last(), drawable = drawable_tokens(call);
+  call.threads.for_items(rows, [&](int64_t row, int rank) {
+    SampleRow o;
+    std::memcpy(static_cast<void*>(&o), call.in_int(1) + row * 12, sizeof o);
+    Draw draw;
+    if (o.temperature >= 0)
+      draw = draw_token(
+          {.temperature = o.temperature, .top_k = o.top_k, .top_p = o.top_p, .seed = o.seed, .min_p = o.min_p},
+          call.in(0) + row * V, drawable, o.index, call.workspace<SamplingCandidate>() + rank * V);
+    std::memcpy(call.out<int32_t>(0) + row * 4, &draw, sizeof draw);
+  });
 }
 
 std::vector<Example> examples() {
-  const auto example = [](int64_t V, int64_t draws, double range, int64_t limit = 0) -> Example {
-    return {{{"greedy", false}, {"limit", limit}},
-            {{.shape = {1, 1, V}, .low = -range, .high = range, .differentiable = false},
-             {.shape = {1, 1}, .dtype = DType::int32, .low = 0, .high = 5, .role = Role::state},
-             {.shape = {draws, 4}, .dtype = DType::int32, .low = 0, .high = 5, .role = Role::state}}};
+  const auto example = [](int64_t V, double range, const std::vector<SampleRow>& rows, int64_t limit = 0) -> Example {
+    const auto R = static_cast<int64_t>(rows.size());
+    std::vector<int32_t> words(static_cast<size_t>(12 * R));
+    std::memcpy(words.data(), rows.data(), words.size() * sizeof(int32_t));
+    return {
+        {{"limit", limit}},
+        {{.shape = {1, R, V}, .low = -range, .high = range, .differentiable = false},
+         {.shape = {R, 12}, .dtype = DType::int32, .differentiable = false, .values = {words.begin(), words.end()}}}};
   };
-  return {example(7, 4, 2), example(37, 1, 5), example(1030, 3, 3), example(1030, 3, 3, 5), example(2060, 3, 3, 1026)};
+  const SampleRow plain{.temperature = 1, .index = 6};
+  return {example(7, 2, {plain}), example(1030, 3, {plain, {.temperature = 0}}, 5),
+          example(2060, 3, {plain, {.temperature = 1, .top_p = 0.8}}, 1026),
+          example(37, 5, {{.temperature = 0}, plain, {.temperature = 1, .top_k = 3}, {.temperature = 1, .top_p = 0.7}}),
+          example(1030, 3,
+                  {{.temperature = 1, .seed = 5, .index = 3},
+                   {},
+                   {.temperature = 2, .top_p = 0.9, .top_k = 6, .seed = 8, .index = 1},
+                   {.temperature = 1, .min_p = 0.2, .seed = 3},
+                   {.temperature = 0.7, .top_p = 0.95, .min_p = 0.05, .seed = 4, .index = 9}})};
 }
 
 }  // namespace
 
 std::vector<Op> sample_ops() {
   return {{.name = "sample",
-           .summary = "the next token, drawn by the logits",
+           .summary = "a token for each row of logits, drawn by options of its own",
            .infer = infer,
            .cost = cost,
            .cpu = cpu,
            .cuda = cuda::sample,
            .workspace = workspace,
-           .examples = examples,
-           .moves_step = true}};
+           .examples = examples}};
 }
 
 }  // namespace llm

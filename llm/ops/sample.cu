@@ -1,12 +1,12 @@
-// sample on the GPU. The first kernel finds the largest logit of each slice of kSampleSlice tokens. The second, which
-// greedy sampling does without, computes the weight of each token, exp((logit - largest) / temperature), and the sum of
-// each slice. The third, a single block, finds the token: a random share of the total is drawn, and the token is the
-// one at which the running sum of weights passes that share.
+// sample on the GPU. The first kernel finds the largest logit of each slice of kSampleSlice tokens of a row. The second
+// computes the weight of each token, exp((logit - largest) / temperature), and the sum of each slice. In the third a
+// block finds the token of a row: a random share of the total is drawn, and the token is the one at which the running
+// sum of weights passes that share.
 //
 // Weights are added as whole multiples of 2^-44, so sums do not depend on the order. Without top-k and top-p, tokens
-// are taken in the order of their ids: the block first finds the slice, then the token. With top-k or top-p, tokens are
-// taken in order of falling logit, equal ones in order of their ids. Nothing is sorted: `select` finds the places at
-// which the count of top-k, the share of top-p and the drawn share are passed.
+// are taken in the order of their ids: the block first finds the slice, then the token. With top-k, top-p or min-p,
+// tokens are taken in order of falling logit, equal ones in order of their ids. Nothing is sorted: `select` finds the
+// places at which the count of top-k, the share of top-p and the drawn share are passed.
 //
 // The token is the same as the host's (sampling.cpp), unless the drawn share is so close to the border between two
 // tokens that rounding decides: the host adds doubles, and applies top-p before it rounds weights to float. The
@@ -32,19 +32,34 @@ constexpr uint64_t kStream = stream_of("sample");
 
 using Sum = unsigned long long;  // of weights, in units of 2^-44
 
+// Of one row; the kernels are given the first one.
 template <class T>
 struct Sampling {
   const T* logits;  // (V)
+  int64_t stride;   // of the logits' rows, of which the first `vocabulary` tokens may be drawn
   int vocabulary, slices;
   Sum* sums;       // (slices)
   float* largest;  // (slices)
   int* where;      // (slices), the token with the largest logit
   int* culprit;    // (slices), the first token whose logit is NaN or +inf; INT_MAX if there is none
   float* weights;  // (V)
-  StepState* step;
-  int32_t* token;  // (1)
-  Draw* draws;     // (rows)
-  int rows;
+  const SampleRow* options;
+  Draw* draw;
+
+  __device__ Sampling row(unsigned number) const {
+    const int64_t row = number;
+    return {logits + row * stride,
+            stride,
+            vocabulary,
+            slices,
+            sums + row * slices,
+            largest + row * slices,
+            where + row * slices,
+            culprit + row * slices,
+            weights + row * vocabulary,
+            options + row,
+            draw + row};
+  }
 };
 
 // Of some tokens the one with the largest logit, among equals the one with the lowest id; and `culprit`, the first
@@ -91,10 +106,11 @@ struct LargestShared {
   Best of_warp[kThreads / 32];
 };
 
-// A block takes a slice.
+// A block takes a slice of a row.
 template <class T>
-__global__ void __launch_bounds__(kThreads) sample_largest_kernel(const Sampling<T> p) {
+__global__ void __launch_bounds__(kThreads) sample_largest_kernel(const Sampling<T> all) {
   auto& s = simt::shared_memory<LargestShared>();
+  const Sampling<T> p = all.row(blockIdx.y);
   simt::let_next_start();
   simt::wait_for_inputs();
   Best best;
@@ -116,15 +132,16 @@ struct WeighShared {
   Sum sums[32];
 };
 
-// A block takes a slice.
+// A block takes a slice of a row.
 template <class T>
-__global__ void __launch_bounds__(kThreads) sample_weigh_kernel(const Sampling<T> p) {
+__global__ void __launch_bounds__(kThreads) sample_weigh_kernel(const Sampling<T> all) {
   auto& s = simt::shared_memory<WeighShared>();
+  const Sampling<T> p = all.row(blockIdx.y);
   simt::let_next_start();
   simt::wait_for_inputs();
-  const double temperature = p.step->temperature;
+  const double temperature = p.options->temperature;
   const Best best = best_of_block(best_of_slices(p), s.of_warp);
-  if (temperature == 0 || best.culprit < INT_MAX || best.logit == -INFINITY) return;  // the same for the whole block
+  if (temperature <= 0 || best.culprit < INT_MAX || best.logit == -INFINITY) return;  // the same for the whole block
   Sum sum = 0;
   for (int i = static_cast<int>(threadIdx.x); i < kSampleSlice; i += kThreads) {
     const int id = static_cast<int>(blockIdx.x * kSampleSlice) + i;
@@ -241,13 +258,13 @@ __device__ int draw_by_id(const Sampling<T>& p, double uniform, Sum total, DrawS
          find_crossing(count, target - slice.before, s, [&](int i) { return whole(p.weights[first + i]); }).item;
 }
 
-// The same among the tokens that top-k and top-p leave, taken in order of falling logit, equal ones in order of their
+// The same among the tokens that top-k, top-p and min-p leave, taken in order of falling logit, equal ones in order of their
 // ids.
 template <class T>
-__device__ int draw_by_likelihood(const Sampling<T>& p, const StepState& step, double uniform, Sum total, float largest,
-                                  DrawShared& s) {
-  const double temperature = step.temperature, top_p = step.top_p;
-  const int64_t top_k = step.top_k;
+__device__ int draw_by_likelihood(const Sampling<T>& p, const SampleRow& options, double uniform, Sum total,
+                                  float largest, DrawShared& s) {
+  const double temperature = options.temperature, top_p = options.top_p, min_p = options.min_p;
+  const int64_t top_k = options.top_k;
   const auto each = [&](const Selected& tokens) {  // the weight of each token with that key
     return whole(weight_of(logit_of(tokens.key), largest, temperature));
   };
@@ -259,6 +276,13 @@ __device__ int draw_by_likelihood(const Sampling<T>& p, const StepState& step, d
     const Sum reached = max(static_cast<Sum>(ceil(static_cast<double>(total) * top_p)), Sum{1});
     const Selected last = select(p, false, min(reached, total) - 1, s);
     total = last.weight + ((min(reached, total) - 1 - last.weight) / each(last) + 1) * each(last);
+  }
+  if (min_p > 0) {    // what it leaves is a beginning of the same order, so the shorter one counts
+    __syncthreads();  // the sum before has been read
+    Sum sum = 0;
+    for (int id = static_cast<int>(threadIdx.x); id < p.vocabulary; id += kDrawThreads)
+      if (static_cast<double>(p.weights[id]) >= min_p) sum += whole(p.weights[id]);
+    total = min(total, block_sum(sum, s.sums));
   }
   const Sum target = min(static_cast<Sum>(static_cast<double>(total) * uniform), total - 1);
   const Selected drawn = select(p, false, target, s);
@@ -282,61 +306,59 @@ __device__ inline double uniform_of(uint64_t seed, int64_t index) {
   return static_cast<double>((uint64_t{b[1]} << 32 | b[0]) >> 11) * 0x1p-53;
 }
 
-// The last kernel, of one block.
+// A block takes a row.
 template <class T>
-__global__ void __launch_bounds__(kDrawThreads) sample_draw_kernel(const Sampling<T> p, bool greedy) {
+__global__ void __launch_bounds__(kDrawThreads) sample_draw_kernel(const Sampling<T> all) {
   auto& s = simt::shared_memory<DrawShared>();
+  const Sampling<T> p = all.row(blockIdx.x);
   simt::wait_for_inputs();
-  const StepState step = *p.step;  // all threads read it before the next barrier; one thread changes it after that
+  const SampleRow o = *p.options;
   const Best best = best_of_block(best_of_slices(p), s.of_warp);
   Draw draw;
-  if (best.culprit < INT_MAX) {
+  if (o.temperature < 0) {
+    // nothing is drawn
+  } else if (best.culprit < INT_MAX) {
     draw.status = Draw::not_finite;
     draw.culprit = best.culprit;
     draw.logit = to_float(p.logits[best.culprit]);
   } else if (best.logit == -INFINITY) {
     draw.status = Draw::no_chance;
-  } else if (greedy || step.temperature == 0) {
+  } else if (o.temperature == 0) {
     draw.id = best.id;
   } else {
     Sum sum = 0;
     for (int slice = static_cast<int>(threadIdx.x); slice < p.slices; slice += kDrawThreads) sum += p.sums[slice];
     const Sum total = block_sum(sum, s.sums);
-    const double uniform = uniform_of(step.seed, step.token_index);
-    const bool cut = (step.top_k > 0 && step.top_k < p.vocabulary) || step.top_p < 1;
-    draw.id = cut ? draw_by_likelihood(p, step, uniform, total, best.logit, s) : draw_by_id(p, uniform, total, s);
+    const double uniform = uniform_of(o.seed, o.index);
+    const bool cut = (o.top_k > 0 && o.top_k < p.vocabulary) || o.top_p < 1 || o.min_p > 0;
+    draw.id = cut ? draw_by_likelihood(p, o, uniform, total, best.logit, s) : draw_by_id(p, uniform, total, s);
   }
-  if (threadIdx.x > 0) return;
-  *p.token = draw.id;
-  p.draws[step.token_index % p.rows] = draw;
-  p.step->position = step.position + 1;
-  p.step->token_index = step.token_index + 1;
+  if (threadIdx.x == 0) *p.draw = draw;
 }
 
 template <class T>
 void sample_as(const KernelCall& call) {
-  const int64_t vocabulary = drawable_tokens(call), slices = sample_slices(vocabulary);
+  const int64_t rows = call.in_shape(0).rows(), vocabulary = drawable_tokens(call), slices = sample_slices(vocabulary);
   auto* const sums = call.workspace<Sum>();
-  auto* const largest = reinterpret_cast<float*>(sums + slices);
-  auto* const where = reinterpret_cast<int*>(largest + slices);
+  auto* const largest = reinterpret_cast<float*>(sums + rows * slices);
+  auto* const where = reinterpret_cast<int*>(largest + rows * slices);
   const Sampling<T> p{.logits = call.in<T>(0),
+                      .stride = call.in_shape(0).last(),
                       .vocabulary = static_cast<int>(vocabulary),
                       .slices = static_cast<int>(slices),
                       .sums = sums,
                       .largest = largest,
                       .where = where,
-                      .culprit = where + slices,
-                      .weights = reinterpret_cast<float*>(where + 2 * slices),
-                      .step = call.device_step,
-                      .token = call.out<int32_t>(0),
-                      .draws = call.out<Draw>(1),
-                      .rows = static_cast<int>(call.out_shape(1)[0])};
-  const bool greedy = call.node.attributes.flag("greedy");
+                      .culprit = where + rows * slices,
+                      .weights = reinterpret_cast<float*>(where + 2 * rows * slices),
+                      .options = call.in<SampleRow>(1),
+                      .draw = call.out<Draw>(0)};
   CUstream_st* const stream = call.cuda->stream();
-  const dim3 grid(static_cast<unsigned>(slices));
+  const dim3 grid(static_cast<unsigned>(slices), static_cast<unsigned>(rows));
   simt::launch_early(stream, grid, dim3(kThreads), sizeof(LargestShared), sample_largest_kernel<T>, p);
-  if (!greedy) simt::launch_early(stream, grid, dim3(kThreads), sizeof(WeighShared), sample_weigh_kernel<T>, p);
-  simt::launch_early(stream, dim3(1), dim3(kDrawThreads), sizeof(DrawShared), sample_draw_kernel<T>, p, greedy);
+  simt::launch_early(stream, grid, dim3(kThreads), sizeof(WeighShared), sample_weigh_kernel<T>, p);
+  simt::launch_early(stream, dim3(static_cast<unsigned>(rows)), dim3(kDrawThreads), sizeof(DrawShared),
+                     sample_draw_kernel<T>, p);
 }
 
 }  // namespace

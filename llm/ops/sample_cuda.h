@@ -18,10 +18,11 @@ inline constexpr int64_t kSampleSlice = 1024;
 
 inline int64_t sample_slices(int64_t vocabulary) { return (vocabulary + kSampleSlice - 1) / kSampleSlice; }
 
-// Bytes: for each slice the sum of its weights (8), the largest logit, its token, and the first token whose logit is
+// Bytes, for each of `rows` rows: for each slice the sum of its weights (8), the largest logit, its token, and the first token whose logit is
 // NaN or +inf (4 each); then the weights, (V) floats.
-inline size_t sample_workspace_cuda(int64_t vocabulary) {
-  return static_cast<size_t>(sample_slices(vocabulary)) * 20 + static_cast<size_t>(vocabulary) * 4;
+inline size_t sample_workspace_cuda(int64_t rows, int64_t vocabulary) {
+  return static_cast<size_t>(rows) *
+         (static_cast<size_t>(sample_slices(vocabulary)) * 20 + static_cast<size_t>(vocabulary) * 4);
 }
 
 }  // namespace llm

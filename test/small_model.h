@@ -1,0 +1,55 @@
+// Small models with made-up weights, for tests of inference.
+#pragma once
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "llm/base/random.h"
+#include "llm/graph/program.h"
+#include "llm/graph/staging.h"
+#include "llm/model/config.h"
+#include "llm/model/parameters.h"
+
+namespace test {
+
+// gpt2, llama with grouped queries, qwen3, and "mix": switches that no class of transformers combines.
+inline llm::ModelConfig small_config(const std::string& kind) {
+  llm::ModelConfig c;
+  set_architecture(c, llm::find_value<llm::Architecture>(kind).value_or(llm::Architecture::modern));
+  c.vocabulary = 61, c.context = 40, c.layers = 2, c.heads = 4, c.kv_heads = kind == "gpt2" ? 4 : 2;
+  c.channels = 24, c.head_size = kind == "qwen3" ? 8 : 6, c.hidden = 40;
+  if (kind == "mix") c.activation = llm::Activation::relu2, c.norm = llm::Norm::layernorm, c.bias = true;
+  return c;
+}
+
+inline llm::PersistentLayout layout_of(const llm::ModelConfig& config, llm::DType dtype = llm::DType::fp32) {
+  llm::Graph parameters;
+  add_parameters(parameters, config, dtype);
+  llm::PersistentLayout layout;
+  layout.add(parameters);
+  return layout;
+}
+
+// Larger weights than initial ones, so that tokens depend on the whole context.
+inline void fill_weights(const llm::ModelConfig& config, const llm::PersistentLayout& layout, const llm::Arena& arena) {
+  llm::Staging staging(arena, layout);
+  for (const llm::Parameter& p : parameter_table(config)) {
+    float* const data = staging.room(p.name, p.shape.elements());
+    const llm::Random random(3, llm::stream_of(p.name));
+    const bool norm = p.init == llm::Parameter::Init::ones, table = p.group == llm::LearningRateGroup::embedding;
+    const double scale = norm ? 0.1 : table ? 1.0 : 1.5 / std::sqrt(static_cast<double>(p.shape.last()));
+    for (int64_t i = 0; i < p.shape.elements(); ++i)
+      data[i] = static_cast<float>((norm ? 1.0 : 0.0) + scale * random.normal(static_cast<uint64_t>(i)));
+  }
+  staging.flush();
+}
+
+inline std::vector<int32_t> random_tokens(int64_t count, int64_t vocabulary, uint64_t seed) {
+  const llm::Random random(seed, llm::stream_of("test/tokens"));
+  std::vector<int32_t> tokens(static_cast<size_t>(count));
+  for (size_t i = 0; i < tokens.size(); ++i)
+    tokens[i] = static_cast<int32_t>(random.bits(i) % static_cast<uint64_t>(vocabulary));
+  return tokens;
+}
+
+}  // namespace test
