@@ -9,6 +9,7 @@
 #   MPI=auto|0|1            auto: ranks on several hosts by MPI where mpicxx is found (Debian's libopenmpi-dev); 0:
 #                           without; 1: it must be there
 #   NCCL=auto|0|1           the same for ranks that are GPUs, by NCCL
+#   HTTP=auto|0             auto: with `train_gpt serve` where cpp-httplib is found; 0: without
 #   ONEDNN=1                with oneDNN (Debian's libdnnl-dev), which `bench --products` then measures, too
 #   CXX CPPFLAGS CXXFLAGS LDFLAGS TEST_FLAGS BENCH_FLAGS DEMO_FLAGS DATA
 #
@@ -26,6 +27,7 @@ VARIANT ?= release
 MPI ?= auto
 NCCL ?= auto
 ONEDNN ?= 0
+HTTP ?= auto
 # This demo trains for about half a minute on two cores.
 DEMO_FLAGS ?= tiny --steps 1500
 TEST_RUNNER :=
@@ -93,7 +95,8 @@ WARNINGS := -Wall -Wextra -Wno-restrict -Wshadow -Wnon-virtual-dtor -Woverloaded
 # instruction. GCC 12's -Wrestrict is wrong about "text" + std::string (GCC bug 105651).
 HOST_FLAGS = $($(VARIANT)_flags) -march=$(MARCH) -fno-math-errno -pthread $(WARNINGS)
 COMPILE = $(CXX) -std=c++20 $(HOST_FLAGS) -Wpedantic -I. \
-  $(if $(filter %_mpi.cpp,$<),$(MPI_FLAGS)) $(if $(filter test/%,$<),-DDOCTEST_CONFIG_SUPER_FAST_ASSERTS) $(CPPFLAGS) $(CXXFLAGS)
+  $(if $(filter %_mpi.cpp,$<),$(MPI_FLAGS)) $(if $(filter test/%,$<),-DDOCTEST_CONFIG_SUPER_FAST_ASSERTS) \
+  $(if $(filter llm/serve/http.cpp,$<),$(HTTP_FLAGS)) $(if $(filter llm/serve/page.cpp,$<),-I$(BUILD)) $(CPPFLAGS) $(CXXFLAGS)
 LINK = $(CXX) $(HOST_FLAGS) $(CXXFLAGS) $(LDFLAGS)
 # A .cu file as C++: train_gpt.cu, which has main() and no kernel, and the kernels for the test bed, whose
 # cuda_runtime.h comes first in the include path.
@@ -103,7 +106,11 @@ COMPILE_CU = $(COMPILE) -DTRAIN_GPT_MARCH=$(MARCH) -x c++
 WATCH := $(if $(filter release,$(VARIANT)),-fsanitize=thread)
 COMPILE_SIMT = $(COMPILE) -Itest/simt -Wno-unknown-pragmas $(if $(filter %.cu test/simt/samples.cpp,$<),$(WATCH)) $(if $(filter %.cu,$<),-x c++)
 
-LIBS := -lonig -lpcre2-8 -lutf8proc -lz -lzstd $(MPI_LIBS) $(if $(FOR_ONEDNN),-ldnnl -lgomp)
+# Debian's cpp-httplib is a library, whose .pc file has the flags that its header must be compiled with. (Elsewhere the
+# header is all there is. Without it llm/serve/http.cpp says so when somebody wants to serve.)
+HTTP_PC := $(if $(filter-out 0,$(HTTP)),$(firstword $(wildcard /usr/lib/*/pkgconfig/cpp-httplib.pc)))
+HTTP_FLAGS := $(if $(filter 0,$(HTTP)),-DTRAIN_GPT_WITHOUT_HTTP) $(if $(HTTP_PC),$(filter -D%,$(shell sed -n 's/^Cflags://p' $(HTTP_PC))))
+LIBS := -lonig -lpcre2-8 -lutf8proc -lz -lzstd $(MPI_LIBS) $(if $(HTTP_PC),-lcpp-httplib) $(if $(FOR_ONEDNN),-ldnnl -lgomp)
 ifneq ($(NVCC),)
 comma := ,
 cuda_code = -gencode arch=compute_$(1),code=[sm_$(1)$(2)]
@@ -154,6 +161,12 @@ $(BUILD)/%.cpp.o $(BUILD)/simt/%.o $(BUILD)/%.cu.o: COLOURS := -fdiagnostics-col
 $(BUILD)/%.cpp.o: %.cpp $(BUILD)/compile.stamp
 	$(call compile,$(COMPILE),compile $<)
 
+# The server's page becomes a string of the program.
+$(BUILD)/llm/serve/page.cpp.o: $(BUILD)/llm/serve/page.html.inc
+$(BUILD)/llm/serve/page.html.inc: llm/serve/page.html
+	@mkdir -p $(@D)
+	@{ printf 'R"page('; cat $<; printf ')page"\n'; } >$@
+
 $(BUILD)/simt/%.o: % $(BUILD)/compile_simt.stamp
 	$(call compile,$(COMPILE_SIMT),compile $< for the test bed)
 
@@ -166,7 +179,7 @@ $(BUILD)/%.cu.o: %.cu $(BUILD)/compile.stamp
 # A stamp holds the text of all that objects or binaries depend on beside their sources: the flags, the compiler, the
 # CPU that `native` means here, and for the binaries which objects there are. A stamp is written, and so gets newer,
 # only when its text changes.
-compile_text = echo '$(COMPILE)'; $(CXX) -march=$(MARCH) -E -v - </dev/null 2>&1 | grep cc1
+compile_text = echo '$(COMPILE) $(HTTP_FLAGS)'; $(CXX) -march=$(MARCH) -E -v - </dev/null 2>&1 | grep cc1
 compile_simt_text = echo '$(COMPILE_SIMT) $(WATCH)'; $(CXX) -march=$(MARCH) -E -v - </dev/null 2>&1 | grep cc1
 compile_cuda_text = echo '$(COMPILE_CUDA)'; $(CXX) -march=$(MARCH) -E -v - </dev/null 2>&1 | grep cc1
 link_text = echo '$(LINK) $(LIBS) $(MAIN_OBJECTS) $(LLM_OBJECTS) $(CUDA_OBJECTS) $(SIMT_OBJECTS) $(TEST_OBJECTS)'

@@ -25,6 +25,10 @@ utf8proc.h         libutf8proc-dev
 zlib.h             zlib1g-dev
 zstd.h             libzstd-dev
 "
+# These are installed as the others are, but a build does without them: `train_gpt serve` then says what it lacks.
+optional_headers="
+httplib.h          libcpp-httplib-dev
+"
 
 # Whether a compiler takes C++20 and, if it is GCC, is of version 12 or later.
 works() {
@@ -48,6 +52,7 @@ find_compiler() {
 find_missing() {
   missing=()
   local compiler header package probe="" purpose release wanted=$headers
+  [ -n "${checking:-}" ] || wanted+=$optional_headers
   # shellcheck disable=SC1091
   release=$(. /etc/os-release 2>/dev/null && echo "${ID:-} ${VERSION_ID:-}" || true)
 
@@ -94,6 +99,7 @@ case ${1:-} in
     ;;
   --check)
     shift
+    checking=1
     find_missing "$@"
     [ ${#missing[@]} = 0 ] || die "missing: ${missing[*]} (Debian's names); \`make setup\` installs them"
     exit

@@ -9,6 +9,7 @@ Command detokenize_command();
 Command train_command();
 Command eval_command();
 Command generate_command();
+Command serve_command();
 Command import_command();
 Command export_command();
 Command graph_command();
