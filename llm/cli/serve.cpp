@@ -27,7 +27,8 @@ namespace {
 
 struct ServeFlags {
   std::string model, host = "127.0.0.1", name, api_key, chat_template, cors = "*";
-  int64_t port = 8000, max_batch = 32, max_queue = 256, max_connections = 512, step_tokens = 0, max_body = 16;
+  int64_t port = 8000, max_batch = 32, max_queue = 256, max_connections = 512, step_tokens = 0, max_body = 16,
+          blocks = 0;
   int64_t drain_seconds = 60;
   uint64_t memory_budget = 0;
   bool prefix_cache = true;
@@ -57,6 +58,7 @@ class EndSignals {
 // What --memory-budget leaves for keys and values; without it, room for a few texts of the whole context.
 int64_t blocks_for(const ServeFlags& flags, const LoadedModel& model, const Target& target,
                    const EngineOptions& options) {
+  if (flags.blocks) return flags.blocks;
   const int64_t of_one = ceil_div(model.config().context, kBlockTokens);
   if (!flags.memory_budget) return of_one * std::min<int64_t>(flags.max_batch, 8);
   const int64_t blocks = Engine::blocks_within(flags.memory_budget, model.config(), model.layout(), target, options);
@@ -157,6 +159,9 @@ Command serve_command() {
               .with_default(),
           Option("--memory-budget", MemorySize{&f.memory_budget},
                  "bytes for weights, keys and values, e.g. 8GiB (weights, and room for 8 texts of the whole context)"),
+          Option("--blocks", &f.blocks, "the same as a number of blocks of 16 tokens")
+              .at_least(1)
+              .not_with("--memory-budget"),
           Option("--step-tokens", &f.step_tokens, "tokens of a step: one for each text, the rest prompts; 0: 256")
               .at_least(0)
               .with_default(),

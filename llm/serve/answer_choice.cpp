@@ -1,5 +1,6 @@
 #include "llm/serve/answer_choice.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstdio>
@@ -44,10 +45,13 @@ std::string_view AnswerChoice::bytes_of(int32_t id) const {
 void AnswerChoice::push(const TokenOutput& token) {
   if (ended()) return;
   const bool of_prompt = token.position < options_.prompt;
-  if (!of_prompt) ++new_tokens_;
-  text_.push(token.position < options_.prefix ? std::string_view() : bytes_of(token.id), of_prompt);
+  const bool ends =
+      !of_prompt && std::find(options_.ends.begin(), options_.ends.end(), token.id) != options_.ends.end();
+  if (!of_prompt && !ends) ++new_tokens_;
+  text_.push(ends || token.position < options_.prefix ? std::string_view() : bytes_of(token.id), of_prompt);
   if (options_.logprobs >= 0 || options_.token_ids) tokens_.push_back(token);
-  if (text_.stopped()) finish_ = "stop";
+  if (ends) text_.finish();
+  if (ends || text_.stopped()) finish_ = "stop";
 }
 
 void AnswerChoice::end(Finish finish) {

@@ -21,8 +21,9 @@ class AnswerChoice {
     int logprobs = -1;
     bool token_ids = false;
     std::vector<std::string> stops;
-    int64_t prompt = 0;  // tokens of the prompt
-    int64_t prefix = 0;  // of these, the first ones that the tokenizer put there, which are no text
+    std::vector<int32_t> ends;  // tokens that end the text, where the engine does not look for them
+    int64_t prompt = 0;         // tokens of the prompt
+    int64_t prefix = 0;         // of these, the first ones that the tokenizer put there, which are no text
   };
   AnswerChoice(const Tokenizer& tokenizer, Options options);
 

@@ -102,6 +102,7 @@ HttpResponse Api::route(const HttpRequest& request) {
   if (path == "/tokenize" || path == "/v1/tokenize") return allow(posts, "POST"), json_response(tokenize(request.body));
   if (path == "/detokenize" || path == "/v1/detokenize")
     return allow(posts, "POST"), json_response(detokenize(request.body));
+  if (path == "/tokenizer_info") return allow(reads, "GET"), json_response(tokenizer_json());
   const bool completions = path == "/v1/completions", chats = path == "/v1/chat/completions";
   if (!completions && !chats)
     throw ApiError(404, concat("there is no ", path, " here; try /v1/completions, /v1/chat/completions, /v1/models"));
@@ -130,6 +131,16 @@ Json Api::model_json() const {
           {"created", started_},
           {"owned_by", "train_gpt"},
           {"max_model_len", options_.context}};
+}
+
+// What lm-eval asks for, so that it needs no tokenizer of its own.
+Json Api::tokenizer_json() const {
+  const auto named = [&](int32_t id) { return id < 0 ? Json() : Json(text_of_bytes(tokenizer_.bytes_of(id))); };
+  const std::vector<int32_t> prefix = tokenizer_.text_prefix();
+  return {{"bos_token", named(prefix.empty() ? -1 : prefix[0])},
+          {"eos_token", named(tokenizer_.end_of_text())},
+          {"pad_token", nullptr},
+          {"chat_template", template_ ? Json(template_->source()) : Json()}};
 }
 
 const ChatTemplate& Api::need_template() const {
@@ -207,9 +218,11 @@ HttpResponse Api::generate(ApiKind kind, GenerationFields fields, const std::vec
     request.prompt = prompt.ids;
     request.max_tokens = most_tokens(fields, size, kind == ApiKind::chat ? options_.context : 16);
     request.sampling = fields.sampling;
-    request.stop_tokens = fields.stop_tokens;
-    if (!fields.ignore_end)
-      request.stop_tokens.insert(request.stop_tokens.end(), options_.end_tokens.begin(), options_.end_tokens.end());
+    std::vector<int32_t> ends = fields.stop_tokens;
+    if (!fields.ignore_end) ends.insert(ends.end(), options_.end_tokens.begin(), options_.end_tokens.end());
+    // Who scores a prompt counts on one token behind it, be it the one that ends the text.
+    const bool tells_end = echo && fields.logprobs >= 0;
+    if (!tells_end) request.stop_tokens = std::exchange(ends, {});
     request.logprobs = fields.logprobs;
     request.echo = echo;
     for (int64_t i = 0; i < fields.choices; ++i) {
@@ -220,6 +233,7 @@ HttpResponse Api::generate(ApiKind kind, GenerationFields fields, const std::vec
                                                              .logprobs = fields.logprobs,
                                                              .token_ids = fields.token_ids,
                                                              .stops = fields.stops,
+                                                             .ends = ends,
                                                              .prompt = size,
                                                              .prefix = prompt.prefix});
     }

@@ -54,6 +54,7 @@ class Api {
   Json tokenize(const std::string& body) const;
   Json detokenize(const std::string& body) const;
   Json model_json() const;
+  Json tokenizer_json() const;
   void authorize(const HttpRequest& request) const;
   void check_model(const std::string& name) const;
   std::vector<int32_t> ids_of(const ChatTemplate::Conversation& conversation) const;

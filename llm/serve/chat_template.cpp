@@ -49,13 +49,13 @@ std::string local_time(const std::string& format) {
 
 }  // namespace
 
-ChatTemplate::ChatTemplate(std::string_view source, const std::string& where, Json special_tokens)
-    : where_(where), special_tokens_(std::move(special_tokens)) {
+ChatTemplate::ChatTemplate(std::string source, const std::string& where, Json special_tokens)
+    : where_(where), source_(std::move(source)), special_tokens_(std::move(special_tokens)) {
   constexpr size_t kLargest = 1 << 20;
-  if (source.size() > kLargest) fail(where, ": a chat template of ", source.size(), " bytes, more than ", kLargest);
-  if (utf8_prefix(source) != source.size()) fail(where, ": the chat template is not UTF-8");
+  if (source_.size() > kLargest) fail(where, ": a chat template of ", source_.size(), " bytes, more than ", kLargest);
+  if (utf8_prefix(source_) != source_.size()) fail(where, ": the chat template is not UTF-8");
   try {
-    template_ = std::make_unique<jinja::Template>(source);
+    template_ = std::make_unique<jinja::Template>(source_);
   } catch (const Error& e) {
     fail(where, ": chat template: ", e.what());
   }

@@ -13,7 +13,7 @@ namespace llm {
 class ChatTemplate {
  public:
   // `where` names the template in messages. `special_tokens`: an object with names as bos_token and their texts.
-  ChatTemplate(std::string_view source, const std::string& where, Json special_tokens);
+  ChatTemplate(std::string source, const std::string& where, Json special_tokens);
 
   // Of the model in `directory`: `file`, or where that is empty chat_template.jinja, or tokenizer_config.json's
   // "chat_template" (of several, the one named "default"); its special tokens are those of tokenizer_config.json. Null
@@ -31,9 +31,10 @@ class ChatTemplate {
   std::string render(const Conversation& conversation, const jinja::Limits& limits = {}) const;
 
   const std::string& where() const { return where_; }
+  const std::string& source() const { return source_; }
 
  private:
-  std::string where_;
+  std::string where_, source_;
   std::unique_ptr<jinja::Template> template_;
   Json special_tokens_;
 };
