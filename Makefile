@@ -11,7 +11,7 @@
 #   NCCL=auto|0|1           the same for ranks that are GPUs, by NCCL
 #   HTTP=auto|0             auto: with `train_gpt serve` where cpp-httplib is found; 0: without
 #   ONEDNN=1                with oneDNN (Debian's libdnnl-dev), which `bench --products` then measures, too
-#   CXX CPPFLAGS CXXFLAGS LDFLAGS TEST_FLAGS BENCH_FLAGS DEMO_FLAGS DATA
+#   CXX CPPFLAGS CXXFLAGS LDFLAGS TEST_FLAGS BENCH_FLAGS DEMO_FLAGS SOAK_FLAGS DATA
 #
 # Sources are found by name: llm/*/*.cpp and train_gpt.cu make train_gpt, with nvcc llm/*/*.cu as well. The tests are
 # test/*.cpp; they run the kernels of llm/*/*.cu in a test bed (test/simt), for which the same files are compiled as
@@ -234,6 +234,11 @@ parallel-test: ## check that a run has the same bits on any number of ranks: the
 	@$(MAKE) $(JOBS) train_gpt
 	@test/test_parallel.sh ./train_gpt
 
+serve-test: ## try `train_gpt serve` with the openai package, lm-eval, a load generator, Chromium, and a soak (PyPI, 2 GB)
+	@$(SETUP) serve
+	@$(MAKE) $(JOBS) train_gpt
+	@test/serve/run.sh $(SOAK_FLAGS)
+
 fuzz: ## fuzz every reader for a minute each (FUZZ_SECONDS=600, FUZZ='safetensors config')
 	@$(SETUP) fuzz
 	@$(MAKE) $(JOBS) -f test/fuzz/Makefile $(patsubst %,build/fuzz/%,$(basename $(notdir $(wildcard test/fuzz/*.cpp))))
@@ -284,4 +289,4 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile portable/portable.mk
 
 FORCE:
-.PHONY: all setup demo test sweep-test gpu-test gpu-report gpu-pack compdb install asan tsan lint bench fuzz clean help without-warnings FORCE
+.PHONY: all setup demo test sweep-test serve-test gpu-test gpu-report gpu-pack compdb install asan tsan lint bench fuzz clean help without-warnings FORCE

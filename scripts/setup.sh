@@ -2,9 +2,10 @@
 # Installs what the build needs on Debian 12+ and Ubuntu 22.04+, and only what is missing. When nothing is missing, it
 # needs neither the network nor root.
 #
-#   scripts/setup.sh [demo] [lint] [fuzz] [mpi] [onednn]
+#   scripts/setup.sh [demo] [lint] [fuzz] [serve] [mpi] [onednn]
 #                                     the packages of the build and the tests; also those of the demo's text,
-#                                     of `make lint` (the formatter), of `make fuzz` (clang), MPI, and oneDNN
+#                                     of `make lint` (the formatter), of `make fuzz` (clang), of `make
+#                                     serve-test` (Chromium, venv), MPI, and oneDNN
 #   scripts/setup.sh --check          installs nothing: one line that names what is missing, exit status 1
 #   scripts/setup.sh --compiler       prints the C++ compiler to use ($CXX, or the first g++ of version 12 or later)
 set -euo pipefail
@@ -86,8 +87,12 @@ find_missing() {
         ;;
       mpi) command -v mpicxx >/dev/null && command -v mpirun >/dev/null || missing+=(libopenmpi-dev openmpi-bin) ;;
       onednn) ;;
+      serve)
+        command -v chromium >/dev/null || missing+=(chromium)
+        "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+        ;;
       fuzz) command -v "${FUZZ_CXX:-clang++}" >/dev/null || missing+=(clang) ;;
-      *) die "unknown purpose \"$purpose\"; known: demo, lint, fuzz, onednn" ;;
+      *) die "unknown purpose \"$purpose\"; known: demo, lint, fuzz, serve, mpi, onednn" ;;
     esac
   done
 }

@@ -239,7 +239,8 @@ class Renderer {
     Value::Members once;
     for (auto& [key, value] : members) {
       budget_.look_at_items(once.size());
-      const auto same = std::find_if(once.begin(), once.end(), [&](const auto& member) { return member.first == key; });
+      const auto same =
+          std::find_if(once.begin(), once.end(), [&key = key](const auto& member) { return member.first == key; });
       if (same == once.end())
         once.emplace_back(key, std::move(value));
       else

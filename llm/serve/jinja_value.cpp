@@ -241,7 +241,8 @@ Value::Value(const Json& json) {
     Members members;
     for (const auto& [key, member] : json.items()) {
       // Of two members of one key the last counts, in the place of the first, as in Python.
-      const auto same = std::find_if(members.begin(), members.end(), [&](const auto& m) { return m.first == key; });
+      const auto same =
+          std::find_if(members.begin(), members.end(), [&key = key](const auto& m) { return m.first == key; });
       if (same == members.end())
         members.emplace_back(key, Value(member));
       else
