@@ -92,6 +92,16 @@ HttpAnswer request(int port, const std::string& method, const std::string& path,
   return parse_answer(socket.receive_all());
 }
 
+void check_api_error(const HttpAnswer& answer, int status, const std::string& param, const std::string& part) {
+  CAPTURE(answer.body);
+  CHECK(answer.status == status);
+  CHECK(has(answer.head, "Content-Type: application/json"));
+  const nlohmann::json error = answer.json().at("error");
+  for (const char* key : {"message", "type", "param", "code"}) CHECK(error.contains(key));
+  CHECK(error["param"] == (param.empty() ? nlohmann::json() : nlohmann::json(param)));
+  CHECK(has(error["message"], part));
+}
+
 namespace {
 Arguments serve_arguments(const std::string& model, const Arguments& more) {
   Arguments arguments = {"serve", model, "--port", "0", "--device", "cpu"};

@@ -42,6 +42,9 @@ inline HttpAnswer post(int port, const std::string& path, const nlohmann::json& 
   return request(port, "POST", path, body.dump());
 }
 
+// Checks that the answer is an error in the form of OpenAI's API: its status, its field (empty: none), a part of its message.
+void check_api_error(const HttpAnswer& answer, int status, const std::string& param, const std::string& part);
+
 // A running `train_gpt serve` at a port that was free.
 struct Server {
   explicit Server(const std::string& model, const Arguments& more = {});

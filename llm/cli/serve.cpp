@@ -28,7 +28,7 @@ namespace {
 struct ServeFlags {
   std::string model, host = "127.0.0.1", name, api_key, chat_template, cors = "*";
   int64_t port = 8000, max_batch = 32, max_queue = 256, max_connections = 512, step_tokens = 0, max_body = 16,
-          blocks = 0;
+          timeout = 30, blocks = 0;
   int64_t drain_seconds = 60;
   uint64_t memory_budget = 0;
   bool prefix_cache = true;
@@ -95,6 +95,7 @@ void serve(const ServeFlags& flags) {
   std::unique_ptr<Api> api;
   HttpLimits limits;
   limits.connections = static_cast<int>(flags.max_connections);
+  limits.patience = std::chrono::seconds(flags.timeout);
   limits.body_bytes = static_cast<size_t>(flags.max_body) << 20;
   HttpServer server(
       flags.host, static_cast<int>(flags.port), limits,
@@ -170,6 +171,10 @@ Command serve_command() {
               .between(1, 900)
               .with_default(),
           Option("--max-body", &f.max_body, "MiB that a request's body may have").between(1, 1024).with_default(),
+          Option("--timeout", &f.timeout,
+                 "seconds that a client may take to send a request or to read a part of the answer")
+              .between(1, 3600)
+              .with_default(),
           Option("--drain", &f.drain_seconds, "seconds that running requests have to end after SIGTERM")
               .between(0, 3600)
               .with_default()},

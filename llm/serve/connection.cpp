@@ -32,7 +32,7 @@ bool Connection::wait(bool to_write, milliseconds timeout) const {
 bool Connection::fill_for_request() {
   in_body_ = false;
   left_ = limits_.header_bytes;
-  deadline_ = Clock::now() + limits_.header_time;
+  deadline_ = Clock::now() + limits_.patience;
   trouble_ = Trouble::none;
   return begin_ < end_ || fill() > 0;
 }
@@ -41,7 +41,7 @@ void Connection::begin_body() {
   in_body_ = true;
   // A body in chunks has some bytes more, which count as well.
   left_ = limits_.body_bytes;
-  deadline_ = Clock::now() + limits_.body_time;
+  deadline_ = Clock::now() + limits_.patience;
 }
 
 long Connection::fill() {
@@ -77,7 +77,7 @@ long Connection::write(const char* bytes, size_t size) {
     const ssize_t sent = ::send(socket_, bytes, size, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent >= 0) return sent;
     if (errno == EINTR) continue;
-    if (errno != EAGAIN || !wait(true, limits_.write_time)) return -1;
+    if (errno != EAGAIN || !wait(true, limits_.patience)) return -1;
   }
 }
 

@@ -23,7 +23,7 @@ class Connection {
   // Waits for the first byte of a request; false where none comes in time, or `stop` says so, which is asked now and then.
   template <class Stop>
   bool wait_for_request(Stop&& stop) {
-    const auto end = Clock::now() + limits_.idle_time;
+    const auto end = Clock::now() + limits_.patience;
     while (!stop() && Clock::now() < end) {
       if (begin_ < end_ || wait(false, std::chrono::milliseconds(50))) return fill_for_request();
     }

@@ -110,7 +110,7 @@ struct HttpServer::Implementation : httplib::Server {
     });
     set_payload_max_length(limits.body_bytes);
     // Only what the Keep-Alive header says: connections are kept here.
-    set_keep_alive_timeout(std::chrono::duration_cast<std::chrono::seconds>(limits.idle_time).count());
+    set_keep_alive_timeout(std::chrono::duration_cast<std::chrono::seconds>(limits.patience).count());
     set_keep_alive_max_count(1'000'000);
     const auto answer = [this](const httplib::Request& request, httplib::Response& response) {
       serve(request, response);

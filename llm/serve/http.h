@@ -29,11 +29,9 @@ struct HttpResponse {
 struct HttpLimits {
   size_t header_bytes = 32 << 10;  // request line and headers together
   size_t body_bytes = 16 << 20;
-  int connections = 256;                          // at once; more are answered with 503
-  std::chrono::milliseconds header_time{10'000};  // for a whole header, from its first byte
-  std::chrono::milliseconds body_time{60'000};    // for a whole body
-  std::chrono::milliseconds idle_time{30'000};    // between the requests of a connection
-  std::chrono::milliseconds write_time{20'000};   // for a reader to take something
+  int connections = 256;  // at once; more are answered with 503
+  // What a client may take to send a header or a body, to read something, and from a request to the next.
+  std::chrono::milliseconds patience{30'000};
 };
 
 using HttpHandler = std::function<HttpResponse(const HttpRequest&)>;

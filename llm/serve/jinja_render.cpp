@@ -1,11 +1,11 @@
 #include <algorithm>
-#include <cmath>
 #include <deque>
 #include <map>
 
 #include "llm/base/error.h"
 #include "llm/serve/jinja.h"
 #include "llm/serve/jinja_library.h"
+#include "llm/serve/jinja_operators.h"
 
 namespace llm::jinja {
 namespace {
@@ -208,8 +208,13 @@ class Renderer {
         const Value value = operand(0);
         return Value(apply_test(e.text, value, arguments_of(e), budget_));
       }
-      case Expression::Kind::unary: return unary(e.text, operand(0));
-      case Expression::Kind::binary: return binary(e);
+      case Expression::Kind::unary: return apply_unary(e.text, operand(0));
+      case Expression::Kind::binary: {
+        const Value left = operand(0);
+        if (e.text == "and") return is_true(left) ? operand(1) : left;
+        if (e.text == "or") return is_true(left) ? left : operand(1);
+        return apply_binary(e.text, left, operand(1), budget_);
+      }
       case Expression::Kind::choice:
         if (is_true(operand(1))) return operand(0);
         return e.operands[2] ? operand(2) : Value();
@@ -345,103 +350,6 @@ class Renderer {
       if (__builtin_add_overflow(i, numbers[2], &i)) break;
     }
     return Value(std::move(items));
-  }
-
-  Value unary(const std::string& text, const Value& value) {
-    if (text == "not") return Value(!is_true(value));
-    if (!value.is_number()) fail("\"", text, "\" before ", described(value));
-    if (text == "+") return value.is_real() ? value : Value(value.integer());
-    if (value.is_real()) return Value(-value.real());
-    int64_t negative = 0;
-    if (__builtin_sub_overflow(int64_t{0}, value.integer(), &negative)) fail("a number is too large");
-    return Value(negative);
-  }
-
-  static std::string described(const Value& value) {
-    if (value.is_undefined() && value.undefined_name())
-      return concat("\"", *value.undefined_name(), "\", which is undefined");
-    return value.kind();
-  }
-
-  Value binary(const Expression& e) {
-    const std::string& text = e.text;
-    const Value a = evaluate(*e.operands[0]);
-    if (text == "and") return is_true(a) ? evaluate(*e.operands[1]) : a;
-    if (text == "or") return is_true(a) ? a : evaluate(*e.operands[1]);
-    const Value b = evaluate(*e.operands[1]);
-    if (text == "~") return joined(text_of(a, budget_), text_of(b, budget_));
-    if (text == "==") return Value(equal(a, b, budget_));
-    if (text == "!=") return Value(!equal(a, b, budget_));
-    if (text == "in") return Value(contains(b, a, budget_));
-    if (text == "not in") return Value(!contains(b, a, budget_));
-    if (text == "<") return Value(compare(a, b, budget_) < 0);
-    if (text == "<=") return Value(compare(a, b, budget_) <= 0);
-    if (text == ">") return Value(compare(a, b, budget_) > 0);
-    if (text == ">=") return Value(compare(a, b, budget_) >= 0);
-    if (a.is_number() && b.is_number()) return arithmetic(text[0], text == "//", a, b);
-    if (text == "+" && a.is_string() && b.is_string()) return joined(a.string(), b.string());
-    if (text == "+" && a.is_list() && b.is_list() && a.is_tuple() == b.is_tuple()) {
-      budget_.look_at_items(a.items().size() + b.items().size());
-      Value::Items items = a.items();
-      items.insert(items.end(), b.items().begin(), b.items().end());
-      return Value(std::move(items), a.is_tuple());
-    }
-    if (text == "*" && a.is_string() && b.is_whole()) return repeated(a.string(), b.integer());
-    if (text == "*" && b.is_string() && a.is_whole()) return repeated(b.string(), a.integer());
-    fail("\"", text, "\" of ", described(a), " and ", described(b));
-  }
-
-  Value joined(const std::string& a, const std::string& b) {
-    budget_.make_bytes(a.size() + b.size());
-    budget_.look_at_bytes(a.size() + b.size());
-    return Value(a + b);
-  }
-
-  Value repeated(const std::string& text, int64_t times) {
-    std::string all;
-    for (int64_t i = 0; i < times && !text.empty(); ++i) {
-      budget_.step();
-      budget_.make_bytes(text.size());
-      all += text;
-    }
-    return Value(std::move(all));
-  }
-
-  Value arithmetic(char symbol, bool whole_quotient, const Value& a, const Value& b) {
-    const bool whole = a.is_whole() && b.is_whole();
-    if ((symbol == '/' || symbol == '%') && b.real() == 0) fail("a division by zero");
-    if (!whole || (symbol == '/' && !whole_quotient)) {
-      const double x = a.real(), y = b.real();
-      switch (symbol) {
-        case '+': return Value(x + y);
-        case '-': return Value(x - y);
-        case '*': return Value(x * y);
-        case '/': return Value(whole_quotient ? std::floor(x / y) : x / y);
-        default: {
-          const double rest = std::fmod(x, y);
-          return Value(rest != 0 && (rest < 0) != (y < 0) ? rest + y : rest);
-        }
-      }
-    }
-    const int64_t x = a.integer(), y = b.integer();
-    int64_t result = 0;
-    bool overflow = false;
-    switch (symbol) {
-      case '+': overflow = __builtin_add_overflow(x, y, &result); break;
-      case '-': overflow = __builtin_sub_overflow(x, y, &result); break;
-      case '*': overflow = __builtin_mul_overflow(x, y, &result); break;
-      default: {
-        // Python rounds down, C++ towards zero.
-        if (y == -1) {
-          overflow = symbol == '/' && __builtin_sub_overflow(int64_t{0}, x, &result);
-          break;
-        }
-        const int64_t rest = x % y, adjust = rest != 0 && (rest < 0) != (y < 0) ? 1 : 0;
-        result = symbol == '/' ? x / y - adjust : rest + adjust * y;
-      }
-    }
-    if (overflow) fail("a number is too large");
-    return Value(result);
   }
 
   const Template::TimeText& time_text_;
