@@ -184,7 +184,7 @@ void EngineThread::start(uint64_t number, std::unique_ptr<Job> owned) {
     };
     try {
       job->sequences[i].id = engine_.submit(std::move(requests[i]), std::move(callbacks));
-    } catch (const Error& e) {
+    } catch (const std::exception& e) {
       for (size_t earlier = 0; earlier < i; ++earlier) engine_.cancel(job->sequences[earlier].id);
       job->events->push({EngineEvent::Kind::refused, i, {}, Finish::error, e.what()});
       metrics_.request_ended("refused", seconds_between(job->arrival, Clock::now()));
