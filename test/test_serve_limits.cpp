@@ -26,7 +26,7 @@ std::string metric(int port, const std::string& name) {
 
 // Waits for a metric to have a value.
 bool becomes(int port, const std::string& name, const std::string& value) {
-  for (int tries = 0; tries < 500; ++tries) {
+  for (int tries = 0; tries < 6000; ++tries) {
     if (metric(port, name) == value) return true;
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }

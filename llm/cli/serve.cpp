@@ -27,7 +27,7 @@ namespace {
 
 struct ServeFlags {
   std::string model, host = "127.0.0.1", name, api_key, chat_template, cors = "*";
-  int64_t port = 8000, max_batch = 32, max_queue = 256, max_connections = 512, step_tokens = 0, max_body = 16,
+  int64_t port = 8000, max_batch = 32, max_queue = 256, max_connections = 512, step_tokens = 0, max_body = 4,
           timeout = 30, blocks = 0;
   int64_t drain_seconds = 60;
   uint64_t memory_budget = 0;
@@ -111,26 +111,22 @@ void serve(const ServeFlags& flags) {
                               *model.tokenizer(), chat_template.get(), engine_thread, metrics);
 
   std::thread listener([&] { server.run(); });
-  const EngineStatistics statistics = engine_thread.statistics();
-  std::fprintf(
-      stderr,
-      "model: %s\nserve: %s for %lld tokens of keys and values (%lld blocks of %lld), weights among %s in all; %s\n",
-      model.description().c_str(),
-      format_bytes(static_cast<size_t>(statistics.blocks_total) * Engine::block_bytes(model.config(), opened.target()))
-          .c_str(),
-      static_cast<long long>(statistics.blocks_total * kBlockTokens), static_cast<long long>(statistics.blocks_total),
-      static_cast<long long>(kBlockTokens), format_bytes(engine.arena_bytes()).c_str(),
-      chat_template ? ("chat template: " + chat_template->where()).c_str()
-                    : "no chat template, so no /v1/chat/completions");
-  std::printf("http://%s:%d\n",
-              flags.host.find(':') == std::string::npos ? flags.host.c_str() : ("[" + flags.host + "]").c_str(),
-              server.port());
+  const size_t cache = static_cast<size_t>(options.blocks) * Engine::block_bytes(model.config(), opened.target());
+  const std::string told = concat("model: ", model.description(), "\nserve: ", options.blocks, " blocks of ",
+                                  kBlockTokens, " tokens for keys and values (", format_bytes(cache), "), ",
+                                  format_bytes(engine.arena_bytes()), " in all; ",
+                                  chat_template ? "chat template: " + chat_template->where()
+                                                : std::string("no chat template, so no /v1/chat/completions"),
+                                  "\n");
+  std::fputs(told.c_str(), stderr);
+  const bool is_ipv6 = flags.host.find(':') != std::string::npos;
+  std::puts(concat("http://", is_ipv6 ? "[" : "", flags.host, is_ipv6 ? "]" : "", ":", server.port()).c_str());
   std::fflush(stdout);
 
   while (!signals.wait(std::chrono::hours(1))) {
   }
   api->drain();
-  std::fprintf(stderr, "serve: shutting down; %lld requests are being answered (again Ctrl+C: they are broken off)\n",
+  std::fprintf(stderr, "serve: shutting down; %lld requests are being answered (a second signal breaks them off)\n",
                static_cast<long long>(api->active()));
   for (int64_t left = flags.drain_seconds * 20; left > 0 && api->active() > 0; --left)
     if (signals.wait(std::chrono::milliseconds(50))) break;

@@ -28,8 +28,8 @@ struct HttpResponse {
 
 struct HttpLimits {
   size_t header_bytes = 32 << 10;  // request line and headers together
-  size_t body_bytes = 16 << 20;
-  int connections = 256;  // at once; more are answered with 503
+  size_t body_bytes = 4 << 20;     // its JSON may take a hundred times as much for a moment
+  int connections = 256;           // at once; more are answered with 503
   // What a client may take to send a header or a body, to read something, and from a request to the next.
   std::chrono::milliseconds patience{30'000};
 };
