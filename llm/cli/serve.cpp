@@ -27,8 +27,8 @@ namespace {
 
 struct ServeFlags {
   std::string model, host = "127.0.0.1", name, api_key, chat_template, cors = "*";
-  int64_t port = 8000, max_batch = 32, max_queue = 256, max_connections = 512, step_tokens = 0, max_body = 4,
-          timeout = 30, blocks = 0;
+  int64_t port = 8000, max_batch = 32, max_queue = 256, max_connections = 512, step_tokens = 0, drafts = 3,
+          max_body = 4, timeout = 30, blocks = 0;
   int64_t drain_seconds = 60;
   uint64_t memory_budget = 0;
   bool prefix_cache = true;
@@ -84,7 +84,10 @@ void serve(const ServeFlags& flags) {
   const std::unique_ptr<ChatTemplate> chat_template =
       ChatTemplate::of_model(model.checkpoint().path, flags.chat_template);
 
-  EngineOptions options = {.most_running = flags.max_batch, .prefix_cache = flags.prefix_cache};
+  EngineOptions options = {.most_running = flags.max_batch,
+                           .prefix_cache = flags.prefix_cache,
+                           .drafts = flags.drafts,
+                           .known_tokens = model.tokenizer()->vocabulary()};
   options.tokens_of_step = std::max(flags.step_tokens ? flags.step_tokens : 256, flags.max_batch);
   options.blocks = blocks_for(flags, model, opened.target(), options);
   Engine engine(model.config(), model.layout(), opened.target(), options);
@@ -149,32 +152,36 @@ Command serve_command() {
       Option("--chat-template", &f.chat_template, "a file with a chat template (Jinja) instead of the model's own"),
       Option("--api-key", &f.api_key, "clients must send it: Authorization: Bearer KEY"),
       Option("--cors", &f.cors, "the origin of web pages that may call, \"*\": all, \"\": none").with_default()};
-  append(options,
-         {Option("--max-batch", &f.max_batch, "sequences at once").between(1, 1024).with_default(),
-          Option("--max-queue", &f.max_queue, "sequences that wait; with more, requests get status 429")
-              .at_least(1)
-              .with_default(),
-          Option("--memory-budget", MemorySize{&f.memory_budget},
-                 "bytes for weights, keys and values, e.g. 8GiB (weights, and room for 8 texts of the whole context)"),
-          Option("--blocks", &f.blocks, "the same as a number of blocks of 16 tokens")
-              .at_least(1)
-              .not_with("--memory-budget"),
-          Option("--step-tokens", &f.step_tokens, "tokens of a step: one for each text, the rest prompts; 0: 256")
-              .at_least(0)
-              .with_default(),
-          Option("!--no-prefix-cache", &f.prefix_cache, "compute every prompt from its beginning"),
-          Option("--max-connections", &f.max_connections, "connections at once; more get status 503")
-              .between(1, 900)
-              .with_default(),
-          Option("--max-body", &f.max_body, "MiB that a request's body may have").between(1, 1024).with_default(),
-          Option("--timeout", &f.timeout,
-                 "seconds that a client may take to send a request or to read a part of the answer")
-              .between(1, 3600)
-              .with_default(),
-          Option("--drain", &f.drain_seconds, "seconds that running requests have to end after SIGTERM")
-              .between(0, 3600)
-              .with_default()},
-         "Limits");
+  append(
+      options,
+      {Option("--max-batch", &f.max_batch, "sequences at once").between(1, 1024).with_default(),
+       Option("--max-queue", &f.max_queue, "sequences that wait; with more, requests get status 429")
+           .at_least(1)
+           .with_default(),
+       Option("--memory-budget", MemorySize{&f.memory_budget},
+              "bytes for weights, keys and values, e.g. 8GiB (weights, and room for 8 texts of the whole context)"),
+       Option("--blocks", &f.blocks, "the same as a number of blocks of 16 tokens")
+           .at_least(1)
+           .not_with("--memory-budget"),
+       Option("--step-tokens", &f.step_tokens, "tokens of a step: one for each text, the rest prompts; 0: 256")
+           .at_least(0)
+           .with_default(),
+       Option("--drafts", &f.drafts, "while few texts run, so many likely tokens are tried ahead; the text is the same")
+           .between(0, 64)
+           .with_default(),
+       Option("!--no-prefix-cache", &f.prefix_cache, "compute every prompt from its beginning"),
+       Option("--max-connections", &f.max_connections, "connections at once; more get status 503")
+           .between(1, 900)
+           .with_default(),
+       Option("--max-body", &f.max_body, "MiB that a request's body may have").between(1, 1024).with_default(),
+       Option("--timeout", &f.timeout,
+              "seconds that a client may take to send a request or to read a part of the answer")
+           .between(1, 3600)
+           .with_default(),
+       Option("--drain", &f.drain_seconds, "seconds that running requests have to end after SIGTERM")
+           .between(0, 3600)
+           .with_default()},
+      "Limits");
   append(options, f.device.options());
   return {
       "serve", "Serve a trained model by OpenAI's API, with a page at /", options,
