@@ -160,7 +160,7 @@ Command serve_command() {
            .with_default(),
        Option("--memory-budget", MemorySize{&f.memory_budget},
               "bytes for weights, keys and values, e.g. 8GiB (weights, and room for 8 texts of the whole context)"),
-       Option("--blocks", &f.blocks, "the same as a number of blocks of 16 tokens")
+       Option("--blocks", &f.blocks, "blocks of 16 tokens for keys and values, instead of --memory-budget")
            .at_least(1)
            .not_with("--memory-budget"),
        Option("--step-tokens", &f.step_tokens, "tokens of a step: one for each text, the rest prompts; 0: 256")
@@ -192,7 +192,7 @@ Command serve_command() {
       "Examples:\n"
       "  train_gpt serve runs/shakespeare\n"
       "  curl localhost:8000/v1/completions -d '{\"prompt\": \"ROMEO:\", \"max_tokens\": 50, \"stream\": true}'\n"
-      "  train_gpt serve Qwen2.5-0.5B-Instruct --host 0.0.0.0 --api-key secret --max-batch 16 --memory-budget 8GiB\n"
+      "  train_gpt serve Qwen3-0.6B --host 0.0.0.0 --api-key secret --max-batch 16 --memory-budget 8GiB\n"
       "  OPENAI_BASE_URL=http://localhost:8000/v1 OPENAI_API_KEY=secret python my_client.py",
       [flags](const Given&) { serve(*flags); }};
 }
