@@ -165,13 +165,6 @@ TensorId add_input(Graph& g, const char* name, DType dtype, int64_t batch, int64
 
 }  // namespace
 
-void add_parameters(Graph& graph, const ModelConfig& config, DType dtype) {
-  for (const Parameter& p : parameter_table(config)) {
-    const TensorId id = graph.add_tensor(p.name, dtype, p.shape, Role::parameter);
-    if (p.name == head_weight(config)) graph.tensor(id).spare_rows = padded_vocabulary(p.shape[0]) - p.shape[0];
-  }
-}
-
 TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int64_t tokens,
                                    const OptimizerOptions& options, DType dtype, const RecipeOptions& recipe,
                                    const DataParallel& parallel) {
