@@ -30,12 +30,14 @@ void run_on_processes(const std::function<void(const RankPlace&)>& work) {
     work(place);
   } catch (const LostRank&) {
     throw;
-  } catch (const UsageError&) {
-    throw;  // all ranks have agreed on it
+  } catch (const UsageError& e) {
+    // All ranks have agreed on it. It is said before the others leave, for then the launcher ends this process.
+    std::cerr << "train_gpt: " << (e.value.empty() ? "" : "--") << e.what() << "\n" << std::flush;
+    throw LostRank(e.what(), 2);
   } catch (const std::exception& e) {
     std::cerr << "train_gpt: rank " << ranks->rank() << ": " << e.what() << "\n" << std::flush;
     ranks->fail_with(e.what());
-    throw;
+    throw LostRank(e.what());
   }
 }
 
