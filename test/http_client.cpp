@@ -13,7 +13,8 @@
 
 namespace test {
 
-Socket::Socket(int port) : socket_(::socket(AF_INET, SOCK_STREAM, 0)) {
+Socket::Socket(int port, int room) : socket_(::socket(AF_INET, SOCK_STREAM, 0)) {
+  if (room > 0) REQUIRE(::setsockopt(socket_, SOL_SOCKET, SO_RCVBUF, &room, sizeof room) == 0);
   sockaddr_in address = {};
   address.sin_family = AF_INET, address.sin_port = htons(static_cast<uint16_t>(port));
   ::inet_pton(AF_INET, "127.0.0.1", &address.sin_addr);

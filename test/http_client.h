@@ -10,7 +10,8 @@ namespace test {
 
 class Socket {
  public:
-  explicit Socket(int port);
+  // `room`: bytes that may come without being received; 0: as the system has it.
+  explicit Socket(int port, int room = 0);
   ~Socket();
   Socket(const Socket&) = delete;
   Socket& operator=(const Socket&) = delete;
