@@ -20,16 +20,15 @@ using microkernel::RowPanels;
 using simd::kLanes;
 using simd::Vec;
 
-// Up to so many rows, whose two sums fit into the registers, reading B from memory takes all the time.
-constexpr int64_t kFewRows = kLanes == 16 ? 8 : 4;
+constexpr int64_t kFewRows = 4;   // up to so many rows reading B from memory takes all the time
 constexpr int64_t kAhead = 1024;  // floats: how far ahead B is prefetched for few rows
 
 // A tile has kTileRows x kTileColumns sums of one of the two parities: 24 of 32 registers, or 12 of 16.
-constexpr int kTileRows = kLanes == 8 ? 3 : 6, kTileColumns = 4;
-constexpr int64_t kColumns = 16;     // of a block of B
-constexpr int64_t kDepth = 384;      // floats of a stage of k: a block of B has 24 KiB
-constexpr int64_t kRowsAtOnce = 64;  // whose sums are kept, 128 KiB with the longest vectors
-constexpr int64_t kChunk = 48;       // columns that a thread takes at a time, whole blocks
+constexpr int kTileRows = microkernel::kRows >= 12 ? 6 : 3, kTileColumns = 4;
+constexpr int64_t kColumns = kLanes == 8 ? 8 : 16;  // of a block of B
+constexpr int64_t kDepth = 768;                     // floats of a stage of k: a block of B has 24 or 48 KiB
+constexpr int64_t kRowsAtOnce = 64;                 // whose sums are kept, 128 KiB with the longest vectors
+constexpr int64_t kChunk = 48;                      // columns that a thread takes at a time, whole blocks
 
 // One column of C for all rows: reads one row of B's transpose from its first element to its last, so that the
 // processor sees one stream.
@@ -67,8 +66,7 @@ void few_rows(const Gemm& g, int64_t begin, int64_t end) {
 }
 
 using FewRows = void (*)(const Gemm&, int64_t, int64_t);
-constexpr FewRows kFewRowsKernels[] = {few_rows<1>, few_rows<2>, few_rows<3>, few_rows<4>,
-                                       few_rows<5>, few_rows<6>, few_rows<7>, few_rows<8>};
+constexpr FewRows kFewRowsKernels[] = {few_rows<1>, few_rows<2>, few_rows<3>, few_rows<4>};
 
 // What is prefetched beside a tile: the same part of `columns` rows of B's transpose further on.
 struct Ahead {
@@ -141,7 +139,7 @@ class Block {
 
   void multiply_all() {
     const int64_t stages = std::max<int64_t>(1, ceil_div(g_.k, kDepth));
-    const int64_t depth = round_up(ceil_div(g_.k, stages), 2 * kLanes);
+    const int64_t depth = round_up(std::max<int64_t>(1, ceil_div(g_.k, stages)), 2 * kLanes);
     for (int64_t k = 0; k < std::max<int64_t>(1, g_.k); k += depth) stage(k, std::min(depth, g_.k - k));
     finish();
   }
