@@ -19,7 +19,7 @@ struct ThreadRanks::Shared {
     std::atomic<uint64_t> started{0}, fetched{0};
     const Exchange* exchange = nullptr;  // valid while `started` is ahead of what the others have fetched
   };
-  explicit Shared(int count) : size(count) {}
+  explicit Shared(int count) : size(count), readers(static_cast<size_t>(count)) {}
 
   Side& side(int rank, int channel) {
     const std::lock_guard lock(mutex);
@@ -30,9 +30,15 @@ struct ThreadRanks::Shared {
     if (failed_rank < 0) reason = why, failed_rank = rank;
   }
 
+  [[noreturn]] void throw_lost() {
+    const std::lock_guard lock(mutex);
+    throw LostRank(concat("rank ", failed_rank.load(), " has failed: ", reason));
+  }
+
   int size;
   std::mutex mutex;
   std::map<std::pair<int, int>, Side> sides;  // by channel and rank
+  std::vector<std::atomic<int>> readers;      // by rank: how many others are copying from its memory
   std::string reason;
   std::atomic<int> failed_rank{-1};
 };
@@ -53,6 +59,36 @@ class ThreadRanks::Engine : public Communicator {
   }
 
   void wait(int channel, Exchange& exchange) override {
+    try {
+      fetch(channel, exchange);
+    } catch (const std::exception& e) {
+      // What this rank throws will free its memory. No other rank begins to read it from here on; those that are reading
+      // come to their end first.
+      shared_.fail(rank(), e.what());
+      while (shared_.readers[static_cast<size_t>(rank())].load() > 0) std::this_thread::yield();
+      throw;
+    }
+  }
+
+ private:
+  // Another rank's memory stays while there is one of these.
+  class Reading {
+   public:
+    Reading(Shared& shared, int peer) : readers_(shared.readers[static_cast<size_t>(peer)]) {
+      readers_.fetch_add(1);
+      if (shared.failed_rank.load() < 0) return;
+      readers_.fetch_sub(1);
+      shared.throw_lost();
+    }
+    ~Reading() { readers_.fetch_sub(1); }
+    Reading(const Reading&) = delete;
+    Reading& operator=(const Reading&) = delete;
+
+   private:
+    std::atomic<int>& readers_;
+  };
+
+  void fetch(int channel, const Exchange& exchange) {
     const std::vector<Side*>& all = sides(channel);
     Side& mine = *all[static_cast<size_t>(rank())];
     const uint64_t number = mine.started.load(std::memory_order_relaxed);
@@ -60,6 +96,7 @@ class ThreadRanks::Engine : public Communicator {
     for (const Message& m : exchange.receives) {
       const Side& from = *all[static_cast<size_t>(m.peer)];
       wait_for(from.started, number);
+      const Reading reading(shared_, m.peer);
       const Message& sent = next_to_me(from.exchange->sends, taken_[static_cast<size_t>(m.peer)]);
       if (sent.bytes != m.bytes)
         fail("rank ", m.peer, " sent ", sent.bytes, " bytes where rank ", rank(), " expects ", m.bytes);
@@ -69,7 +106,6 @@ class ThreadRanks::Engine : public Communicator {
     for (const Message& m : exchange.sends) wait_for(all[static_cast<size_t>(m.peer)]->fetched, number);
   }
 
- private:
   const std::vector<Side*>& sides(int channel) {
     const auto c = static_cast<size_t>(channel);
     if (sides_.size() <= c) sides_.resize(c + 1);
@@ -88,8 +124,7 @@ class ThreadRanks::Engine : public Communicator {
   void wait_for(const std::atomic<uint64_t>& count, uint64_t number) const {
     constexpr int kSpins = 2000, kYields = 200;
     for (int i = 0; count.load(std::memory_order_acquire) < number; ++i) {
-      if (const int rank = shared_.failed_rank.load(std::memory_order_acquire); rank >= 0)
-        throw LostRank(concat("rank ", rank, " has failed: ", shared_.reason));
+      if (shared_.failed_rank.load() >= 0) shared_.throw_lost();
       if (i >= kSpins + kYields)
         std::this_thread::sleep_for(std::chrono::microseconds(50));
       else if (i >= kSpins)
