@@ -45,7 +45,7 @@ struct TrainOptions {
   double z_loss = 0;  // its weight in the training loss, which is logged with it; evaluations are without
   Precision dtype = Precision::fp32;
   int64_t virtual_ranks = 0;         // who share a step's samples, on however many ranks; 0: as many as ranks
-  int64_t zero = 0;                  // what the ranks divide among themselves (llm/model/distribute.h)
+  int64_t zero = 1;                  // what the ranks divide among themselves (llm/model/distribute.h)
   int64_t bucket_bytes = 0;          // of gradients that are sent together; 0: those of a block
   int64_t data_tokens = 0;           // of the training split when the run began: the sample order depends on it
   uint64_t data_checksum = 0;        // of the same tokens; 0 in a run from before there was one
