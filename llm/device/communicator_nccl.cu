@@ -3,6 +3,8 @@
 #include <cuda_runtime.h>
 #include <nccl.h>
 
+#include <exception>
+
 #include "llm/base/error.h"
 #include "llm/device/check_cuda.h"
 
@@ -28,11 +30,9 @@ class NcclRanks : public Communicator {
       if (channel.done) cudaEventDestroy(channel.done);
     }
     cudaStreamDestroy(stream_);
-    has_failed_ ? ncclCommAbort(ranks_) : ncclCommDestroy(ranks_);
+    // Where this rank ends by an error, nobody is waited for; the others notice.
+    std::uncaught_exceptions() > 0 ? ncclCommAbort(ranks_) : ncclCommDestroy(ranks_);
   }
-
-  // Ends what is under way, here and, as they notice, on the other ranks.
-  void fail_with(const std::string&) override { has_failed_ = true; }
 
  protected:
   // The messages begin when the kernels so far have run, and run beside those that follow. A captured walk has both ends:
@@ -72,7 +72,6 @@ class NcclRanks : public Communicator {
   ncclComm_t ranks_ = nullptr;
   cudaStream_t stream_ = nullptr;
   std::vector<Channel> channels_;
-  bool has_failed_ = false;
 };
 
 }  // namespace

@@ -47,8 +47,6 @@ class ThreadRanks::Engine : public Communicator {
  public:
   Engine(Shared& shared, int rank) : Communicator(rank, shared.size), shared_(shared) {}
 
-  void fail_with(const std::string& reason) override { shared_.fail(rank(), reason); }
-
  protected:
   using Side = Shared::Side;
 

@@ -1,6 +1,7 @@
 #include "llm/model/distribute.h"
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 
 #include "llm/base/error.h"
@@ -37,7 +38,6 @@ class Reducer {
         gradients_(gradients),
         p_(parallel),
         partition_(partition),
-        own_sums_(sums_of(p_.mine(), p_.virtual_ranks).size()),
         results_(table.size()),
         loss_(loss) {
     TreeStack tree(p_.virtual_ranks);
@@ -79,10 +79,12 @@ class Reducer {
 
   std::vector<Bucket> buckets_of(const std::vector<Node>& nodes) const {
     std::vector<size_t> completed(table_.size(), 0), order(table_.size());
-    for (size_t i = 0; i < table_.size(); ++i)
-      for (size_t n = 0; n < nodes.size(); ++n)
-        for (const TensorId id : nodes[n].outputs)
-          if (id != kNone && g_.storage(id) == g_.storage(gradients_[i])) completed[i] = n;
+    std::map<TensorId, size_t> parameter_of;  // by where its gradient lies
+    for (size_t i = 0; i < table_.size(); ++i) parameter_of[g_.storage(gradients_[i])] = i;
+    for (size_t n = 0; n < nodes.size(); ++n)
+      for (const TensorId id : nodes[n].outputs)
+        if (const auto found = parameter_of.find(id == kNone ? kNone : g_.storage(id)); found != parameter_of.end())
+          completed[found->second] = n;
     std::iota(order.begin(), order.end(), size_t{0});
     std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return completed[a] < completed[b]; });
     std::vector<Bucket> buckets;
@@ -254,7 +256,6 @@ class Reducer {
   const std::vector<TensorId>& gradients_;
   const DataParallel& p_;
   const Partition& partition_;
-  size_t own_sums_;
   List sums_, merges_;
   size_t saved_ = 0, folds_ = 0;
   std::vector<TensorId> results_;  // by parameter: the summed gradient, of the piece that is owned here

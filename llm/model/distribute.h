@@ -23,7 +23,6 @@ struct DataParallel {
   size_t bucket_bytes = 0;  // gradients are sent when there are so many, or those of a block; 0: those of a block
 
   VirtualRanks mine() const { return virtual_ranks_of(rank, ranks, virtual_ranks); }
-  bool is_alone() const { return virtual_ranks == 1; }
   bool divides_parameters() const { return ranks > 1 && zero >= 3; }
   // Whether a step has one micro-step on each rank, so that gradients need not be kept whole for a second one.
   bool sends_at_once() const { return micro_steps == 1 && virtual_ranks == ranks; }

@@ -37,13 +37,6 @@ void check_bounds(const Graph& g, const Node& node, const Pieces& pieces) {
   }
 }
 
-int64_t others(const Attributes& a, int64_t rank) {
-  const auto sums = a.list("sums");
-  int64_t count = 0;
-  for (size_t r = 0; r < sums.size(); ++r) count += static_cast<int64_t>(r) == rank ? 0 : sums[r];
-  return count;
-}
-
 void infer_reduce_scatter(Graph& g, Node& node) {
   const Pieces pieces(node.attributes);
   check_bounds(g, node, pieces);
@@ -54,7 +47,8 @@ void infer_reduce_scatter(Graph& g, Node& node) {
     fail("reduce_scatter_start: the numbers of sums do not match its inputs");
   for (TensorId id : node.inputs)
     if (g.dtype(id) != DType::fp32) fail("reduce_scatter_start: it adds fp32");
-  const int64_t rows = others(node.attributes, pieces.rank());
+  int64_t rows = -sums[static_cast<size_t>(pieces.rank())];
+  for (const int64_t of_rank : sums) rows += of_rank;
   g.add_output(node, "", DType::fp32, {std::max<int64_t>(1, rows), std::max<int64_t>(4, pieces.row())});
 }
 
@@ -70,7 +64,6 @@ Cost cost_reduce_scatter(const Graph& g, const Node& node) {
 
 void reduce_scatter(const KernelCall& call) {
   const Pieces pieces(call.node.attributes);
-  if (pieces.ranks() == 1) return;
   Communicator& ranks = ranks_of(call, pieces);
   const auto sums = call.node.attributes.list("sums");
   const auto channel = static_cast<int>(call.node.attributes.integer("channel"));
@@ -114,24 +107,32 @@ Cost cost_all_gather(const Graph& g, const Node& node) {
   return c;
 }
 
-void all_gather(const KernelCall& call) {
-  const Pieces pieces(call.node.attributes);
-  if (pieces.ranks() == 1) return;
+// Sends the own piece of each tensor, which lies at mine(tensor), to all ranks, and receives the others' at place(tensor,
+// owner). An own piece that lies elsewhere is sent to this rank as well.
+template <class Mine, class Place>
+void start_gather(const KernelCall& call, const Pieces& pieces, bool lies_elsewhere, Mine mine, Place place) {
   Communicator& ranks = ranks_of(call, pieces);
   const auto channel = static_cast<int>(call.node.attributes.integer("channel"));
   Exchange& exchange = ranks.prepare(channel);
   for (int peer = 0; peer < ranks.size(); ++peer) {
-    if (peer == ranks.rank()) continue;
+    if (peer == ranks.rank() && !lies_elsewhere) continue;
     for (size_t t = 0; t < pieces.tensors(); ++t) {
-      const auto message = [&](int64_t owner) -> Message {
-        return {peer, piece_of(call, t, pieces.begin(t, owner)),
-                static_cast<size_t>(pieces.count(t, owner)) * size_of(call.in_dtype(t))};
+      const auto bytes = [&](int64_t owner) {
+        return static_cast<size_t>(pieces.count(t, owner)) * size_of(call.out_dtype(t));
       };
-      if (pieces.mine(t)) exchange.sends.push_back(message(pieces.rank()));
-      if (pieces.count(t, peer)) exchange.receives.push_back(message(peer));
+      if (pieces.mine(t)) exchange.sends.push_back({peer, mine(t), bytes(pieces.rank())});
+      if (pieces.count(t, peer)) exchange.receives.push_back({peer, place(t, peer), bytes(peer)});
     }
   }
   ranks.start(channel);
+}
+
+void all_gather(const KernelCall& call) {
+  const Pieces pieces(call.node.attributes);
+  if (pieces.ranks() == 1) return;
+  const auto place = [&](size_t t, int64_t owner) { return piece_of(call, t, pieces.begin(t, owner)); };
+  start_gather(
+      call, pieces, false, [&](size_t t) { return place(t, pieces.rank()); }, place);
 }
 
 void infer_piece_gather(Graph& g, Node& node) {
@@ -166,20 +167,11 @@ Cost cost_piece_gather(const Graph& g, const Node& node) {
 
 void piece_gather(const KernelCall& call) {
   const Pieces pieces(call.node.attributes);
-  Communicator& ranks = ranks_of(call, pieces);
-  const auto channel = static_cast<int>(call.node.attributes.integer("channel"));
-  Exchange& exchange = ranks.prepare(channel);
-  for (int peer = 0; peer < ranks.size(); ++peer)
-    for (size_t t = 0; t < pieces.tensors(); ++t) {
-      const size_t element = size_of(call.out_dtype(t));
-      if (pieces.mine(t))
-        exchange.sends.push_back({peer, piece_of(call, t, 0), static_cast<size_t>(pieces.mine(t)) * element});
-      if (const int64_t count = pieces.count(t, peer))
-        exchange.receives.push_back({peer,
-                                     call.out<std::byte>(t) + static_cast<size_t>(pieces.begin(t, peer)) * element,
-                                     static_cast<size_t>(count) * element});
-    }
-  ranks.start(channel);
+  const auto place = [&](size_t t, int64_t owner) {
+    return call.out<std::byte>(t) + static_cast<size_t>(pieces.begin(t, owner)) * size_of(call.out_dtype(t));
+  };
+  start_gather(
+      call, pieces, true, [&](size_t t) { return piece_of(call, t, 0); }, place);
 }
 
 void infer_wait(Graph& g, Node& node) {
