@@ -91,7 +91,9 @@ def add_plan(commands):
                    help="sizes to test: 3 also measures which is best (1)")
     p.add_argument("--val-fraction", type=positive(float, 0.9), default=0.1, help="the end of a text file that is held out (0.1)")
     p.add_argument("--jobs", type=positive(int), help="binaries side by side (one a core, at most 8)")
-    p.add_argument("--gpus", default="", help="train on these GPUs, one run each: 0,1")
+    p.add_argument("--gpus", default="", help="train on these GPUs: 0,1")
+    p.add_argument("--ranks", type=positive(int), default=1,
+                   help="of each run: so many GPUs, or parts of a process's cores, train it together (1)")
     p.set_defaults(module="plan")
 
 

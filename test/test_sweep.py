@@ -213,6 +213,24 @@ class Run(Folder):
         self.assertIn("measured", done.stdout)
         self.assertIn("holdout", self.table(directory))
 
+    @unittest.skipIf(len(os.sched_getaffinity(0)) < 2, "one core")
+    def test_runs_of_several_ranks(self):
+        directory, plan = self.make(trunks=1)
+        plan["setting"].update(ranks=2, slots=1)
+        for run in plan["runs"]:
+            run["config"]["ranks"] = 2
+        store.write_json(os.path.join(directory, "plan.json"), plan)
+        done = self.run_sweep(directory)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        for run in plan["runs"]:
+            ranks, _ = shapes.shared_batch(2, run["config"]["step_tokens"] // 64, 64)
+            with open(os.path.join(store.run_path(directory, run), "log.jsonl")) as file:
+                self.assertEqual({json.loads(line).get("ranks", 1) for line in file}, {ranks})
+        self.assertEqual(shapes.shared_batch(2, 6, 128), (2, 3))
+        self.assertEqual(shapes.shared_batch(4, 6, 128), (3, 2))
+        self.assertEqual(shapes.shared_batch(8, 1, 128), (1, 1))
+        self.assertEqual(shapes.shared_batch(8, 64, 128), (8, 8))
+
     def test_a_failed_run_does_not_stop_the_rest(self):
         directory, plan = self.make()
         bad = next(r for r in plan["runs"] if r["kind"] == "repeat")

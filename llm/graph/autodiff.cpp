@@ -65,4 +65,28 @@ Gradients differentiate(Graph& graph, const std::vector<std::pair<TensorId, Tens
   return gradients;
 }
 
+size_t defer_weight_gradients(Graph& graph, int layers) {
+  std::vector<bool> read_elsewhere(graph.tensors.size(), false);  // by a node that keeps its place
+  std::vector<Node> kept, deferred;
+  for (size_t i = graph.nodes.size(); i-- > 0;) {
+    Node& node = graph.nodes[i];
+    const auto is_free = [&](TensorId id) {
+      if (id == kNone) return true;
+      const TensorId storage = graph.storage(id);
+      const Tensor& tensor = graph.tensor(storage);
+      return !read_elsewhere[static_cast<size_t>(storage)] && tensor.role != Role::parameter && tensor.role != Role::state;
+    };
+    const bool is_deferred = node.phase == Phase::backward && node.layer >= 0 && node.layer < layers &&
+                             std::all_of(node.outputs.begin(), node.outputs.end(), is_free);
+    if (!is_deferred)
+      for (const TensorId id : node.inputs)
+        if (id != kNone) read_elsewhere[static_cast<size_t>(graph.storage(id))] = true;
+    (is_deferred ? deferred : kept).push_back(std::move(node));
+  }
+  graph.nodes.assign(std::make_move_iterator(kept.rbegin()), std::make_move_iterator(kept.rend()));
+  graph.nodes.insert(graph.nodes.end(), std::make_move_iterator(deferred.rbegin()),
+                     std::make_move_iterator(deferred.rend()));
+  return deferred.size();
+}
+
 }  // namespace llm

@@ -33,4 +33,9 @@ class Gradients {
 Gradients differentiate(Graph& graph, const std::vector<std::pair<TensorId, TensorId>>& seeds,
                         const std::vector<TensorId>& targets = {});
 
+// Of the backward pass of layers [0, layers): puts the nodes from which nothing comes but gradients of parameters behind
+// all other nodes of the backward pass, in the same order. The gradients of the embedding, which come last otherwise, are
+// then complete while there still is work to do. Returns how many nodes were put behind.
+size_t defer_weight_gradients(Graph& graph, int layers);
+
 }  // namespace llm

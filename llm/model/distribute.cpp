@@ -6,6 +6,7 @@
 
 #include "llm/base/error.h"
 #include "llm/base/rounding.h"
+#include "llm/graph/autodiff.h"
 #include "llm/model/own_pieces.h"
 #include "llm/ops/ordered_sum.h"
 #include "llm/ops/square_sums.h"
@@ -21,6 +22,13 @@ List bounds_of_loss(int ranks) {
   bounds[0] = 0;
   return bounds;
 }
+
+// In front of the weight gradients of so many layers, the embedding's are made: they are sent meanwhile.
+constexpr int kDeferredLayers = 2;
+
+// Without a bucket size of the user's: a block's gradients are sent in parts where they are more than this fraction of
+// all, and more than so many bytes. The gradients that are complete last, which nothing hides, are then few.
+constexpr size_t kMostBuckets = 32, kSmallestBucket = size_t{4} << 20;
 
 // Gradients that are sent together.
 struct Bucket {
@@ -58,6 +66,7 @@ class Reducer {
   }
 
   Reduced run() {
+    if (!is_alone()) defer_weight_gradients(g_, kDeferredLayers);
     std::vector<Node> nodes = std::move(g_.nodes);
     g_.nodes.clear();
     g_.phase = Phase::reduce;
@@ -67,10 +76,12 @@ class Reducer {
       for (; done <= bucket.last_node && done < nodes.size(); ++done) g_.nodes.push_back(std::move(nodes[done]));
       g_.layer = bucket.layer;
       start(bucket, &bucket == &buckets.back());
+      // The embedding's bucket is the largest by far: it stays under way to the end.
+      if (!is_alone()) started_.back().stays = bucket.layer < 0 && &bucket != &buckets.front();
     }
     for (; done < nodes.size(); ++done) g_.nodes.push_back(std::move(nodes[done]));
     g_.layer = -1;
-    finish_started();
+    for (const Started& s : started_) finish(s);
     return all_together();
   }
 
@@ -87,15 +98,19 @@ class Reducer {
           completed[found->second] = n;
     std::iota(order.begin(), order.end(), size_t{0});
     std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return completed[a] < completed[b]; });
+    const auto bytes_of = [&](size_t i) { return static_cast<size_t>(table_[i].shape.elements()) * sizeof(float); };
+    size_t all_bytes = 0;
+    for (const size_t i : order) all_bytes += bytes_of(i);
+    const size_t most = p_.bucket_bytes ? p_.bucket_bytes : std::max(kSmallestBucket, all_bytes / kMostBuckets);
     std::vector<Bucket> buckets;
     size_t bytes = 0;
     for (const size_t i : order) {
       const bool is_full =
-          p_.bucket_bytes ? bytes >= p_.bucket_bytes : !buckets.empty() && buckets.back().layer != table_[i].layer;
+          bytes >= most || (!p_.bucket_bytes && !buckets.empty() && buckets.back().layer != table_[i].layer);
       if (buckets.empty() || is_full) buckets.emplace_back().layer = table_[i].layer, bytes = 0;
       buckets.back().parameters.push_back(i);
       buckets.back().last_node = completed[i];
-      bytes += static_cast<size_t>(table_[i].shape.elements()) * sizeof(float);
+      bytes += bytes_of(i);
     }
     return buckets;
   }
@@ -122,6 +137,7 @@ class Reducer {
     std::vector<TensorId> own;  // own sums, as reduce_scatter_start takes them
     TensorId received;
     int layer;
+    bool stays = false;  // until no other bucket is left
   };
 
   void start(const Bucket& bucket, bool with_loss) {
@@ -148,8 +164,11 @@ class Reducer {
     Attributes a = attributes(s.bounds);
     a.set("sums", sums_);
     s.received = g_.add("reduce_scatter_start", a, s.own, "received." + std::to_string(s.channel))[0];
-    // One bucket is under way at a time: what is received would otherwise take as much memory as all gradients.
-    finish_started();
+    // One other bucket is under way at a time: what is received would otherwise take as much memory as all gradients.
+    std::erase_if(started_, [&](const Started& other) {
+      if (!other.stays) finish(other);
+      return !other.stays;
+    });
     started_.push_back(std::move(s));
   }
 
@@ -157,11 +176,6 @@ class Reducer {
     std::vector<TensorId> pairs;
     for (const TensorId id : tensors) pairs.push_back(saved(id, place)), pairs.push_back(id);
     g_.add("fold", {{"save", false}}, pairs, "fold");
-  }
-
-  void finish_started() {
-    for (const Started& s : started_) finish(s);
-    started_.clear();
   }
 
   void finish(const Started& s) {

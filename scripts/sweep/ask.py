@@ -14,7 +14,7 @@ from .law import DELTA, interval
 from .plan import find_binary
 from .run import Stop, end_of, execute, own_the_sweep
 from .shapes import OPTIMIZER, Shape, flags, micro_batch, rates, shape_for, short, step_tokens
-from .slots import Slot, make_slots
+from .slots import Slot, planned_slots
 from .store import read_json, read_plan, result_of, run_path, table_rows, write_json, write_tables
 from .table import Table
 
@@ -159,10 +159,10 @@ def test_command(arguments):
         plan["tests"] = runs
         write_json(os.path.join(directory, "plan.json"), plan)
     gpus = plan["setting"]["gpus"]
-    slots, threads = make_slots(arguments.jobs or min(plan["setting"]["slots"], len(os.sched_getaffinity(0))), gpus)
+    slots, threads = planned_slots(arguments.jobs, plan["setting"])
     if len(runs) == 1 and not gpus:  # a single run gets all cores; its bits are the same for any number of threads
         cores = [core for slot in slots for core in slot.cores]
-        slots, threads = [Slot(cores=cores)], len(cores)
+        slots, threads = [Slot(cores=cores)], len(cores) // plan["setting"].get("ranks", 1)
     try:
         end_of(execute(directory, plan, runs, binary, slots, threads))
     except Stop:

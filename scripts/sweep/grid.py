@@ -23,7 +23,7 @@ def configuration(shape, setting, steps, step, warmup, chosen, seed):
     return {"format": FORMAT, "data": setting["fingerprint"], "layers": shape.layers, "channels": shape.channels,
             "heads": shape.heads, "context": setting["context"], "batch": micro_batch(step, setting["context"]),
             "step_tokens": step, "steps": steps, "warmup": warmup, "optimizer": OPTIMIZER, **chosen, "seed": seed,
-            "dtype": setting["dtype"]}
+            "dtype": setting["dtype"], **({"ranks": setting["ranks"]} if "ranks" in setting else {})}
 
 
 def make_run(shape, setting, steps, step, warmup, chosen, seed, kind, save_every, parent=None):

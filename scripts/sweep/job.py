@@ -5,7 +5,7 @@ import shutil
 import signal
 
 from . import SweepError
-from .shapes import flags
+from .shapes import flags, shared_batch
 from .store import Lock, read_json, result_of, run_path, write_json
 
 
@@ -71,8 +71,9 @@ def branch_off(trunk, step, path):
 def train_command(binary, setting, run, threads, out="."):
     """The command that makes this run from the start. Values that it does not name follow the binary's own rules."""
     c = run["config"]
+    ranks, batch = shared_batch(c.get("ranks", 1), c["step_tokens"] // c["context"], c["context"])
     given = flags(data=setting["tokens"], out=out, layers=c["layers"], channels=c["channels"], heads=c["heads"],
-                  context=c["context"], batch=c["batch"], total_batch_tokens=c["step_tokens"], steps=c["steps"],
+                  context=c["context"], batch=batch, ranks=ranks if ranks > 1 else None, total_batch_tokens=c["step_tokens"], steps=c["steps"],
                   schedule="wsd", warmup=c["warmup"], optimizer=c["optimizer"], lr=c["lr"],
                   weight_decay=c["weight_decay"], beta2=c["beta2"], seed=c["seed"], eval_every=0, sample_every=0,
                   save_every=run["save_every"], keep_last=0, threads=threads or None)
@@ -117,10 +118,16 @@ class Job:
         if have:
             interval = self.run["save_every"] if not self.run["parent"] else max(1, steps // 20)
             command = [self.binary, "train", "--resume", *self.setting["machine_flags"],
-                       *flags(out=out, steps=steps, save_every=interval, threads=self.threads or None)]
+                       *flags(out=out, steps=steps, save_every=interval, ranks=self.ranks(),
+                              threads=self.threads or None)]
         else:
             command = train_command(self.binary, self.setting, self.run, self.threads, out)
         self.start("train", command)
+
+    def ranks(self):
+        c = self.run["config"]
+        ranks, _ = shared_batch(c.get("ranks", 1), c["step_tokens"] // c["context"], c["context"])
+        return ranks if ranks > 1 else None
 
     def evaluate(self):
         out = os.path.join(os.path.relpath(self.path, self.directory), "checkpoints", str(self.run["config"]["steps"]))

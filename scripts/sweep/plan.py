@@ -169,7 +169,7 @@ def show(plan, say):
 def make_setting(arguments, binary, directory):
     tokens, described = prepare_data(binary, arguments.data, directory, arguments.val_fraction)
     gpus = [gpu for gpu in arguments.gpus.split(",") if gpu]
-    slots, threads = make_slots(arguments.jobs, gpus)
+    slots, threads = make_slots(arguments.jobs, gpus, arguments.ranks)
     machine = ["--device", "cuda"] if gpus else ["--device", "cpu"]
     setting = {
         "directory": directory, "data": os.path.abspath(arguments.data), "tokens": tokens,
@@ -180,6 +180,8 @@ def make_setting(arguments, binary, directory):
         "holdout": arguments.holdout, "holdout_sizes": arguments.holdout_sizes,
         "eval_batches": max(1, min(EVALUATION_TOKENS, described["val"]["tokens"]) // EVALUATION_BATCH),
         "eval_tokens": min(EVALUATION_TOKENS, described["val"]["tokens"])}
+    if arguments.ranks > 1:
+        setting["ranks"] = arguments.ranks
     if (have := described["train"]["tokens"]) < 100 * arguments.context:
         raise SweepError(f"{arguments.data} has only {have} training tokens: too few for a sweep")
     return setting, slots, threads

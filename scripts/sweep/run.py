@@ -9,7 +9,7 @@ from . import SweepError
 from .grid import saved_flops
 from .job import Job, last_entry, prune, whole_checkpoints
 from .plan import find_binary, plan_speed
-from .slots import make_slots
+from .slots import planned_slots
 from .shapes import duration
 from .store import Lock, read_json, read_plan, result_of, run_path, write_tables
 
@@ -176,8 +176,7 @@ def command(arguments):
     plan = read_plan(directory)
     binary = find_binary(arguments.binary)
     lock = own_the_sweep(directory)
-    slots, threads = make_slots(arguments.jobs or min(plan["setting"]["slots"], len(os.sched_getaffinity(0))),
-                                plan["setting"]["gpus"])
+    slots, threads = planned_slots(arguments.jobs, plan["setting"])
     runs = plan["runs"]
     alone, shared = saved_flops(runs)
     print(f"{len(runs)} runs, {shared:.3g} FLOPs; branches save {100 * (1 - shared / alone):.0f} % of {alone:.3g}; "

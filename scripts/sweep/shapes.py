@@ -106,6 +106,12 @@ def micro_batch(step, context):
     return sequences if sequences < 2 * usual else usual
 
 
+def shared_batch(ranks, sequences, context):
+    """(ranks, batch of each) for a step of `sequences`, whose micro-steps are shared: as many ranks as divide it, at most `ranks`."""
+    shares = max(n for n in range(1, min(ranks, sequences) + 1) if sequences % n == 0)
+    return shares, micro_batch(sequences // shares * context, context)
+
+
 def warmup_steps(steps):
     """5 % of the steps, at least 20 where there are 40, at most 2000, as in rules.cpp."""
     return min(max(steps // 20, min(20, steps // 2)), 2000)

@@ -1,4 +1,4 @@
-"""Where binaries run side by side: each slot is some cores or one GPU. The processes end with this one."""
+"""Where binaries run side by side: each slot is some cores or some GPUs. The processes end with this one."""
 import ctypes
 import os
 import signal
@@ -18,17 +18,17 @@ def end_with_parent():
 
 
 class Slot:
-    def __init__(self, cores=None, gpu=None):
-        self.cores, self.gpu = cores, gpu
+    def __init__(self, cores=None, gpus=None):
+        self.cores, self.gpus = cores, gpus
 
     def __str__(self):
-        return f"GPU {self.gpu}" if self.gpu is not None else "core " + ",".join(map(str, self.cores))
+        return "GPU " + ",".join(self.gpus) if self.gpus else "core " + ",".join(map(str, self.cores))
 
     def start(self, command, directory, output, keep_open=(), result=None):
         """Starts a process whose two streams are appended to the file `output`; where `result` is named, standard output goes there."""
         environment = dict(os.environ)
-        if self.gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = str(self.gpu)
+        if self.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus)
 
         def prepare():
             end_with_parent()
@@ -40,13 +40,25 @@ class Slot:
                                     env=environment, preexec_fn=prepare, pass_fds=keep_open, start_new_session=True)
 
 
-def make_slots(jobs, gpus):
-    """(slots, threads of each). Without --jobs: a process for each core, at most 8, since small models scale badly."""
+def make_slots(jobs, gpus, ranks=1):
+    """(slots, threads of each rank). A slot has `ranks` GPUs, or cores for so many ranks. Without --jobs: a process for each core
+    of its ranks, at most 8, since small models scale badly."""
     if gpus:
-        return [Slot(gpu=gpu) for gpu in gpus], 0
+        if len(gpus) % ranks:
+            raise SweepError(f"--ranks {ranks} does not divide the {len(gpus)} GPUs of --gpus", 2)
+        return [Slot(gpus=gpus[i:i + ranks]) for i in range(0, len(gpus), ranks)], 0
     cores = sorted(os.sched_getaffinity(0))
-    jobs = jobs or min(len(cores), 8)
-    if jobs > len(cores):
-        raise SweepError(f"--jobs {jobs} is more than the {len(cores)} cores there are", 2)
+    if ranks > len(cores):
+        raise SweepError(f"--ranks {ranks} is more than the {len(cores)} cores there are", 2)
+    jobs = jobs or min(len(cores) // ranks, 8)
+    if jobs * ranks > len(cores):
+        raise SweepError(f"--jobs {jobs}{f' of {ranks} ranks' if ranks > 1 else ''} is more than the {len(cores)} cores there are", 2)
     each = len(cores) // jobs
-    return [Slot(cores=cores[i * each:(i + 1) * each]) for i in range(jobs)], each
+    return [Slot(cores=cores[i * each:(i + 1) * each]) for i in range(jobs)], each // ranks
+
+
+def planned_slots(jobs, setting):
+    """make_slots() as the plan has them, or with `jobs` others; fewer where this machine has fewer cores."""
+    ranks = setting.get("ranks", 1)
+    most = max(1, len(os.sched_getaffinity(0)) // ranks)
+    return make_slots(jobs or min(setting["slots"], most), setting["gpus"], ranks)

@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from . import SweepError
-from .shapes import OPTIMIZER, duration, flags, shape_for, usual_batch
+from .shapes import OPTIMIZER, duration, flags, shape_for, shared_batch, usual_batch
 
 PROBE_SECONDS = 1.0
 
@@ -38,7 +38,9 @@ class Speed:
 
 
 def command(binary, setting, shape, batch, steps, out, threads):
+    ranks, batch = shared_batch(setting.get("ranks", 1), batch, setting["context"])
     given = flags(data=setting["tokens"], out=out, context=setting["context"], batch=batch, steps=steps,
+                  ranks=ranks if ranks > 1 else None,
                   eval_every=0, save_every=0, sample_every=0, optimizer=OPTIMIZER, threads=threads or None)
     return [binary, "train", *shape.flags(), *given, *setting["machine_flags"]]
 
