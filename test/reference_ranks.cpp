@@ -65,6 +65,10 @@ Arrays all_there(const Attributes& a, const Arrays& in, const StepState&) {
   return {in.begin(), in.begin() + static_cast<std::ptrdiff_t>(arrivals)};
 }
 
+Arrays first_half(const Attributes&, const Arrays& in, const StepState&) {
+  return {in.begin(), in.begin() + static_cast<std::ptrdiff_t>(in.size() / 2)};
+}
+
 }  // namespace
 
 void add_rank_references(References& table) {
@@ -73,6 +77,8 @@ void add_rank_references(References& table) {
   table["ordered_sum"] = ordered_sum;
   table["fold"] = fold;
   table["all_gather_start"] = table["exchange_wait"] = all_there;
+  table["fetch_start"] = table["copy_wait"] = all_there;
+  table["store_start"] = first_half;
 }
 
 }  // namespace llm::reference

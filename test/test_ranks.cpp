@@ -61,6 +61,7 @@ struct Layout {
   int ranks;
   int zero = 0;
   int64_t bucket_bytes = 0;
+  Offload offload = Offload::none;
 };
 
 struct Recipe {
@@ -73,7 +74,8 @@ struct Recipe {
 
 // Trains to step `steps`, from the checkpoint of step `from` where that is not 0, and leaves a checkpoint.
 void train(const std::string& run, const std::string& text, const Recipe& recipe, const Layout& layout, int64_t steps,
-           int64_t from = 0, const std::function<void(const Trainer&, const Communicator*)>& look = {}) {
+           int64_t from = 0, const std::function<void(const Trainer&, const Communicator*)>& look = {},
+           const std::function<void(Trainer&, int rank)>& run_with_samples = {}) {
   const auto train_rank = [&](Communicator* ranks) {
     ThreadTeam team(1);
     CpuDevice device(team);
@@ -81,7 +83,8 @@ void train(const std::string& run, const std::string& text, const Recipe& recipe
     o.data = {text}, o.out = run, o.batch = 1, o.grad_accum = recipe.grad_accum, o.steps = 4, o.lr = 0.01;
     o.optimizer = recipe.optimizer, o.dtype = recipe.dtype, o.dropout = recipe.dropout;
     o.virtual_ranks = recipe.virtual_ranks, o.zero = layout.zero, o.bucket_bytes = layout.bucket_bytes;
-    o.eval_every = 2, o.save_every = 1, o.sample_every = 0, o.keep_last = 0, o.warmup = 0;
+    o.offload = layout.offload;
+    o.eval_every = 2, o.save_every = 1, o.sample_every = run_with_samples ? 1 : 0, o.keep_last = 0, o.warmup = 0;
     ModelConfig model = divided_model();
     model.tied_head = recipe.tied;
     apply_rules(o, model, 1000);
@@ -89,7 +92,7 @@ void train(const std::string& run, const std::string& text, const Recipe& recipe
     Trainer trainer(model, o, open_dataset(run + "/tokens", "", team), device, ranks);
     trainer.allocate(ranks);
     from ? trainer.load(run + "/checkpoints/" + std::to_string(from)) : trainer.initialise();
-    trainer.run();
+    run_with_samples ? run_with_samples(trainer, ranks ? ranks->rank() : 0) : void(trainer.run());
     if (look) look(trainer, ranks);
   };
   {
@@ -202,7 +205,15 @@ TEST_CASE("ranks: a run has the same bits on any number of ranks, whatever they 
       {.optimizer = OptimizerKind::muon, .dtype = Precision::bf16, .tied = true},
       {.dtype = Precision::bf16, .grad_accum = 2, .virtual_ranks = 6, .dropout = 0},
   };
-  const Layout layouts[] = {{2, 0}, {2, 3}, {3, 1}, {4, 2}, {5, 3}, {2, 1, 50000}, {4, 0, 1}};
+  const Layout layouts[] = {{2, 0},
+                            {2, 3},
+                            {3, 1},
+                            {4, 2},
+                            {5, 3},
+                            {2, 1, 50000},
+                            {4, 0, 1},
+                            {1, 0, 0, Offload::optimizer},
+                            {3, 2, 0, Offload::optimizer}};
   for (const Recipe& recipe : recipes) {
     CAPTURE(name_of(recipe.optimizer));
     CAPTURE(name_of(recipe.dtype));
@@ -214,7 +225,8 @@ TEST_CASE("ranks: a run has the same bits on any number of ranks, whatever they 
       if (kSanitized && layout.zero != 3) continue;
       CAPTURE(layout.ranks);
       CAPTURE(layout.zero);
-      const std::string run = folder / concat("ranks", layout.ranks, layout.zero, layout.bucket_bytes);
+      const std::string run =
+          folder / concat("ranks", layout.ranks, layout.zero, layout.bucket_bytes, name_of(layout.offload));
       train(run, folder / "text", recipe, layout, 2);
       CHECK(result_of(run, 2) == alone);
     }
@@ -265,6 +277,77 @@ TEST_CASE("ranks: what is sent is what the formulas and the cost column say, and
   CHECK(memory[1] < memory[0]);
   CHECK(memory[2] < memory[1]);
   CHECK(memory[3] < memory[2]);
+}
+
+TEST_CASE("ranks: nearly all gradients are sent while the backward pass goes on, and few embeddings wait for its end") {
+  for (const bool tied : {true, false}) {
+    CAPTURE(tied);
+    ModelConfig model = config_of(preset_named("gpt2-124M"));
+    model.tied_head = tied;
+    const DataParallel parallel{.ranks = 4, .virtual_ranks = 4};
+    const Graph g = build_training_graph(model, 1, 64, {}, DType::fp32, {}, parallel).graph;
+    size_t last_backward = 0;
+    for (size_t n = 0; n < g.nodes.size(); ++n)
+      if (g.nodes[n].phase == Phase::backward) last_backward = n;
+    double early = 0, all = 0;
+    for (size_t n = 0; n < g.nodes.size(); ++n)
+      if (std::string_view(g.nodes[n].op->name) == "reduce_scatter_start") {
+        const double sent = g.nodes[n].op->cost(g, g.nodes[n]).bytes_sent;
+        all += sent, early += n < last_backward ? sent : 0;
+      }
+    CHECK(early >= 0.95 * all);
+    CHECK(all == doctest::Approx(3.0 / 4 * 4 * static_cast<double>(parameter_count(model))).epsilon(0.01));
+  }
+}
+
+TEST_CASE("ranks: optimizer state in the host's memory leaves the device's, and is fetched in parts") {
+  ModelConfig model = config_of(preset_named("gpt2-124M"));
+  for (const OptimizerKind kind : {OptimizerKind::adamw, OptimizerKind::muon}) {
+    const Target gpu{.cuda = true, .precision = Precision::bf16};
+    const auto compiled = [&](bool offload) {
+      const OptimizerOptions options{.kind = kind, .offload = offload};
+      TrainingGraph t = build_training_graph(model, 1, 64, options, DType::bf16);
+      return compile(std::move(t.graph), t.results(), gpu);
+    };
+    const Compiled kept = compiled(false), offloaded = compiled(true);
+    // Two moments or a momentum, and a master, of 4 bytes each.
+    size_t state = 0;
+    for (const Parameter& p : parameter_table(model))
+      state += static_cast<size_t>(p.shape.elements()) * (takes_muon(p, kind) ? 8 : 12);
+    CHECK(offloaded.host_bytes >= state);
+    CHECK(static_cast<double>(offloaded.host_bytes) < 1.001 * static_cast<double>(state));
+    CHECK(kept.persistent_bytes - offloaded.persistent_bytes == offloaded.host_bytes);
+    size_t largest = 0;
+    for (const Node& node : offloaded.graph.nodes) {
+      size_t bytes = 0;
+      if (std::string_view(node.op->name) == "fetch_start")
+        for (const TensorId id : node.outputs) bytes += offloaded.graph.tensor(id).bytes();
+      largest = std::max(largest, bytes);
+    }
+    CHECK(largest > 0);
+    CHECK(largest < size_t{64} << 20);
+  }
+}
+
+TEST_CASE("ranks: samples of a model in pieces are those of the whole one") {
+  const Folder folder;
+  write_file_atomically(folder / "text", pattern_text(300));
+  const auto samples = [&](const std::string& run, const Layout& layout) {
+    std::vector<std::string> texts(static_cast<size_t>(layout.ranks));
+    struct Listener : TrainingObserver {
+      explicit Listener(std::string& heard) : text(heard) {}
+      void on_sample(const Sample& s) override { text += s.prompt + "|" + s.continuation; }
+      std::string& text;
+    };
+    train(folder / run, folder / "text", {}, layout, 2, 0, {}, [&](Trainer& trainer, int rank) {
+      Listener listener(texts[static_cast<size_t>(rank)]);
+      trainer.run(0, listener);
+    });
+    return texts;
+  };
+  const std::string alone = samples("alone", {1})[0];
+  CHECK(alone.size() > 100);
+  for (const std::string& text : samples("divided", {3, 3})) CHECK(text == alone);
 }
 
 // In processes that mpirun starts, where Open MPI is there: the same run as with threads, and one line where the processes

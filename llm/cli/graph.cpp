@@ -187,6 +187,7 @@ Command graph_command() {
            .between(1, 256)
            .with_default(),
        Option("--zero", &f.zero, "what they divide: 0 to 3, as train has it").between(0, 3).with_default(),
+       Option("--offload", &f.recipe.offload, "optimizer: its state lies in the host's memory; none").with_default(),
        Option("--virtual-ranks", &f.recipe.virtual_ranks, "shares of a step (as many as ranks)").between(1, 256),
        Option("--memory-budget", MemorySize{&f.memory_budget}, "recompute as much as needed to fit, e.g. 20GiB"),
        Option("--device", &f.device.device,

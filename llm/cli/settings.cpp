@@ -125,6 +125,12 @@ Options run_options(TrainOptions& o) {
            .with_default()
            .for_a_resume()
            .once("0"),
+       Option("--offload", &o.offload,
+              "optimizer: its state and the fp32 masters lie in the host's memory, and are copied to the GPU for their "
+              "step, some at a time; none")
+           .with_default()
+           .for_a_resume()
+           .once("none"),
        Option("--bucket-bytes", &o.bucket_bytes, "Gradients sent together (those of a block)")
            .at_least(0)
            .for_a_resume()

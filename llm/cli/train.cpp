@@ -386,9 +386,12 @@ void train_on(Arguments a, const Given& given, const RankPlace& place) {
   // mapped.
   Device& device = run->machine->device();
   const int64_t mine = static_cast<int64_t>(run->trainer->arena_bytes());
-  const int64_t arenas = place.locals > 1 ? sum_over_ranks(place, mine) : mine;
-  const size_t predicted =
-      process_memory("VmRSS:") + (device.cuda() ? 0 : static_cast<size_t>(arenas)) + run->data_bytes;
+  const int64_t on_host = static_cast<int64_t>(run->trainer->host_bytes()) + (device.cuda() ? 0 : mine);
+  const int64_t arenas = place.locals > 1 ? sum_over_ranks(place, on_host) : on_host;
+  const size_t predicted = process_memory("VmRSS:") + static_cast<size_t>(arenas) + run->data_bytes;
+  if (o.offload != Offload::none && !device.cuda())
+    voice.notes << "note:  on a CPU all memory is the host's: --offload " << name_of(o.offload)
+                << " saves none, and takes time\n";
   if (device.cuda())
     voice.results << "device memory: " << (mine + (1 << 19)) / (1 << 20) << " MiB on "
                   << device.cuda()->properties().name << "\n";

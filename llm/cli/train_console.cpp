@@ -59,8 +59,7 @@ void print_plan(const ModelConfig& model, const TrainOptions& o, const std::vect
         << " tokens = " << format_count(static_cast<double>(o.tokens)) << " tokens; " << o.out << "\n";
   if (o.virtual_ranks > 1)
     notes << "ranks: " << ranks << ", which share a step's " << o.virtual_ranks << " x " << o.grad_accum << " x "
-          << o.batch << " sequences" << (o.zero ? concat("; ZeRO ", o.zero) : std::string())
-          << (o.zero == 3 && o.sample_every ? "; no samples, for which a rank would need all parameters" : "") << "\n";
+          << o.batch << " sequences" << (o.zero ? concat("; ZeRO ", o.zero) : std::string()) << "\n";
   for (const Rule& r : rules)
     if (!r.given) notes << "       --" << r.name << " " << r.value << "  (" << r.reason << ")\n";
   if (trainer.program().compiled().recomputation.level != Recompute::none)

@@ -13,6 +13,8 @@ class CpuDevice : public Device {
   std::byte* allocate(size_t bytes) override;
   void release(void* memory, size_t bytes) override;
   std::byte* on_host(std::byte* memory) const override { return memory; }
+  std::byte* allocate_on_host(size_t bytes) override { return allocate(bytes); }
+  void release_on_host(void* memory, size_t bytes) override { release(memory, bytes); }
   void copy_in(void* to, const void* from, size_t bytes) override;
   void copy_out(void* to, const void* from, size_t bytes) override;
   void store(void* to, const void* from, size_t bytes) override;

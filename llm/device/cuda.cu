@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 
 #include "llm/base/error.h"
 #include "llm/device/check_cuda.h"
 #include "llm/device/gemm_plans.h"
+#include "llm/device/host_copies.h"
 
 namespace llm {
 namespace {
@@ -98,6 +100,7 @@ void CudaDevice::destroy() {
   if (stream_) cudaStreamSynchronize(stream_);
   if (copy_stream_) cudaStreamSynchronize(copy_stream_);
   gemm_plans_.reset();
+  host_copies_.reset();
   if (counters_) cudaFree(counters_);
   if (copy_stream_) cudaStreamDestroy(copy_stream_);
   if (stream_) cudaStreamDestroy(stream_);
@@ -133,6 +136,20 @@ std::byte* CudaDevice::allocate(size_t bytes) {
 }
 
 void CudaDevice::release(void* memory, size_t) { check_cuda(cudaFree(memory), "release memory"); }
+
+std::byte* CudaDevice::allocate_on_host(size_t bytes) {
+  void* memory = nullptr;
+  check_cuda(cudaMallocHost(&memory, std::max<size_t>(1, bytes)), "allocate ", gibibytes(bytes), " of pinned memory");
+  std::memset(memory, 0, bytes);
+  return static_cast<std::byte*>(memory);
+}
+
+void CudaDevice::release_on_host(void* memory, size_t) { check_cuda(cudaFreeHost(memory), "release pinned memory"); }
+
+HostCopies& CudaDevice::host_copies() {
+  if (!host_copies_) host_copies_ = make_host_copies(*this);
+  return *host_copies_;
+}
 
 void CudaDevice::copy_in(void* to, const void* from, size_t bytes) {
   check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), "copy ", bytes, " bytes to the device");

@@ -13,6 +13,7 @@ struct CUstream_st;  // what cudaStream_t points to
 namespace llm {
 
 class GemmPlans;
+class HostCopies;
 
 struct CudaProperties {
   std::string name;
@@ -42,6 +43,7 @@ class CudaDevice : public Device {
   CUstream_st* copy_stream() const { return copy_stream_; }    // of copies that run beside kernels
   GemmPlans* gemm_plans() const { return gemm_plans_.get(); }  // null in the test bed: llm/device/gemm_plans.h
   uint32_t* counters() const { return counters_; }             // zeros; simt::arrives_last uses them and clears them
+  [[gnu::weak]] HostCopies& host_copies();                     // made at the first call
   [[gnu::weak]] size_t free_bytes();                           // of the device's memory at this time
 
   // Whether products of fp32 may round their factors to tf32 (10 bits of mantissa), which is several times as fast.
@@ -52,6 +54,8 @@ class CudaDevice : public Device {
   [[gnu::weak]] std::byte* allocate(size_t bytes) override;         // the error says how much is free
   [[gnu::weak]] void release(void* memory, size_t bytes) override;  // waits until the device is idle
   std::byte* on_host(std::byte*) const override { return nullptr; }
+  [[gnu::weak]] std::byte* allocate_on_host(size_t bytes) override;  // pinned
+  [[gnu::weak]] void release_on_host(void* memory, size_t bytes) override;
   [[gnu::weak]] void copy_in(void* to, const void* from, size_t bytes) override;
   [[gnu::weak]] void copy_out(void* to, const void* from, size_t bytes) override;
   [[gnu::weak]] void store(void* to, const void* from, size_t bytes) override;
@@ -70,6 +74,7 @@ class CudaDevice : public Device {
   CUstream_st *stream_ = nullptr, *copy_stream_ = nullptr;
   uint32_t* counters_ = nullptr;
   std::unique_ptr<GemmPlans> gemm_plans_;
+  std::unique_ptr<HostCopies> host_copies_;
 };
 
 // One line, without a line break, to stand after "CUDA: ": the versions of the CUDA runtime and the driver, and each

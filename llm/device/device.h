@@ -80,6 +80,10 @@ class Device {
   // The same memory as the host may use it; null where it may not.
   virtual std::byte* on_host(std::byte* memory) const = 0;
 
+  // The host's memory, full of zeros, from and to which a GPU's copies run beside its kernels.
+  virtual std::byte* allocate_on_host(size_t bytes) = 0;
+  virtual void release_on_host(void* memory, size_t bytes) = 0;
+
   // In the order of the work that is handed over. `copy_in` and `copy_out` return when the copy is done; `store` takes
   // at most 256 bytes at once and waits for nothing.
   virtual void copy_in(void* to, const void* from, size_t bytes) = 0;

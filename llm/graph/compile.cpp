@@ -31,7 +31,8 @@ Compiled compile_with(Graph graph, const std::vector<TensorId>& results, const T
   c.plan = plan_memory(c.graph, results, options.share_memory);
   PersistentLayout layout;
   layout.add(c.graph);
-  c.persistent_bytes = layout.bytes();
+  c.persistent_bytes = layout.bytes() + (target.cuda ? 0 : layout.host_bytes());
+  c.host_bytes = layout.host_bytes();
   return c;
 }
 

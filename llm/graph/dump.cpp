@@ -140,10 +140,10 @@ class DotWriter {
 
 }  // namespace
 
-size_t persistent_bytes(const Graph& g, Role role) {
+size_t persistent_bytes(const Compiled& c, Role role) {
   size_t bytes = 0;
-  for (const Tensor& t : g.tensors)
-    if (t.role == role && t.alias == kNone) bytes += placed_bytes(t.storage_bytes());
+  for (const Tensor& t : c.graph.tensors)
+    if (t.role == role && t.alias == kNone && !(c.target.cuda && t.on_host)) bytes += placed_bytes(t.storage_bytes());
   return bytes;
 }
 
@@ -245,8 +245,9 @@ void dump_dot(std::ostream& out, const Compiled& compiled, const DumpOptions& op
 void dump_json(std::ostream& out, const Compiled& c) {
   const Graph& g = c.graph;
   Json root;
-  for (Role role : kPersistentRoles) root["memory"]["persistent"][name_of(role)] = persistent_bytes(g, role);
+  for (Role role : kPersistentRoles) root["memory"]["persistent"][name_of(role)] = persistent_bytes(c, role);
   root["memory"]["persistent_bytes"] = c.persistent_bytes;
+  root["memory"]["host_bytes"] = c.host_bytes;
   root["memory"]["transient_bytes"] = c.plan.bytes;
   root["memory"]["unshared_bytes"] = c.plan.unshared_bytes;
   root["memory"]["in_place"] = c.plan.in_place;

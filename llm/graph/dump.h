@@ -25,7 +25,7 @@ void dump_dot(std::ostream& out, const Compiled& compiled, const DumpOptions& op
 void dump_json(std::ostream& out, const Compiled& compiled);
 
 // The bytes that the persistent tensors of a role take in the arena, each rounded up to a multiple of 256.
-size_t persistent_bytes(const Graph& graph, Role role);
+size_t persistent_bytes(const Compiled& compiled, Role role);
 double flops_of(const Graph& graph, Phase phase);
 double bytes_sent_of(const Graph& graph);  // to other ranks, in a step of one micro-step
 TensorId first_output(const Node& node);   // the first that is not absent; kNone if there is none

@@ -106,10 +106,12 @@ void print_header(std::ostream& out, const Compiled& c) {
   out << "persistent  " << format_bytes(c.persistent_bytes);
   const char* separator = ": ";
   for (Role role : {Role::parameter, Role::accumulator, Role::state})
-    if (const size_t bytes = persistent_bytes(g, role)) {
+    if (const size_t bytes = persistent_bytes(c, role)) {
       out << separator << name_of(role) << " " << format_bytes(bytes);
       separator = ", ";
     }
+  if (c.host_bytes)
+    out << "; " << format_bytes(c.host_bytes) << (c.target.cuda ? " more" : " of it") << " in the host's memory";
   out << "\ntransient   " << format_bytes(c.plan.bytes) << " with sharing, " << format_bytes(c.plan.unshared_bytes)
       << " without; " << c.plan.in_place << " outputs in place of an input\n";
   out << "together    " << format_bytes(c.persistent_bytes + c.plan.bytes) << "\nper run     ";

@@ -38,6 +38,7 @@ struct Tensor {
   TensorId alias = kNone;  // the tensor in whose storage this one lies
   int64_t offset = 0;      // the element of `alias` at which this tensor begins
   int64_t row_stride = 0;  // elements from one row to the next; 0: the rows are contiguous
+  bool on_host = false;    // of optimizer state: it lies in the host's memory, where no kernel but copies touches it
   int64_t spare_rows = 0;  // rows of zeros behind a parameter or its gradient, which a product may take in
 
   int64_t stride() const { return row_stride ? row_stride : shape.last(); }

@@ -98,7 +98,8 @@ struct Compiled {
   MemoryPlan plan;
   RecomputeChoice recomputation;
   std::vector<PassReport> reports;
-  size_t persistent_bytes = 0;
+  size_t persistent_bytes = 0;  // of the device; of a CPU these are all
+  size_t host_bytes = 0;        // of tensors that lie in the host's memory
 };
 // Throws Error when no level of recomputation fits the budget; the message says how many bytes the run needs at least.
 Compiled compile(Graph graph, const std::vector<TensorId>& results, const Target& target,

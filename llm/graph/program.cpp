@@ -10,8 +10,10 @@ namespace llm {
 void PersistentLayout::add(const Graph& graph) {
   for (const Tensor& t : graph.tensors) {
     if (!is_persistent(t.role) || t.alias != kNone) continue;
-    const auto [entry, is_new] = places_.try_emplace(t.name, Place{bytes_, t.dtype, t.shape, t.storage_bytes()});
-    if (is_new) bytes_ += placed_bytes(t.storage_bytes());
+    size_t& used = t.on_host ? host_bytes_ : bytes_;
+    const size_t offset = used + (t.on_host ? Arena::kHostPart : 0);
+    const auto [entry, is_new] = places_.try_emplace(t.name, Place{offset, t.dtype, t.shape, t.storage_bytes()});
+    if (is_new) used += placed_bytes(t.storage_bytes());
     const Place& place = entry->second;
     if (place.dtype != t.dtype || place.shape != t.shape || place.bytes != t.storage_bytes())
       fail("the tensor ", t.name, " is laid out as ", name_of(place.dtype), " ", place.shape.text(), " in ",
@@ -53,6 +55,8 @@ Program::Program(std::shared_ptr<const Compiled> compiled, const PersistentLayou
 void Program::bind(const Arena& arena, Communicator* ranks) {
   if (arena.bytes() < arena_bytes())
     fail("the arena has ", arena.bytes(), " bytes but the program needs ", arena_bytes());
+  if (arena.host_bytes() < compiled_->host_bytes)
+    fail("the arena has ", arena.host_bytes(), " bytes of the host's but the program needs ", compiled_->host_bytes);
   CudaDevice* const cuda = arena.device().cuda();
   if (compiled_->target.cuda != (cuda != nullptr)) fail("the graph and the arena are for different devices");
   arena_ = &arena;
@@ -62,7 +66,7 @@ void Program::bind(const Arena& arena, Communicator* ranks) {
   for (auto& replay : replays_) replay = device().new_replay();
   addresses_.assign(offsets_.size(), nullptr);
   for (size_t i = 0; i < offsets_.size(); ++i)
-    if (offsets_[i] != MemoryPlan::kNowhere) addresses_[i] = arena.data() + offsets_[i];
+    if (offsets_[i] != MemoryPlan::kNowhere) addresses_[i] = arena.address(offsets_[i]);
   calls_.clear();
   for (const Node& node : graph().nodes)
     calls_.push_back({.graph = graph(),

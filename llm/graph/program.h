@@ -24,7 +24,8 @@ class PersistentLayout {
   size_t offset(const std::string& name) const { return place(name).offset; }  // throws for an unknown name
   DType dtype(const std::string& name) const { return place(name).dtype; }
   bool has(const std::string& name) const { return places_.contains(name); }
-  size_t bytes() const { return bytes_; }
+  size_t bytes() const { return bytes_; }            // of those on the device
+  size_t host_bytes() const { return host_bytes_; }  // of those in the arena's host part
 
  private:
   struct Place {
@@ -35,7 +36,7 @@ class PersistentLayout {
   };
   const Place& place(const std::string& name) const;
   std::map<std::string, Place> places_;
-  size_t bytes_ = 0;
+  size_t bytes_ = 0, host_bytes_ = 0;
 };
 
 // When a node of a graph ran, in seconds of the steady clock.

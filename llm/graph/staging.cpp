@@ -8,9 +8,8 @@ namespace llm {
 Staging::~Staging() = default;
 
 float* Staging::in_place(const std::string& name) const {
-  std::byte* const memory = arena_.on_host();
-  if (!memory || (piece_of_ && piece_of_(name).count >= 0) || layout_.dtype(name) != DType::fp32) return nullptr;
-  return reinterpret_cast<float*>(memory + layout_.offset(name));
+  if ((piece_of_ && piece_of_(name).count >= 0) || layout_.dtype(name) != DType::fp32) return nullptr;
+  return reinterpret_cast<float*>(arena_.on_host(layout_.offset(name)));
 }
 
 Piece Staging::piece_of(const std::string& name, size_t elements) const {

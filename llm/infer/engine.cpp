@@ -47,7 +47,7 @@ struct Engine::Implementation {
       : config(c),
         options(completed(o, c)),
         model(c, layout, target, options.tokens_of_step, {options.blocks, kBlockTokens, options.most_running},
-              options.known_tokens),
+              options.known_tokens, options.divide),
         batch(options, c.context) {
     for (const Parameter& p : parameter_table(config)) {
       const bool looked_up =
@@ -223,10 +223,10 @@ int64_t Engine::blocks_within(size_t bytes, const ModelConfig& config, const Per
 
 size_t Engine::arena_bytes() const { return implementation_->model.arena_bytes(); }
 
-void Engine::bind(const Arena& arena) {
+void Engine::bind(const Arena& arena, Communicator* ranks) {
   implementation_->arena = &arena;
   implementation_->scratch.resize(static_cast<size_t>(arena.device().threads().size()));
-  implementation_->model.bind(arena);
+  implementation_->model.bind(arena, ranks);
 }
 
 Engine::Id Engine::submit(Request request, RequestCallbacks callbacks) {

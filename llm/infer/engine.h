@@ -73,6 +73,9 @@ struct EngineOptions {
   // The vocabulary of the tokenizer, which may be smaller than the model's (rounded up for speed): no token beyond it is
   // drawn, or is an alternative. 0: all tokens are.
   int64_t known_tokens = 0;
+  // Where a rank has only pieces of the parameters: adds to a graph what gathers them (llm/model/distribute.h). All ranks
+  // then make the same requests and steps.
+  std::function<void(Graph&)> divide = {};
 };
 
 struct EngineStatistics {
@@ -102,7 +105,7 @@ class Engine {
   static size_t block_bytes(const ModelConfig& config, const Target& target);
 
   size_t arena_bytes() const;
-  void bind(const Arena& arena);
+  void bind(const Arena& arena, Communicator* ranks = nullptr);  // `ranks`: for graphs that gather
 
   // Puts a request at the end of the queue. Throws UsageError for sampling options out of range; Error for an empty
   // prompt, for one with an id outside the vocabulary or longer than the context, and for a request whose prompt and

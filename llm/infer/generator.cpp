@@ -15,14 +15,15 @@ constexpr int64_t kDrafts = 3;  // with the row before them four rows, for which
 
 // The weights may change from text to text, so no blocks are kept.
 Generator::Generator(const ModelConfig& config, const PersistentLayout& layout, const Target& target,
-                     int64_t known_tokens)
+                     int64_t known_tokens, std::function<void(Graph&)> divide)
     : context_(config.context),
       engine_(config, layout, target,
               {.most_running = 1,
                .tokens_of_step = std::min(kLargestPiece, config.context),
                .prefix_cache = false,
                .drafts = kDrafts,
-               .known_tokens = known_tokens}) {}
+               .known_tokens = known_tokens,
+               .divide = std::move(divide)}) {}
 
 std::vector<int32_t> Generator::window_of(const std::vector<int32_t>& prompt) const {
   return {prompt.end() - std::min(static_cast<int64_t>(prompt.size()), context_), prompt.end()};

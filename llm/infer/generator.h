@@ -11,11 +11,12 @@ namespace llm {
 
 class Generator {
  public:
-  // `layout` as for Engine; `known_tokens` as in EngineOptions.
-  Generator(const ModelConfig& config, const PersistentLayout& layout, const Target& target, int64_t known_tokens = 0);
+  // `layout` as for Engine; `known_tokens` and `divide` as in EngineOptions.
+  Generator(const ModelConfig& config, const PersistentLayout& layout, const Target& target, int64_t known_tokens = 0,
+            std::function<void(Graph&)> divide = {});
 
   size_t arena_bytes() const { return engine_.arena_bytes(); }
-  void bind(const Arena& arena) { engine_.bind(arena); }
+  void bind(const Arena& arena, Communicator* ranks = nullptr) { engine_.bind(arena, ranks); }
 
   // Calls `on_token(id)` for each new token until max_tokens are made, on_token returns false, or `stop_token` comes
   // (>= 0; it is not handed on). Of a prompt longer than the context the last `context` tokens count. When the context

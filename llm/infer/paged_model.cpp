@@ -32,7 +32,7 @@ void put(Device& device, void* to, const void* from, size_t bytes) {
 }  // namespace
 
 PagedModel::PagedModel(const ModelConfig& config, PersistentLayout layout, const Target& target, int64_t most_rows,
-                       const PagedMemory& memory, int64_t known_tokens)
+                       const PagedMemory& memory, int64_t known_tokens, std::function<void(Graph&)> divide)
     : config_(config),
       layout_(std::move(layout)),
       target_(without_scales(target)),
@@ -40,9 +40,10 @@ PagedModel::PagedModel(const ModelConfig& config, PersistentLayout layout, const
       most_rows_(most_rows),
       memory_(memory),
       known_tokens_(known_tokens),
+      divide_(std::move(divide)),
       table_columns_(ceil_div(config.context, memory.block)) {
   const auto compiled = [&](int64_t rows) {
-    const PagedGraph g = build_paged_graph(config_, rows, memory_, dtype_);
+    const PagedGraph g = body_graph(rows);
     return compile(g.graph, g.results(), target_);
   };
   // The largest program needs the most memory, but for a kernel that takes few rows and needs a workspace for that.
@@ -52,12 +53,23 @@ PagedModel::PagedModel(const ModelConfig& config, PersistentLayout layout, const
   body_base_ = placed_bytes(layout_.bytes());
   body_bytes_ = std::max(largest.plan.bytes, few.plan.bytes);
   head_base_ = placed_bytes(body_base_ + body_bytes_);
-  const HeadGraph g =
-      build_head_graph(config_, std::min(most_rows, kMostHeadRows), dtype_, target_.cuda, known_tokens_);
+  const HeadGraph g = head_graph(std::min(most_rows, kMostHeadRows));
   head_bytes_ = compile(g.graph, g.results(), target_).plan.bytes;
 }
 
-void PagedModel::bind(const Arena& arena) { arena_ = &arena; }
+void PagedModel::bind(const Arena& arena, Communicator* ranks) { arena_ = &arena, ranks_ = ranks; }
+
+PagedGraph PagedModel::body_graph(int64_t rows) const {
+  PagedGraph g = build_paged_graph(config_, rows, memory_, dtype_);
+  if (divide_) divide_(g.graph);
+  return g;
+}
+
+HeadGraph PagedModel::head_graph(int64_t rows) const {
+  HeadGraph g = build_head_graph(config_, rows, dtype_, target_.cuda, known_tokens_);
+  if (divide_) divide_(g.graph);
+  return g;
+}
 
 int64_t PagedModel::rounded(int64_t rows) const {
   // A GPU captures each program, and reading the weights takes most of its time; a CPU's time goes with the rows.
@@ -72,9 +84,9 @@ int64_t PagedModel::rounded(int64_t rows) const {
 PagedModel::Body& PagedModel::body(int64_t rows) {
   auto& entry = bodies_[rows];
   if (!entry) {
-    const PagedGraph g = build_paged_graph(config_, rows, memory_, dtype_);
+    const PagedGraph g = body_graph(rows);
     entry.reset(new Body{g.rows, g.hidden, Program(compile_within(g, target_, body_bytes_), layout_, body_base_)});
-    entry->program.bind(*arena_);
+    entry->program.bind(*arena_, ranks_);
   }
   return *entry;
 }
@@ -82,10 +94,10 @@ PagedModel::Body& PagedModel::body(int64_t rows) {
 PagedModel::Head& PagedModel::head(int64_t rows) {
   auto& entry = heads_[rows];
   if (!entry) {
-    const HeadGraph g = build_head_graph(config_, rows, dtype_, target_.cuda, known_tokens_);
+    const HeadGraph g = head_graph(rows);
     entry.reset(new Head{g.hidden, g.logits, g.sampling, g.draws,
                          Program(compile_within(g, target_, head_bytes_), layout_, head_base_)});
-    entry->program.bind(*arena_);
+    entry->program.bind(*arena_, ranks_);
   }
   return *entry;
 }

@@ -1,6 +1,7 @@
 // The programs of the engine: a model that takes rows, each the next token of some sequence, and gives the logits of those
 // that are asked for. A program has a fixed number of rows, so there are several, which are made when they are first used.
 #pragma once
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -23,10 +24,10 @@ class PagedModel {
   static constexpr int64_t kMostHeadRows = 64;
 
   PagedModel(const ModelConfig& config, PersistentLayout layout, const Target& target, int64_t most_rows,
-             const PagedMemory& memory, int64_t known_tokens);
+             const PagedMemory& memory, int64_t known_tokens, std::function<void(Graph&)> divide = {});
 
   size_t arena_bytes() const { return head_base_ + head_bytes_; }
-  void bind(const Arena& arena);
+  void bind(const Arena& arena, Communicator* ranks = nullptr);
 
   // Entries [first, first + count) of a slot's row of the table: the blocks of its sequence.
   void set_blocks(int64_t slot, int64_t first, std::span<const int32_t> blocks);
@@ -49,6 +50,8 @@ class PagedModel {
     TensorId hidden, logits, sampling, draws;
     Program program;
   };
+  PagedGraph body_graph(int64_t rows) const;
+  HeadGraph head_graph(int64_t rows) const;
   Body& body(int64_t rows);
   Head& head(int64_t rows);
   // The number of rows of the program that takes so many.
@@ -61,6 +64,7 @@ class PagedModel {
   int64_t most_rows_;
   PagedMemory memory_;
   int64_t known_tokens_;
+  std::function<void(Graph&)> divide_;
   int64_t table_columns_;
   size_t table_ = 0;  // where the block tables lie in the arena
   size_t body_base_ = 0, head_base_ = 0, body_bytes_ = 0, head_bytes_ = 0;
@@ -69,6 +73,7 @@ class PagedModel {
   Body* last_ = nullptr;
   Head* last_head_ = nullptr;
   const Arena* arena_ = nullptr;
+  Communicator* ranks_ = nullptr;
   std::vector<int32_t> staged_;
   std::vector<float> logits_;  // where the host cannot use the device's, or which are no floats there
   std::vector<std::byte> fetched_;

@@ -32,7 +32,10 @@ class BlockGatherer {
       gather(layer, layer ? first_node[layer - 1] : 0, first_node[layer], 0, end);
     if (layers) gather(-1, first_node[layers - 1], behind, behind, end);
     insert();
-    for (const Parameter& p : table_) g_.tensor(g_.find(whole_name(p))).role = Role::activation;
+    for (const Parameter& p : table_) {
+      const TensorId whole = g_.find(whole_name(p));  // none: of a block that this graph does not have
+      g_.tensor(whole == kNone ? g_.find(p.name) : whole).role = Role::activation;
+    }
   }
 
  private:

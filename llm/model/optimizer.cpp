@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
 #include <tuple>
 
 #include "llm/base/error.h"
@@ -19,7 +20,9 @@ constexpr std::array<std::array<double, 3>, 5> kPolarExpress = {{
     {3.285753657755655, -2.3681294933425376, 0.46449024233003106},
     {2.3465413258596377, -1.7097828382687081, 0.42323551169305323},
 }};
-constexpr double kGuardAfter = 50;   // steps; before, too little is known of loss and norm
+constexpr double kGuardAfter = 50;  // steps; before, too little is known of loss and norm
+// Elements whose state is fetched together, about: some milliseconds of copying. A multiple of 8, as adamw's pieces are.
+constexpr int64_t kFetchedElements = int64_t{4} << 20;
 constexpr double kUpdateSize = 0.2;  // root mean square of an update's elements, in learning rates; about that of AdamW
 
 template <class T>
@@ -44,57 +47,173 @@ class StepBuilder {
       norm_ = g_.add("step_guard", {{"deviations", o_.guard_deviations}, {"after", kGuardAfter}},
                      {norm_, loss, statistics}, "guarded_norm")[0];
     }
-    adamw();
+    std::vector<Group> groups = adamw_groups();
     // Muon takes the matrices of one block at a time: few nodes, and little memory between them.
     for (size_t i = 0; i < table_.size();) {
-      std::vector<size_t> matrices;
-      const int layer = table_[i].layer;
-      for (; i < table_.size() && table_[i].layer == layer; ++i)
-        if (takes_muon(table_[i], o_.kind) && is_mine(i)) matrices.push_back(i);
-      if (!matrices.empty()) muon(matrices, concat("layers.", layer, ".step"));
+      Group matrices{.layer = table_[i].layer};
+      for (; i < table_.size() && table_[i].layer == matrices.layer; ++i)
+        if (takes_muon(table_[i], o_.kind) && is_mine(i)) matrices.parts.push_back(whole(i));
+      if (!matrices.parts.empty()) groups.push_back(matrices);
     }
+    if (o_.offload)
+      step_offloaded(groups);
+    else
+      for (const Group& group : groups) step(group);
     return norm_;
   }
 
  private:
+  // Elements [first, first + count) of what is stepped of parameter number i.
+  struct Part {
+    size_t i;
+    int64_t first, count;
+  };
+  // What is stepped together: by AdamW, all with the same settings, or by Muon.
+  struct Group {
+    std::vector<Part> parts = {};
+    int layer = -1;
+  };
+  Part whole(size_t i) const { return {i, 0, stepped_[i].shape.elements()}; }
+
+  void step(const Group& group) {
+    takes_muon(table_[group.parts[0].i], o_.kind) ? muon(group.parts, concat("layers.", group.layer, ".step"))
+                                                  : adamw(group.parts);
+  }
+
+  // A part of a tensor that has the shape of what is stepped.
+  TensorId cut(TensorId id, const Part& part) {
+    if (id == kNone || part.count == stepped_[part.i].shape.elements()) return id;
+    return g_.add_view(concat(g_.tensor(id).name, ".", part.first), id, {part.count}, part.first);
+  }
+
+  // The state of the next group is on its way to the device, and that of the group before on its way back, while a group
+  // is stepped.
+  void step_offloaded(const std::vector<Group>& groups) {
+    std::vector<Transfer> fetched, stored;
+    for (size_t k = 0; k <= groups.size(); ++k) {
+      if (k < groups.size()) fetched.push_back(fetch(groups[k]));
+      if (k == 0) continue;
+      wait(fetched[k - 1], true);
+      step(groups[k - 1]);
+      stored.push_back(store(fetched[k - 1]));
+      if (k > 1) wait(stored[k - 2], false);
+    }
+    if (!stored.empty()) wait(stored.back(), false);
+  }
+
+  // State between the host and the device.
+  struct Transfer {
+    int64_t number = 0;
+    std::vector<std::string> names = {};
+    std::vector<TensorId> on_host = {}, arriving = {}, leaving = {};
+  };
+
+  Transfer fetch(const Group& group) {
+    Transfer t{.number = ++transfers_};
+    for (const Part& part : group.parts) {
+      const size_t i = part.i;
+      std::vector<std::string> names;
+      if (takes_muon(table_[i], o_.kind))
+        names = {".momentum"};
+      else
+        names = {".first_moment", ".second_moment"};
+      if (bf16_) names.push_back(".master");
+      for (const std::string& name : names) {
+        TensorId state = g_.find(table_[i].name + name);
+        if (state == kNone) state = g_.add_tensor(table_[i].name + name, DType::fp32, stepped_[i].shape, Role::state);
+        g_.tensor(state).on_host = true;
+        t.names.push_back(table_[i].name + name);
+        t.on_host.push_back(cut(state, part));
+      }
+    }
+    t.arriving = g_.add("fetch_start", {{"transfer", t.number}}, t.on_host, concat("fetch.", t.number));
+    t.leaving = t.on_host;
+    return t;
+  }
+
+  Transfer store(const Transfer& fetched) {
+    Transfer t{.number = ++transfers_, .on_host = fetched.on_host, .leaving = fetched.arriving};
+    for (TensorId& id : t.leaving) id = newest(id);
+    std::vector<TensorId> inputs = t.leaving;
+    inputs.insert(inputs.end(), t.on_host.begin(), t.on_host.end());
+    t.arriving = g_.add("store_start", {{"transfer", t.number}}, inputs, concat("store.", t.number));
+    return t;
+  }
+
+  void wait(const Transfer& t, bool is_used) {
+    std::vector<TensorId> inputs = t.arriving;
+    inputs.insert(inputs.end(), t.leaving.begin(), t.leaving.end());
+    const std::vector<TensorId> arrived =
+        g_.add("copy_wait", {{"transfer", t.number}, {"arrivals", static_cast<int64_t>(t.arriving.size())}}, inputs,
+               concat("arrived.", t.number));
+    for (size_t i = 0; i < arrived.size() && is_used; ++i) fetched_[t.names[i]] = arrived[i];
+  }
+
+  // What the last node that writes there has left in the storage of a tensor.
+  TensorId newest(TensorId id) const {
+    const TensorId storage = g_.storage(id);
+    auto i = static_cast<TensorId>(g_.tensors.size());
+    while (g_.storage(--i) != storage) continue;
+    return i;
+  }
+
   bool is_mine(size_t i) const { return stepped_[i].parameter != kNone; }
   TensorId state(size_t i, const std::string& name) {
+    if (o_.offload) return fetched_.at(name);
     return g_.add_tensor(name, DType::fp32, stepped_[i].shape, Role::state);
   }
   TensorId master(size_t i) { return bf16_ ? state(i, master_of(table_[i].name)) : kNone; }
 
-  // One node for all parameters with the same settings.
-  void adamw() {
+  // One for all parameters with the same settings; where their state is fetched, several.
+  std::vector<Group> adamw_groups() const {
     using Settings = std::tuple<bool, double, double>;
     const auto settings_of = [](const Parameter& p) { return Settings{p.decay, p.adamw_rate, p.epsilon}; };
     std::vector<Settings> all;
     for (const Parameter& p : table_)
       if (!takes_muon(p, o_.kind)) add_if_new(all, settings_of(p));
+    std::vector<Group> groups;
     for (const Settings& settings : all) {
-      const auto [decay, rate, epsilon] = settings;
-      std::vector<TensorId> inputs = {norm_};
-      std::vector<int64_t> firsts;
+      int64_t room = 0;  // in the last group, for elements
       for (size_t i = 0; i < table_.size(); ++i) {
-        const Parameter& p = table_[i];
-        if (settings_of(p) != settings || takes_muon(p, o_.kind) || !is_mine(i)) continue;
-        inputs.insert(inputs.end(), {stepped_[i].parameter, stepped_[i].gradient, state(i, p.name + ".first_moment"),
-                                     state(i, p.name + ".second_moment"), master(i)});
-        firsts.push_back(stepped_[i].first);
+        if (settings_of(table_[i]) != settings || takes_muon(table_[i], o_.kind) || !is_mine(i)) continue;
+        const int64_t elements = stepped_[i].shape.elements();
+        for (int64_t first = 0; first < elements;) {
+          if (room == 0) groups.emplace_back(), room = o_.offload ? kFetchedElements : INT64_MAX;
+          const int64_t count = std::min(elements - first, room);
+          groups.back().parts.push_back({i, first, count});
+          // The next part begins at a multiple of 8.
+          first += count, room = o_.offload ? (room - count) / 8 * 8 : room;
+        }
       }
-      if (inputs.size() == 1) continue;
-      g_.add("adamw",
-             {{"beta1", o_.beta1},
-              {"beta2", o_.beta2},
-              {"epsilon", o_.epsilon * epsilon},
-              {"weight_decay", decay ? o_.weight_decay / rate : 0.0},
-              {"grad_clip", o_.grad_clip},
-              {"learning_rate_scale", rate},
-              {"firsts", firsts}},
-             inputs, decay ? "step.decayed" : "step.others");
     }
+    return groups;
   }
 
-  void muon(const std::vector<size_t>& matrices, const std::string& name) {
+  void adamw(const std::vector<Part>& parts) {
+    const Parameter& first = table_[parts[0].i];
+    std::vector<TensorId> inputs = {norm_};
+    std::vector<int64_t> firsts;
+    for (const Part& part : parts) {
+      const size_t i = part.i;
+      const std::string& name = table_[i].name;
+      inputs.insert(inputs.end(), {cut(stepped_[i].parameter, part), cut(stepped_[i].gradient, part),
+                                   state(i, name + ".first_moment"), state(i, name + ".second_moment"), master(i)});
+      firsts.push_back(stepped_[i].first + part.first);
+    }
+    g_.add("adamw",
+           {{"beta1", o_.beta1},
+            {"beta2", o_.beta2},
+            {"epsilon", o_.epsilon * first.epsilon},
+            {"weight_decay", first.decay ? o_.weight_decay / first.adamw_rate : 0.0},
+            {"grad_clip", o_.grad_clip},
+            {"learning_rate_scale", first.adamw_rate},
+            {"firsts", firsts}},
+           inputs, first.decay ? "step.decayed" : "step.others");
+  }
+
+  void muon(const std::vector<Part>& parts_of_step, const std::string& name) {
+    std::vector<size_t> matrices;
+    for (const Part& part : parts_of_step) matrices.push_back(part.i);
     std::vector<TensorId> inputs = {norm_};
     std::vector<int64_t> all_rows;  // rows of each part
     std::vector<size_t> parts;      // how many each matrix has
@@ -165,6 +284,8 @@ class StepBuilder {
   const OptimizerOptions& o_;
   bool bf16_;
   TensorId norm_;
+  int64_t transfers_ = 0;
+  std::map<std::string, TensorId> fetched_;  // state that is on the device, by name
 };
 
 }  // namespace

@@ -37,6 +37,9 @@ struct OptimizerOptions {
   // A step whose loss or gradient norm lies more than this many standard deviations above its running mean is skipped
   // (llm/ops/step_guard.h); 0: only a step whose norm is not finite is.
   double guard_deviations = 0;
+  // Moments, momenta and masters lie in the host's memory and are copied to the device for their step and back, some at a
+  // time, beside the steps of others.
+  bool offload = false;
 };
 
 // The state tensor of step_guard's statistics, (kGuardStatistics), in a training graph with a guard.

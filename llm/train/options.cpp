@@ -14,7 +14,8 @@ OptimizerOptions optimizer_of(const TrainOptions& o) {
           .weight_decay = o.weight_decay,
           .grad_clip = o.grad_clip,
           .kind = o.optimizer.value_or(OptimizerKind::adamw),
-          .guard_deviations = o.guard_deviations};
+          .guard_deviations = o.guard_deviations,
+          .offload = o.offload == Offload::optimizer};
 }
 
 RecipeOptions recipe_of(const TrainOptions& o, int32_t end_of_text) {

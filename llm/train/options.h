@@ -18,6 +18,11 @@ enum class RateScaling { completep, standard };
 template <>
 inline constexpr std::array kNames<RateScaling> = {"completep", "standard"};
 
+// What lies in the host's memory while it is not used.
+enum class Offload { none, optimizer };
+template <>
+inline constexpr std::array kNames<Offload> = {"none", "optimizer"};
+
 // 0, -1 or none: by rule.
 struct TrainOptions {
   std::vector<std::string> data;  // "PATH", or "WEIGHT:PATH" (llm/text/tokenize.h)
@@ -44,8 +49,9 @@ struct TrainOptions {
   double dropout = 0;                    // in training alone
   double z_loss = 0;  // its weight in the training loss, which is logged with it; evaluations are without
   Precision dtype = Precision::fp32;
-  int64_t virtual_ranks = 0;         // who share a step's samples, on however many ranks; 0: as many as ranks
-  int64_t zero = 1;                  // what the ranks divide among themselves (llm/model/distribute.h)
+  int64_t virtual_ranks = 0;  // who share a step's samples, on however many ranks; 0: as many as ranks
+  int64_t zero = 1;           // what the ranks divide among themselves (llm/model/distribute.h)
+  Offload offload = Offload::none;
   int64_t bucket_bytes = 0;          // of gradients that are sent together; 0: those of a block
   int64_t data_tokens = 0;           // of the training split when the run began: the sample order depends on it
   uint64_t data_checksum = 0;        // of the same tokens; 0 in a run from before there was one

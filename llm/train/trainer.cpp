@@ -75,11 +75,12 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
   if (dataset_.val.size() > 1)
     evaluator_ =
         std::make_unique<Evaluator>(model_, options_.batch, options_.context, layout_, target, end_of_text, divide);
-  if (options_.sample_every && dataset_.tokenizer && is_first() && !divides) {
+  // Where a rank has only pieces of the parameters, all make the same samples.
+  if (options_.sample_every && dataset_.tokenizer && (is_first() || divides)) {
     ModelConfig sampled = model_;
     // The cache holds as many positions; a table of learned ones is as long as it is.
     if (model_.positions == Positions::rope) sampled.context = options_.context;
-    generator_ = std::make_unique<Generator>(sampled, layout_, target, dataset_.tokenizer->vocabulary());
+    generator_ = std::make_unique<Generator>(sampled, layout_, target, dataset_.tokenizer->vocabulary(), divide);
   }
 }
 
@@ -92,11 +93,11 @@ size_t Trainer::arena_bytes() const {
 
 void Trainer::allocate(Communicator* device_ranks) {
   device_ranks_ = device_ranks;
-  arena_ = std::make_unique<Arena>(arena_bytes(), device_);
+  arena_ = std::make_unique<Arena>(arena_bytes(), device_, layout_.host_bytes());
   training_->bind(*arena_, device_ranks);
   sums_->bind(*arena_);
   if (evaluator_) evaluator_->bind(*arena_, device_ranks);
-  if (generator_) generator_->bind(*arena_);
+  if (generator_) generator_->bind(*arena_, device_ranks);
   runner_ = std::make_unique<StepRunner>(*training_, *sums_, tensors_, *loader_, parallel_, device_);
 }
 

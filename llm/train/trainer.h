@@ -46,7 +46,7 @@ class TrainingObserver {
   virtual void on_sample(const Sample&) {}
 };
 
-// One rank of a run. All ranks of a run do the same; rank 0 alone writes files, makes samples and has an observer.
+// One rank of a run. All ranks of a run do the same; rank 0 alone writes files and has an observer.
 class Trainer {
  public:
   // Builds and compiles all programs; no large memory yet. `options` are complete (apply_rules). `ranks`: null where
@@ -56,7 +56,8 @@ class Trainer {
 
   const Program& program() const { return *training_; }
   const TrainerState& state() const { return state_; }
-  size_t arena_bytes() const;
+  size_t arena_bytes() const;                                 // on the device
+  size_t host_bytes() const { return layout_.host_bytes(); }  // of tensors that lie in the host's memory beside these
   // What this rank sent to others in the last step that was started.
   int64_t step_bytes_sent() const { return step_sent_; }
 
