@@ -69,6 +69,28 @@ Arrays first_half(const Attributes&, const Arrays& in, const StepState&) {
   return {in.begin(), in.begin() + static_cast<std::ptrdiff_t>(in.size() / 2)};
 }
 
+Arrays sum_partials(const Attributes& a, const Arrays& in, const StepState&) {
+  const auto s = a.list("shape");
+  Array sum = zeros({s[0], s[1], s[2]});
+  const auto elements = static_cast<int64_t>(sum.values.size());
+  for (int64_t i = 0; i < elements; ++i) {
+    sum[i] = in[1][a.integer("rank") * elements + i];
+    for (int64_t r = 0; r + 1 < a.integer("ranks"); ++r) sum[i] += in[0][r * elements + i];
+    if (in.size() > 2 && !in[2].values.empty()) sum[i] += in[2][i % s[2]];
+  }
+  return {sum};
+}
+
+Arrays copy_parts(const Attributes& a, const Arrays& in, const StepState&) {
+  const auto s = a.list("shape"), p = a.list("parts");
+  Array out = zeros(s.size() == 1 ? Shape{s[0]} : Shape{s[0], s[1]});
+  for (size_t i = 0; i < p.size(); i += 7)
+    for (int64_t row = 0; row < p[i + 5]; ++row)
+      for (int64_t c = 0; c < p[i + 6]; ++c)
+        out[p[i + 3] + row * p[i + 4] + c] = in[static_cast<size_t>(p[i])][p[i + 1] + row * p[i + 2] + c];
+  return {out};
+}
+
 }  // namespace
 
 void add_rank_references(References& table) {
@@ -79,6 +101,8 @@ void add_rank_references(References& table) {
   table["all_gather_start"] = table["exchange_wait"] = all_there;
   table["fetch_start"] = table["copy_wait"] = all_there;
   table["store_start"] = first_half;
+  table["sum_partials"] = sum_partials;
+  table["copy_parts"] = copy_parts;
 }
 
 }  // namespace llm::reference

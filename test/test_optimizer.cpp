@@ -142,7 +142,7 @@ TEST_CASE("optimizer: Muon's steps are orthogonal, part by part") {
   OptimizerOptions options;
   options.kind = OptimizerKind::muon;
   const Partition alone = partition_of(table, options.kind, 1);
-  const Reduced reduced = add_reduction(g, table, gradients, kNone, {}, alone);
+  const Reduced reduced = add_reduction(g, table, gradients, kNone, {}, alone, table);
   add_optimizer(g, table, reduced.stepped, reduced.norm, kNone, options);
   add_workspaces(g, {.threads = 2});
   reference::Sandbox sandbox(g);

@@ -4,6 +4,7 @@
 
 #include "llm/model/distribute.h"
 #include "llm/model/own_pieces.h"
+#include "llm/ops/row_exchange.h"
 
 namespace llm {
 namespace {
@@ -60,15 +61,10 @@ class BlockGatherer {
     if (wholes.empty()) return;
     g_.phase = Phase::forward, g_.layer = layer;
     const size_t nodes = g_.nodes.size();
-    const std::vector<TensorId> started = g_.add("piece_gather_start",
-                                                 {{"rank", p_.rank},
-                                                  {"ranks", p_.ranks},
-                                                  {"bounds", bounds},
-                                                  {"shapes", shapes},
-                                                  {"bf16", g_.dtype(wholes[0]) == DType::bf16},
-                                                  {"channel", ++channel_},
-                                                  {"again", true}},
-                                                 pieces, "gather." + std::to_string(channel_));
+    Attributes a = group_attributes(p_.group());
+    a.set("bounds", bounds), a.set("shapes", shapes), a.set("bf16", g_.dtype(wholes[0]) == DType::bf16);
+    a.set("channel", ++channel_), a.set("again", true);
+    const std::vector<TensorId> started = g_.add("piece_gather_start", a, pieces, "gather." + std::to_string(channel_));
     const std::vector<TensorId> arrived = g_.add(
         "exchange_wait", {{"channel", channel_}, {"arrivals", static_cast<int64_t>(started.size())}, {"again", true}},
         started, "gathered");
@@ -120,13 +116,6 @@ TensorId own_piece(Graph& g, const Parameter& p, const Shape& shape) {
   g.tensor(whole).name = whole_name(p);
   if (const TensorId piece = g.find(p.name); piece != kNone) return piece;
   return g.add_tensor(p.name, g.dtype(whole), shape, Role::parameter);
-}
-
-int64_t last_channel(const Graph& graph) {
-  int64_t channel = 0;
-  for (const Node& node : graph.nodes)
-    if (node.attributes.has("channel")) channel = std::max(channel, node.attributes.integer("channel"));
-  return channel;
 }
 
 void add_block_gathers(Graph& graph, const std::vector<Parameter>& table, const DataParallel& parallel,

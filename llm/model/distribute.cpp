@@ -9,6 +9,7 @@
 #include "llm/graph/autodiff.h"
 #include "llm/model/own_pieces.h"
 #include "llm/ops/ordered_sum.h"
+#include "llm/ops/row_exchange.h"
 #include "llm/ops/square_sums.h"
 
 namespace llm {
@@ -40,14 +41,16 @@ struct Bucket {
 class Reducer {
  public:
   Reducer(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients, TensorId loss,
-          const DataParallel& parallel, const Partition& partition)
+          const DataParallel& parallel, const Partition& partition, const std::vector<Parameter>& all)
       : g_(graph),
         table_(table),
         gradients_(gradients),
         p_(parallel),
         partition_(partition),
+        all_(all),
         results_(table.size()),
-        loss_(loss) {
+        loss_(loss),
+        channel_(last_channel(graph)) {
     TreeStack tree(p_.virtual_ranks);
     for (int rank = 0; rank < p_.ranks; ++rank) {
       const std::vector<Subtree> sums = sums_of(virtual_ranks_of(rank, p_.ranks, p_.virtual_ranks), p_.virtual_ranks);
@@ -124,8 +127,11 @@ class Reducer {
     return id;
   }
 
-  Attributes attributes(const List& bounds) {
-    return {{"rank", p_.rank}, {"ranks", p_.ranks}, {"bounds", bounds}, {"channel", channel_}};
+  Attributes attributes(const List& bounds) { return attributes(bounds, p_.group()); }
+  Attributes attributes(const List& bounds, const RankGroup& group) {
+    Attributes a = group_attributes(group);
+    a.set("bounds", bounds), a.set("channel", channel_);
+    return a;
   }
 
   // What is under way: between these two nodes of a bucket lies the backward pass of the next one.
@@ -158,6 +164,7 @@ class Reducer {
     s.own.insert(s.own.end(), s.tensors.begin(), s.tensors.end());
     if (is_alone()) {
       for (size_t k = 0; k < s.parameters.size(); ++k) results_[s.parameters[k]] = s.tensors[k];
+      add_over_tokens(s.parameters, with_loss);
       return;
     }
     s.channel = ++channel_;
@@ -194,12 +201,48 @@ class Reducer {
       results_[s.parameters[k]] = sums[k];
       if (sums[k] != kNone) g_.tensor(sums[k]).name = table_[s.parameters[k]].name + ".grad.sum";
     }
+    add_over_tokens(s.parameters, s.tensors.size() > s.parameters.size() && p_.rank == 0);
     if (p_.zero == 0)
       gather(s.tensors, s.bounds);
     else if (s.tensors.size() > s.parameters.size())
       gather({loss_of(s)}, bounds_of_loss(p_.ranks));
     g_.layer = layer;
   }
+  // What ranks with other tokens or slices have in common, they add up, piece by piece.
+  void add_over_tokens(const std::vector<size_t>& parameters, bool with_loss) {
+    const RankGroup same_slice = p_.mesh.context_group(p_.run_rank), any_slice = p_.mesh.token_group(p_.run_rank);
+    for (const bool cut : {false, true}) {
+      std::vector<TensorId> pieces;
+      for (const size_t i : parameters)
+        if ((table_[i].slices > 1) == cut && results_[i] != kNone) pieces.push_back(results_[i]);
+      if (with_loss && !cut) pieces.push_back(loss_);
+      add_over(pieces, cut ? same_slice : any_slice);
+    }
+  }
+
+  // Each rank of the group gets the sums of all their tensors.
+  void add_over(const std::vector<TensorId>& tensors, const RankGroup& group) {
+    if (tensors.empty() || group.is_alone()) return;
+    List bounds, merges;
+    for (const TensorId id : tensors)
+      for (int64_t r = 0; r <= group.ranks; ++r) bounds.push_back(g_.shape(id).elements() * r / group.ranks);
+    TreeStack tree(group.ranks);
+    for (int r = 0; r < group.ranks; ++r) merges.push_back(tree.push_leaf(r));
+    ++channel_;
+    Attributes a = attributes(bounds, group);
+    a.set("sums", List(static_cast<size_t>(group.ranks), 1));
+    std::vector<TensorId> waited = {
+        g_.add("reduce_scatter_start", a, tensors, "tokens." + std::to_string(channel_))[0]};
+    waited.insert(waited.end(), tensors.begin(), tensors.end());
+    waited[0] = g_.add("exchange_wait", {{"channel", channel_}, {"arrivals", 1}}, waited, "arrived")[0];
+    a.set("merges", merges), a.set("in_place", static_cast<int64_t>(tensors.size()));
+    g_.add("ordered_sum", a, waited, "sum");
+    ++channel_;
+    const std::vector<TensorId> whole =
+        g_.add("all_gather_start", attributes(bounds, group), tensors, "tokens." + std::to_string(channel_));
+    g_.add("exchange_wait", {{"channel", channel_}, {"arrivals", static_cast<int64_t>(whole.size())}}, whole, "tokens");
+  }
+
   TensorId loss_of(const Started& s) const { return s.tensors.back(); }
 
   void gather(const std::vector<TensorId>& tensors, const List& bounds) {
@@ -214,24 +257,35 @@ class Reducer {
     std::vector<TensorId> pieces;
     List first_slots;
     int64_t slots = 0;
+    std::map<std::string, int64_t> slot_of;  // by parameter, of its first slice
+    for (const Parameter& p : all_) {
+      slot_of[p.name] = slots;
+      slots += p.slices * square_sum_blocks(p.shape.elements());
+    }
+    const Mesh::Place place = p_.mesh.place_of(p_.run_rank);
     // What a phase starts it also waits for, so that each phase is a whole for a GPU that replays it.
     for (const Gather& gather : gathers_)
       g_.add("exchange_wait", {{"channel", gather.channel}, {"arrivals", static_cast<int64_t>(gather.tensors.size())}},
              gather.tensors, "gathered");
     g_.phase = Phase::optimizer;
     for (size_t i = 0; i < table_.size(); ++i) {
-      pieces.push_back(results_[i]);
-      first_slots.push_back(slots + partition_.first(i, p_.rank) / kGradientNormBlock);
-      slots += square_sum_blocks(table_[i].shape.elements());
+      // Of what several ranks have, the first speaks.
+      const bool is_cut = table_[i].slices > 1;
+      const bool counts = place.context == 0 && (is_cut || place.tensor == 0);
+      pieces.push_back(counts ? results_[i] : kNone);
+      first_slots.push_back(slot_of.at(table_[i].name) +
+                            (is_cut ? place.tensor * square_sum_blocks(table_[i].shape.elements()) : 0) +
+                            partition_.first(i, p_.rank) / kGradientNormBlock);
     }
-    TensorId squares =
-        g_.add("square_sums", {{"rank", p_.rank}, {"ranks", p_.ranks}, {"slots", slots}, {"first_slots", first_slots}},
-               pieces, "squares")[0];
-    if (!is_alone()) {
+    const RankGroup run = p_.all();
+    TensorId squares = g_.add(
+        "square_sums", {{"rank", run.rank}, {"ranks", run.ranks}, {"slots", slots}, {"first_slots", first_slots}},
+        pieces, "squares")[0];
+    if (!run.is_alone()) {
       List rows;
-      for (int rank = 0; rank <= p_.ranks; ++rank) rows.push_back(rank * slots);
+      for (int rank = 0; rank <= run.ranks; ++rank) rows.push_back(rank * slots);
       ++channel_;
-      squares = g_.add("all_gather_start", attributes(rows), {squares}, "squares")[0];
+      squares = g_.add("all_gather_start", attributes(rows, run), {squares}, "squares")[0];
       squares = g_.add("exchange_wait", {{"channel", channel_}, {"arrivals", 1}}, {squares}, "squares")[0];
     }
     r.norm = g_.add("gradient_norm", {}, {squares}, "gradient_norm")[0];
@@ -270,11 +324,12 @@ class Reducer {
   const std::vector<TensorId>& gradients_;
   const DataParallel& p_;
   const Partition& partition_;
+  const std::vector<Parameter>& all_;
   List sums_, merges_;
   size_t saved_ = 0, folds_ = 0;
   std::vector<TensorId> results_;  // by parameter: the summed gradient, of the piece that is owned here
   TensorId loss_;
-  int64_t channel_ = 0;
+  int64_t channel_;
   std::vector<Started> started_;
   std::vector<Gather> gathers_;
 };
@@ -327,8 +382,9 @@ Graph fold_graph(const Graph& of, const std::vector<TensorId>& gradients, Tensor
 }
 
 Reduced add_reduction(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
-                      TensorId loss, const DataParallel& parallel, const Partition& partition) {
-  return Reducer(graph, table, gradients, loss, parallel, partition).run();
+                      TensorId loss, const DataParallel& parallel, const Partition& partition,
+                      const std::vector<Parameter>& all) {
+  return Reducer(graph, table, gradients, loss, parallel, partition, all).run();
 }
 
 void add_parameter_gather(Graph& graph, const std::vector<Parameter>& table, const DataParallel& parallel,
@@ -346,8 +402,8 @@ void add_parameter_gather(Graph& graph, const std::vector<Parameter>& table, con
       tensors.push_back(graph.find(table[i].name));
       bounds.insert(bounds.end(), partition.bounds[i].begin(), partition.bounds[i].end());
     }
-    const Attributes a = {
-        {"rank", parallel.rank}, {"ranks", parallel.ranks}, {"bounds", bounds}, {"channel", ++channel}};
+    Attributes a = group_attributes(parallel.group());
+    a.set("bounds", bounds), a.set("channel", ++channel);
     graph.layer = layer;
     started.emplace_back(channel, graph.add("all_gather_start", a, tensors, "parameters." + std::to_string(channel)));
   }

@@ -10,18 +10,24 @@
 
 #include "llm/base/tree_sum.h"
 #include "llm/graph/graph.h"
+#include "llm/model/mesh.h"
 #include "llm/model/optimizer.h"
 
 namespace llm {
 
 struct DataParallel {
-  int rank = 0, ranks = 1;
+  int rank = 0, ranks = 1;    // those that have the same part of the model
   int64_t virtual_ranks = 1;  // at least `ranks`
   int64_t micro_steps = 1;    // of each virtual rank in a step
   // What the ranks divide among themselves: 0 nothing, 1 optimizer state, 2 gradients as well, 3 parameters as well.
   int zero = 0;
   size_t bucket_bytes = 0;  // gradients are sent when there are so many, or those of a block; 0: those of a block
 
+  Mesh mesh = {};    // of all ranks of the run; where it is one rank alone, the run's ranks are those above
+  int run_rank = 0;  // this rank's number in the mesh
+
+  RankGroup group() const { return mesh.ranks() == 1 ? RankGroup{rank, ranks} : mesh.data_group(run_rank); }
+  RankGroup all() const { return mesh.ranks() == 1 ? RankGroup{rank, ranks} : mesh.all(run_rank); }
   VirtualRanks mine() const { return virtual_ranks_of(rank, ranks, virtual_ranks); }
   bool divides_parameters() const { return ranks > 1 && zero >= 3; }
   // Whether a step has one micro-step on each rank, so that gradients need not be kept whole for a second one.
@@ -50,10 +56,13 @@ struct Reduced {
   std::vector<Stepped> stepped;  // in the table's order
   TensorId norm, loss;           // of all ranks together
 };
-// Appends to a graph, which autodiff has left, the sums over all ranks. `gradients` are in the table's order. The sums
-// of a block begin as soon as its gradients are there, while the backward pass goes on.
+// Appends to a graph, which autodiff has left, the sums over all ranks. `gradients` are in the order of the table, which is
+// this rank's. The sums of a block begin as soon as its gradients are there, while the backward pass goes on. Of parameters
+// that tensor- or context-parallel ranks have in common, each has the gradient of its own tokens: the sums over the virtual
+// ranks are added up over those ranks. `all`: the parameters of all stages, sliced as the table is.
 Reduced add_reduction(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
-                      TensorId loss, const DataParallel& parallel, const Partition& partition);
+                      TensorId loss, const DataParallel& parallel, const Partition& partition,
+                      const std::vector<Parameter>& all);
 // For parameters that are divided: a rank's graph gets a tensor for its own pieces alone, by the parameters' names. The
 // pieces of a block are gathered while the block before it runs, and again before its backward pass; what is gathered
 // is an activation, and so its memory is free in between. `graph` is complete.

@@ -2,6 +2,7 @@
 
 #include "llm/base/rounding.h"
 #include "llm/graph/autodiff.h"
+#include "llm/model/shard.h"
 #include "llm/ops/rope_frequency.h"
 
 namespace llm {
@@ -170,20 +171,28 @@ TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int
                                    const DataParallel& parallel) {
   TrainingGraph t;
   Graph& g = t.graph;
-  ForwardBuilder builder(g, config, dtype);
-  t.tokens = add_input(g, "tokens", DType::int32, batch, tokens);
-  t.targets = add_input(g, "targets", DType::int32, batch, tokens);
-  t.loss_weights = add_input(g, "loss_weights", DType::fp32, batch, tokens);
-  t.losses = builder.losses(builder.body(t.tokens, recipe.end_of_text, recipe.dropout), t.targets, recipe.z_loss);
-  t.loss = g.add("mean_loss", {}, {t.losses, t.loss_weights}, "loss")[0];
-  const Gradients gradients = differentiate(g, {{t.losses, t.loss_weights}});
+  {
+    ForwardBuilder builder(g, config, dtype);
+    const TensorId ids = add_input(g, "tokens", DType::int32, batch, tokens);
+    const TensorId targets = add_input(g, "targets", DType::int32, batch, tokens);
+    const TensorId weights = add_input(g, "loss_weights", DType::fp32, batch, tokens);
+    const TensorId losses =
+        builder.losses(builder.body(ids, recipe.end_of_text, recipe.dropout), targets, recipe.z_loss);
+    g.add("mean_loss", {}, {losses, weights}, "loss");
+  }
+  const std::vector<Parameter> all = sliced_table(parameter_table(config, recipe.parametrization), parallel.mesh);
+  if (parallel.mesh.tensor > 1) g = shard(g, all, parallel.mesh.tensor_group(parallel.run_rank));
+  const std::vector<Parameter>& table = all;
+  t.tokens = g.find("tokens"), t.targets = g.find("targets"), t.loss_weights = g.find("loss_weights");
+  t.losses = g.find("losses"), t.loss = g.find("loss");
+  const Gradients gradients = differentiate(g, {{t.losses, g.nodes.back().inputs[1]}});
 
-  const std::vector<Parameter> table = parameter_table(config, recipe.parametrization);
   for (const Parameter& p : table) t.gradients.push_back(gradients.of(g.find(p.name)));
   const Partition partition = partition_of(table, options.kind, parallel.ranks);
-  const Reduced reduced = add_reduction(g, table, t.gradients, t.loss, parallel, partition);
+  const Reduced reduced = add_reduction(g, table, t.gradients, t.loss, parallel, partition, all);
   t.gradient_norm = reduced.norm;
-  t.guarded_norm = add_optimizer(g, table, reduced.stepped, reduced.norm, reduced.loss, options);
+  t.guarded_norm = add_optimizer(g, table, reduced.stepped, reduced.norm, reduced.loss, options,
+                                 parallel.mesh.tensor_group(parallel.run_rank));
   add_parameter_gather(g, table, parallel, partition);
   return t;
 }

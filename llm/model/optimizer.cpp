@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "llm/base/error.h"
+#include "llm/model/muon_slices.h"
 
 namespace llm {
 namespace {
@@ -33,13 +34,15 @@ void add_if_new(std::vector<T>& values, const T& value) {
 class StepBuilder {
  public:
   StepBuilder(Graph& graph, const std::vector<Parameter>& table, const std::vector<Stepped>& stepped, TensorId norm,
-              const OptimizerOptions& options)
+              const OptimizerOptions& options, const RankGroup& tensor)
       : g_(graph),
         table_(table),
         stepped_(stepped),
         o_(options),
         bf16_(graph.dtype(graph.find(table[0].name)) == DType::bf16),
-        norm_(norm) {}
+        norm_(norm),
+        tensor_(tensor),
+        owners_(muon_owners(table, options.kind, tensor.ranks)) {}
 
   TensorId run(TensorId loss) {
     if (o_.guard_deviations > 0) {
@@ -112,19 +115,19 @@ class StepBuilder {
     Transfer t{.number = ++transfers_};
     for (const Part& part : group.parts) {
       const size_t i = part.i;
-      std::vector<std::string> names;
-      if (takes_muon(table_[i], o_.kind))
-        names = {".momentum"};
-      else
-        names = {".first_moment", ".second_moment"};
-      if (bf16_) names.push_back(".master");
-      for (const std::string& name : names) {
-        TensorId state = g_.find(table_[i].name + name);
-        if (state == kNone) state = g_.add_tensor(table_[i].name + name, DType::fp32, stepped_[i].shape, Role::state);
+      const auto add = [&](const char* suffix, const Shape& shape) {
+        const std::string name = table_[i].name + suffix;
+        TensorId state = g_.find(name);
+        if (state == kNone) state = g_.add_tensor(name, DType::fp32, shape, Role::state);
         g_.tensor(state).on_host = true;
-        t.names.push_back(table_[i].name + name);
-        t.on_host.push_back(cut(state, part));
-      }
+        t.names.push_back(name);
+        t.on_host.push_back(shape == stepped_[i].shape ? cut(state, part) : state);
+      };
+      if (!takes_muon(table_[i], o_.kind))
+        add(".first_moment", stepped_[i].shape), add(".second_moment", stepped_[i].shape);
+      else if (has_momentum(i))
+        add(".momentum", whole_of(table_[i]).shape);
+      if (bf16_) add(".master", stepped_[i].shape);
     }
     t.arriving = g_.add("fetch_start", {{"transfer", t.number}}, t.on_host, concat("fetch.", t.number));
     t.leaving = t.on_host;
@@ -161,6 +164,11 @@ class StepBuilder {
   TensorId state(size_t i, const std::string& name) {
     if (o_.offload) return fetched_.at(name);
     return g_.add_tensor(name, DType::fp32, stepped_[i].shape, Role::state);
+  }
+  TensorId momentum(size_t i) {
+    const std::string name = table_[i].name + ".momentum";
+    if (o_.offload) return fetched_.at(name);
+    return g_.add_tensor(name, DType::fp32, whole_of(table_[i]).shape, Role::state);
   }
   TensorId master(size_t i) { return bf16_ ? state(i, master_of(table_[i].name)) : kNone; }
 
@@ -211,19 +219,56 @@ class StepBuilder {
            inputs, first.decay ? "step.decayed" : "step.others");
   }
 
-  void muon(const std::vector<Part>& parts_of_step, const std::string& name) {
-    std::vector<size_t> matrices;
-    for (const Part& part : parts_of_step) matrices.push_back(part.i);
-    std::vector<TensorId> inputs = {norm_};
-    std::vector<int64_t> all_rows;  // rows of each part
-    std::vector<size_t> parts;      // how many each matrix has
-    for (size_t i : matrices) {
-      const Parameter& p = table_[i];
-      inputs.insert(inputs.end(), {stepped_[i].gradient, state(i, p.name + ".momentum")});
-      const std::vector<int64_t> rows = p.joined.empty() ? std::vector{p.shape[0]} : p.joined;
-      all_rows.insert(all_rows.end(), rows.begin(), rows.end());
-      parts.push_back(rows.size());
+  bool is_cut(size_t i) const { return owners_[i] >= 0; }
+  bool has_momentum(size_t i) const { return !is_cut(i) || owners_[i] == tensor_.rank; }
+
+  // A matrix that Muon steps, whole.
+  struct Matrix {
+    size_t i;
+    TensorId gradient;
+    std::vector<int64_t> rows;      // of its parts
+    std::vector<TensorId> updates;  // of each, or of this rank's slice of it
+  };
+
+  void muon(const std::vector<Part>& parts, const std::string& name) {
+    std::vector<Matrix> matrices;
+    std::vector<SlicedMatrix> cut;
+    for (const Part& part : parts) {
+      const Parameter whole = whole_of(table_[part.i]);
+      matrices.push_back(
+          {part.i, stepped_[part.i].gradient, whole.joined.empty() ? std::vector{whole.shape[0]} : whole.joined, {}});
+      if (is_cut(part.i)) cut.push_back({&table_[part.i], owners_[part.i], stepped_[part.i].gradient});
     }
+    if (!cut.empty()) {
+      const std::vector<TensorId> gradients = gather_gradients(g_, cut, tensor_, name);
+      auto next = gradients.begin();
+      for (Matrix& m : matrices)
+        if (is_cut(m.i)) m.gradient = *next++;
+    }
+    find_updates(matrices, name);
+    if (!cut.empty()) {
+      std::vector<std::vector<TensorId>> updates;
+      for (const Matrix& m : matrices)
+        if (is_cut(m.i)) updates.push_back(m.updates);
+      const std::vector<TensorId> slices = share_updates(g_, cut, updates, bf16_, tensor_, name);
+      auto next = slices.begin();
+      for (Matrix& m : matrices)
+        if (is_cut(m.i))
+          m.updates.assign(next, next + static_cast<std::ptrdiff_t>(m.rows.size())),
+              next += static_cast<std::ptrdiff_t>(m.rows.size());
+    }
+    apply(matrices, name);
+  }
+
+  void find_updates(std::vector<Matrix>& matrices, const std::string& name) {
+    std::vector<TensorId> inputs = {norm_};
+    std::vector<int64_t> all_rows;
+    for (const Matrix& m : matrices) {
+      if (!has_momentum(m.i)) continue;
+      inputs.insert(inputs.end(), {m.gradient, momentum(m.i)});
+      all_rows.insert(all_rows.end(), m.rows.begin(), m.rows.end());
+    }
+    if (all_rows.empty()) return;
     const Attributes attributes = {{"momentum", o_.momentum},
                                    {"grad_clip", o_.grad_clip},
                                    {"margin", kMargin},
@@ -231,21 +276,32 @@ class StepBuilder {
                                    {"rows", all_rows}};
     const std::vector<TensorId> outputs = g_.add("muon_momentum", attributes, inputs, name);
     const std::vector<TensorId> x =
-        orthogonal({outputs.begin() + static_cast<std::ptrdiff_t>(matrices.size()), outputs.end()}, name);
+        orthogonal({outputs.end() - static_cast<std::ptrdiff_t>(all_rows.size()), outputs.end()}, name);
+    auto next = x.begin();
+    for (Matrix& m : matrices)
+      if (has_momentum(m.i))
+        m.updates.assign(next, next + static_cast<std::ptrdiff_t>(m.rows.size())),
+            next += static_cast<std::ptrdiff_t>(m.rows.size());
+  }
 
-    std::vector<double> rates;
-    for (size_t i : matrices) add_if_new(rates, table_[i].muon_rate);
-    for (const double rate : rates) {
+  void apply(const std::vector<Matrix>& matrices, const std::string& name) {
+    using Settings = std::tuple<double, int, int>;  // rate, slices of rows, slices of columns
+    const auto settings_of = [](const Parameter& p) {
+      return Settings{p.muon_rate, p.shard_axis == 0 ? p.slices : 1, p.shard_axis == 1 ? p.slices : 1};
+    };
+    std::vector<Settings> all;
+    for (const Matrix& m : matrices) add_if_new(all, settings_of(table_[m.i]));
+    for (const Settings& settings : all) {
+      const auto [rate, row_slices, column_slices] = settings;
       std::vector<TensorId> applied = {norm_};
-      auto next = x.begin();
-      for (size_t m = 0; m < matrices.size(); next += static_cast<std::ptrdiff_t>(parts[m++])) {
-        if (table_[matrices[m]].muon_rate != rate) continue;
-        applied.insert(applied.end(), {stepped_[matrices[m]].parameter, master(matrices[m])});
-        applied.insert(applied.end(), next, next + static_cast<std::ptrdiff_t>(parts[m]));
+      for (const Matrix& m : matrices) {
+        if (settings_of(table_[m.i]) != settings) continue;
+        applied.insert(applied.end(), {stepped_[m.i].parameter, master(m.i)});
+        applied.insert(applied.end(), m.updates.begin(), m.updates.end());
       }
-      g_.add("muon_apply",
-             {{"weight_decay", o_.weight_decay / rate}, {"rms", kUpdateSize}, {"learning_rate_scale", rate}}, applied,
-             name + ".apply");
+      Attributes a = {{"weight_decay", o_.weight_decay / rate}, {"rms", kUpdateSize}, {"learning_rate_scale", rate}};
+      if (row_slices * column_slices > 1) a.set("row_slices", row_slices), a.set("column_slices", column_slices);
+      g_.add("muon_apply", a, applied, name + ".apply");
     }
   }
 
@@ -284,6 +340,8 @@ class StepBuilder {
   const OptimizerOptions& o_;
   bool bf16_;
   TensorId norm_;
+  RankGroup tensor_;
+  std::vector<int> owners_;  // by parameter: which of those ranks makes Muon's step of a matrix that is cut; -1: each
   int64_t transfers_ = 0;
   std::map<std::string, TensorId> fetched_;  // state that is on the device, by name
 };
@@ -324,9 +382,9 @@ std::vector<StateTensor> optimizer_state(const std::vector<Parameter>& table, Op
 }
 
 TensorId add_optimizer(Graph& graph, const std::vector<Parameter>& table, const std::vector<Stepped>& stepped,
-                       TensorId norm, TensorId loss, const OptimizerOptions& options) {
+                       TensorId norm, TensorId loss, const OptimizerOptions& options, const RankGroup& tensor) {
   graph.phase = Phase::optimizer;
-  return StepBuilder(graph, table, stepped, norm, options).run(loss);
+  return StepBuilder(graph, table, stepped, norm, options, tensor).run(loss);
 }
 
 }  // namespace llm

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "llm/base/rank_group.h"
 #include "llm/graph/graph.h"
 #include "llm/model/parameters.h"
 #include "llm/ops/step_guard.h"
@@ -66,8 +67,8 @@ struct Stepped {
 };
 // Appends the nodes that step parameters; `stepped` is in the table's order. `norm` (1) is that of all gradients, `loss`
 // (1) is for the guard. Returns the guarded norm (1), which is not finite when the step is skipped; without a guard it
-// is `norm`.
+// is `norm`. `tensor`: the ranks that have the other slices of the parameters that are cut.
 TensorId add_optimizer(Graph& graph, const std::vector<Parameter>& table, const std::vector<Stepped>& stepped,
-                       TensorId norm, TensorId loss, const OptimizerOptions& options);
+                       TensorId norm, TensorId loss, const OptimizerOptions& options, const RankGroup& tensor = {});
 
 }  // namespace llm

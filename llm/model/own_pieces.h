@@ -14,7 +14,4 @@ inline std::string whole_name(const Parameter& p) { return p.name + ".whole"; }
 // another.
 TensorId own_piece(Graph& graph, const Parameter& parameter, const Shape& shape);
 
-// The highest number of a channel in the graph; 0: none.
-int64_t last_channel(const Graph& graph);
-
 }  // namespace llm

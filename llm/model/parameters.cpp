@@ -122,7 +122,7 @@ class Table {
     multiply(branch * (how_.complete_p ? base_width(name) / static_cast<double>(columns) : 1), epsilon, branch);
     if (how_.complete_p) table_.back().muon_rate = branch * muon_rate(rows, columns);
     if (residual && how_.zero_projections) table_.back().init = Parameter::Init::zeros, table_.back().init_std = 0;
-    table_.back().joined = std::move(joined);
+    table_.back().joined = joined;
     const bool biased = name.ends_with("qkv")             ? c_.qkv_bias
                         : name.ends_with("attention_out") ? c_.attention_out_bias
                                                           : c_.mlp_bias;
@@ -130,6 +130,7 @@ class Table {
     // A bias follows its matrix's output: split where the rows are split, whole where the columns are.
     vector(name + ".bias", shape[0], Parameter::Init::zeros, "");
     table_.back().shard_axis = shard_axis == 0 ? 0 : -1;
+    table_.back().joined = std::move(joined);
     table_.back().file_parts = split(parts, ".bias", 0);
     multiply(branch, epsilon, branch);
   }

@@ -62,6 +62,7 @@ struct Parameter {
   int layer = -1;       // the block it belongs to
   std::vector<FilePart> file_parts = {};
   std::vector<int64_t> joined = {};  // the rows of each matrix, where several are one parameter
+  int slices = 1;  // among how many tensor-parallel ranks it is cut; `shape` and `joined` are then a slice's (shard.h)
 };
 
 std::vector<Parameter> parameter_table(const ModelConfig& config, const Parametrization& parametrization = {});

@@ -50,6 +50,8 @@ namespace llm::cuda {
 [[gnu::weak]] void square_sums(const KernelCall& call);
 [[gnu::weak]] void gradient_norm(const KernelCall& call);
 [[gnu::weak]] void ordered_sum(const KernelCall& call);
+[[gnu::weak]] void sum_partials(const KernelCall& call);
+[[gnu::weak]] void copy_parts(const KernelCall& call);
 [[gnu::weak]] void fold(const KernelCall& call);
 [[gnu::weak]] void step_guard(const KernelCall& call);
 [[gnu::weak]] void adamw(const KernelCall& call);

@@ -1,6 +1,7 @@
 // dropout: y = 0 with the given probability, otherwise x / (1 - probability) (Srivastava et al. 2014). Its backward
 // pass is the same op on dy, with the same mask, which is computed again (dropout_mask.h) instead of kept.
-// Attributes: probability; stream, a different number for each place in a model.
+// Attributes: probability; stream, a different number for each place in a model; where x is a part of a batch, "first_row"
+// and "first_group", the sample and the group of four elements of it with which x begins.
 #include "llm/graph/autodiff.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/dropout_mask.h"
@@ -27,6 +28,7 @@ void cpu(const KernelCall& call) {
   const Attributes& a = call.node.attributes;
   const DropoutMask mask(a.number("probability"), a.integer("stream"));
   const auto scale = static_cast<float>(1 / (1 - a.number("probability")));
+  const int64_t first_row = a.integer("first_row", 0), first_group = a.integer("first_group", 0);
   const float* x = call.in(0);
   float* y = call.out(0);
   const DropoutGroups of(call.out_shape(0));
@@ -34,7 +36,7 @@ void cpu(const KernelCall& call) {
     for (int64_t g = begin; g < end; ++g) {
       const int64_t row = g / of.groups, group = g % of.groups, first = row * of.elements + 4 * group;
       const int64_t count = std::min<int64_t>(4, of.elements - 4 * group);
-      const auto bits = mask.bits(call.step, row, group);
+      const auto bits = mask.bits(call.step, row + first_row, group + first_group);
       for (int64_t i = 0; i < count; ++i)
         y[first + i] = bits[static_cast<size_t>(i)] >= mask.threshold ? x[first + i] * scale : 0.0f;
     }
@@ -42,7 +44,8 @@ void cpu(const KernelCall& call) {
 }
 
 std::vector<Example> examples() {
-  return {{{{"probability", 0.25}, {"stream", 3}}, {{{3, 37}}}}, {{{"probability", 0.5}, {"stream", 0}}, {{{64}}}}};
+  return {{{{"probability", 0.25}, {"stream", 3}}, {{{3, 37}}}}, {{{"probability", 0.5}, {"stream", 0}}, {{{64}}}},
+          {{{"probability", 0.3}, {"stream", 5}, {"first_row", 2}, {"first_group", 3}}, {{{2, 24}}}}};
 }
 
 }  // namespace

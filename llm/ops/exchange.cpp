@@ -10,8 +10,10 @@
 // A reduce-scatter is an all-to-all of pieces and the op ordered_sum. Its attribute "sums" says how many sums each rank
 // contributes (llm/base/tree_sum.h): the inputs are all tensors of the first sum, then all of the second and so on.
 #include "llm/device/communicator.h"
+#include "llm/graph/autodiff.h"
 #include "llm/ops/ops.h"
 #include "llm/ops/pieces.h"
+#include "llm/ops/row_exchange.h"
 
 namespace llm {
 namespace {
@@ -22,8 +24,9 @@ std::byte* piece_of(const KernelCall& call, size_t input, int64_t first) {
 }
 
 Communicator& ranks_of(const KernelCall& call, const Pieces& pieces) {
-  if (!call.ranks || call.ranks->size() != pieces.ranks() || call.ranks->rank() != pieces.rank())
-    fail("the graph of rank ", pieces.rank(), " of ", pieces.ranks(), " runs elsewhere");
+  if (!call.ranks || call.ranks->rank() != pieces.in_run(pieces.rank()) ||
+      call.ranks->size() <= pieces.in_run(pieces.ranks() - 1))
+    fail("the graph of rank ", pieces.in_run(pieces.rank()), " runs elsewhere");
   return *call.ranks;
 }
 
@@ -70,13 +73,14 @@ void reduce_scatter(const KernelCall& call) {
   Exchange& exchange = ranks.prepare(channel);
   const size_t tensors = pieces.tensors();
   float* row = call.out(0);
-  for (int peer = 0; peer < ranks.size(); ++peer) {
-    if (peer == ranks.rank()) continue;
+  for (int64_t r = 0; r < pieces.ranks(); ++r) {
+    if (r == pieces.rank()) continue;
+    const int peer = pieces.in_run(r);
     for (size_t i = 0; i < call.node.inputs.size(); ++i)
-      if (const int64_t count = pieces.count(i % tensors, peer))
+      if (const int64_t count = pieces.count(i % tensors, r))
         exchange.sends.push_back(
-            {peer, piece_of(call, i, pieces.begin(i % tensors, peer)), static_cast<size_t>(count) * sizeof(float)});
-    for (int64_t s = 0; s < sums[static_cast<size_t>(peer)]; ++s, row += pieces.row())
+            {peer, piece_of(call, i, pieces.begin(i % tensors, r)), static_cast<size_t>(count) * sizeof(float)});
+    for (int64_t s = 0; s < sums[static_cast<size_t>(r)]; ++s, row += pieces.row())
       for (size_t t = 0; t < tensors; ++t)
         if (const int64_t count = pieces.mine(t))
           exchange.receives.push_back({peer, row + pieces.place(t), static_cast<size_t>(count) * sizeof(float)});
@@ -114,14 +118,15 @@ void start_gather(const KernelCall& call, const Pieces& pieces, bool lies_elsewh
   Communicator& ranks = ranks_of(call, pieces);
   const auto channel = static_cast<int>(call.node.attributes.integer("channel"));
   Exchange& exchange = ranks.prepare(channel);
-  for (int peer = 0; peer < ranks.size(); ++peer) {
-    if (peer == ranks.rank() && !lies_elsewhere) continue;
+  for (int64_t r = 0; r < pieces.ranks(); ++r) {
+    if (r == pieces.rank() && !lies_elsewhere) continue;
+    const int peer = pieces.in_run(r);
     for (size_t t = 0; t < pieces.tensors(); ++t) {
       const auto bytes = [&](int64_t owner) {
         return static_cast<size_t>(pieces.count(t, owner)) * size_of(call.out_dtype(t));
       };
       if (pieces.mine(t)) exchange.sends.push_back({peer, mine(t), bytes(pieces.rank())});
-      if (pieces.count(t, peer)) exchange.receives.push_back({peer, place(t, peer), bytes(peer)});
+      if (pieces.count(t, r)) exchange.receives.push_back({peer, place(t, r), bytes(r)});
     }
   }
   ranks.start(channel);
@@ -184,6 +189,13 @@ void infer_wait(Graph& g, Node& node) {
   }
 }
 
+// Of a wait for all ranks' rows (row_exchange.h): each rank's gradients of this rank's rows are added.
+void backward_of_wait(Graph& g, const Node& node, Gradients& gradients) {
+  if (!node.attributes.flag("gathers_rows")) fail("exchange_wait: what was exchanged has no gradient");
+  gradients.contribute(node.inputs[1], sum_rows(g, gradients.of(node.outputs[0]), kNone, g.shape(node.inputs[1]),
+                                                group_of(node.attributes), g.tensor(node.inputs[1]).name + ".grad"));
+}
+
 // All that it moves has been counted where it was started.
 Cost cost_of_wait(const Graph&, const Node&) { return {0, 0, 1}; }
 
@@ -227,6 +239,7 @@ std::vector<Op> exchange_ops() {
           {.name = "exchange_wait",
            .summary = "waits for what other ranks send",
            .infer = infer_wait,
+           .backward = backward_of_wait,
            .cost = cost_of_wait,
            .cpu = wait,
            .cuda = wait,

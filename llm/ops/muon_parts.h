@@ -60,6 +60,6 @@ void for_muon_matrices(const Graph& graph, const Node& node, Body&& body) {
 }
 
 // The size of the step of a part (rows, columns) as a multiple of the learning rate: rms sqrt(max(rows, columns)).
-double muon_step_size(double rms, const Shape& part);
+double muon_step_size(const Attributes& attributes, const Shape& part);
 
 }  // namespace llm

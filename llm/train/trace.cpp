@@ -28,7 +28,7 @@ std::string trace_events(const Graph& graph, const std::vector<NodeTime>& times,
                       {"bytes_sent", cost.bytes_sent}}}})
                   .dump() +
               ",\n";
-    if (!node.attributes.has("channel")) continue;
+    if (!node.attributes.has("channel") || node.op->name == std::string_view("ordered_sum")) continue;
     const int64_t channel = node.attributes.integer("channel");
     const bool is_wait = std::string_view(node.op->name) == "exchange_wait";
     events += Json({{"name", concat("exchange ", channel)},

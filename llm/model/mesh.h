@@ -1,0 +1,55 @@
+// How the ranks of a run share a model and its batches: a mesh of data x stage x context x tensor ranks. Ranks that differ
+// in `data` alone have the same part of the model and other samples; `stage`: other layers; `context`: other tokens of each
+// sequence; `tensor`: other slices of each matrix. Ranks that talk most have neighbouring numbers: tensor varies fastest.
+#pragma once
+#include <string>
+
+#include "llm/base/error.h"
+#include "llm/base/rank_group.h"
+
+namespace llm {
+
+struct Mesh {
+  int data = 1, stage = 1, context = 1, tensor = 1;
+
+  struct Place {
+    int data = 0, stage = 0, context = 0, tensor = 0;
+  };
+  int ranks() const { return data * stage * context * tensor; }
+  bool is_data_alone() const { return ranks() == data; }
+  Place place_of(int rank) const {
+    return {rank / (tensor * context) % data, rank / (tensor * context * data), rank / tensor % context, rank % tensor};
+  }
+  int rank_of(const Place& p) const { return ((p.stage * data + p.data) * context + p.context) * tensor + p.tensor; }
+
+  // The ranks that differ from this one in one coordinate alone.
+  RankGroup data_group(int rank) const {
+    const Place p = place_of(rank);
+    return {p.data, data, rank_of({0, p.stage, p.context, p.tensor}), context * tensor};
+  }
+  RankGroup stage_group(int rank) const {
+    const Place p = place_of(rank);
+    return {p.stage, stage, rank_of({p.data, 0, p.context, p.tensor}), data * context * tensor};
+  }
+  RankGroup context_group(int rank) const {
+    const Place p = place_of(rank);
+    return {p.context, context, rank_of({p.data, p.stage, 0, p.tensor}), tensor};
+  }
+  RankGroup tensor_group(int rank) const {
+    const Place p = place_of(rank);
+    return {p.tensor, tensor, rank_of({p.data, p.stage, p.context, 0}), 1};
+  }
+  // Those that share the tokens of a micro-step: they differ in `context` and `tensor`.
+  RankGroup token_group(int rank) const {
+    const Place p = place_of(rank);
+    return {p.context * tensor + p.tensor, context * tensor, rank_of({p.data, p.stage, 0, 0}), 1};
+  }
+  RankGroup all(int rank) const { return {rank, ranks(), 0, 1}; }
+
+  std::string text() const {
+    return concat("data ", data, " x stage ", stage, " x context ", context, " x tensor ", tensor);
+  }
+  friend bool operator==(const Mesh&, const Mesh&) = default;
+};
+
+}  // namespace llm

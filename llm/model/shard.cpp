@@ -1,0 +1,188 @@
+#include "llm/model/shard.h"
+
+#include <map>
+
+#include "llm/base/error.h"
+#include "llm/graph/op.h"
+#include "llm/ops/row_exchange.h"
+
+namespace llm {
+namespace {
+
+// Of (B, T, ...), the share of a rank: some sequences, or a part of one.
+Shape own_rows(const Shape& all, int ranks) {
+  const int64_t B = all[0], T = all[1];
+  const bool by_sequences = B % ranks == 0;
+  if (!by_sequences && (ranks % B || T % (ranks / B)))
+    fail(B, " sequences of ", T, " tokens cannot be shared among ", ranks, " ranks");
+  const int64_t b = by_sequences ? B / ranks : 1, t = by_sequences ? T : T * B / ranks;
+  return all.rank() == 2 ? Shape{b, t} : Shape{b, t, all[2]};
+}
+
+class Sharder {
+ public:
+  Sharder(const Graph& whole, const std::vector<Parameter>& sliced, const RankGroup& tensor)
+      : whole_(whole), group_(tensor), ids_(whole.tensors.size(), kNone) {
+    for (const Parameter& p : sliced) slice_[p.name] = &p;
+  }
+
+  Graph run() {
+    for (size_t i = 0; i < whole_.tensors.size(); ++i)
+      if (const Tensor& t = whole_.tensors[i]; t.role == Role::parameter || t.role == Role::input) {
+        Tensor own = t;
+        if (t.role == Role::parameter) own.shape = slice_.at(t.name)->shape;
+        ids_[i] = static_cast<TensorId>(g_.tensors.size());
+        g_.tensors.push_back(own);
+      }
+    for (const Node& node : whole_.nodes) add(node);
+    g_.layer = -1;
+    return std::move(g_);
+  }
+
+ private:
+  TensorId id_of(TensorId whole) const { return whole == kNone ? kNone : ids_[static_cast<size_t>(whole)]; }
+  // Whether a tensor has the rows of this rank's tokens alone.
+  bool is_shared(TensorId id) const { return id != kNone && shared_.contains(id); }
+
+  void add(const Node& node) {
+    g_.phase = node.phase, g_.layer = node.layer;
+    std::vector<TensorId> inputs;
+    for (const TensorId id : node.inputs) inputs.push_back(id_of(id));
+    const std::string_view op = node.op->name;
+    if (op == "linear") return finish(node, linear(node, inputs), true);
+    Attributes attributes = node.attributes;
+    for (const char* heads : {"heads", "kv_heads"})
+      if (attributes.has(heads)) attributes.set(heads, attributes.integer(heads) / group_.ranks);
+    bool is_own = false;
+    for (const TensorId id : inputs) is_own = is_own || is_shared(id);
+    if (op == "embedding") {
+      if (inputs.size() > 2 && own_shape(inputs[0])[1] != g_.shape(inputs[0])[1])
+        fail("learned positions need whole sequences on each of ", group_.ranks, " tensor-parallel ranks: a batch of ",
+             group_.ranks, " would do");
+      inputs[0] = own_view(inputs[0]);
+      is_own = true;
+    } else if (is_own) {
+      // Targets and weights of losses.
+      for (TensorId& id : inputs)
+        if (id != kNone && g_.tensor(id).role == Role::input) id = own_view(id);
+    }
+    if (op == "dropout" && is_own) {
+      const Shape own = g_.shape(inputs[0]), all = whole_.shape(node.inputs[0]);
+      const int64_t first = group_.rank * own.elements(), sample = all.elements() / all[0];
+      if (first % sample % 4) fail("dropout among tensor-parallel ranks needs channels that are a multiple of 4");
+      attributes.set("first_row", first / sample);
+      attributes.set("first_group", first % sample / 4);
+    }
+    finish(node, g_.add(op, attributes, inputs, name_of(node)), is_own);
+  }
+
+  std::vector<TensorId> linear(const Node& node, std::vector<TensorId> inputs) {
+    const Tensor& weight = whole_.tensor(node.inputs[linear_input::weight]);
+    const Parameter& slice = *slice_.at(weight.name);
+    if (slice.slices == 1) return g_.add("linear", node.attributes, inputs, name_of(node));
+    const Shape all = whole_.shape(node.inputs[linear_input::x]);
+    if (slice.shard_axis == 0) {
+      if (is_shared(inputs[0])) inputs[0] = gather_rows(g_, inputs[0], all, group_, g_.tensor(inputs[0]).name + ".all");
+      const std::vector<TensorId> outputs = g_.add("linear", node.attributes, inputs, name_of(node));
+      whole_rows_ = true;
+      return outputs;
+    }
+    const TensorId bias = inputs.size() > linear_input::bias ? inputs[linear_input::bias] : kNone;
+    const TensorId partial =
+        g_.add("linear", node.attributes, {inputs[0], inputs[linear_input::weight]}, name_of(node) + ".partial")[0];
+    const Shape out = own_rows(g_.shape(partial), group_.ranks);
+    return {sum_rows(g_, partial, bias, out, group_, name_of(node))};
+  }
+
+  void finish(const Node& node, const std::vector<TensorId>& outputs, bool is_own) {
+    is_own = is_own && !std::exchange(whole_rows_, false);
+    for (size_t i = 0; i < node.outputs.size(); ++i) {
+      if (node.outputs[i] == kNone) continue;
+      ids_[static_cast<size_t>(node.outputs[i])] = outputs[i];
+      g_.tensor(outputs[i]).name = whole_.tensor(node.outputs[i]).name;
+      if (is_own) shared_.emplace(outputs[i], true);
+    }
+  }
+
+  std::string name_of(const Node& node) const { return whole_.tensor(node.outputs[0]).name; }
+  Shape own_shape(TensorId id) const { return own_rows(g_.shape(id), group_.ranks); }
+  TensorId own_view(TensorId id) {
+    const Shape own = own_shape(id);
+    return g_.add_view(g_.tensor(id).name + ".own", id, own, group_.rank * own.elements());
+  }
+
+  const Graph& whole_;
+  RankGroup group_;
+  std::map<std::string, const Parameter*> slice_;
+  Graph g_;
+  std::vector<TensorId> ids_;  // by tensor of the whole graph
+  std::map<TensorId, bool> shared_;
+  bool whole_rows_ = false;  // the product that was added last has all tokens
+};
+
+}  // namespace
+
+void check_mesh(const Mesh& mesh, const ModelConfig& c, int64_t batch, int64_t tokens) {
+  const int n = mesh.tensor;
+  const auto divides = [&](int64_t value, const char* what) {
+    if (value % n == 0) return;
+    int64_t would_do = n;
+    while (value % would_do) --would_do;
+    fail_usage(n, " tensor-parallel ranks do not divide ", value, " ", what, "; ", would_do, " would do");
+  };
+  divides(c.heads, "heads");
+  divides(c.kv_heads, "key-value heads");
+  divides(c.hidden, "columns of the MLP");
+  if (batch % n && (n % batch || tokens % (n / batch) || c.positions == Positions::learned))
+    fail_usage("a micro-step of ", batch, " sequences cannot be shared among ", n,
+               " tensor-parallel ranks; a batch of ", (batch + n - 1) / n * n, " would do");
+}
+
+std::vector<Parameter> sliced_table(const std::vector<Parameter>& table, const Mesh& mesh) {
+  std::vector<Parameter> sliced = table;
+  if (mesh.tensor == 1) return sliced;
+  for (Parameter& p : sliced) {
+    if (p.layer < 0 || p.shard_axis < 0) continue;
+    p.slices = mesh.tensor;
+    if (p.shard_axis == 1)
+      p.shape = {p.shape[0], p.shape[1] / p.slices};
+    else
+      p.shape = p.shape.rank() == 1 ? Shape{p.shape[0] / p.slices} : Shape{p.shape[0] / p.slices, p.shape[1]};
+    for (int64_t& rows : p.joined) rows /= p.shard_axis == 0 ? p.slices : 1;
+  }
+  return sliced;
+}
+
+Parameter whole_of(const Parameter& sliced) {
+  Parameter whole = sliced;
+  whole.slices = 1;
+  if (sliced.slices == 1) return whole;
+  const int64_t rows = sliced.shape[0] * (sliced.shard_axis == 0 ? sliced.slices : 1);
+  whole.shape = sliced.shape.rank() == 1 ? Shape{rows}
+                                         : Shape{rows, sliced.shape[1] * (sliced.shard_axis == 1 ? sliced.slices : 1)};
+  for (int64_t& part : whole.joined) part *= sliced.shard_axis == 0 ? sliced.slices : 1;
+  return whole;
+}
+
+std::vector<CopiedPart> parts_of_slice(const Parameter& whole, int slices, int slice) {
+  const int64_t rows = whole.shape[0], columns = whole.shape.rank() == 1 ? 1 : whole.shape[1];
+  if (slices == 1) return {{0, 0, columns, 0, columns, rows, columns}};
+  if (whole.shard_axis == 1) {
+    const int64_t own = columns / slices;
+    return {{0, slice * own, columns, 0, own, rows, own}};
+  }
+  std::vector<CopiedPart> parts;
+  int64_t first = 0, to = 0;
+  for (const int64_t part : whole.joined.empty() ? std::vector{rows} : whole.joined) {
+    const int64_t own = part / slices;
+    parts.push_back({0, (first + slice * own) * columns, own * columns, to * columns, own * columns, 1, own * columns});
+    first += part, to += own;
+  }
+  return parts;
+}
+
+Graph shard(const Graph& whole, const std::vector<Parameter>& sliced, const RankGroup& tensor) {
+  return Sharder(whole, sliced, tensor).run();
+}
+
+}  // namespace llm

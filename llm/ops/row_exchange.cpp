@@ -1,0 +1,230 @@
+// The nodes of row_exchange.h. As in exchange.cpp, a collective is started and waited for; both nodes carry its channel,
+// and what is sent is an input of both. Attributes of all: those of the group, and "shape", of the result.
+//   rows_gather_start    own rows -> all rows, which are there after the wait. Its wait has a gradient: sum_rows().
+//   rows_scatter_start   partial sums of all rows -> (ranks - 1, elements): the other ranks' sums of the own rows
+//   sum_partials         those, partial sums of all rows, [bias (C)] -> own rows: the sum over the ranks in their order,
+//                        in fp32, plus the bias
+#include "llm/ops/row_exchange.h"
+
+#include <algorithm>
+
+#include "llm/device/communicator.h"
+#include "llm/graph/autodiff.h"
+#include "llm/ops/cuda_kernels.h"
+#include "llm/ops/ops.h"
+#include "llm/ops/rows.h"
+
+namespace llm {
+namespace {
+
+using List = std::vector<int64_t>;
+
+List list_of(const Shape& shape) {
+  List list;
+  for (int i = 0; i < shape.rank(); ++i) list.push_back(shape[i]);
+  return list;
+}
+
+Shape shape_of(const Node& node) {
+  const auto s = node.attributes.list("shape");
+  if (s.size() != 3) fail(node.op->name, ": rows are (b, t, C)");
+  return {s[0], s[1], s[2]};
+}
+
+void check_rows(const Graph& g, const Node& node, const Shape& own, const Shape& all) {
+  const RankGroup group = group_of(node.attributes);
+  if (own.elements() * group.ranks != all.elements() || own.last() != all.last())
+    fail(node.op->name, ": ", own.text(), " are not the rows of one of ", group.ranks, " ranks that share ",
+         all.text());
+  if (g.dtype(node.inputs[0]) == DType::int32) fail(node.op->name, ": it takes fp32 or bf16");
+}
+
+void infer_gather(Graph& g, Node& node) {
+  const Shape all = shape_of(node), own = g.shape(node.inputs[0]);
+  check_rows(g, node, own, all);
+  g.add_output(node, "", g.dtype(node.inputs[0]), all);
+}
+
+void infer_scatter(Graph& g, Node& node) {
+  const RankGroup group = group_of(node.attributes);
+  const Shape own = shape_of(node), all = g.shape(node.inputs[0]);
+  check_rows(g, node, own, all);
+  g.add_output(node, "", g.dtype(node.inputs[0]), {std::max(1, group.ranks - 1), own.elements()});
+}
+
+void infer_sum(Graph& g, Node& node) {
+  const RankGroup group = group_of(node.attributes);
+  const Shape own = shape_of(node);
+  check_rows(g, node, own, g.shape(node.inputs[1]));
+  if (g.shape(node.inputs[0]) != Shape{std::max(1, group.ranks - 1), own.elements()})
+    fail("sum_partials: what other ranks sent is ", g.shape(node.inputs[0]).text());
+  if (node.input(2) != kNone && g.shape(node.inputs[2]) != Shape{own.last()}) fail("sum_partials: the bias is (C)");
+  g.add_output(node, "", g.dtype(node.inputs[1]), own);
+}
+
+void backward_of_sum(Graph& g, const Node& node, Gradients& gradients) {
+  const TensorId dy = gradients.of(node.outputs[0]);
+  const std::string name = g.tensor(node.outputs[0]).name + ".grad.all";
+  gradients.contribute(node.inputs[1], gather_rows(g, dy, g.shape(node.inputs[1]), group_of(node.attributes), name));
+  if (node.input(2) != kNone) gradients.contribute(node.inputs[2], g.add("bias_gradient", {}, {dy})[0]);
+}
+
+double bytes_of(const Graph& g, TensorId id) { return static_cast<double>(g.tensor(id).bytes()); }
+
+Cost cost_of_gather(const Graph& g, const Node& node) {
+  const double own = bytes_of(g, node.inputs[0]);
+  Cost c{0, own, bytes_of(g, node.outputs[0])};
+  c.bytes_sent = own * (group_of(node.attributes).ranks - 1);
+  return c;
+}
+
+Cost cost_of_scatter(const Graph& g, const Node& node) {
+  const double all = bytes_of(g, node.inputs[0]), ranks = group_of(node.attributes).ranks;
+  Cost c{0, all * (ranks - 1) / ranks, all * (ranks - 1) / ranks};
+  c.bytes_sent = c.bytes_read;
+  return c;
+}
+
+Cost cost_of_sum(const Graph& g, const Node& node) {
+  const double own = bytes_of(g, node.outputs[0]), ranks = group_of(node.attributes).ranks;
+  const auto elements = static_cast<double>(g.shape(node.outputs[0]).elements());
+  return {elements * (ranks - 1), own * ranks, own};
+}
+
+Communicator& ranks_of(const KernelCall& call, const RankGroup& group) {
+  if (!call.ranks || call.ranks->rank() != group.in_run(group.rank) ||
+      call.ranks->size() <= group.in_run(group.ranks - 1))
+    fail("the graph of rank ", group.in_run(group.rank), " runs elsewhere");
+  return *call.ranks;
+}
+
+// From this rank's rows to all ranks' buffers; its own rows are copied to their place by a message to itself.
+void start_gather(const KernelCall& call) {
+  const RankGroup group = group_of(call.node.attributes);
+  Communicator& ranks = ranks_of(call, group);
+  const auto channel = static_cast<int>(call.node.attributes.integer("channel"));
+  Exchange& exchange = ranks.prepare(channel);
+  const size_t bytes = call.graph.tensor(call.node.inputs[0]).bytes();
+  auto* const own = const_cast<std::byte*>(call.in<std::byte>(0));
+  for (int r = 0; r < group.ranks; ++r) {
+    exchange.sends.push_back({group.in_run(r), own, bytes});
+    exchange.receives.push_back({group.in_run(r), call.out<std::byte>(0) + static_cast<size_t>(r) * bytes, bytes});
+  }
+  ranks.start(channel);
+}
+
+void start_scatter(const KernelCall& call) {
+  const RankGroup group = group_of(call.node.attributes);
+  Communicator& ranks = ranks_of(call, group);
+  const auto channel = static_cast<int>(call.node.attributes.integer("channel"));
+  Exchange& exchange = ranks.prepare(channel);
+  const size_t bytes = call.graph.tensor(call.node.inputs[0]).bytes() / static_cast<size_t>(group.ranks);
+  auto* const all = const_cast<std::byte*>(call.in<std::byte>(0));
+  auto* received = call.out<std::byte>(0);
+  for (int r = 0; r < group.ranks; ++r) {
+    if (r == group.rank) continue;
+    exchange.sends.push_back({group.in_run(r), all + static_cast<size_t>(r) * bytes, bytes});
+    exchange.receives.push_back({group.in_run(r), received, bytes});
+    received += bytes;
+  }
+  ranks.start(channel);
+}
+
+void sum_cpu(const KernelCall& call) {
+  const RankGroup group = group_of(call.node.attributes);
+  const Shape own = call.out_shape(0);
+  const int64_t C = own.last(), elements = own.elements();
+  const float *received = call.in(0), *mine = call.in(1) + group.rank * elements, *bias = call.in(2);
+  float* const out = call.out(0);
+  call.threads.for_blocks(own.rows(), row_grain(C), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      for_vectors(C, [&](int64_t c, auto lanes) {
+        const int64_t i = row * C + c;
+        const auto partial = [&](int r) {
+          return lanes.load(r == group.rank ? mine + i : received + (r - (r > group.rank ? 1 : 0)) * elements + i);
+        };
+        simd::Vec sum = partial(0);
+        for (int r = 1; r < group.ranks; ++r) sum += partial(r);
+        lanes.store(out + i, bias ? sum + lanes.load(bias + c) : sum);
+      });
+  });
+}
+
+// What several ranks do is tested with several (test/test_tensor_parallel.cpp); here another rank's sums are given.
+std::vector<Example> sum_examples() {
+  const auto attributes = [](int rank, int ranks, List shape) {
+    return Attributes{{"rank", rank}, {"ranks", ranks}, {"first", 0}, {"stride", 1}, {"shape", std::move(shape)}};
+  };
+  const auto fixed = [](Shape shape) { return Example::Input{.shape = shape, .differentiable = false}; };
+  return {{attributes(1, 2, {1, 3, 37}), {fixed({1, 3 * 37}), fixed({2, 3, 37})}},
+          {attributes(0, 3, {2, 2, 64}), {fixed({2, 4 * 64}), fixed({3, 4, 64}), fixed({64})}}};
+}
+
+}  // namespace
+
+Attributes group_attributes(const RankGroup& group) {
+  return {{"rank", group.rank}, {"ranks", group.ranks}, {"first", group.first}, {"stride", group.stride}};
+}
+
+RankGroup group_of(const Attributes& a) {
+  return {static_cast<int>(a.integer("rank")), static_cast<int>(a.integer("ranks")),
+          static_cast<int>(a.integer("first", 0)), static_cast<int>(a.integer("stride", 1))};
+}
+
+int64_t last_channel(const Graph& graph) {
+  int64_t channel = 0;
+  for (const Node& node : graph.nodes)
+    if (node.attributes.has("channel")) channel = std::max(channel, node.attributes.integer("channel"));
+  return channel;
+}
+
+TensorId gather_rows(Graph& g, TensorId own, const Shape& all, const RankGroup& group, const std::string& name) {
+  Attributes a = group_attributes(group);
+  a.set("channel", last_channel(g) + 1);
+  a.set("shape", list_of(all));
+  const TensorId arriving = g.add("rows_gather_start", a, {own}, name + ".start")[0];
+  a.set("shape", list_of(g.shape(own)));  // of what its gradient is added up to
+  a.set("arrivals", int64_t{1});
+  a.set("gathers_rows", true);
+  return g.add("exchange_wait", a, {arriving, own}, name)[0];
+}
+
+TensorId sum_rows(Graph& g, TensorId partial, TensorId bias, const Shape& own, const RankGroup& group,
+                  const std::string& name) {
+  Attributes a = group_attributes(group);
+  a.set("channel", last_channel(g) + 1);
+  a.set("shape", list_of(own));
+  const TensorId arriving = g.add("rows_scatter_start", a, {partial}, name + ".start")[0];
+  const TensorId received = g.add("exchange_wait", {{"channel", a.integer("channel")}, {"arrivals", 1}},
+                                  {arriving, partial}, name + ".received")[0];
+  Attributes sums = group_attributes(group);
+  sums.set("shape", list_of(own));
+  return g.add("sum_partials", sums, {received, partial, bias}, name)[0];
+}
+
+std::vector<Op> row_exchange_ops() {
+  return {{.name = "rows_gather_start",
+           .summary = "sends all ranks of a group this rank's rows",
+           .infer = infer_gather,
+           .cost = cost_of_gather,
+           .cpu = start_gather,
+           .cuda = start_gather,
+           .cpu_takes_bf16 = true},
+          {.name = "rows_scatter_start",
+           .summary = "sends each rank of a group this rank's sums of its rows",
+           .infer = infer_scatter,
+           .cost = cost_of_scatter,
+           .cpu = start_scatter,
+           .cuda = start_scatter,
+           .cpu_takes_bf16 = true},
+          {.name = "sum_partials",
+           .summary = "adds several ranks' sums of this rank's rows, and a bias",
+           .infer = infer_sum,
+           .backward = backward_of_sum,
+           .cost = cost_of_sum,
+           .cpu = sum_cpu,
+           .cuda = cuda::sum_partials,
+           .examples = sum_examples}};
+}
+
+}  // namespace llm

@@ -1,0 +1,25 @@
+// Rows of a tensor (..., C) that ranks of a group share: a rank has as many as the others, those of rank 0 first. What
+// tensor parallelism puts around a product whose matrix is cut (Shoeybi et al. 2019, Megatron-LM; Korthikanti et al. 2022,
+// "Reducing activation recomputation", section 4.2.2, sequence parallelism): all rows are gathered in front of it, or
+// each rank's products are added behind it, each row on the rank that has it. The one is the other's backward pass.
+#pragma once
+#include "llm/base/rank_group.h"
+#include "llm/graph/graph.h"
+
+namespace llm {
+
+// own rows (b, t, C) -> all rows (B, T, C): those of all ranks, in their order; the shape is `all`.
+TensorId gather_rows(Graph& graph, TensorId own, const Shape& all, const RankGroup& group, const std::string& name);
+// partial (B, T, C), of which each rank has another -> own rows (b, t, C) of the sum over the ranks, in their order, plus
+// `bias` (C), if there is one; the shape is `own`.
+TensorId sum_rows(Graph& graph, TensorId partial, TensorId bias, const Shape& own, const RankGroup& group,
+                  const std::string& name);
+
+// The highest number of a channel in the graph; 0: none.
+int64_t last_channel(const Graph& graph);
+
+// Attributes by which ops know their group: "rank", "ranks", "first", "stride".
+Attributes group_attributes(const RankGroup& group);
+RankGroup group_of(const Attributes& attributes);
+
+}  // namespace llm
