@@ -30,6 +30,7 @@ constexpr int64_t kUnknownVocabulary = 50257;  // of shards without a tokenizer:
 
 struct Arguments {
   int ranks = 0;
+  Mesh mesh;  // but for its data-parallel ranks, which are the rest
   ModelOptions model;
   DeviceOptions device;
   TrainOptions train;
@@ -52,7 +53,10 @@ Options train_options(Arguments& a) {
          {Option("--ranks", &a.ranks,
                  "Train on so many ranks of this host, each a GPU or a part of the CPU's threads (under mpirun or srun "
                  "each process is one)")
-              .between(1, 256)},
+              .between(1, 256),
+          Option("--tensor", &a.mesh.tensor, "Of the ranks, so many share each matrix and the tokens of a micro-step")
+              .between(1, 256)
+              .with_default()},
          "Ranks");
   append(all,
          {Option("--trace", &a.train.trace,
@@ -261,9 +265,20 @@ struct Run {
   size_t data_bytes = 0;
 };
 
+Mesh mesh_of(const Mesh& wanted, int ranks) {
+  Mesh mesh = wanted;
+  mesh.data = 1;
+  const int each = mesh.ranks();
+  if (ranks % each)
+    fail_usage("--tensor ", mesh.tensor, " takes ", each, " ranks at a time, and ", ranks, " are no multiple of that; ",
+               std::max(each, ranks / each * each), " would do");
+  mesh.data = ranks / each;
+  return mesh;
+}
+
 // How the ranks there are share the steps of a run, which goes on where it was trained by others.
-void share_steps(TrainOptions& o, const RankPlace& place, bool resumes, int64_t context, Voice& voice) {
-  const int64_t ranks = place.count();
+void share_steps(TrainOptions& o, bool resumes, int64_t context, Voice& voice) {
+  const int64_t ranks = o.mesh.data;
   if (!o.virtual_ranks) o.virtual_ranks = ranks;
   if (o.virtual_ranks >= ranks) {
     if (o.virtual_ranks % ranks)
@@ -347,11 +362,13 @@ std::unique_ptr<Run> prepare(Arguments& a, const Given& given, const RankPlace& 
   const ModelConfig model = resumes           ? resumed_model
                             : !origin.empty() ? trained_config(a, given, origin, dataset.vocabulary)
                                               : a.model.resolve(vocabulary, kDefaultModel);
-  share_steps(o, place, resumes, o.context ? o.context : model.context, voice);
+  o.mesh = mesh_of(a.mesh, place.count());
+  share_steps(o, resumes, o.context ? o.context : model.context, voice);
   const std::vector<Rule> rules = apply_rules(o, model, val_tokens, !origin.empty());
   if (train_tokens < o.context + 1)
     fail(joined(o.data), " has only ", train_tokens, " training tokens, fewer than the context of ", o.context,
          " and one more; lower --context");
+  check_mesh(o.mesh, model, o.batch, o.context);
   o.settings_json = settings_json(o, model);
   if (!resumes) say_unused_vocabulary(model, dataset, origin.empty(), voice.notes);
   run->trainer = std::make_unique<Trainer>(model, o, std::move(dataset), run->machine->device(), place.ranks);
@@ -380,7 +397,7 @@ void train_on(Arguments a, const Given& given, const RankPlace& place) {
   std::unique_ptr<Run> run;
   in_turn(place, [&] { run = prepare(a, given, place, voice); });
   if (!run) return;
-  check_alike(place, o.settings_json);
+  check_alike(place, o.settings_json + o.mesh.text());
 
   // What this process holds already stays; the arenas come on top, unless they are the GPUs', and the token files are
   // mapped.
@@ -438,11 +455,12 @@ void train(Arguments& a, const Given& given) {
     const int gpus = count_cuda_devices();
     if (ranks > gpus)
       fail_usage("--ranks ", ranks, ", but there are ", gpus, " GPUs; --device cpu trains on CPU threads");
-    if (!ranks && processes_of_launcher() == 0) ranks = gpus;
+    if (!ranks && processes_of_launcher() == 0) ranks = std::max(gpus, a.mesh.ranks());
     if (std::max(ranks, processes_of_launcher()) > 1 && !nccl_is_built_in())
       fail_usage(
           "several GPUs need NCCL, without which this binary was built (`make NCCL=1`); --ranks 1 trains on one");
   }
+  if (!ranks && processes_of_launcher() == 0) ranks = a.mesh.ranks();
   run_on_ranks(ranks, [&](const RankPlace& place) { train_on(a, given, place); });
 }
 

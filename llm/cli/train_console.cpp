@@ -57,8 +57,9 @@ void print_plan(const ModelConfig& model, const TrainOptions& o, const std::vect
         << ", " << name_of(model.activation) << ")\n"
         << "run:   " << o.steps << " steps of " << o.total_batch_tokens
         << " tokens = " << format_count(static_cast<double>(o.tokens)) << " tokens; " << o.out << "\n";
+  if (!o.mesh.is_data_alone()) notes << "mesh:  " << ranks << " ranks, " << o.mesh.text() << "\n";
   if (o.virtual_ranks > 1)
-    notes << "ranks: " << ranks << ", which share a step's " << o.virtual_ranks << " x " << o.grad_accum << " x "
+    notes << "ranks: " << o.mesh.data << ", which share a step's " << o.virtual_ranks << " x " << o.grad_accum << " x "
           << o.batch << " sequences" << (o.zero ? concat("; ZeRO ", o.zero) : std::string()) << "\n";
   for (const Rule& r : rules)
     if (!r.given) notes << "       --" << r.name << " " << r.value << "  (" << r.reason << ")\n";

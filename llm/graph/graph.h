@@ -130,6 +130,9 @@ struct Graph {
   // The phase and layer that new nodes get; the builder, autodiff and passes set them.
   Phase phase = Phase::forward;
   int layer = -1;
+  // How many numbers the exchanges between ranks have been given. Ranks whose exchanges meet number them alike, and so
+  // count those that only other ranks make.
+  int64_t channels = 0;
 
   Tensor& tensor(TensorId id) { return tensors[static_cast<size_t>(id)]; }
   const Tensor& tensor(TensorId id) const { return tensors[static_cast<size_t>(id)]; }

@@ -4,6 +4,7 @@
 
 #include "llm/model/distribute.h"
 #include "llm/model/own_pieces.h"
+#include "llm/model/shard.h"
 #include "llm/ops/row_exchange.h"
 
 namespace llm {
@@ -16,7 +17,7 @@ class BlockGatherer {
  public:
   BlockGatherer(Graph& graph, const std::vector<Parameter>& table, const DataParallel& parallel,
                 const Partition& partition)
-      : g_(graph), table_(table), p_(parallel), partition_(partition), channel_(last_channel(graph)) {}
+      : g_(graph), table_(table), p_(parallel), partition_(partition) {}
 
   void run() {
     std::map<int, size_t> first_node;  // of each block's forward pass
@@ -34,48 +35,111 @@ class BlockGatherer {
     if (layers) gather(-1, first_node[layers - 1], behind, behind, end);
     insert();
     for (const Parameter& p : table_) {
+      if (!is_gathered(p)) continue;
       const TensorId whole = g_.find(whole_name(p));  // none: of a block that this graph does not have
       g_.tensor(whole == kNone ? g_.find(p.name) : whole).role = Role::activation;
     }
   }
 
  private:
+  // Whether this rank's memory has less than all of a parameter that a graph reads.
+  bool is_gathered(const Parameter& p) const { return p_.divides_parameters() || is_sliced(p); }
+  // Where the graph is that of the whole model, but this rank has a slice.
+  bool is_sliced(const Parameter& p) const {
+    const TensorId renamed = g_.find(whole_name(p));
+    return p.slices > 1 && g_.shape(renamed == kNone ? g_.find(p.name) : renamed) != p.shape;
+  }
+
   // For the nodes [begin, end) that read parameters of this block; to be started and to be waited for in front of two
   // other nodes.
   void gather(int layer, size_t start_at, size_t wait_at, size_t begin, size_t end) {
-    std::vector<TensorId> pieces, wholes;
-    List bounds, shapes;
+    std::vector<size_t> read;  // parameters, by their numbers in the table
+    std::vector<TensorId> wholes, arrived;
     for (size_t i = 0; i < table_.size(); ++i) {
       const Parameter& p = table_[i];
-      if (p.layer != layer) continue;
-      const int64_t count = partition_.count(i, p_.rank);
-      own_piece_if_any(p, count);
+      if (p.layer != layer || !is_gathered(p)) continue;
+      own_piece_if_any(p, p_.divides_parameters() ? partition_.count(i, p_.rank) : p.shape.elements());
       const TensorId whole = g_.find(whole_name(p));
       if (!is_read(whole, begin, end)) continue;
+      read.push_back(i);
       wholes.push_back(whole);
-      pieces.push_back(count ? g_.find(p.name) : kNone);
-      bounds.insert(bounds.end(), partition_.bounds[i].begin(), partition_.bounds[i].end());
-      shapes.push_back(p.shape.rank());
-      for (int axis = 0; axis < p.shape.rank(); ++axis) shapes.push_back(p.shape[axis]);
+      arrived.push_back(g_.find(p.name));
     }
-    if (wholes.empty()) return;
+    if (read.empty()) return;
     g_.phase = Phase::forward, g_.layer = layer;
     const size_t nodes = g_.nodes.size();
-    Attributes a = group_attributes(p_.group());
-    a.set("bounds", bounds), a.set("shapes", shapes), a.set("bf16", g_.dtype(wholes[0]) == DType::bf16);
-    a.set("channel", ++channel_), a.set("again", true);
-    const std::vector<TensorId> started = g_.add("piece_gather_start", a, pieces, "gather." + std::to_string(channel_));
-    const std::vector<TensorId> arrived = g_.add(
-        "exchange_wait", {{"channel", channel_}, {"arrivals", static_cast<int64_t>(started.size())}, {"again", true}},
-        started, "gathered");
-    inserted_[wait_at].push_back(std::move(g_.nodes.back()));
-    inserted_[start_at].insert(inserted_[start_at].begin(), std::move(g_.nodes[nodes]));
+    if (p_.divides_parameters()) arrived = gather_pieces(read, arrived);
+    join_slices(read, arrived);
+    for (size_t n = nodes; n < g_.nodes.size(); ++n) {
+      g_.nodes[n].attributes.set("again", true);
+      std::vector<Node>& place = inserted_[n == nodes ? start_at : wait_at];
+      place.insert(n == nodes ? place.begin() : place.end(), std::move(g_.nodes[n]));
+    }
     g_.nodes.resize(nodes);
     for (size_t n = begin; n < end; ++n)
       for (TensorId& id : g_.nodes[n].inputs)
         for (size_t k = 0; k < wholes.size(); ++k)
           if (id == wholes[k]) id = arrived[k];
     g_.layer = -1;
+  }
+
+  static void add_shape(List& shapes, const Shape& shape) {
+    shapes.push_back(shape.rank());
+    for (int axis = 0; axis < shape.rank(); ++axis) shapes.push_back(shape[axis]);
+  }
+
+  std::vector<TensorId> exchange(const std::vector<TensorId>& pieces, const List& bounds, const List& shapes, bool bf16,
+                                 const RankGroup& group) {
+    Attributes a = group_attributes(group);
+    a.set("bounds", bounds), a.set("shapes", shapes), a.set("bf16", bf16), a.set("channel", ++g_.channels);
+    std::vector<TensorId> waited = g_.add("piece_gather_start", a, pieces, "gather." + std::to_string(g_.channels));
+    const auto arrivals = static_cast<int64_t>(waited.size());
+    return g_.add("exchange_wait", {{"channel", g_.channels}, {"arrivals", arrivals}}, waited, "gathered");
+  }
+
+  // From the pieces that data-parallel ranks have to this rank's slices.
+  std::vector<TensorId> gather_pieces(const std::vector<size_t>& read, std::vector<TensorId> pieces) {
+    List bounds, shapes;
+    bool bf16 = false;
+    for (size_t k = 0; k < read.size(); ++k) {
+      const size_t i = read[k];
+      if (partition_.count(i, p_.rank) == 0) pieces[k] = kNone;
+      bf16 = g_.dtype(g_.find(whole_name(table_[i]))) == DType::bf16;
+      bounds.insert(bounds.end(), partition_.bounds[i].begin(), partition_.bounds[i].end());
+      add_shape(shapes, table_[i].shape);
+    }
+    return exchange(pieces, bounds, shapes, bf16, p_.group());
+  }
+
+  // From the slices that tensor-parallel ranks have to whole parameters.
+  void join_slices(const std::vector<size_t>& read, std::vector<TensorId>& arrived) {
+    List bounds, shapes;
+    std::vector<TensorId> sent;
+    for (size_t k = 0; k < read.size(); ++k) {
+      const Parameter& p = table_[read[k]];
+      if (!is_sliced(p)) continue;
+      sent.push_back(arrived[k]);
+      for (int64_t s = 0; s <= p.slices; ++s) bounds.push_back(s * p.shape.elements());
+      add_shape(shapes, {p.slices, p.shape.elements()});
+    }
+    if (sent.empty()) return;
+    const bool bf16 = g_.dtype(sent[0]) == DType::bf16;
+    const std::vector<TensorId> slices = exchange(sent, bounds, shapes, bf16, p_.mesh.tensor_group(p_.run_rank));
+    auto next = slices.begin();
+    for (size_t k = 0; k < read.size(); ++k) {
+      const Parameter& p = table_[read[k]];
+      if (!is_sliced(p)) continue;
+      const Parameter whole = whole_of(p);
+      List parts, shape;
+      for (int s = 0; s < p.slices; ++s)
+        for (CopiedPart part : parts_of_slice(whole, p.slices, s)) {
+          std::swap(part.from, part.to), std::swap(part.from_stride, part.to_stride);
+          part.from += s * p.shape.elements();
+          add_part(parts, part);
+        }
+      for (int axis = 0; axis < whole.shape.rank(); ++axis) shape.push_back(whole.shape[axis]);
+      arrived[k] = g_.add("copy_parts", {{"shape", shape}, {"parts", parts}}, {*next++}, p.name + ".joined")[0];
+    }
   }
 
   void own_piece_if_any(const Parameter& p, int64_t count) {
@@ -105,7 +169,6 @@ class BlockGatherer {
   const std::vector<Parameter>& table_;
   const DataParallel& p_;
   const Partition& partition_;
-  int64_t channel_;
   std::map<size_t, std::vector<Node>> inserted_;  // by the node in front of which they go
 };
 

@@ -49,8 +49,7 @@ class Reducer {
         partition_(partition),
         all_(all),
         results_(table.size()),
-        loss_(loss),
-        channel_(last_channel(graph)) {
+        loss_(loss) {
     TreeStack tree(p_.virtual_ranks);
     for (int rank = 0; rank < p_.ranks; ++rank) {
       const std::vector<Subtree> sums = sums_of(virtual_ranks_of(rank, p_.ranks, p_.virtual_ranks), p_.virtual_ranks);
@@ -130,7 +129,7 @@ class Reducer {
   Attributes attributes(const List& bounds) { return attributes(bounds, p_.group()); }
   Attributes attributes(const List& bounds, const RankGroup& group) {
     Attributes a = group_attributes(group);
-    a.set("bounds", bounds), a.set("channel", channel_);
+    a.set("bounds", bounds), a.set("channel", g_.channels);
     return a;
   }
 
@@ -167,7 +166,7 @@ class Reducer {
       add_over_tokens(s.parameters, with_loss);
       return;
     }
-    s.channel = ++channel_;
+    s.channel = ++g_.channels;
     Attributes a = attributes(s.bounds);
     a.set("sums", sums_);
     s.received = g_.add("reduce_scatter_start", a, s.own, "received." + std::to_string(s.channel))[0];
@@ -222,31 +221,36 @@ class Reducer {
 
   // Each rank of the group gets the sums of all their tensors.
   void add_over(const std::vector<TensorId>& tensors, const RankGroup& group) {
-    if (tensors.empty() || group.is_alone()) return;
+    if (group.is_alone()) return;
+    if (tensors.empty()) {
+      g_.channels += 2;  // those of the other ranks
+      return;
+    }
     List bounds, merges;
     for (const TensorId id : tensors)
       for (int64_t r = 0; r <= group.ranks; ++r) bounds.push_back(g_.shape(id).elements() * r / group.ranks);
     TreeStack tree(group.ranks);
     for (int r = 0; r < group.ranks; ++r) merges.push_back(tree.push_leaf(r));
-    ++channel_;
+    ++g_.channels;
     Attributes a = attributes(bounds, group);
     a.set("sums", List(static_cast<size_t>(group.ranks), 1));
     std::vector<TensorId> waited = {
-        g_.add("reduce_scatter_start", a, tensors, "tokens." + std::to_string(channel_))[0]};
+        g_.add("reduce_scatter_start", a, tensors, "tokens." + std::to_string(g_.channels))[0]};
     waited.insert(waited.end(), tensors.begin(), tensors.end());
-    waited[0] = g_.add("exchange_wait", {{"channel", channel_}, {"arrivals", 1}}, waited, "arrived")[0];
+    waited[0] = g_.add("exchange_wait", {{"channel", g_.channels}, {"arrivals", 1}}, waited, "arrived")[0];
     a.set("merges", merges), a.set("in_place", static_cast<int64_t>(tensors.size()));
     g_.add("ordered_sum", a, waited, "sum");
-    ++channel_;
+    ++g_.channels;
     const std::vector<TensorId> whole =
-        g_.add("all_gather_start", attributes(bounds, group), tensors, "tokens." + std::to_string(channel_));
-    g_.add("exchange_wait", {{"channel", channel_}, {"arrivals", static_cast<int64_t>(whole.size())}}, whole, "tokens");
+        g_.add("all_gather_start", attributes(bounds, group), tensors, "tokens." + std::to_string(g_.channels));
+    g_.add("exchange_wait", {{"channel", g_.channels}, {"arrivals", static_cast<int64_t>(whole.size())}}, whole,
+           "tokens");
   }
 
   TensorId loss_of(const Started& s) const { return s.tensors.back(); }
 
   void gather(const std::vector<TensorId>& tensors, const List& bounds) {
-    Gather all{++channel_, {}, g_.layer};
+    Gather all{++g_.channels, {}, g_.layer};
     all.tensors = g_.add("all_gather_start", attributes(bounds), tensors, "gather." + std::to_string(all.channel));
     gathers_.push_back(std::move(all));
   }
@@ -284,9 +288,9 @@ class Reducer {
     if (!run.is_alone()) {
       List rows;
       for (int rank = 0; rank <= run.ranks; ++rank) rows.push_back(rank * slots);
-      ++channel_;
+      ++g_.channels;
       squares = g_.add("all_gather_start", attributes(rows, run), {squares}, "squares")[0];
-      squares = g_.add("exchange_wait", {{"channel", channel_}, {"arrivals", 1}}, {squares}, "squares")[0];
+      squares = g_.add("exchange_wait", {{"channel", g_.channels}, {"arrivals", 1}}, {squares}, "squares")[0];
     }
     r.norm = g_.add("gradient_norm", {}, {squares}, "gradient_norm")[0];
     r.loss = loss_;
@@ -329,7 +333,6 @@ class Reducer {
   size_t saved_ = 0, folds_ = 0;
   std::vector<TensorId> results_;  // by parameter: the summed gradient, of the piece that is owned here
   TensorId loss_;
-  int64_t channel_;
   std::vector<Started> started_;
   std::vector<Gather> gathers_;
 };
@@ -391,7 +394,6 @@ void add_parameter_gather(Graph& graph, const std::vector<Parameter>& table, con
                           const Partition& partition) {
   if (parallel.ranks == 1 || parallel.zero == 0) return;
   if (parallel.divides_parameters()) return add_block_gathers(graph, table, parallel, partition);
-  int64_t channel = last_channel(graph);
   // A block at a time: each is under way while the next one is prepared.
   std::vector<std::pair<int64_t, std::vector<TensorId>>> started;
   for (size_t i = 0; i < table.size();) {
@@ -403,8 +405,9 @@ void add_parameter_gather(Graph& graph, const std::vector<Parameter>& table, con
       bounds.insert(bounds.end(), partition.bounds[i].begin(), partition.bounds[i].end());
     }
     Attributes a = group_attributes(parallel.group());
-    a.set("bounds", bounds), a.set("channel", ++channel);
+    a.set("bounds", bounds), a.set("channel", ++graph.channels);
     graph.layer = layer;
+    const int64_t channel = graph.channels;
     started.emplace_back(channel, graph.add("all_gather_start", a, tensors, "parameters." + std::to_string(channel)));
   }
   graph.layer = -1;

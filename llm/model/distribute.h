@@ -22,9 +22,8 @@ struct DataParallel {
   // What the ranks divide among themselves: 0 nothing, 1 optimizer state, 2 gradients as well, 3 parameters as well.
   int zero = 0;
   size_t bucket_bytes = 0;  // gradients are sent when there are so many, or those of a block; 0: those of a block
-
-  Mesh mesh = {};    // of all ranks of the run; where it is one rank alone, the run's ranks are those above
-  int run_rank = 0;  // this rank's number in the mesh
+  Mesh mesh = {};           // of all ranks of the run; where it is one rank alone, the run's ranks are those above
+  int run_rank = 0;         // this rank's number in the mesh
 
   RankGroup group() const { return mesh.ranks() == 1 ? RankGroup{rank, ranks} : mesh.data_group(run_rank); }
   RankGroup all() const { return mesh.ranks() == 1 ? RankGroup{rank, ranks} : mesh.all(run_rank); }
@@ -63,7 +62,7 @@ struct Reduced {
 Reduced add_reduction(Graph& graph, const std::vector<Parameter>& table, const std::vector<TensorId>& gradients,
                       TensorId loss, const DataParallel& parallel, const Partition& partition,
                       const std::vector<Parameter>& all);
-// For parameters that are divided: a rank's graph gets a tensor for its own pieces alone, by the parameters' names. The
+// Where a rank has only pieces or slices of parameters that a graph reads whole: the graph gets a tensor for its own pieces alone, by the parameters' names. The
 // pieces of a block are gathered while the block before it runs, and again before its backward pass; what is gathered
 // is an activation, and so its memory is free in between. `graph` is complete.
 void add_block_gathers(Graph& graph, const std::vector<Parameter>& table, const DataParallel& parallel,

@@ -33,7 +33,7 @@ std::vector<int> muon_owners(const std::vector<Parameter>& sliced, OptimizerKind
 }
 
 std::vector<TensorId> gather_gradients(Graph& g, const std::vector<SlicedMatrix>& matrices, const RankGroup& tensor,
-                                       const std::string& name) {
+                                       int64_t channel, const std::string& name) {
   std::vector<TensorId> sent;
   List bounds;
   for (const SlicedMatrix& m : matrices) {
@@ -41,7 +41,7 @@ std::vector<TensorId> gather_gradients(Graph& g, const std::vector<SlicedMatrix>
     add_owned(bounds, m.owner, tensor.ranks, m.slice->shape.elements());
   }
   Attributes a = group_attributes(tensor);
-  a.set("bounds", bounds), a.set("channel", last_channel(g) + 1);
+  a.set("bounds", bounds), a.set("channel", channel);
   a.set("sums", List(static_cast<size_t>(tensor.ranks), 1));
   const Pieces pieces(a);
   std::vector<TensorId> waited = {g.add("reduce_scatter_start", a, sent, name + ".slices")[0]};
@@ -69,7 +69,7 @@ std::vector<TensorId> gather_gradients(Graph& g, const std::vector<SlicedMatrix>
 
 std::vector<TensorId> share_updates(Graph& g, const std::vector<SlicedMatrix>& matrices,
                                     const std::vector<std::vector<TensorId>>& updates, bool bf16,
-                                    const RankGroup& tensor, const std::string& name) {
+                                    const RankGroup& tensor, int64_t channel, const std::string& name) {
   List bounds, shapes;
   std::vector<TensorId> sent;
   for (size_t k = 0; k < matrices.size(); ++k) {
@@ -83,7 +83,7 @@ std::vector<TensorId> share_updates(Graph& g, const std::vector<SlicedMatrix>& m
   }
   Attributes a = group_attributes(tensor);
   a.set("bounds", bounds), a.set("shapes", shapes), a.set("bf16", bf16);
-  a.set("channel", last_channel(g) + 1);
+  a.set("channel", channel);
   std::vector<TensorId> waited = g.add("piece_gather_start", a, sent, name + ".updates");
   const auto arrivals = static_cast<int64_t>(waited.size());
   for (const TensorId id : sent)

@@ -18,12 +18,12 @@ struct SlicedMatrix {
   int owner;
   TensorId gradient;  // of the slice, fp32
 };
-// The whole gradients of the matrices that this rank owns; kNone for the others.
+// (`channel`: that of the exchange.) The whole gradients of the matrices that this rank owns; kNone for the others.
 std::vector<TensorId> gather_gradients(Graph& graph, const std::vector<SlicedMatrix>& matrices, const RankGroup& tensor,
-                                       const std::string& name);
+                                       int64_t channel, const std::string& name);
 // updates: for each matrix the parts of its update, kNone where another rank owns it -> this rank's slice of each part.
 std::vector<TensorId> share_updates(Graph& graph, const std::vector<SlicedMatrix>& matrices,
                                     const std::vector<std::vector<TensorId>>& updates, bool bf16,
-                                    const RankGroup& tensor, const std::string& name);
+                                    const RankGroup& tensor, int64_t channel, const std::string& name);
 
 }  // namespace llm

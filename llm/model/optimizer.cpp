@@ -45,6 +45,9 @@ class StepBuilder {
         owners_(muon_owners(table, options.kind, tensor.ranks)) {}
 
   TensorId run(TensorId loss) {
+    for (const Parameter& p : table_) layers_ = std::max(layers_, p.layer + 1);
+    first_channel_ = g_.channels + 1;
+    if (!tensor_.is_alone()) g_.channels += 2 * (layers_ + 1);
     if (o_.guard_deviations > 0) {
       const TensorId statistics = g_.add_tensor(kGuardState, DType::fp32, {kGuardStatistics}, Role::state);
       norm_ = g_.add("step_guard", {{"deviations", o_.guard_deviations}, {"after", kGuardAfter}},
@@ -66,6 +69,9 @@ class StepBuilder {
   }
 
  private:
+  // Of the two exchanges of a layer's matrices, the first. Other data-parallel ranks step other layers.
+  int64_t channel_of(int layer) const { return first_channel_ + 2 * (layer + 1); }
+
   // Elements [first, first + count) of what is stepped of parameter number i.
   struct Part {
     size_t i;
@@ -79,8 +85,9 @@ class StepBuilder {
   Part whole(size_t i) const { return {i, 0, stepped_[i].shape.elements()}; }
 
   void step(const Group& group) {
-    takes_muon(table_[group.parts[0].i], o_.kind) ? muon(group.parts, concat("layers.", group.layer, ".step"))
-                                                  : adamw(group.parts);
+    takes_muon(table_[group.parts[0].i], o_.kind)
+        ? muon(group.parts, channel_of(group.layer), concat("layers.", group.layer, ".step"))
+        : adamw(group.parts);
   }
 
   // A part of a tensor that has the shape of what is stepped.
@@ -230,7 +237,7 @@ class StepBuilder {
     std::vector<TensorId> updates;  // of each, or of this rank's slice of it
   };
 
-  void muon(const std::vector<Part>& parts, const std::string& name) {
+  void muon(const std::vector<Part>& parts, int64_t channel, const std::string& name) {
     std::vector<Matrix> matrices;
     std::vector<SlicedMatrix> cut;
     for (const Part& part : parts) {
@@ -240,7 +247,7 @@ class StepBuilder {
       if (is_cut(part.i)) cut.push_back({&table_[part.i], owners_[part.i], stepped_[part.i].gradient});
     }
     if (!cut.empty()) {
-      const std::vector<TensorId> gradients = gather_gradients(g_, cut, tensor_, name);
+      const std::vector<TensorId> gradients = gather_gradients(g_, cut, tensor_, channel, name);
       auto next = gradients.begin();
       for (Matrix& m : matrices)
         if (is_cut(m.i)) m.gradient = *next++;
@@ -250,7 +257,7 @@ class StepBuilder {
       std::vector<std::vector<TensorId>> updates;
       for (const Matrix& m : matrices)
         if (is_cut(m.i)) updates.push_back(m.updates);
-      const std::vector<TensorId> slices = share_updates(g_, cut, updates, bf16_, tensor_, name);
+      const std::vector<TensorId> slices = share_updates(g_, cut, updates, bf16_, tensor_, channel + 1, name);
       auto next = slices.begin();
       for (Matrix& m : matrices)
         if (is_cut(m.i))
@@ -342,7 +349,8 @@ class StepBuilder {
   TensorId norm_;
   RankGroup tensor_;
   std::vector<int> owners_;  // by parameter: which of those ranks makes Muon's step of a matrix that is cut; -1: each
-  int64_t transfers_ = 0;
+  int layers_ = 0;
+  int64_t first_channel_ = 0, transfers_ = 0;
   std::map<std::string, TensorId> fetched_;  // state that is on the device, by name
 };
 

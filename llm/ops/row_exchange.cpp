@@ -171,16 +171,9 @@ RankGroup group_of(const Attributes& a) {
           static_cast<int>(a.integer("first", 0)), static_cast<int>(a.integer("stride", 1))};
 }
 
-int64_t last_channel(const Graph& graph) {
-  int64_t channel = 0;
-  for (const Node& node : graph.nodes)
-    if (node.attributes.has("channel")) channel = std::max(channel, node.attributes.integer("channel"));
-  return channel;
-}
-
 TensorId gather_rows(Graph& g, TensorId own, const Shape& all, const RankGroup& group, const std::string& name) {
   Attributes a = group_attributes(group);
-  a.set("channel", last_channel(g) + 1);
+  a.set("channel", ++g.channels);
   a.set("shape", list_of(all));
   const TensorId arriving = g.add("rows_gather_start", a, {own}, name + ".start")[0];
   a.set("shape", list_of(g.shape(own)));  // of what its gradient is added up to
@@ -192,7 +185,7 @@ TensorId gather_rows(Graph& g, TensorId own, const Shape& all, const RankGroup& 
 TensorId sum_rows(Graph& g, TensorId partial, TensorId bias, const Shape& own, const RankGroup& group,
                   const std::string& name) {
   Attributes a = group_attributes(group);
-  a.set("channel", last_channel(g) + 1);
+  a.set("channel", ++g.channels);
   a.set("shape", list_of(own));
   const TensorId arriving = g.add("rows_scatter_start", a, {partial}, name + ".start")[0];
   const TensorId received = g.add("exchange_wait", {{"channel", a.integer("channel")}, {"arrivals", 1}},

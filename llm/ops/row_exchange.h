@@ -15,9 +15,6 @@ TensorId gather_rows(Graph& graph, TensorId own, const Shape& all, const RankGro
 TensorId sum_rows(Graph& graph, TensorId partial, TensorId bias, const Shape& own, const RankGroup& group,
                   const std::string& name);
 
-// The highest number of a channel in the graph; 0: none.
-int64_t last_channel(const Graph& graph);
-
 // Attributes by which ops know their group: "rank", "ranks", "first", "stride".
 Attributes group_attributes(const RankGroup& group);
 RankGroup group_of(const Attributes& attributes);

@@ -50,6 +50,7 @@ struct TrainOptions {
   double z_loss = 0;  // its weight in the training loss, which is logged with it; evaluations are without
   Precision dtype = Precision::fp32;
   int64_t virtual_ranks = 0;  // who share a step's samples, on however many ranks; 0: as many as ranks
+  Mesh mesh;                  // of the ranks there are; not part of the run
   int64_t zero = 1;           // what the ranks divide among themselves (llm/model/distribute.h)
   Offload offload = Offload::none;
   int64_t bucket_bytes = 0;          // of gradients that are sent together; 0: those of a block

@@ -8,7 +8,6 @@
 #include "llm/base/error.h"
 #include "llm/base/process.h"
 #include "llm/base/random.h"
-#include "llm/graph/staging.h"
 #include "llm/model/huggingface.h"
 #include "llm/train/rules.h"
 #include "llm/train/trace.h"
@@ -22,6 +21,21 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 constexpr int64_t kMostSkippedSteps = 10, kMostDeadSteps = 20;
 constexpr int64_t kSampleTokens = 200;
 
+DataParallel parallel_of(const TrainOptions& options, const Communicator* ranks) {
+  Mesh mesh = options.mesh;
+  if (ranks && mesh.ranks() == 1) mesh.data = ranks->size();
+  const int rank = ranks ? ranks->rank() : 0;
+  if (mesh.ranks() != (ranks ? ranks->size() : 1)) fail(mesh.text(), " are not as many ranks as there are");
+  return {.rank = mesh.place_of(rank).data,
+          .ranks = mesh.data,
+          .virtual_ranks = std::max<int64_t>(1, options.virtual_ranks),
+          .micro_steps = options.grad_accum,
+          .zero = static_cast<int>(options.zero),
+          .bucket_bytes = static_cast<size_t>(options.bucket_bytes),
+          .mesh = mesh,
+          .run_rank = rank};
+}
+
 }  // namespace
 
 Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset dataset, Device& device,
@@ -31,14 +45,9 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
       dataset_(std::move(dataset)),
       device_(device),
       ranks_(ranks),
-      parallel_{.rank = ranks ? ranks->rank() : 0,
-                .ranks = ranks ? ranks->size() : 1,
-                .virtual_ranks = std::max<int64_t>(1, options.virtual_ranks),
-                .micro_steps = options.grad_accum,
-                .zero = static_cast<int>(options.zero),
-                .bucket_bytes = static_cast<size_t>(options.bucket_bytes)},
+      parallel_(parallel_of(options, ranks)),
       table_(parameter_table(model, parametrization_of(options))),
-      partition_(partition_of(table_, options.optimizer.value(), parallel_.ranks)),
+      placement_(table_, parallel_, options.optimizer.value()),
       step_samples_(options.batch * options.grad_accum * parallel_.virtual_ranks),
       step_tokens_(step_samples_ * options.context) {
   schedule_ = {options_.schedule.value(), options_.lr, 0.0, options_.steps, options_.warmup};
@@ -61,17 +70,14 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
   tensors_ = {t.tokens, t.targets, t.loss_weights, t.loss, t.gradient_norm, t.guarded_norm};
   layout_.add(t.graph);
   sums_ = std::make_unique<VirtualRankSums>(t, parallel_, layout_, target);
-  for (size_t p = 0; p < table_.size() && parallel_.ranks > 1 && parallel_.zero > 0; ++p)
-    for (const char* state : {".first_moment", ".second_moment", ".momentum", ".master"})
-      divided_[table_[p].name + state] = p;
-  for (size_t p = 0; p < table_.size() && parallel_.divides_parameters(); ++p) divided_[table_[p].name] = p;
   CompileOptions compiling;
   compiling.memory_budget = options_.memory_budget;
   training_ = std::make_unique<Program>(
       compile(std::move(t.graph), {t.loss, t.gradient_norm, t.guarded_norm}, target, compiling), layout_);
-  const bool divides = parallel_.divides_parameters();
+  const bool divides = parallel_.divides_parameters() || !parallel_.mesh.is_data_alone();
   std::function<void(Graph&)> divide;
-  if (divides) divide = [this](Graph& g) { add_block_gathers(g, table_, parallel_, partition_); };
+  if (divides)
+    divide = [this](Graph& g) { add_block_gathers(g, placement_.table(), parallel_, placement_.partition()); };
   if (dataset_.val.size() > 1)
     evaluator_ =
         std::make_unique<Evaluator>(model_, options_.batch, options_.context, layout_, target, end_of_text, divide);
@@ -102,46 +108,18 @@ void Trainer::allocate(Communicator* device_ranks) {
 }
 
 void Trainer::initialise() {
-  Staging staging = this->staging();
+  WholeTensors tensors = whole_tensors();
   for (const Parameter& p : table_) {
-    float* const values = staging.room(weights_of(p), p.shape.elements());
+    float* const values = tensors.room(weights_of(p), p.shape.elements());
     llm::initialise(device_.threads(), p, options_.seed, values);
-    round_parameter(p, values);
+    round_parameter(tensors, p, values);
   }
-  staging.flush();
+  tensors.flush();
 }
 
 // Where a parameter's exact values lie.
 std::string Trainer::weights_of(const Parameter& p) const {
   return options_.dtype == Precision::fp32 ? p.name : master_of(p.name);
-}
-
-// What this rank has of a tensor.
-Piece Trainer::piece_of(const std::string& name) const {
-  const auto found = divided_.find(name);
-  if (found == divided_.end()) return {};
-  return {partition_.first(found->second, parallel_.rank), partition_.count(found->second, parallel_.rank)};
-}
-
-Staging Trainer::staging() const {
-  return {*arena_, layout_, [this](const std::string& name) { return piece_of(name); }};
-}
-
-const float* Trainer::collected(Staging& staging, const std::string& name, int64_t elements) const {
-  float* const values = staging.values(name, elements);
-  const auto found = divided_.find(name);
-  if (found == divided_.end()) return values;
-  const size_t p = found->second;
-  Exchange& exchange = ranks_->prepare(kHostChannel);
-  for (int rank = 1; rank < parallel_.ranks; ++rank) {
-    const Message message = {is_first() ? rank : 0, values + partition_.first(p, rank),
-                             static_cast<size_t>(partition_.count(p, rank)) * sizeof(float)};
-    if (message.bytes && is_first()) exchange.receives.push_back(message);
-    if (message.bytes && rank == parallel_.rank) exchange.sends.push_back(message);
-  }
-  ranks_->start(kHostChannel);
-  ranks_->wait(kHostChannel);
-  return values;
 }
 
 std::vector<StateTensor> Trainer::state_tensors() const {
@@ -152,9 +130,10 @@ std::vector<StateTensor> Trainer::state_tensors() const {
 
 // In a bf16 run a parameter is made from its master (values), with the rounding of the last step that changed it: so a
 // resumed run has the same bits.
-void Trainer::round_parameter(const Parameter& p, const float* values) {
+void Trainer::round_parameter(WholeTensors& tensors, const Parameter& p, const float* whole) {
   if (weights_of(p) == p.name) return;
-  const int64_t elements = p.shape.elements();
+  const float* const values = tensors.slice_of(p.name, whole);
+  const int64_t elements = tensors.slice_elements(p.name);
   std::vector<bf16> rounded(static_cast<size_t>(elements));
   device_.threads().for_blocks(elements, 16384, [&](int64_t begin, int64_t end) {
     if (state_.rounded_step < 0)
@@ -162,34 +141,34 @@ void Trainer::round_parameter(const Parameter& p, const float* values) {
     else
       round_stochastically(values, rounded.data(), begin, end, options_.seed, state_.rounded_step, stream_of(p.name));
   });
-  const Piece piece = piece_of(p.name);
+  const Piece piece = placement_.piece_of(p.name);
   if (piece.count == 0) return;
   const auto count = static_cast<size_t>(piece.count < 0 ? elements : piece.count);
   arena_->write(layout_.offset(p.name), rounded.data() + piece.first, count * sizeof(bf16));
 }
 
 void Trainer::load_weights(const std::string& directory) {
-  Staging staging = this->staging();
+  WholeTensors tensors = whole_tensors();
   const Parameter* last = nullptr;
   float* values = nullptr;
   load_parameters(directory, table_, [&](size_t i) {
-    if (last) round_parameter(*last, values);
+    if (last) round_parameter(tensors, *last, values);
     last = &table_[i];
-    return values = staging.room(weights_of(*last), last->shape.elements());
+    return values = tensors.room(weights_of(*last), last->shape.elements());
   });
-  round_parameter(*last, values);
-  staging.flush();
+  round_parameter(tensors, *last, values);
+  tensors.flush();
 }
 
 void Trainer::load(const std::string& checkpoint) {
   if (read_config(checkpoint + "/config.json") != model_) fail(checkpoint, ": its config.json is not this run's model");
   state_ = read_trainer_state(checkpoint);
   load_weights(checkpoint);
-  Staging staging = this->staging();
+  WholeTensors tensors = whole_tensors();
   const std::vector<StateTensor> optimizer = state_tensors();
   load_optimizer(checkpoint, optimizer,
-                 [&](size_t i) { return staging.room(optimizer[i].name, optimizer[i].shape.elements()); });
-  staging.flush();
+                 [&](size_t i) { return tensors.room(optimizer[i].name, optimizer[i].shape.elements()); });
+  tensors.flush();
 }
 
 void Trainer::initialise_from(const std::string& directory) {
@@ -339,10 +318,10 @@ void Trainer::save(double val_loss) {
   content.config = model_;
   content.table = table_;
   content.optimizer = state_tensors();
-  Staging staging = this->staging();
-  content.parameter = [&](size_t i) { return collected(staging, weights_of(table_[i]), table_[i].shape.elements()); };
+  WholeTensors tensors = whole_tensors();
+  content.parameter = [&](size_t i) { return tensors.values(weights_of(table_[i]), table_[i].shape.elements()); };
   content.optimizer_tensor = [&](size_t i) {
-    return collected(staging, content.optimizer[i].name, content.optimizer[i].shape.elements());
+    return tensors.values(content.optimizer[i].name, content.optimizer[i].shape.elements());
   };
   if (!is_first()) {
     for (size_t i = 0; i < table_.size(); ++i) content.parameter(i);

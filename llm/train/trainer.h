@@ -1,6 +1,5 @@
 // The training loop: batches in, steps, evaluations, samples, checkpoints, log.
 #pragma once
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -9,7 +8,6 @@
 #include "llm/checkpoint/checkpoint.h"
 #include "llm/device/communicator.h"
 #include "llm/graph/program.h"
-#include "llm/graph/staging.h"
 #include "llm/infer/evaluate.h"
 #include "llm/infer/generator.h"
 #include "llm/model/gpt.h"
@@ -17,6 +15,7 @@
 #include "llm/text/tokenize.h"
 #include "llm/train/log.h"
 #include "llm/train/options.h"
+#include "llm/train/placement.h"
 #include "llm/train/schedule.h"
 #include "llm/train/step_runner.h"
 
@@ -94,11 +93,8 @@ class Trainer {
   void check_skipped(const StepResult& result, TrainingObserver& observer);
   bool is_first() const { return !ranks_ || ranks_->rank() == 0; }
   std::string weights_of(const Parameter& p) const;
-  Piece piece_of(const std::string& name) const;
-  Staging staging() const;
-  // The values of a tensor with all ranks' pieces; complete on rank 0 alone.
-  const float* collected(Staging& staging, const std::string& name, int64_t elements) const;
-  void round_parameter(const Parameter& p, const float* values);
+  WholeTensors whole_tensors() const { return {*arena_, layout_, placement_, ranks_}; }
+  void round_parameter(WholeTensors& tensors, const Parameter& p, const float* values);
   void load_weights(const std::string& directory);
   double evaluate(int64_t max_batches, LogEntry& entry, TrainingObserver& observer);
   double bits_per_byte(double loss) const;
@@ -114,9 +110,8 @@ class Trainer {
   Device& device_;
   Communicator* ranks_;
   DataParallel parallel_;
-  std::vector<Parameter> table_;
-  Partition partition_;
-  std::map<std::string, size_t> divided_;  // tensors of which a rank has a piece, and their parameters' numbers
+  std::vector<Parameter> table_;  // of the whole model
+  Placement placement_;
   Schedule schedule_;
   std::unique_ptr<Loader> loader_;
 

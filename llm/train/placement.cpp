@@ -1,0 +1,144 @@
+#include "llm/train/placement.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "llm/model/muon_slices.h"
+
+namespace llm {
+namespace {
+
+// Copies rectangles, from the whole to the slice or back.
+void copy(const std::vector<CopiedPart>& parts, const float* from, float* to, bool back) {
+  for (const CopiedPart& p : parts)
+    for (int64_t row = 0; row < p.rows; ++row) {
+      const int64_t whole = p.from + row * p.from_stride, slice = p.to + row * p.to_stride;
+      std::copy_n(from + (back ? slice : whole), p.columns, to + (back ? whole : slice));
+    }
+}
+
+}  // namespace
+
+Placement::Placement(const std::vector<Parameter>& whole, const DataParallel& parallel, OptimizerKind kind)
+    : parallel_(parallel),
+      whole_(whole),
+      table_(sliced_table(whole, parallel.mesh)),
+      partition_(partition_of(table_, kind, parallel.ranks)) {
+  const std::vector<int> owners = muon_owners(table_, kind, parallel.mesh.tensor);
+  for (size_t p = 0; p < table_.size(); ++p) {
+    const std::string& name = table_[p].name;
+    const bool is_divided = parallel.ranks > 1 && parallel.zero > 0;
+    const int slices = table_[p].slices;
+    tensors_[name] = {p, slices, parallel.divides_parameters()};
+    for (const char* state : {".first_moment", ".second_moment", ".momentum", ".master"})
+      tensors_[name + state] = {p, slices, is_divided};
+    if (owners[p] >= 0) tensors_[name + ".momentum"] = {p, 1, is_divided, owners[p]};
+  }
+}
+
+int64_t Placement::elements_of(const Tensor& t) const { return whole_[t.parameter].shape.elements() / t.slices; }
+
+std::vector<CopiedPart> Placement::parts_of(const Tensor& t, int slice) const {
+  return parts_of_slice(whole_[t.parameter], t.slices, slice);
+}
+
+bool Placement::is_here(const std::string& name) const {
+  const auto found = tensors_.find(name);
+  if (found == tensors_.end()) return true;
+  const Tensor& t = found->second;
+  return t.owner < 0 || t.owner == parallel_.mesh.place_of(parallel_.run_rank).tensor;
+}
+
+Piece Placement::piece_of(const std::string& name) const {
+  const auto found = tensors_.find(name);
+  if (found == tensors_.end() || !found->second.is_divided) return {};
+  const Tensor& t = found->second;
+  const int64_t first = partition_.first(t.parameter, parallel_.rank),
+                count = partition_.count(t.parameter, parallel_.rank);
+  // A momentum that one tensor-parallel rank has for all is whole, and so is what it belongs to.
+  return t.owner >= 0 ? Piece{0, count ? elements_of(t) : 0} : Piece{first, count};
+}
+
+std::vector<Placement::Source> Placement::sources_of(const std::string& name) const {
+  const auto found = tensors_.find(name);
+  if (found == tensors_.end()) return {};
+  const Tensor& t = found->second;
+  std::vector<Source> sources;
+  for (int slice = 0; slice < t.slices; ++slice)
+    for (int d = 0; d < parallel_.ranks; ++d) {
+      int64_t first = 0, count = d == 0 ? elements_of(t) : 0;
+      if (t.is_divided) first = partition_.first(t.parameter, d), count = partition_.count(t.parameter, d);
+      if (t.is_divided && t.owner >= 0) first = 0, count = count ? elements_of(t) : 0;
+      Mesh mesh = parallel_.mesh;
+      if (mesh.ranks() == 1) mesh.data = parallel_.ranks;
+      if (count > 0) sources.push_back({mesh.rank_of({d, 0, 0, t.owner >= 0 ? t.owner : slice}), slice, first, count});
+    }
+  return sources;
+}
+
+float* WholeTensors::room(const std::string& name, int64_t elements) {
+  flush();
+  const auto found = placement_.tensors_.find(name);
+  if (placement_.is_here(name) && (found == placement_.tensors_.end() || found->second.slices == 1))
+    return staging_.room(name, elements);
+  pending_ = name;
+  whole_.resize(static_cast<size_t>(elements));
+  return whole_.data();
+}
+
+void WholeTensors::flush() {
+  staging_.flush();
+  if (pending_.empty()) return;
+  const std::string name = std::exchange(pending_, "");
+  if (!placement_.is_here(name)) return;
+  const Placement::Tensor& t = placement_.tensors_.at(name);
+  float* const slice = staging_.room(name, placement_.elements_of(t));
+  copy(placement_.parts_of(t, placement_.parallel_.mesh.place_of(placement_.parallel_.run_rank).tensor), whole_.data(),
+       slice, false);
+  staging_.flush();
+}
+
+const float* WholeTensors::slice_of(const std::string& name, const float* whole) {
+  const Placement::Tensor& t = placement_.tensors_.at(name);
+  if (t.slices == 1) return whole;
+  slice_.resize(static_cast<size_t>(placement_.elements_of(t)));
+  copy(placement_.parts_of(t, placement_.parallel_.mesh.place_of(placement_.parallel_.run_rank).tensor), whole,
+       slice_.data(), false);
+  return slice_.data();
+}
+
+int64_t WholeTensors::slice_elements(const std::string& name) const {
+  return placement_.elements_of(placement_.tensors_.at(name));
+}
+
+const float* WholeTensors::values(const std::string& name, int64_t elements) {
+  flush();
+  const std::vector<Placement::Source> sources = placement_.sources_of(name);
+  const int rank = ranks_ ? ranks_->rank() : 0;
+  if (sources.size() <= 1 && (sources.empty() || sources[0].rank == 0))
+    return rank == 0 || sources.empty() ? staging_.values(name, elements) : nullptr;
+  const Placement::Tensor& t = placement_.tensors_.at(name);
+  const int64_t each = placement_.elements_of(t);
+  float* const own = placement_.is_here(name) ? staging_.values(name, each) : nullptr;
+  if (rank == 0) slice_.resize(static_cast<size_t>(each * t.slices));
+  Exchange& exchange = ranks_->prepare(kHostChannel);
+  for (const Placement::Source& s : sources) {
+    const size_t bytes = static_cast<size_t>(s.count) * sizeof(float);
+    float* const place = slice_.data() + s.slice * each + s.first;
+    if (s.rank == 0 && rank == 0)
+      std::copy_n(own + s.first, s.count, place);
+    else if (rank == 0)
+      exchange.receives.push_back({s.rank, place, bytes});
+    else if (s.rank == rank)
+      exchange.sends.push_back({0, own + s.first, bytes});
+  }
+  ranks_->start(kHostChannel);
+  ranks_->wait(kHostChannel);
+  if (rank != 0 || t.slices == 1) return slice_.data();
+  whole_.resize(static_cast<size_t>(elements));
+  for (int slice = 0; slice < t.slices; ++slice)
+    copy(placement_.parts_of(t, slice), slice_.data() + slice * each, whole_.data(), true);
+  return whole_.data();
+}
+
+}  // namespace llm

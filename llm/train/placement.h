@@ -1,0 +1,76 @@
+// Where a run's tensors are: which rank has which part of a parameter, its master and its optimizer state. Between files,
+// which hold whole tensors, and the memories of ranks. The ranks' parts are one layout for any mesh, so what one mesh has
+// written any other can read.
+#pragma once
+#include <map>
+#include <string>
+#include <vector>
+
+#include "llm/device/communicator.h"
+#include "llm/graph/staging.h"
+#include "llm/model/distribute.h"
+#include "llm/model/shard.h"
+
+namespace llm {
+
+class Placement {
+ public:
+  Placement(const std::vector<Parameter>& whole, const DataParallel& parallel, OptimizerKind kind);
+
+  // The parameters as this rank has them, and how the data-parallel ranks share their steps.
+  const std::vector<Parameter>& table() const { return table_; }
+  const Partition& partition() const { return partition_; }
+  // What this rank has of a tensor's slice.
+  Piece piece_of(const std::string& name) const;
+
+ private:
+  friend class WholeTensors;
+  struct Tensor {
+    size_t parameter;         // its number in the table
+    int slices = 1;           // that ranks have of it
+    bool is_divided = false;  // each data-parallel rank has a piece of its slice
+    int owner = -1;           // the tensor-parallel rank that alone has it; -1: all
+  };
+  // A part of a tensor, and the rank that hands it to rank 0.
+  struct Source {
+    int rank, slice;
+    int64_t first, count;  // elements of the slice
+  };
+  std::vector<Source> sources_of(const std::string& name) const;
+  bool is_here(const std::string& name) const;
+  int64_t elements_of(const Tensor& tensor) const;  // of a slice
+  std::vector<CopiedPart> parts_of(const Tensor& tensor, int slice) const;
+
+  DataParallel parallel_;
+  std::vector<Parameter> whole_, table_;
+  Partition partition_;
+  std::map<std::string, Tensor> tensors_;
+};
+
+// Whole tensors in the host's memory on their way into the ranks' parts of them, and out of them.
+class WholeTensors {
+ public:
+  // `ranks`: null where there is one.
+  WholeTensors(const Arena& arena, const PersistentLayout& layout, const Placement& placement, Communicator* ranks)
+      : placement_(placement),
+        ranks_(ranks),
+        staging_(arena, layout, [this](const std::string& name) { return placement_.piece_of(name); }) {}
+
+  // Memory for a tensor's values; this rank's part is taken with the next call, or with flush().
+  float* room(const std::string& name, int64_t elements);
+  void flush();
+  // All ranks' parts of a tensor, which all ranks ask for; complete on rank 0 alone, and valid until the next call.
+  const float* values(const std::string& name, int64_t elements);
+  // Of whole values, this rank's slice; valid until the next call, but not longer than `whole`.
+  const float* slice_of(const std::string& name, const float* whole);
+  int64_t slice_elements(const std::string& name) const;
+
+ private:
+  const Placement& placement_;
+  Communicator* ranks_;
+  Staging staging_;
+  std::string pending_;  // the tensor whose values are in `whole_`; empty: none
+  std::vector<float> whole_, slice_;
+};
+
+}  // namespace llm
