@@ -49,15 +49,26 @@ Options train_options(Arguments& a) {
                       "What makes tokens of a text: bytes, or a path as for tokenize (that of the model's directory, "
                       "else bytes)"),
                Option("--explain", &a.explain, "Print every value of the run with its rule and source, and stop")});
-  append(all,
-         {Option("--ranks", &a.ranks,
-                 "Train on so many ranks of this host, each a GPU or a part of the CPU's threads (under mpirun or srun "
-                 "each process is one)")
-              .between(1, 256),
-          Option("--tensor", &a.mesh.tensor, "Of the ranks, so many share each matrix and the tokens of a micro-step")
-              .between(1, 256)
-              .with_default()},
-         "Ranks");
+  append(
+      all,
+      {Option("--ranks", &a.ranks,
+              "Train on so many ranks of this host, each a GPU or a part of the CPU's threads (under mpirun or srun "
+              "each process is one)")
+           .between(1, 256),
+       Option("--tensor", &a.mesh.tensor, "Of the ranks, so many share each matrix and the tokens of a micro-step")
+           .between(1, 256)
+           .with_default(),
+       Option("--stages", &a.mesh.stage,
+              "Of the ranks, so many share the layers: a pipeline, whose micro-batches are the --grad-accum of a step")
+           .between(1, 256)
+           .with_default(),
+       Option("--pipeline", &a.train.pipeline,
+              "The order of their passes: gpipe, 1f1b, interleaved or zero-bubble (graph --pipeline prints it)")
+           .with_default(),
+       Option("--chunks", &a.train.chunks, "Parts of the model that each stage has, where they are interleaved")
+           .between(1, 64)
+           .with_default()},
+      "Ranks");
   append(all,
          {Option("--trace", &a.train.trace,
                  "Write when each op and each exchange of the second step ran, on every rank, for ui.perfetto.dev"),
@@ -270,8 +281,9 @@ Mesh mesh_of(const Mesh& wanted, int ranks) {
   mesh.data = 1;
   const int each = mesh.ranks();
   if (ranks % each)
-    fail_usage("--tensor ", mesh.tensor, " takes ", each, " ranks at a time, and ", ranks, " are no multiple of that; ",
-               std::max(each, ranks / each * each), " would do");
+    fail_usage("--tensor ", mesh.tensor, mesh.stage > 1 ? concat(" with --stages ", mesh.stage) : "", " takes ", each,
+               " ranks at a time, and ", ranks, " are no multiple of that; ", std::max(each, ranks / each * each),
+               " would do");
   mesh.data = ranks / each;
   return mesh;
 }
@@ -318,6 +330,7 @@ std::unique_ptr<Run> prepare(Arguments& a, const Given& given, const RankPlace& 
     const TrainOptions settings = settings_of(checkpoint);
     if (given.contains("--dtype") && a.device.dtype != settings.dtype) fail_to_change("--dtype", o.out);
     const std::string trace = o.trace;
+    const auto [pipeline, chunks] = std::pair{o.pipeline, o.chunks};
     o = resumed_settings(settings, o, given);
     a.device.dtype = o.dtype;
     if (o.steps < checkpoint.step)
@@ -327,7 +340,7 @@ std::unique_ptr<Run> prepare(Arguments& a, const Given& given, const RankPlace& 
                     << " steps; a larger --steps or --tokens goes on\n";
       return nullptr;
     }
-    o.trace = trace;
+    o.trace = trace, o.pipeline = pipeline, o.chunks = chunks;
   } else {
     if (o.data.empty()) fail_usage("--data is missing: give a text file or a directory of token shards");
     if (o.steps && o.tokens) fail_usage("--steps and --tokens both say how long; give one");
@@ -369,6 +382,11 @@ std::unique_ptr<Run> prepare(Arguments& a, const Given& given, const RankPlace& 
     fail(joined(o.data), " has only ", train_tokens, " training tokens, fewer than the context of ", o.context,
          " and one more; lower --context");
   check_mesh(o.mesh, model, o.batch, o.context);
+  if (o.mesh.stage > 1 && o.zero == 3)
+    fail_usage("--zero 3 divides parameters, of which the stages of a pipeline have their own; --zero 2 would do");
+  if (o.pipeline == PipelineKind::interleaved && o.chunks == 1) o.chunks = 2;
+  if (o.mesh.stage > 1)
+    make_schedule({o.pipeline, o.mesh.stage, static_cast<int>(o.grad_accum), static_cast<int>(o.chunks)});
   o.settings_json = settings_json(o, model);
   if (!resumes) say_unused_vocabulary(model, dataset, origin.empty(), voice.notes);
   run->trainer = std::make_unique<Trainer>(model, o, std::move(dataset), run->machine->device(), place.ranks);

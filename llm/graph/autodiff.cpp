@@ -65,8 +65,13 @@ Gradients differentiate(Graph& graph, const std::vector<std::pair<TensorId, Tens
   return gradients;
 }
 
-size_t defer_weight_gradients(Graph& graph, int layers) {
-  std::vector<bool> read_elsewhere(graph.tensors.size(), false);  // by a node that keeps its place
+namespace {
+
+// `may_be`: of nodes that only make gradients of parameters, which ones are put behind the others.
+template <class MayBe>
+size_t defer(Graph& graph, TensorId result, MayBe may_be) {
+  std::vector<bool> read_elsewhere(graph.tensors.size(), false);  // by a node that keeps its place, or the caller
+  if (result != kNone) read_elsewhere[static_cast<size_t>(graph.storage(result))] = true;
   std::vector<Node> kept, deferred;
   for (size_t i = graph.nodes.size(); i-- > 0;) {
     Node& node = graph.nodes[i];
@@ -74,10 +79,11 @@ size_t defer_weight_gradients(Graph& graph, int layers) {
       if (id == kNone) return true;
       const TensorId storage = graph.storage(id);
       const Tensor& tensor = graph.tensor(storage);
-      return !read_elsewhere[static_cast<size_t>(storage)] && tensor.role != Role::parameter && tensor.role != Role::state;
+      return !read_elsewhere[static_cast<size_t>(storage)] && tensor.role != Role::parameter &&
+             tensor.role != Role::state;
     };
-    const bool is_deferred = node.phase == Phase::backward && node.layer >= 0 && node.layer < layers &&
-                             std::all_of(node.outputs.begin(), node.outputs.end(), is_free);
+    const bool is_deferred =
+        node.phase == Phase::backward && may_be(node) && std::all_of(node.outputs.begin(), node.outputs.end(), is_free);
     if (!is_deferred)
       for (const TensorId id : node.inputs)
         if (id != kNone) read_elsewhere[static_cast<size_t>(graph.storage(id))] = true;
@@ -87,6 +93,17 @@ size_t defer_weight_gradients(Graph& graph, int layers) {
   graph.nodes.insert(graph.nodes.end(), std::make_move_iterator(deferred.rbegin()),
                      std::make_move_iterator(deferred.rend()));
   return deferred.size();
+}
+
+}  // namespace
+
+size_t defer_weight_gradients(Graph& graph, int layers) {
+  return defer(graph, kNone, [&](const Node& node) { return node.layer >= 0 && node.layer < layers; });
+}
+
+void split_backward(Graph& graph, TensorId result) {
+  const size_t count = defer(graph, result, [](const Node&) { return true; });
+  for (size_t n = graph.nodes.size() - count; n < graph.nodes.size(); ++n) graph.nodes[n].phase = Phase::weights;
 }
 
 }  // namespace llm

@@ -37,5 +37,8 @@ Gradients differentiate(Graph& graph, const std::vector<std::pair<TensorId, Tens
 // all other nodes of the backward pass, in the same order. The gradients of the embedding, which come last otherwise, are
 // then complete while there still is work to do. Returns how many nodes were put behind.
 size_t defer_weight_gradients(Graph& graph, int layers);
+// The same for all layers and what lies outside of them, and gives these nodes the phase `weights`.
+// `result`: a gradient that the code around the graph takes (kNone: there is none).
+void split_backward(Graph& graph, TensorId result);
 
 }  // namespace llm

@@ -26,6 +26,7 @@ const char* name_of(Phase phase) {
   switch (phase) {
     case Phase::forward: return "forward";
     case Phase::backward: return "backward";
+    case Phase::weights: return "weights";
     case Phase::reduce: return "reduce";
     case Phase::optimizer: return "optimizer";
   }

@@ -48,10 +48,12 @@ struct Tensor {
   size_t storage_bytes() const { return static_cast<size_t>((shape.rows() + spare_rows) * stride()) * size_of(dtype); }
 };
 
-// The parts of a step, in their order. In `reduce` the ranks of a run add up their gradients, between their last
+// The parts of a step, in their order. `weights` are those nodes of the backward pass that make gradients of parameters
+// alone, where a pipeline runs these by themselves; otherwise they are `backward` too. In `reduce` the ranks of a run add up their gradients, between their last
 // backward pass and the optimizer.
-enum class Phase : uint8_t { forward, backward, reduce, optimizer };
-inline constexpr std::array kPhases = {Phase::forward, Phase::backward, Phase::reduce, Phase::optimizer};
+enum class Phase : uint8_t { forward, backward, weights, reduce, optimizer };
+inline constexpr std::array kPhases = {Phase::forward, Phase::backward, Phase::weights, Phase::reduce,
+                                       Phase::optimizer};
 const char* name_of(Phase phase);
 
 // A set of phases.
@@ -70,8 +72,8 @@ class Phases {
   constexpr explicit Phases(unsigned bits) : bits_(bits) {}
   unsigned bits_ = 0;
 };
-inline constexpr Phases kMicroStep = {Phase::forward, Phase::backward};
-inline constexpr Phases kWholeStep = {Phase::forward, Phase::backward, Phase::reduce, Phase::optimizer};
+inline constexpr Phases kMicroStep = {Phase::forward, Phase::backward, Phase::weights};
+inline constexpr Phases kWholeStep = kMicroStep | Phase::reduce | Phase::optimizer;
 
 // A node's constants by name: head counts, epsilon, flags, lists of sizes. To ask for a constant as another kind throws
 // Error, except that a whole number is a number too. An absent flag is false; any other absent constant throws Error

@@ -5,6 +5,7 @@
 #include "llm/model/distribute.h"
 #include "llm/model/own_pieces.h"
 #include "llm/model/shard.h"
+#include "llm/model/stages.h"
 #include "llm/ops/row_exchange.h"
 
 namespace llm {
@@ -17,7 +18,7 @@ class BlockGatherer {
  public:
   BlockGatherer(Graph& graph, const std::vector<Parameter>& table, const DataParallel& parallel,
                 const Partition& partition)
-      : g_(graph), table_(table), p_(parallel), partition_(partition) {}
+      : g_(graph), table_(table), p_(parallel), partition_(partition), stages_(parallel.mesh.stage) {}
 
   void run() {
     std::map<int, size_t> first_node;  // of each block's forward pass
@@ -43,7 +44,7 @@ class BlockGatherer {
 
  private:
   // Whether this rank's memory has less than all of a parameter that a graph reads.
-  bool is_gathered(const Parameter& p) const { return p_.divides_parameters() || is_sliced(p); }
+  bool is_gathered(const Parameter& p) const { return p_.divides_parameters() || is_sliced(p) || stages_ > 1; }
   // Where the graph is that of the whole model, but this rank has a slice.
   bool is_sliced(const Parameter& p) const {
     const TensorId renamed = g_.find(whole_name(p));
@@ -58,7 +59,8 @@ class BlockGatherer {
     for (size_t i = 0; i < table_.size(); ++i) {
       const Parameter& p = table_[i];
       if (p.layer != layer || !is_gathered(p)) continue;
-      own_piece_if_any(p, p_.divides_parameters() ? partition_.count(i, p_.rank) : p.shape.elements());
+      const int64_t count = p_.divides_parameters() ? partition_.count(i, p_.rank) : p.shape.elements();
+      own_piece_if_any(p, is_here(p) ? count : 0);
       const TensorId whole = g_.find(whole_name(p));
       if (!is_read(whole, begin, end)) continue;
       read.push_back(i);
@@ -68,8 +70,10 @@ class BlockGatherer {
     if (read.empty()) return;
     g_.phase = Phase::forward, g_.layer = layer;
     const size_t nodes = g_.nodes.size();
+    first_read_ = read[0];
     if (p_.divides_parameters()) arrived = gather_pieces(read, arrived);
-    join_slices(read, arrived);
+    if (is_here(table_[read[0]])) join_slices(read, arrived);
+    if (stages_ > 1) arrived = share_among_stages(read, arrived);
     for (size_t n = nodes; n < g_.nodes.size(); ++n) {
       g_.nodes[n].attributes.set("again", true);
       std::vector<Node>& place = inserted_[n == nodes ? start_at : wait_at];
@@ -88,13 +92,35 @@ class BlockGatherer {
     for (int axis = 0; axis < shape.rank(); ++axis) shapes.push_back(shape[axis]);
   }
 
+  // Stages number their exchanges by what is gathered, since they take part in different ones.
   std::vector<TensorId> exchange(const std::vector<TensorId>& pieces, const List& bounds, const List& shapes, bool bf16,
-                                 const RankGroup& group) {
+                                 const RankGroup& group, int level) {
+    const int64_t channel =
+        stages_ > 1 ? kGatherChannels + 2 * static_cast<int64_t>(first_read_) + level : ++g_.channels;
     Attributes a = group_attributes(group);
-    a.set("bounds", bounds), a.set("shapes", shapes), a.set("bf16", bf16), a.set("channel", ++g_.channels);
-    std::vector<TensorId> waited = g_.add("piece_gather_start", a, pieces, "gather." + std::to_string(g_.channels));
+    a.set("bounds", bounds), a.set("shapes", shapes), a.set("bf16", bf16), a.set("channel", channel);
+    std::vector<TensorId> waited = g_.add("piece_gather_start", a, pieces, "gather." + std::to_string(channel));
     const auto arrivals = static_cast<int64_t>(waited.size());
-    return g_.add("exchange_wait", {{"channel", g_.channels}, {"arrivals", arrivals}}, waited, "gathered");
+    for (const TensorId id : pieces)
+      if (id != kNone) waited.push_back(id);
+    return g_.add("exchange_wait", {{"channel", channel}, {"arrivals", arrivals}}, waited, "gathered");
+  }
+
+  int stage_of(const Parameter& p) const { return stages_ > 1 ? part_of(p, p_.cuts) % stages_ : 0; }
+  bool is_here(const Parameter& p) const { return stage_of(p) == p_.mesh.place_of(p_.run_rank).stage; }
+
+  // From the stage that has parameters to all.
+  std::vector<TensorId> share_among_stages(const std::vector<size_t>& read, std::vector<TensorId> arrived) {
+    List bounds, shapes;
+    bool bf16 = false;
+    for (size_t k = 0; k < read.size(); ++k) {
+      const Parameter whole = whole_of(table_[read[k]]);
+      if (!is_here(whole)) arrived[k] = kNone;
+      bf16 = g_.dtype(g_.find(whole_name(whole))) == DType::bf16;
+      for (int s = 0; s <= stages_; ++s) bounds.push_back(s <= stage_of(whole) ? 0 : whole.shape.elements());
+      add_shape(shapes, whole.shape);
+    }
+    return exchange(arrived, bounds, shapes, bf16, p_.mesh.stage_group(p_.run_rank), 1);
   }
 
   // From the pieces that data-parallel ranks have to this rank's slices.
@@ -108,7 +134,7 @@ class BlockGatherer {
       bounds.insert(bounds.end(), partition_.bounds[i].begin(), partition_.bounds[i].end());
       add_shape(shapes, table_[i].shape);
     }
-    return exchange(pieces, bounds, shapes, bf16, p_.group());
+    return exchange(pieces, bounds, shapes, bf16, p_.group(), 0);
   }
 
   // From the slices that tensor-parallel ranks have to whole parameters.
@@ -124,7 +150,7 @@ class BlockGatherer {
     }
     if (sent.empty()) return;
     const bool bf16 = g_.dtype(sent[0]) == DType::bf16;
-    const std::vector<TensorId> slices = exchange(sent, bounds, shapes, bf16, p_.mesh.tensor_group(p_.run_rank));
+    const std::vector<TensorId> slices = exchange(sent, bounds, shapes, bf16, p_.mesh.tensor_group(p_.run_rank), 0);
     auto next = slices.begin();
     for (size_t k = 0; k < read.size(); ++k) {
       const Parameter& p = table_[read[k]];
@@ -169,6 +195,8 @@ class BlockGatherer {
   const std::vector<Parameter>& table_;
   const DataParallel& p_;
   const Partition& partition_;
+  int stages_;
+  size_t first_read_ = 0;                         // the number of the first parameter that is being gathered
   std::map<size_t, std::vector<Node>> inserted_;  // by the node in front of which they go
 };
 

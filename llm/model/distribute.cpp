@@ -31,6 +31,8 @@ constexpr int kDeferredLayers = 2;
 // all, and more than so many bytes. The gradients that are complete last, which nothing hides, are then few.
 constexpr size_t kMostBuckets = 32, kSmallestBucket = size_t{4} << 20;
 
+void add_embedding_gradients(Graph& g, const Graph& of);
+
 // Gradients that are sent together.
 struct Bucket {
   std::vector<size_t> parameters;  // their numbers in the table
@@ -93,7 +95,11 @@ class Reducer {
   std::vector<Bucket> buckets_of(const std::vector<Node>& nodes) const {
     std::vector<size_t> completed(table_.size(), 0), order(table_.size());
     std::map<TensorId, size_t> parameter_of;  // by where its gradient lies
-    for (size_t i = 0; i < table_.size(); ++i) parameter_of[g_.storage(gradients_[i])] = i;
+    for (size_t i = 0; i < table_.size(); ++i) {
+      parameter_of[g_.storage(gradients_[i])] = i;
+      if (const TensorId embedding = g_.find(embedding_gradient_of(table_[i].name)); embedding != kNone)
+        parameter_of[embedding] = i;
+    }
     for (size_t n = 0; n < nodes.size(); ++n)
       for (const TensorId id : nodes[n].outputs)
         if (const auto found = parameter_of.find(id == kNone ? kNone : g_.storage(id)); found != parameter_of.end())
@@ -152,6 +158,8 @@ class Reducer {
       s.tensors.push_back(gradients_[i]);
       s.bounds.insert(s.bounds.end(), partition_.bounds[i].begin(), partition_.bounds[i].end());
     }
+    for (const TensorId id : s.tensors)
+      if (g_.find(g_.tensor(g_.storage(id)).name + ".embedding") != kNone) add_embedding_gradients(g_, Graph(g_));
     if (with_loss) {
       const List bounds = bounds_of_loss(p_.ranks);
       s.tensors.push_back(loss_);
@@ -281,6 +289,16 @@ class Reducer {
                             (is_cut ? place.tensor * square_sum_blocks(table_[i].shape.elements()) : 0) +
                             partition_.first(i, p_.rank) / kGradientNormBlock);
     }
+    if (p_.mesh.stage > 1) {
+      const RankGroup stages = p_.mesh.stage_group(p_.run_rank);
+      List last(static_cast<size_t>(stages.ranks) + 1, 0);
+      last.back() = 1;
+      Attributes a = attributes(last, stages);
+      a.set("channel", int64_t{kStageLossChannel});
+      loss_ = g_.add("all_gather_start", a, {loss_}, "loss")[0];
+      loss_ = g_.add("exchange_wait", {{"channel", int64_t{kStageLossChannel}}, {"arrivals", 1}}, {loss_}, "loss")[0];
+      r.loss = loss_;
+    }
     const RankGroup run = p_.all();
     TensorId squares = g_.add(
         "square_sums", {{"rank", run.rank}, {"ranks", run.ranks}, {"slots", slots}, {"first_slots", first_slots}},
@@ -288,9 +306,11 @@ class Reducer {
     if (!run.is_alone()) {
       List rows;
       for (int rank = 0; rank <= run.ranks; ++rank) rows.push_back(rank * slots);
-      ++g_.channels;
-      squares = g_.add("all_gather_start", attributes(rows, run), {squares}, "squares")[0];
-      squares = g_.add("exchange_wait", {{"channel", g_.channels}, {"arrivals", 1}}, {squares}, "squares")[0];
+      const int64_t channel = p_.mesh.stage > 1 ? kWorldChannel : ++g_.channels;
+      Attributes a = attributes(rows, run);
+      a.set("channel", channel);
+      squares = g_.add("all_gather_start", a, {squares}, "squares")[0];
+      squares = g_.add("exchange_wait", {{"channel", channel}, {"arrivals", 1}}, {squares}, "squares")[0];
     }
     r.norm = g_.add("gradient_norm", {}, {squares}, "gradient_norm")[0];
     r.loss = loss_;
@@ -363,7 +383,37 @@ Partition partition_of(const std::vector<Parameter>& table, OptimizerKind kind, 
   return partition;
 }
 
+std::string embedding_gradient_of(const std::string& parameter) { return parameter + ".grad.embedding"; }
+
+TensorId separate_embedding_gradient(Graph& g, TensorId gradient) {
+  Tensor& embedding = g.tensor(gradient);
+  const TensorId head = embedding.alias;
+  if (head == kNone) fail("the tied head has one gradient alone");
+  embedding.name += ".embedding", embedding.alias = kNone;
+  return head;
+}
+
 std::string saved_sum(const std::string& name, size_t place) { return concat(name, ".saved.", place); }
+
+namespace {
+
+// To a graph that has the head's gradient of a tied matrix, what adds the embedding's of the graph `of`, where that has one.
+void add_embedding_gradients(Graph& g, const Graph& of) {
+  for (const Tensor& t : of.tensors) {
+    constexpr std::string_view kSuffix = ".embedding";
+    if (t.role != Role::accumulator || t.alias != kNone || !t.name.ends_with(kSuffix)) continue;
+    const TensorId head = g.find(std::string_view(t.name).substr(0, t.name.size() - kSuffix.size()));
+    if (head == kNone) continue;
+    TensorId embedding = g.find(t.name);
+    if (embedding == kNone) {
+      embedding = static_cast<TensorId>(g.tensors.size());
+      g.tensors.push_back(t);
+    }
+    g.add("fold", {{"save", false}}, {embedding, head}, "embedding_gradient");
+  }
+}
+
+}  // namespace
 
 Graph fold_graph(const Graph& of, const std::vector<TensorId>& gradients, TensorId loss, size_t place, bool save) {
   Graph g;
@@ -380,6 +430,7 @@ Graph fold_graph(const Graph& of, const std::vector<TensorId>& gradients, Tensor
     }
   }
   g.phase = Phase::reduce;
+  add_embedding_gradients(g, of);
   g.add("fold", {{"save", save}}, pairs, save ? "save" : "fold");
   return g;
 }

@@ -25,6 +25,12 @@ struct DataParallel {
   Mesh mesh = {};           // of all ranks of the run; where it is one rank alone, the run's ranks are those above
   int run_rank = 0;         // this rank's number in the mesh
 
+  // Of a pipeline (llm/model/stages.h): the parts of the model that each stage has, and where layers are cut; whether
+  // the passes towards the weights are runs of their own.
+  int chunks = 1;
+  std::vector<int> cuts = {};
+  bool splits_backward = false;
+
   RankGroup group() const { return mesh.ranks() == 1 ? RankGroup{rank, ranks} : mesh.data_group(run_rank); }
   RankGroup all() const { return mesh.ranks() == 1 ? RankGroup{rank, ranks} : mesh.all(run_rank); }
   VirtualRanks mine() const { return virtual_ranks_of(rank, ranks, virtual_ranks); }
@@ -42,6 +48,21 @@ struct Partition {
   int64_t count(size_t p, int rank) const { return first(p, rank + 1) - first(p, rank); }
 };
 Partition partition_of(const std::vector<Parameter>& table, OptimizerKind kind, int ranks);
+
+// Where a step has several micro-steps, a tied head's matrix has two gradients that are added up by themselves, the head's
+// by the parameter's name and the embedding's: in a pipeline they are made by different stages. The sum is made when a
+// virtual rank's micro-steps are over.
+std::string embedding_gradient_of(const std::string& parameter);
+// Gives a graph, which autodiff has left, those two: `gradient` is that of the tied matrix. Returns the head's.
+TensorId separate_embedding_gradient(Graph& graph, TensorId gradient);
+
+// Numbers of channels (llm/device/communicator.h). Those of one kind must be used equally often by all ranks that share any
+// of them, so stages, whose graphs differ, do not share the numbers of other kinds: messages between stages come first.
+inline constexpr int64_t kMostPipelineChannels = 4096;
+inline constexpr int64_t kTiedHeadChannel = kMostPipelineChannels + 1, kTiedGradientChannel = kTiedHeadChannel + 1,
+                         kWorldChannel = kTiedGradientChannel + 1, kStageLossChannel = kWorldChannel + 1,
+                         kPartChannels = kStageLossChannel + 1,  // of a micro-batch's passes
+    kStepChannels = 8192, kGatherChannels = 16384;               // of a step's end; of gathered parameters
 
 // The names of the tensors that hold what a rank has added so far, of a gradient or the loss: number `place` waits for
 // its partner in the tree.

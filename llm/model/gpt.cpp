@@ -166,28 +166,36 @@ TensorId add_input(Graph& g, const char* name, DType dtype, int64_t batch, int64
 
 }  // namespace
 
+Graph build_forward(const ModelConfig& config, int64_t batch, int64_t tokens, DType dtype, const RecipeOptions& recipe,
+                    const DataParallel& parallel) {
+  Graph g;
+  ForwardBuilder builder(g, config, dtype);
+  const TensorId ids = add_input(g, "tokens", DType::int32, batch, tokens);
+  const TensorId targets = add_input(g, "targets", DType::int32, batch, tokens);
+  const TensorId weights = add_input(g, "loss_weights", DType::fp32, batch, tokens);
+  const TensorId losses = builder.losses(builder.body(ids, recipe.end_of_text, recipe.dropout), targets, recipe.z_loss);
+  g.add("mean_loss", {}, {losses, weights}, "loss");
+  if (parallel.mesh.tensor > 1)
+    g = shard(g, sliced_table(parameter_table(config, recipe.parametrization), parallel.mesh),
+              parallel.mesh.tensor_group(parallel.run_rank), kPartChannels);
+  return g;
+}
+
 TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int64_t tokens,
                                    const OptimizerOptions& options, DType dtype, const RecipeOptions& recipe,
                                    const DataParallel& parallel) {
   TrainingGraph t;
-  Graph& g = t.graph;
-  {
-    ForwardBuilder builder(g, config, dtype);
-    const TensorId ids = add_input(g, "tokens", DType::int32, batch, tokens);
-    const TensorId targets = add_input(g, "targets", DType::int32, batch, tokens);
-    const TensorId weights = add_input(g, "loss_weights", DType::fp32, batch, tokens);
-    const TensorId losses =
-        builder.losses(builder.body(ids, recipe.end_of_text, recipe.dropout), targets, recipe.z_loss);
-    g.add("mean_loss", {}, {losses, weights}, "loss");
-  }
+  Graph& g = t.graph = build_forward(config, batch, tokens, dtype, recipe, parallel);
   const std::vector<Parameter> all = sliced_table(parameter_table(config, recipe.parametrization), parallel.mesh);
-  if (parallel.mesh.tensor > 1) g = shard(g, all, parallel.mesh.tensor_group(parallel.run_rank));
   const std::vector<Parameter>& table = all;
   t.tokens = g.find("tokens"), t.targets = g.find("targets"), t.loss_weights = g.find("loss_weights");
   t.losses = g.find("losses"), t.loss = g.find("loss");
   const Gradients gradients = differentiate(g, {{t.losses, g.nodes.back().inputs[1]}});
 
   for (const Parameter& p : table) t.gradients.push_back(gradients.of(g.find(p.name)));
+  if (config.tied_head && parallel.micro_steps > 1)
+    for (size_t i = 0; i < table.size(); ++i)
+      if (table[i].name == head_weight(config)) t.gradients[i] = separate_embedding_gradient(g, t.gradients[i]);
   const Partition partition = partition_of(table, options.kind, parallel.ranks);
   const Reduced reduced = add_reduction(g, table, t.gradients, t.loss, parallel, partition, all);
   t.gradient_norm = reduced.norm;

@@ -30,6 +30,9 @@ struct TrainingGraph {
   std::vector<TensorId> gradients;  // in the order of the parameter table
   std::vector<TensorId> results() const { return {losses, loss, gradient_norm, guarded_norm}; }
 };
+// The forward pass of a rank, to the losses and their mean: tensors "tokens", "targets", "loss_weights", "losses", "loss".
+Graph build_forward(const ModelConfig& config, int64_t batch, int64_t tokens, DType dtype, const RecipeOptions& recipe,
+                    const DataParallel& parallel);
 TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int64_t tokens,
                                    const OptimizerOptions& options, DType dtype = DType::fp32,
                                    const RecipeOptions& recipe = {}, const DataParallel& parallel = {});

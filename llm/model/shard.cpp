@@ -21,8 +21,9 @@ Shape own_rows(const Shape& all, int ranks) {
 
 class Sharder {
  public:
-  Sharder(const Graph& whole, const std::vector<Parameter>& sliced, const RankGroup& tensor)
+  Sharder(const Graph& whole, const std::vector<Parameter>& sliced, const RankGroup& tensor, int64_t channels)
       : whole_(whole), group_(tensor), ids_(whole.tensors.size(), kNone) {
+    g_.channels = channels;
     for (const Parameter& p : sliced) slice_[p.name] = &p;
   }
 
@@ -181,8 +182,8 @@ std::vector<CopiedPart> parts_of_slice(const Parameter& whole, int slices, int s
   return parts;
 }
 
-Graph shard(const Graph& whole, const std::vector<Parameter>& sliced, const RankGroup& tensor) {
-  return Sharder(whole, sliced, tensor).run();
+Graph shard(const Graph& whole, const std::vector<Parameter>& sliced, const RankGroup& tensor, int64_t channels) {
+  return Sharder(whole, sliced, tensor, channels).run();
 }
 
 }  // namespace llm

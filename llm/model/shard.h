@@ -28,7 +28,7 @@ Parameter whole_of(const Parameter& sliced);
 std::vector<CopiedPart> parts_of_slice(const Parameter& whole, int slices, int slice);
 
 // From a forward graph of a whole model to that of a rank. Inputs stay whole: all ranks of the group are given the same
-// tokens, targets and weights.
-Graph shard(const Graph& whole, const std::vector<Parameter>& sliced, const RankGroup& tensor);
+// tokens, targets and weights. `channels`: the number of the last exchange before the first one here.
+Graph shard(const Graph& whole, const std::vector<Parameter>& sliced, const RankGroup& tensor, int64_t channels);
 
 }  // namespace llm

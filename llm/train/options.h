@@ -8,6 +8,7 @@
 #include "llm/graph/target.h"
 #include "llm/model/gpt.h"
 #include "llm/model/optimizer.h"
+#include "llm/train/pipeline_schedule.h"
 #include "llm/train/schedule.h"
 
 namespace llm {
@@ -51,7 +52,9 @@ struct TrainOptions {
   Precision dtype = Precision::fp32;
   int64_t virtual_ranks = 0;  // who share a step's samples, on however many ranks; 0: as many as ranks
   Mesh mesh;                  // of the ranks there are; not part of the run
-  int64_t zero = 1;           // what the ranks divide among themselves (llm/model/distribute.h)
+  PipelineKind pipeline = PipelineKind::one_forward_one_backward;
+  int64_t chunks = 1;  // of layers, that each stage of a pipeline has
+  int64_t zero = 1;    // what the ranks divide among themselves (llm/model/distribute.h)
   Offload offload = Offload::none;
   int64_t bucket_bytes = 0;          // of gradients that are sent together; 0: those of a block
   int64_t data_tokens = 0;           // of the training split when the run began: the sample order depends on it

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "llm/model/muon_slices.h"
+#include "llm/model/pipeline_graphs.h"
 
 namespace llm {
 namespace {
@@ -19,20 +20,32 @@ void copy(const std::vector<CopiedPart>& parts, const float* from, float* to, bo
 
 }  // namespace
 
-Placement::Placement(const std::vector<Parameter>& whole, const DataParallel& parallel, OptimizerKind kind)
+Placement::Placement(const std::vector<Parameter>& whole, const DataParallel& parallel, OptimizerKind kind,
+                     bool tied_head)
     : parallel_(parallel),
       whole_(whole),
-      table_(sliced_table(whole, parallel.mesh)),
-      partition_(partition_of(table_, kind, parallel.ranks)) {
-  const std::vector<int> owners = muon_owners(table_, kind, parallel.mesh.tensor);
-  for (size_t p = 0; p < table_.size(); ++p) {
-    const std::string& name = table_[p].name;
+      sliced_(sliced_table(whole, parallel.mesh)),
+      stage_(parallel.mesh.place_of(parallel.run_rank).stage) {
+  const int stages = parallel.mesh.stage;
+  std::map<std::string, size_t> number;
+  for (size_t p = 0; p < whole_.size(); ++p) number[whole_[p].name] = p;
+  if (tied_head && stages > 1 && stage_ + 1 == stages) tied_copy_ = "token_embedding.weight";
+  for (int stage = 0; stage < stages; ++stage) {
+    DataParallel there = parallel;
+    there.run_rank = parallel.mesh.rank_of({parallel.rank, stage, 0, 0});
+    const std::vector<Parameter> table = table_of_stage(sliced_, there);
+    partitions_.push_back(partition_of(table, kind, parallel.ranks));
+    const std::vector<int> owners = muon_owners(table, kind, parallel.mesh.tensor);
     const bool is_divided = parallel.ranks > 1 && parallel.zero > 0;
-    const int slices = table_[p].slices;
-    tensors_[name] = {p, slices, parallel.divides_parameters()};
-    for (const char* state : {".first_moment", ".second_moment", ".momentum", ".master"})
-      tensors_[name + state] = {p, slices, is_divided};
-    if (owners[p] >= 0) tensors_[name + ".momentum"] = {p, 1, is_divided, owners[p]};
+    for (size_t i = 0; i < table.size(); ++i) {
+      const std::string& name = table[i].name;
+      const size_t p = number.at(name);
+      const int slices = table[i].slices;
+      tensors_[name] = {p, i, stage, slices, parallel.divides_parameters()};
+      for (const char* state : {".first_moment", ".second_moment", ".momentum", ".master"})
+        tensors_[name + state] = {p, i, stage, slices, is_divided};
+      if (owners[i] >= 0) tensors_[name + ".momentum"] = {p, i, stage, 1, is_divided, owners[i]};
+    }
   }
 }
 
@@ -46,15 +59,17 @@ bool Placement::is_here(const std::string& name) const {
   const auto found = tensors_.find(name);
   if (found == tensors_.end()) return true;
   const Tensor& t = found->second;
-  return t.owner < 0 || t.owner == parallel_.mesh.place_of(parallel_.run_rank).tensor;
+  if (name == tied_copy_) return true;
+  return t.stage == stage_ && (t.owner < 0 || t.owner == parallel_.mesh.place_of(parallel_.run_rank).tensor);
 }
 
 Piece Placement::piece_of(const std::string& name) const {
   const auto found = tensors_.find(name);
   if (found == tensors_.end() || !found->second.is_divided) return {};
   const Tensor& t = found->second;
-  const int64_t first = partition_.first(t.parameter, parallel_.rank),
-                count = partition_.count(t.parameter, parallel_.rank);
+  const Partition& partition = partitions_[static_cast<size_t>(t.stage)];
+  const int64_t first = partition.first(t.in_stage, parallel_.rank),
+                count = partition.count(t.in_stage, parallel_.rank);
   // A momentum that one tensor-parallel rank has for all is whole, and so is what it belongs to.
   return t.owner >= 0 ? Piece{0, count ? elements_of(t) : 0} : Piece{first, count};
 }
@@ -63,15 +78,17 @@ std::vector<Placement::Source> Placement::sources_of(const std::string& name) co
   const auto found = tensors_.find(name);
   if (found == tensors_.end()) return {};
   const Tensor& t = found->second;
+  const Partition& partition = partitions_[static_cast<size_t>(t.stage)];
   std::vector<Source> sources;
   for (int slice = 0; slice < t.slices; ++slice)
     for (int d = 0; d < parallel_.ranks; ++d) {
       int64_t first = 0, count = d == 0 ? elements_of(t) : 0;
-      if (t.is_divided) first = partition_.first(t.parameter, d), count = partition_.count(t.parameter, d);
+      if (t.is_divided) first = partition.first(t.in_stage, d), count = partition.count(t.in_stage, d);
       if (t.is_divided && t.owner >= 0) first = 0, count = count ? elements_of(t) : 0;
       Mesh mesh = parallel_.mesh;
       if (mesh.ranks() == 1) mesh.data = parallel_.ranks;
-      if (count > 0) sources.push_back({mesh.rank_of({d, 0, 0, t.owner >= 0 ? t.owner : slice}), slice, first, count});
+      if (count > 0)
+        sources.push_back({mesh.rank_of({d, t.stage, 0, t.owner >= 0 ? t.owner : slice}), slice, first, count});
     }
   return sources;
 }

@@ -15,18 +15,23 @@ namespace llm {
 
 class Placement {
  public:
-  Placement(const std::vector<Parameter>& whole, const DataParallel& parallel, OptimizerKind kind);
+  // `tied_head`: the last stage of a pipeline has the matrix of the head, which the first stage steps.
+  Placement(const std::vector<Parameter>& whole, const DataParallel& parallel, OptimizerKind kind, bool tied_head);
 
-  // The parameters as this rank has them, and how the data-parallel ranks share their steps.
-  const std::vector<Parameter>& table() const { return table_; }
-  const Partition& partition() const { return partition_; }
+  // The parameters of all stages, sliced as ranks have them; and how the data-parallel ranks of this one's stage share
+  // the steps of those that it has.
+  const std::vector<Parameter>& sliced() const { return sliced_; }
+  const Partition& partition() const { return partitions_[static_cast<size_t>(stage_)]; }
+  bool is_here(const std::string& name) const;  // whether this rank has anything of a tensor
   // What this rank has of a tensor's slice.
   Piece piece_of(const std::string& name) const;
 
  private:
   friend class WholeTensors;
   struct Tensor {
-    size_t parameter;         // its number in the table
+    size_t parameter;  // its number in the table of the whole model
+    size_t in_stage;   // and in that of its stage
+    int stage = 0;
     int slices = 1;           // that ranks have of it
     bool is_divided = false;  // each data-parallel rank has a piece of its slice
     int owner = -1;           // the tensor-parallel rank that alone has it; -1: all
@@ -37,13 +42,14 @@ class Placement {
     int64_t first, count;  // elements of the slice
   };
   std::vector<Source> sources_of(const std::string& name) const;
-  bool is_here(const std::string& name) const;
   int64_t elements_of(const Tensor& tensor) const;  // of a slice
   std::vector<CopiedPart> parts_of(const Tensor& tensor, int slice) const;
 
   DataParallel parallel_;
-  std::vector<Parameter> whole_, table_;
-  Partition partition_;
+  std::vector<Parameter> whole_, sliced_;
+  int stage_;
+  std::vector<Partition> partitions_;  // by stage
+  std::string tied_copy_;  // of the first stage's parameters, the one that this stage has as well; empty: none
   std::map<std::string, Tensor> tensors_;
 };
 

@@ -6,17 +6,18 @@
 namespace llm {
 
 StepRunner::StepRunner(Program& program, VirtualRankSums& sums, const Tensors& tensors, Loader& loader,
-                       const DataParallel& parallel, Device& device)
+                       const DataParallel& parallel, const Shape& batch, Device& device, Pipeline* pipeline)
     : program_(program),
       sums_(sums),
       tensors_(tensors),
       loader_(loader),
       parallel_(parallel),
-      batch_(program.graph().shape(tensors.tokens)[0]),
-      tokens_(program.graph().shape(tensors.tokens)[1]),
+      batch_(batch[0]),
+      tokens_(batch[1]),
       loss_weight_(static_cast<float>(
           1.0 / static_cast<double>(parallel.virtual_ranks * parallel.micro_steps * batch_ * tokens_))),
       device_(device),
+      pipeline_(pipeline),
       upload_(device.new_upload(static_cast<size_t>(batch_ * tokens_) * 3 * 4)),
       download_(device.new_download(3 * sizeof(float))) {}
 
@@ -25,15 +26,21 @@ StepRunner::StepRunner(Program& program, VirtualRankSums& sums, const Tensors& t
 void StepRunner::run_micro_step(const StepState& state, int64_t first_sample, Phases phases, int64_t next_sample) {
   program_.step = state;
   program_.step.first_sample = first_sample;
-  if (prefetched_ != first_sample) prefetch(first_sample);
-  const auto bytes = static_cast<size_t>(batch_ * tokens_) * 4;
-  upload_->consume({{program_.data<void>(tensors_.tokens), 0, bytes},
-                    {program_.data<void>(tensors_.targets), bytes, bytes},
-                    {program_.data<void>(tensors_.loss_weights), 2 * bytes, bytes}});
-  prefetched_ = -1;
+  provide(first_sample, program_.data<void>(tensors_.tokens), program_.data<void>(tensors_.targets),
+          program_.data<void>(tensors_.loss_weights));
   run(phases);
   // While the device works on this batch, the next one is read and copied.
   prefetch(next_sample);
+}
+
+// Where an address is null, the program there does not read what it would get.
+void StepRunner::provide(int64_t first_sample, void* tokens, void* targets, void* weights) {
+  if (prefetched_ != first_sample) prefetch(first_sample);
+  const auto bytes = static_cast<size_t>(batch_ * tokens_) * 4;
+  void* const some = tokens ? tokens : targets;
+  const auto piece = [&](void* to, size_t offset) { return TransferPiece{to ? to : some, offset, to ? bytes : 0}; };
+  upload_->consume({piece(tokens, 0), piece(targets, bytes), piece(weights, 2 * bytes)});
+  prefetched_ = -1;
 }
 
 void StepRunner::prefetch(int64_t first_sample) {
@@ -60,7 +67,10 @@ void StepRunner::start(StepState state, int64_t first_sample, std::vector<NodeTi
   for (int64_t i = 0; i < idle; ++i)
     run_micro_step(state, first_sample + mine.first * each, kMicroStep, first_sample + mine.first * each);
   for (int64_t v = mine.first; v < mine.last; ++v) {
-    for (state.micro_step = 0; state.micro_step < parallel_.micro_steps; ++state.micro_step) {
+    if (pipeline_)
+      pipeline_->run(state, first_sample + v * each, batch_,
+                     [this](int64_t sample, void* a, void* b, void* c) { provide(sample, a, b, c); });
+    for (state.micro_step = 0; state.micro_step < parallel_.micro_steps && !pipeline_; ++state.micro_step) {
       const int64_t sample = first_sample + v * each + state.micro_step * batch_;
       const bool is_last = sample == last;
       // The last backward pass is also when the sums are sent to other ranks.
@@ -68,6 +78,11 @@ void StepRunner::start(StepState state, int64_t first_sample, std::vector<NodeTi
                      is_last ? next_step : sample + batch_);
     }
     if (v + 1 < mine.last) sums_.add(static_cast<size_t>(v - mine.first));
+  }
+  if (pipeline_) {
+    state.micro_step = 0;
+    program_.step = state;
+    run(Phase::reduce);
   }
   run(Phase::optimizer);
   learning_rates_.push_back(static_cast<double>(state.learning_rate));

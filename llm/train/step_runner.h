@@ -8,6 +8,7 @@
 #include "llm/graph/program.h"
 #include "llm/model/gpt.h"
 #include "llm/text/loader.h"
+#include "llm/train/pipeline.h"
 #include "llm/train/virtual_ranks.h"
 
 namespace llm {
@@ -24,9 +25,10 @@ class StepRunner {
 
   // `program` is bound to an arena, and so are `sums`. Each virtual rank takes micro_steps x batch samples of a step
   // from the loader, virtual rank 0 the first ones; those of this rank are taken here, one after another. The loss is
-  // the mean over the samples of all virtual ranks.
+  // the mean over the samples of all virtual ranks. `batch`: (B, T) of a micro-step.
+  // `pipeline`: where it is not null, it makes the micro-steps, and `program` only the end of a step.
   StepRunner(Program& program, VirtualRankSums& sums, const Tensors& tensors, Loader& loader,
-             const DataParallel& parallel, Device& device);
+             const DataParallel& parallel, const Shape& batch, Device& device, Pipeline* pipeline = nullptr);
 
   // How many steps may be started beyond the one whose result take() waits for.
   int ahead() const { return device_.ahead(); }
@@ -39,6 +41,7 @@ class StepRunner {
  private:
   void run_micro_step(const StepState& state, int64_t first_sample, Phases phases, int64_t next_sample);
   void prefetch(int64_t first_sample);
+  void provide(int64_t first_sample, void* tokens, void* targets, void* weights);
   void run(Phases phases);
 
   Program& program_;
@@ -49,6 +52,7 @@ class StepRunner {
   int64_t batch_, tokens_;
   float loss_weight_;  // of each token
   Device& device_;
+  Pipeline* pipeline_;
   std::vector<NodeTime>* times_ = nullptr;  // of the step that is being started
   std::deque<double> learning_rates_;       // of the steps whose results have not been taken
   int64_t prefetched_ = -1;  // the first sample of the batch that was copied in last and not used; -1: none

@@ -21,7 +21,7 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 constexpr int64_t kMostSkippedSteps = 10, kMostDeadSteps = 20;
 constexpr int64_t kSampleTokens = 200;
 
-DataParallel parallel_of(const TrainOptions& options, const Communicator* ranks) {
+DataParallel parallel_of(const ModelConfig& model, const TrainOptions& options, const Communicator* ranks) {
   Mesh mesh = options.mesh;
   if (ranks && mesh.ranks() == 1) mesh.data = ranks->size();
   const int rank = ranks ? ranks->rank() : 0;
@@ -33,7 +33,11 @@ DataParallel parallel_of(const TrainOptions& options, const Communicator* ranks)
           .zero = static_cast<int>(options.zero),
           .bucket_bytes = static_cast<size_t>(options.bucket_bytes),
           .mesh = mesh,
-          .run_rank = rank};
+          .run_rank = rank,
+          .chunks = static_cast<int>(options.chunks),
+          .cuts = mesh.stage > 1 ? cut_layers(model, options.context, mesh.stage * static_cast<int>(options.chunks))
+                                 : std::vector<int>{},
+          .splits_backward = options.pipeline == PipelineKind::zero_bubble};
 }
 
 }  // namespace
@@ -45,9 +49,9 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
       dataset_(std::move(dataset)),
       device_(device),
       ranks_(ranks),
-      parallel_(parallel_of(options, ranks)),
+      parallel_(parallel_of(model, options, ranks)),
       table_(parameter_table(model, parametrization_of(options))),
-      placement_(table_, parallel_, options.optimizer.value()),
+      placement_(table_, parallel_, options.optimizer.value(), model.tied_head),
       step_samples_(options.batch * options.grad_accum * parallel_.virtual_ranks),
       step_tokens_(step_samples_ * options.context) {
   schedule_ = {options_.schedule.value(), options_.lr, 0.0, options_.steps, options_.warmup};
@@ -65,19 +69,32 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
                                     ? "the data's tokenizer has no end-of-text token"
                                     : "the data has no tokenizer that says which token is the end of a text");
   const Target target = target_on(device_, options_.dtype);
-  TrainingGraph t = build_training_graph(model_, options_.batch, options_.context, optimizer_of(options_),
-                                         dtype_of(target.precision), recipe_of(options_, end_of_text), parallel_);
+  const bool is_pipeline = parallel_.mesh.stage > 1;
+  const auto build = [&](auto builder) {
+    return builder(model_, options_.batch, options_.context, optimizer_of(options_), dtype_of(target.precision),
+                   recipe_of(options_, end_of_text), parallel_);
+  };
+  PipelineGraphs parts;
+  if (is_pipeline) parts = build(build_pipeline_graphs);
+  for (const PipelinePart& part : parts.parts) layout_.add(part.graph);
+  TrainingGraph t = is_pipeline ? parts.step : build(build_training_graph);
   tensors_ = {t.tokens, t.targets, t.loss_weights, t.loss, t.gradient_norm, t.guarded_norm};
   layout_.add(t.graph);
   sums_ = std::make_unique<VirtualRankSums>(t, parallel_, layout_, target);
   CompileOptions compiling;
   compiling.memory_budget = options_.memory_budget;
+  if (is_pipeline) {
+    const PipelineShape shape = {options_.pipeline, parallel_.mesh.stage, static_cast<int>(options_.grad_accum),
+                                 parallel_.chunks};
+    pipeline_ = std::make_unique<Pipeline>(parts, shape, parallel_, layout_, target, compiling);
+    compiling.memory_budget = 0;  // a step's end keeps nothing that could be computed again
+  }
   training_ = std::make_unique<Program>(
       compile(std::move(t.graph), {t.loss, t.gradient_norm, t.guarded_norm}, target, compiling), layout_);
   const bool divides = parallel_.divides_parameters() || !parallel_.mesh.is_data_alone();
   std::function<void(Graph&)> divide;
   if (divides)
-    divide = [this](Graph& g) { add_block_gathers(g, placement_.table(), parallel_, placement_.partition()); };
+    divide = [this](Graph& g) { add_block_gathers(g, placement_.sliced(), parallel_, placement_.partition()); };
   if (dataset_.val.size() > 1)
     evaluator_ =
         std::make_unique<Evaluator>(model_, options_.batch, options_.context, layout_, target, end_of_text, divide);
@@ -92,19 +109,23 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
 
 size_t Trainer::arena_bytes() const {
   size_t bytes = std::max(training_->arena_bytes(), sums_->arena_bytes());
+  if (pipeline_) bytes = std::max(bytes, pipeline_->arena_bytes());
   if (evaluator_) bytes = std::max(bytes, evaluator_->arena_bytes());
   if (generator_) bytes = std::max(bytes, generator_->arena_bytes());
   return bytes;
 }
 
-void Trainer::allocate(Communicator* device_ranks) {
+void Trainer::allocate(Communicator* device_ranks, Communicator* forward, Communicator* backward) {
   device_ranks_ = device_ranks;
   arena_ = std::make_unique<Arena>(arena_bytes(), device_, layout_.host_bytes());
   training_->bind(*arena_, device_ranks);
   sums_->bind(*arena_);
+  if (pipeline_)
+    pipeline_->bind(*arena_, device_ranks, forward ? forward : device_ranks, backward ? backward : device_ranks);
   if (evaluator_) evaluator_->bind(*arena_, device_ranks);
   if (generator_) generator_->bind(*arena_, device_ranks);
-  runner_ = std::make_unique<StepRunner>(*training_, *sums_, tensors_, *loader_, parallel_, device_);
+  runner_ = std::make_unique<StepRunner>(*training_, *sums_, tensors_, *loader_, parallel_,
+                                         Shape{options_.batch, options_.context}, device_, pipeline_.get());
 }
 
 void Trainer::initialise() {
@@ -131,7 +152,7 @@ std::vector<StateTensor> Trainer::state_tensors() const {
 // In a bf16 run a parameter is made from its master (values), with the rounding of the last step that changed it: so a
 // resumed run has the same bits.
 void Trainer::round_parameter(WholeTensors& tensors, const Parameter& p, const float* whole) {
-  if (weights_of(p) == p.name) return;
+  if (weights_of(p) == p.name || !placement_.is_here(p.name)) return;
   const float* const values = tensors.slice_of(p.name, whole);
   const int64_t elements = tensors.slice_elements(p.name);
   std::vector<bf16> rounded(static_cast<size_t>(elements));

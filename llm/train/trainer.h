@@ -15,6 +15,7 @@
 #include "llm/text/tokenize.h"
 #include "llm/train/log.h"
 #include "llm/train/options.h"
+#include "llm/train/pipeline.h"
 #include "llm/train/placement.h"
 #include "llm/train/schedule.h"
 #include "llm/train/step_runner.h"
@@ -54,14 +55,17 @@ class Trainer {
           Communicator* ranks = nullptr);
 
   const Program& program() const { return *training_; }
+  const Pipeline* pipeline() const { return pipeline_.get(); }
   const TrainerState& state() const { return state_; }
   size_t arena_bytes() const;                                 // on the device
   size_t host_bytes() const { return layout_.host_bytes(); }  // of tensors that lie in the host's memory beside these
   // What this rank sent to others in the last step that was started.
   int64_t step_bytes_sent() const { return step_sent_; }
 
-  // The one arena. `device_ranks` carries messages between the ranks' devices.
-  void allocate(Communicator* device_ranks = nullptr);
+  // The one arena. `device_ranks` carries messages between the ranks' devices; `forward` and `backward` those of a
+  // pipeline (null: `device_ranks` does).
+  void allocate(Communicator* device_ranks = nullptr, Communicator* forward = nullptr,
+                Communicator* backward = nullptr);
   void initialise();  // parameters by the table, moments zero
   // The same with the weights of a model directory, whose config must be that of this run.
   void initialise_from(const std::string& directory);
@@ -118,7 +122,8 @@ class Trainer {
   StepRunner::Tensors tensors_;
   PersistentLayout layout_;
   std::unique_ptr<VirtualRankSums> sums_;
-  std::unique_ptr<Program> training_;
+  std::unique_ptr<Program> training_;   // of a pipeline, the end of a step
+  std::unique_ptr<Pipeline> pipeline_;  // null: there is none
   std::unique_ptr<Evaluator> evaluator_;
   std::unique_ptr<Generator> generator_;
   std::unique_ptr<Arena> arena_;
