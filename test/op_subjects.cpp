@@ -49,7 +49,8 @@ Built build(const Subject& subject, const BuildOptions& options) {
   if (differentiable && !subject.forward_only) {
     int count = 0;
     for (TensorId id : b.outputs)
-      if (!is_statistic(g.tensor(id).name) && (options.only < 0 || count++ == options.only))
+      if (!is_statistic(g.tensor(id).name) && g.dtype(id) != DType::int32 &&
+          (options.only < 0 || count++ == options.only))
         b.seeds.emplace_back(id, b.whole.add_tensor("seed", g.dtype(id), g.shape(id), Role::input));
     const Gradients gradients = differentiate(b.whole, b.seeds, targets);
     for (TensorId id : targets)

@@ -35,6 +35,7 @@ void add_row_references(References& table);      // ops on single rows or elemen
 void add_product_references(References& table);  // matrix products, attention, losses, AdamW
 void add_muon_references(References& table);
 void add_rank_references(References& table);      // sums over several ranks
+void add_expert_references(References& table);    // layers with experts
 void add_backward_references(References& table);  // the ops of gpt2's and the modern model's backward pass
 const References& references();                   // all of them, by the op's name
 

@@ -32,6 +32,7 @@ const References& references() {
     References t;
     add_row_references(t);
     add_product_references(t);
+    add_expert_references(t);
     add_muon_references(t);
     add_rank_references(t);
     add_backward_references(t);

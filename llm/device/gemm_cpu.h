@@ -59,6 +59,8 @@ struct Gemm {
 
 // How many floats of workspace gemm() needs for these sizes with a team of `threads`, for every layout of A and B.
 int64_t gemm_workspace(int64_t m, int64_t n, int64_t k, int threads, bool row_invariant = false);
+// The same for every m, n and k up to these.
+int64_t gemm_workspace_up_to(int64_t m, int64_t n, int64_t k, int threads, bool row_invariant = false);
 
 void gemm(ThreadTeam& threads, const Gemm& g, float* workspace);
 

@@ -58,5 +58,19 @@ namespace llm::cuda {
 [[gnu::weak]] void muon_momentum(const KernelCall& call);
 [[gnu::weak]] void muon_apply(const KernelCall& call);
 [[gnu::weak]] void combine(const KernelCall& call);
+[[gnu::weak]] void route(const KernelCall& call);
+[[gnu::weak]] void route_backward(const KernelCall& call);
+[[gnu::weak]] void expert_load(const KernelCall& call);
+[[gnu::weak]] void router_loss(const KernelCall& call);
+[[gnu::weak]] void router_loss_backward(const KernelCall& call);
+[[gnu::weak]] void router_statistics(const KernelCall& call);
+[[gnu::weak]] void expert_order(const KernelCall& call);
+[[gnu::weak]] void expert_rows(const KernelCall& call);
+[[gnu::weak]] void expert_rows_backward(const KernelCall& call);
+[[gnu::weak]] void expert_sum(const KernelCall& call);
+[[gnu::weak]] void expert_sum_backward(const KernelCall& call);
+[[gnu::weak]] void grouped_linear(const KernelCall& call);
+[[gnu::weak]] void grouped_linear_backward_input(const KernelCall& call);
+[[gnu::weak]] void grouped_linear_backward_weight(const KernelCall& call);
 
 }  // namespace llm::cuda
