@@ -117,9 +117,10 @@ void print_parameters(const ModelConfig& config, const TrainOptions& recipe) {
     for (size_t i = 0; i + 1 < row.size(); ++i) std::cout << padded(row[i], widths[i]) << "  ";
     std::cout << row.back() << "\n";
   }
-  const int64_t count = parameter_count(config);
+  const int64_t count = parameter_count(config), active = active_parameter_count(config);
   std::cout << count << " parameters (" << format_count(static_cast<double>(count)) << ") in " << rows.size() - 1
-            << " tensors; --parametrization " << name_of(recipe.parametrization)
+            << " tensors" << (config.experts ? concat(", ", active, " of them active") : std::string())
+            << "; --parametrization " << name_of(recipe.parametrization)
             << "; the forward pass's factor is folded into init, lr, decay and epsilon\n";
 }
 

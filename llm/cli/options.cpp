@@ -7,6 +7,7 @@
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
+#include "llm/base/rounding.h"
 #include "llm/device/cpu.h"
 #include "llm/device/cuda.h"
 #include "llm/device/gemm_plans.h"
@@ -111,6 +112,16 @@ Options ModelOptions::options(const char* named) {
           Option("--tied-head", &tied_head, "on or off: the head shares the token embedding"),
           Option("--logit-softcap", &logit_softcap, "Logits are cap tanh(logit / cap), e.g. 30; 0: as they are")},
          "Model");
+  append(all,
+         {dimension("--experts", experts, "A mixture of so many experts in the place of each block's MLP"),
+          dimension("--experts-per-token", experts_per_token, "How many of them each token goes to (2)"),
+          dimension("--expert-hidden", expert_hidden, "Width of an expert (the MLP's divided by --experts-per-token)"),
+          Option("--shared-expert-hidden", &shared_expert_hidden,
+                 "Width of an expert that every token goes to besides; 0: none")
+              .between(0, 1 << 24),
+          Option("--expert-balance", &expert_balance,
+                 "What keeps the experts evenly used: a loss, or a bias on their scores (loss)")},
+         "Experts");
   return all;
 }
 
@@ -156,14 +167,30 @@ ModelConfig ModelOptions::resolve(int64_t data_vocabulary, const char* otherwise
   } else if (channels || heads || activation || architecture || depth) {
     c.hidden = usual_hidden(c.channels, c.activation);
   }
+  take_experts(c);
   c.check();
   return c;
+}
+
+void ModelOptions::take_experts(ModelConfig& c) const {
+  if (!experts) {
+    if (experts_per_token || expert_hidden || shared_expert_hidden || expert_balance)
+      fail_usage("--experts-per-token, --expert-hidden, --shared-expert-hidden and --expert-balance go with --experts");
+    return;
+  }
+  if (hidden) fail_usage("--hidden is the width of an MLP; with --experts give --expert-hidden");
+  c.experts = experts, c.shared_hidden = shared_expert_hidden;
+  c.experts_per_token = experts_per_token ? experts_per_token : 2;
+  c.router_bias = expert_balance == ExpertBalance::bias;
+  // As many active weights as the MLP would have.
+  c.hidden = expert_hidden ? expert_hidden : round_up(ceil_div(c.hidden, c.experts_per_token), 32);
 }
 
 void complete_recipe(TrainOptions& o, int64_t& batch, const ModelConfig& config) {
   if (!batch) batch = std::max<int64_t>(1, 1024 / config.context);
   if (!o.optimizer) o.optimizer = usual_optimizer(config, config.context, batch * config.context);
   if (!o.zero_projections) o.zero_projections = usually_zero_projections(*o.optimizer);
+  complete_routers(o, config);
 }
 
 RecipeOptions recipe_without_data(const TrainOptions& o, const ModelConfig& config) {

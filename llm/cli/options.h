@@ -48,6 +48,11 @@ enum class Switch { on, off };
 template <>
 inline constexpr std::array kNames<Switch> = {"on", "off"};
 
+// How the choices of experts are kept even: by a loss (Fedus et al. 2022), or by a bias on the scores (Wang et al. 2024).
+enum class ExpertBalance { loss, bias };
+template <>
+inline constexpr std::array kNames<ExpertBalance> = {"loss", "bias"};
+
 // [MODEL] and the flags for dimensions and switches. What is not given comes from the preset or the defaults.
 struct ModelOptions {
   std::string preset;
@@ -57,6 +62,8 @@ struct ModelOptions {
   std::optional<Activation> activation;
   int64_t depth = 0;  // the one dial: layers, and what goes with them
   int64_t layers = 0, heads = 0, kv_heads = 0, channels = 0, head_size = 0, hidden = 0, context = 0, vocabulary = 0;
+  int64_t experts = 0, experts_per_token = 0, expert_hidden = 0, shared_expert_hidden = 0;
+  std::optional<ExpertBalance> expert_balance;
   std::optional<Switch> qk_norm, bias, tied_head;  // none: as the architecture has it
   double logit_softcap = 0;
 
@@ -65,6 +72,9 @@ struct ModelOptions {
   bool names_directory() const;  // of a trained model, instead of a preset
   // The config, with `vocabulary` unless a preset or flag fixes one, and `otherwise` the preset when none is named.
   ModelConfig resolve(int64_t data_vocabulary, const char* otherwise) const;
+
+ private:
+  void take_experts(ModelConfig& config) const;
 };
 
 // What was not said of a step: `batch` 0 becomes about 1024 tokens, and the optimizer the usual one for that.

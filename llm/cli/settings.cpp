@@ -87,6 +87,14 @@ Options recipe_options(TrainOptions& o) {
            .once("false"),
        Option("--z-loss", &o.z_loss, "Weight of log(sum(exp(logits)))^2 in the loss, e.g. 1e-4; 0: none")
            .between(0, 1e3)
+           .once("0"),
+       Option("--expert-balance-weight", &o.balance_weight,
+              "Weight of the loss that keeps experts evenly used (0.01 with --expert-balance loss, else 0)")
+           .between(0, 1e3)
+           .once("0"),
+       Option("--router-z-loss", &o.router_z_loss,
+              "Weight of log(sum(exp(logits)))^2 of the routers of experts (0.001); 0: none")
+           .between(0, 1e3)
            .once("0")},
       "Recipe");
   return all;
@@ -205,6 +213,12 @@ std::string settings_json(TrainOptions options, const ModelConfig& m) {
                 {"tied_head", m.tied_head},
                 {"logit_softcap", m.logit_softcap},
                 {"parameters", parameter_count(m)}};
+  if (m.experts)
+    j["model"].update({{"experts", m.experts},
+                       {"experts_per_token", m.experts_per_token},
+                       {"shared_hidden", m.shared_hidden},
+                       {"router_bias", m.router_bias},
+                       {"active_parameters", active_parameter_count(m)}});
   return json_text(j);
 }
 

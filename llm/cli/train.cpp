@@ -250,7 +250,9 @@ void explain(Arguments& a, const Given& given, const std::string& origin) {
        concat(name_of(m.norm), ", ", name_of(m.positions), ", ", name_of(m.activation), m.qk_norm ? ", qk-norm" : "",
               m.bias ? ", biases" : "", m.tied_head ? ", tied head" : ""),
        "--architecture and its switches"},
-      {"parameters", format_count(static_cast<double>(parameter_count(m))), "what follows"}};
+      {"parameters", format_count(static_cast<double>(parameter_count(m))), "what follows"},
+      {"active", format_count(static_cast<double>(active_parameter_count(m))),
+       "of them those that one token passes; fewer with --experts"}};
   rules.insert(rules.begin(), std::begin(dimensions), std::end(dimensions));
   size_t name = 0, value = 0;
   for (const Rule& r : rules) name = std::max(name, r.name.size()), value = std::max(value, r.value.size());

@@ -25,6 +25,7 @@ void Console::on_step(const LogEntry& entry, bool is_last) {
   val_loss_ = entry.val_loss.value_or(val_loss_);
   std::string line = concat("step ", entry.step, "/", steps_, " | loss ", fixed(*entry.loss, 3));
   if (!std::isnan(val_loss_)) line += " | val " + fixed(val_loss_, 3);
+  if (entry.expert_load) line += " | load " + fixed(*entry.expert_load, 2);
   line += " | " + format_count(*entry.tokens_per_second * seconds / recent_) + " tokens/s";
   if (entry.mfu) line += " | MFU " + fixed(100 * *entry.mfu * seconds / recent_, 0) + " %";
   line += " | " + format_seconds(recent_ * static_cast<double>(steps_ - entry.step)) + " left";
@@ -50,8 +51,12 @@ void Console::on_sample(const Sample& s) {
 
 void print_plan(const ModelConfig& model, const TrainOptions& o, const std::vector<Rule>& rules, const Trainer& trainer,
                 int ranks, std::ostream& notes) {
-  notes << "model: " << format_count(static_cast<double>(parameter_count(model))) << " parameters, " << model.layers
-        << " layers, " << model.channels << " channels, " << model.heads << " heads, context "
+  notes << "model: " << format_count(static_cast<double>(parameter_count(model))) << " parameters, "
+        << (model.experts ? concat(format_count(static_cast<double>(active_parameter_count(model))),
+                                   " of them active (", model.experts_per_token, " of ", model.experts, " experts",
+                                   model.shared_hidden ? " and a shared one" : "", "), ")
+                          : std::string())
+        << model.layers << " layers, " << model.channels << " channels, " << model.heads << " heads, context "
         << (o.context < model.context ? concat(o.context, " of ", model.context) : concat(model.context))
         << ", vocabulary " << model.vocabulary << " (" << name_of(model.norm) << ", " << name_of(model.positions)
         << ", " << name_of(model.activation) << ")\n"

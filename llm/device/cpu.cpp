@@ -35,7 +35,7 @@ class CpuUpload : public Upload {
 class CpuDownload : public Download {
  public:
   explicit CpuDownload(size_t bytes) : blocks_{std::vector<std::byte>(bytes), std::vector<std::byte>(bytes)} {}
-  void submit(std::initializer_list<TransferPiece> pieces) override {
+  void submit(const std::vector<TransferPiece>& pieces) override {
     if (submitted_ - taken_ == 2) fail("two results wait to be taken already");
     std::byte* const block = blocks_[submitted_++ % 2].data();
     for (const TransferPiece& p : pieces) std::memcpy(block + p.offset, p.device, p.bytes);

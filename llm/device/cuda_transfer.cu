@@ -100,7 +100,7 @@ class CudaDownload final : public Download {
         pinned_{Pinned(bytes), Pinned(bytes)} {}
   ~CudaDownload() override { cudaStreamSynchronize(stream_); }
 
-  void submit(std::initializer_list<TransferPiece> pieces) override {
+  void submit(const std::vector<TransferPiece>& pieces) override {
     if (submitted_ - taken_ == 2) fail("two results are on their way from the GPU already");
     const int slot = submitted_++ % 2;
     if (stream_ != device_.stream()) {

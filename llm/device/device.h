@@ -5,6 +5,7 @@
 #include <functional>
 #include <initializer_list>
 #include <memory>
+#include <vector>
 
 #include "llm/base/threads.h"
 
@@ -35,7 +36,7 @@ class Download {
  public:
   virtual ~Download() = default;
   // Copies the pieces, as the work that was handed over so far leaves them.
-  virtual void submit(std::initializer_list<TransferPiece> pieces) = 0;
+  virtual void submit(const std::vector<TransferPiece>& pieces) = 0;
   // The oldest block that was submitted and not waited for; valid until the next but one submit.
   virtual const std::byte* wait() = 0;
 };

@@ -75,6 +75,23 @@ void ModelConfig::check() const {
     fail_usage("rotary positions cannot have magnitude ", rope_magnitude);
   if (!(embedding_scale > 0 && embedding_scale < 1e6)) fail_usage("embeddings cannot be scaled by ", embedding_scale);
   if (!(rope_theta > 1)) fail_usage("rope theta must be over 1, not ", rope_theta);
+  check_experts();
+}
+
+void ModelConfig::check_experts() const {
+  if (!experts) {
+    if (experts_per_token || shared_hidden || router_bias) fail_usage("a model without experts has none for a token");
+    return;
+  }
+  constexpr int64_t kMost = 1024;
+  if (experts < 2 || experts > kMost) fail_value("experts", " must be between 2 and ", kMost, ", not ", experts);
+  // The weight of one expert alone would be 1, whatever its logit, and the router would not learn.
+  if (experts_per_token < 2 || experts_per_token > experts)
+    fail_value("experts-per-token", " must be between 2 and the ", experts, " experts, not ", experts_per_token);
+  if (shared_hidden < 0 || shared_hidden > int64_t{1} << 24)
+    fail_value("shared-expert-hidden", " cannot be ", shared_hidden);
+  if (!is_gated(activation) || bias || mlp_bias)
+    fail_usage("experts are gated and have no biases: --experts goes with --activation swiglu or geglu and --bias off");
 }
 
 void set_architecture(ModelConfig& c, Architecture architecture) {

@@ -35,7 +35,12 @@ struct ModelConfig {
   int64_t kv_heads = 6;    // K: H / K query heads share a key-value head
   int64_t channels = 384;  // C
   int64_t head_size = 64;  // D; H D need not equal C
-  int64_t hidden = 1024;   // F: width of the MLP
+  int64_t hidden = 1024;   // F: width of the MLP, of each expert where there are experts
+
+  // A mixture of experts in the place of each block's MLP (docs/experts.md); experts 0: none.
+  int64_t experts = 0, experts_per_token = 0;
+  int64_t shared_hidden = 0;  // width of an MLP that takes every token besides; 0: none
+  bool router_bias = false;   // the choice of experts is balanced by a bias, which belongs to the model
 
   Norm norm = Norm::rmsnorm;
   Positions positions = Positions::rope;
@@ -57,6 +62,9 @@ struct ModelConfig {
   void check() const;  // throws UsageError that names the impossible value
   int64_t query_width() const { return heads * head_size; }
   int64_t qkv_width() const { return (heads + 2 * kv_heads) * head_size; }
+
+ private:
+  void check_experts() const;
 };
 
 // gpt2: Radford et al. 2019. llama: Touvron et al. 2023. modern: llama with QK-norm. qwen3: modern with a tied head.

@@ -271,6 +271,7 @@ class Reducer {
     int64_t slots = 0;
     std::map<std::string, int64_t> slot_of;  // by parameter, of its first slice
     for (const Parameter& p : all_) {
+      if (p.group == LearningRateGroup::balance) continue;
       slot_of[p.name] = slots;
       slots += p.slices * square_sum_blocks(p.shape.elements());
     }
@@ -281,6 +282,7 @@ class Reducer {
              gather.tensors, "gathered");
     g_.phase = Phase::optimizer;
     for (size_t i = 0; i < table_.size(); ++i) {
+      if (table_[i].group == LearningRateGroup::balance) continue;  // what it has is no gradient
       // Of what several ranks have, the first speaks.
       const bool is_cut = table_[i].slices > 1;
       const bool counts = place.context == 0 && (is_cut || place.tensor == 0);

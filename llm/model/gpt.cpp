@@ -18,6 +18,11 @@ class ForwardBuilder {
     add_parameters(g_, c_, dtype_);
   }
 
+  // From body() on the routers of experts have statistics and, where a weight is not 0, losses.
+  void watch_routers(double balance_weight, double z_weight) {
+    watches_routers_ = true, balance_weight_ = balance_weight, z_weight_ = z_weight;
+  }
+
   // tokens (B, T) -> the final norm's output (B, T, C)
   TensorId body(TensorId tokens, int32_t end_of_text = -1, double dropout = 0) {
     const Shape s = g_.shape(tokens);
@@ -120,10 +125,49 @@ class ForwardBuilder {
     x = g_.add("add", {}, {x, dropped(linear(attended, name + "attention_out"), name + "attention_dropout")},
                name + "attention_sum")[0];
 
-    const TensorId hidden = linear(norm(x, name + "mlp_norm"), name + "mlp_in");
+    const TensorId normal = norm(x, name + "mlp_norm");
+    const TensorId branch = c_.experts ? experts(normal, name) : mlp(normal, name + "mlp", name);
+    return g_.add("add", {}, {x, dropped(branch, name + "mlp_dropout")}, name + "mlp_sum")[0];
+  }
+
+  TensorId mlp(TensorId x, const std::string& name, const std::string& name_of_activation) {
+    const TensorId hidden = linear(x, name + "_in");
+    const TensorId activated =
+        g_.add(name_of(c_.activation), {}, {hidden}, name_of_activation + name_of(c_.activation))[0];
+    return linear(activated, name + "_out");
+  }
+
+  // x (B, T, C) -> (B, T, C). Each token's row goes to its K experts and comes back; in between lie the rows of all
+  // tokens (1, B T K, C), those of each expert together.
+  TensorId experts(TensorId x, const std::string& name) {
+    const TensorId logits = linear(x, name + "router");
+    std::vector<TensorId> scored = {logits};
+    if (c_.router_bias) scored.push_back(parameter(name + "router_bias"));
+    const auto chosen = g_.add("route", {{"chosen", c_.experts_per_token}}, scored, name + "route");
+    const auto sorted = g_.add("expert_order", {{"experts", c_.experts}}, {chosen[0]}, name + "expert_order");
+    const TensorId weights = chosen[1], order = sorted[0], place = sorted[1], counts = sorted[2];
+    if (watches_routers_) watch_router(logits, counts);
+
+    const TensorId rows = g_.add("expert_rows", {}, {x, order, place}, name + "expert_rows")[0];
+    const auto grouped = [&](TensorId from, const std::string& to) {
+      return g_.add("grouped_linear", paged_ ? kRowInvariant : Attributes{}, {from, parameter(to + ".weight"), counts},
+                    to)[0];
+    };
+    const TensorId hidden = grouped(rows, name + "experts_in");
     const TensorId activated = g_.add(name_of(c_.activation), {}, {hidden}, name + name_of(c_.activation))[0];
-    return g_.add("add", {}, {x, dropped(linear(activated, name + "mlp_out"), name + "mlp_dropout")},
-                  name + "mlp_sum")[0];
+    const TensorId out = grouped(activated, name + "experts_out");
+    const TensorId sum = g_.add("expert_sum", {}, {out, weights, order, place}, name + "expert_sum")[0];
+    if (!c_.shared_hidden) return sum;
+    return g_.add("add", {}, {sum, mlp(x, name + "shared", name + "shared_")}, name + "all_experts")[0];
+  }
+
+  void watch_router(TensorId logits, TensorId counts) {
+    Attributes a = {{"chosen", c_.experts_per_token}};
+    g_.add("router_statistics", a, {logits, counts}, router_statistics_of(g_.layer));
+    if (balance_weight_ <= 0 && z_weight_ <= 0) return;
+    a.set("balance_weight", balance_weight_);
+    a.set("z_weight", z_weight_);
+    g_.add("router_loss", a, {logits, counts}, router_loss_of(g_.layer));
   }
 
   // Every dropout of the graph has a stream of its own, and so its own mask.
@@ -158,6 +202,8 @@ class ForwardBuilder {
   TensorId positions_ = kNone, slots_ = kNone, tables_ = kNone;
   double dropout_ = 0;
   int64_t dropouts_ = 0;
+  bool watches_routers_ = false;
+  double balance_weight_ = 0, z_weight_ = 0;
 };
 
 TensorId add_input(Graph& g, const char* name, DType dtype, int64_t batch, int64_t tokens) {
@@ -166,10 +212,14 @@ TensorId add_input(Graph& g, const char* name, DType dtype, int64_t batch, int64
 
 }  // namespace
 
+std::string router_statistics_of(int64_t layer) { return concat("layers.", layer, ".router_statistics"); }
+std::string router_loss_of(int64_t layer) { return concat("layers.", layer, ".router_loss"); }
+
 Graph build_forward(const ModelConfig& config, int64_t batch, int64_t tokens, DType dtype, const RecipeOptions& recipe,
                     const DataParallel& parallel) {
   Graph g;
   ForwardBuilder builder(g, config, dtype);
+  builder.watch_routers(recipe.balance_weight, recipe.router_z_loss);
   const TensorId ids = add_input(g, "tokens", DType::int32, batch, tokens);
   const TensorId targets = add_input(g, "targets", DType::int32, batch, tokens);
   const TensorId weights = add_input(g, "loss_weights", DType::fp32, batch, tokens);
@@ -190,7 +240,13 @@ TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int
   const std::vector<Parameter>& table = all;
   t.tokens = g.find("tokens"), t.targets = g.find("targets"), t.loss_weights = g.find("loss_weights");
   t.losses = g.find("losses"), t.loss = g.find("loss");
-  const Gradients gradients = differentiate(g, {{t.losses, g.nodes.back().inputs[1]}});
+  const TensorId weights = g.nodes.back().inputs[1];
+  std::vector<std::pair<TensorId, TensorId>> seeds = {{t.losses, weights}};
+  for (int64_t l = 0; l < config.layers && config.experts; ++l) {
+    t.router_statistics.push_back(g.find(router_statistics_of(l)));
+    if (const TensorId losses = g.find(router_loss_of(l)); losses != kNone) seeds.emplace_back(losses, weights);
+  }
+  const Gradients gradients = differentiate(g, seeds);
 
   for (const Parameter& p : table) t.gradients.push_back(gradients.of(g.find(p.name)));
   if (config.tied_head && parallel.micro_steps > 1)
@@ -239,7 +295,8 @@ HeadGraph build_head_graph(const ModelConfig& config, int64_t rows, DType dtype,
 double training_flops_per_token(const ModelConfig& c, int64_t tokens) {
   double weights = static_cast<double>(c.vocabulary * c.channels);  // the head
   for (const Parameter& p : parameter_table(c))
-    if (p.group == LearningRateGroup::matrix && p.shape.rank() == 2) weights += static_cast<double>(p.shape.elements());
+    if ((p.group == LearningRateGroup::matrix && p.shape.rank() == 2) || p.group == LearningRateGroup::router)
+      weights += static_cast<double>(active_elements(c, p));
   const double attention = static_cast<double>(c.layers * c.heads * c.head_size) * static_cast<double>(tokens + 1) / 2;
   return 6 * weights + 12 * attention;
 }

@@ -17,6 +17,9 @@ struct RecipeOptions {
   double z_loss = 0;         // the weight of log(sum(exp(logits)))^2 in the losses (Chowdhery et al. 2022, "PaLM")
   double dropout = 0;        // of the embeddings and of what attention and MLP add to the stream (Radford et al. 2019)
   int32_t end_of_text = -1;  // the token between documents, across which there is no attention; -1: none
+  // Of the routers of experts (llm/ops/router_loss.cpp): the weights of the loss that keeps their choices even, and of the
+  // squared logarithm of their softmax's sum. Both losses are in no other.
+  double balance_weight = 0, router_z_loss = 0;
   Parametrization parametrization = {};
 };
 
@@ -28,8 +31,13 @@ struct TrainingGraph {
   Graph graph;
   TensorId tokens, targets, loss_weights, losses, loss, gradient_norm, guarded_norm;
   std::vector<TensorId> gradients;  // in the order of the parameter table
+  // Of each layer with experts, E + kRouterSums numbers (llm/ops/router_sums.h), added up over the micro-steps.
+  std::vector<TensorId> router_statistics;
   std::vector<TensorId> results() const { return {losses, loss, gradient_norm, guarded_norm}; }
 };
+// The names of a layer's router statistics and, where it has any, losses (B, T) in forward graphs.
+std::string router_statistics_of(int64_t layer);
+std::string router_loss_of(int64_t layer);
 // The forward pass of a rank, to the losses and their mean: tensors "tokens", "targets", "loss_weights", "losses", "loss".
 Graph build_forward(const ModelConfig& config, int64_t batch, int64_t tokens, DType dtype, const RecipeOptions& recipe,
                     const DataParallel& parallel);
@@ -77,7 +85,7 @@ HeadGraph build_head_graph(const ModelConfig& config, int64_t rows, DType dtype 
 
 // FLOPs that training needs for one token of a sequence of `tokens`: 6 for each weight of a matrix product (the head's
 // included, embeddings not), and forward and backward of attention's two products, without the masked half (Kaplan et
-// al. 2020). MFU is measured by this number; recomputation does not count.
+// al. 2020). Of experts, those that one token has. MFU is measured by this number; recomputation does not count.
 double training_flops_per_token(const ModelConfig& config, int64_t tokens);
 
 }  // namespace llm

@@ -155,13 +155,14 @@ struct Family {
   int64_t context, kv_heads, head_size;  // 0: as many as heads; channels / heads
   double norm_epsilon;
 };
-constexpr Family kFamilies[] = {{"llama", 2048, 0, 0, 1e-6},    {"qwen2", 32768, 0, 0, 1e-6},
-                                {"qwen3", 32768, 0, 128, 1e-6}, {"mistral", 131072, 8, 0, 1e-6},
-                                {"phi3", 4096, 0, 0, 1e-5},     {"gemma", 8192, 16, 256, 1e-6}};
+constexpr Family kFamilies[] = {{"llama", 2048, 0, 0, 1e-6},     {"qwen2", 32768, 0, 0, 1e-6},
+                                {"qwen3", 32768, 0, 128, 1e-6},  {"mistral", 131072, 8, 0, 1e-6},
+                                {"phi3", 4096, 0, 0, 1e-5},      {"gemma", 8192, 16, 256, 1e-6},
+                                {"mixtral", 131072, 8, 0, 1e-5}, {"qwen3_moe", 32768, 4, 0, 1e-6}};
 
 // Attention that reaches only so far back is attention over the whole context if that is no longer.
 void read_window(const Keys& keys, const std::string& type, ModelConfig& c) {
-  if (type == "mistral" || type == "phi3") {
+  if (type == "mistral" || type == "mixtral" || type == "phi3") {
     const int64_t usual = type == "mistral" && !keys.says("sliding_window") ? 4096 : c.context;
     c.context = std::min(c.context, keys.count("sliding_window", usual));
     return;
@@ -176,16 +177,35 @@ void read_window(const Keys& keys, const std::string& type, ModelConfig& c) {
   }
 }
 
+// The experts of Mixtral and of Qwen3-MoE, in every layer. The width of an MLP beside them, which no layer then has, is
+// not kept.
+void read_experts(const Keys& keys, const std::string& type, ModelConfig& c) {
+  const bool mixtral = type == "mixtral";
+  // transformers knows the number by both names.
+  const char* const usual = mixtral ? "num_local_experts" : "num_experts";
+  const char* const count = keys.has(usual) ? usual : mixtral ? "num_experts" : "num_local_experts";
+  c.experts = keys.count(count, mixtral ? 8 : 128);
+  c.experts_per_token = keys.count("num_experts_per_tok", mixtral ? 2 : 8);
+  if (mixtral) return;
+  c.hidden = keys.count("moe_intermediate_size", 768);
+  if (!keys.flag("norm_topk_prob", false))
+    fail(keys.path(), ": \"norm_topk_prob\": false is not supported: the weights of a token's experts add up to 1");
+  if (keys.count("decoder_sparse_step", 1) != 1)
+    fail(keys.path(), ": \"decoder_sparse_step\" is not supported: every layer has experts");
+  if (keys.has("mlp_only_layers") && keys.at("mlp_only_layers") != Json::array())
+    fail(keys.path(), ": \"mlp_only_layers\" is not supported: every layer has experts");
+}
+
 ModelConfig read_llama(const Keys& keys, const std::string& type) {
   const Family& family =
       *std::find_if(std::begin(kFamilies), std::end(kFamilies), [&](const Family& f) { return type == f.type; });
   ModelConfig c;
   const bool gemma = type == "gemma";
-  set_architecture(c, type == "qwen3" ? Architecture::qwen3 : Architecture::llama);
+  set_architecture(c, type.starts_with("qwen3") ? Architecture::qwen3 : Architecture::llama);
   c.vocabulary = keys.count("vocab_size");
   c.context = keys.count("max_position_embeddings", family.context);
   c.channels = keys.count("hidden_size");
-  c.hidden = keys.count("intermediate_size");
+  c.hidden = type == "qwen3_moe" ? 1 : keys.count("intermediate_size");
   c.layers = keys.count("num_hidden_layers");
   c.heads = keys.count("num_attention_heads");
   c.kv_heads = keys.count("num_key_value_heads", family.kv_heads ? family.kv_heads : c.heads);
@@ -212,6 +232,7 @@ ModelConfig read_llama(const Keys& keys, const std::string& type) {
   if (c.qkv_bias && c.attention_out_bias && c.mlp_bias)
     c.bias = true, c.qkv_bias = c.attention_out_bias = c.mlp_bias = false;
   read_window(keys, type, c);
+  if (type == "mixtral" || type == "qwen3_moe") read_experts(keys, type, c);
   return c;
 }
 
@@ -225,6 +246,10 @@ ModelConfig read_own(const Keys& keys) {
   c.channels = keys.count("channels");
   c.head_size = keys.count("head_size");
   c.hidden = keys.count("hidden");
+  c.experts = keys.count("experts", 0);
+  c.experts_per_token = keys.count("experts_per_token", 0);
+  c.shared_hidden = keys.count("shared_hidden", 0);
+  c.router_bias = keys.flag("router_bias", false);
   c.norm = keys.value<Norm>("norm");
   c.positions = keys.value<Positions>("positions");
   c.activation = keys.value<Activation>("activation");
@@ -252,8 +277,10 @@ ModelConfig read_own(const Keys& keys) {
 void check_size(const ModelConfig& c, const std::string& path) {
   if (c.layers > 100'000) fail(path, ": a model of ", c.layers, " layers");
   const int64_t limit = int64_t{1} << 40;
-  if (std::max({c.vocabulary, c.context, c.qkv_width(), 2 * c.hidden}) > limit / c.channels)
+  if (std::max({c.vocabulary, c.context, c.qkv_width(), 2 * c.hidden * std::max<int64_t>(1, c.experts),
+                2 * c.shared_hidden}) > limit / c.channels)
     fail(path, ": the model's sizes make a matrix of more than 2^40 elements");
+  if (c.experts * c.layers > 1'000'000) fail(path, ": a model of ", c.experts, " experts in ", c.layers, " layers");
 }
 
 Json token_ids(const EndTokens& tokens) {
@@ -284,7 +311,8 @@ ModelConfig parse_config(const std::string& text, const std::string& path) {
   if (!values.is_object()) fail(path, ": not a JSON object");
   const Keys keys(values, path);
   const std::string type = keys.text("model_type");
-  keys.require("model_type", {"gpt2", "llama", "qwen2", "qwen3", "mistral", "phi3", "gemma", "train_gpt"});
+  keys.require("model_type",
+               {"gpt2", "llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe", "phi3", "gemma", "train_gpt"});
   try {
     const ModelConfig config = type == "gpt2"        ? read_gpt2(keys)
                                : type == "train_gpt" ? read_own(keys)
@@ -363,6 +391,11 @@ std::string config_json(const ModelConfig& c, const EndTokens& tokens) {
     for (const auto& [key, value] :
          {std::pair{"qkv_bias", c.qkv_bias}, {"attention_out_bias", c.attention_out_bias}, {"mlp_bias", c.mlp_bias}})
       if (value) j[key] = value;
+    if (c.experts)
+      j.update({{"experts", c.experts},
+                {"experts_per_token", c.experts_per_token},
+                {"shared_hidden", c.shared_hidden},
+                {"router_bias", c.router_bias}});
     if (c.embedding_scale != 1) j["embedding_scale"] = c.embedding_scale;
     if (c.logit_softcap > 0) j["logit_softcap"] = c.logit_softcap;
     if (c.rope_factor != 1)
@@ -373,8 +406,12 @@ std::string config_json(const ModelConfig& c, const EndTokens& tokens) {
                 {"rope_high", c.rope_high},
                 {"rope_original", c.rope_original}});
   } else {
-    const bool qwen = type != "llama", biased = c.bias || c.qkv_bias;
-    const char* name = type == "qwen3" ? "Qwen3ForCausalLM" : qwen ? "Qwen2ForCausalLM" : "LlamaForCausalLM";
+    const bool qwen = type.starts_with("qwen"), biased = c.bias || c.qkv_bias;
+    const char* name = type == "qwen3"       ? "Qwen3ForCausalLM"
+                       : type == "qwen3_moe" ? "Qwen3MoeForCausalLM"
+                       : type == "mixtral"   ? "MixtralForCausalLM"
+                       : qwen                ? "Qwen2ForCausalLM"
+                                             : "LlamaForCausalLM";
     j = {{"architectures", {name}},
          {"model_type", type},
          {"vocab_size", c.vocabulary},
@@ -398,9 +435,17 @@ std::string config_json(const ModelConfig& c, const EndTokens& tokens) {
       j["sliding_window"] = nullptr;
       j["max_window_layers"] = c.layers;
       j["layer_types"] = std::vector<std::string>(static_cast<size_t>(c.layers), "full_attention");
-    } else {
+    } else if (type == "llama") {
       j["mlp_bias"] = c.bias || c.mlp_bias;
     }
+    if (type == "mixtral") j.update({{"num_local_experts", c.experts}, {"sliding_window", nullptr}});
+    if (type == "qwen3_moe")
+      j.update({{"num_experts", c.experts},
+                {"moe_intermediate_size", c.hidden},
+                {"norm_topk_prob", true},
+                {"decoder_sparse_step", 1},
+                {"mlp_only_layers", Json::array()}});
+    if (c.experts) j.update({{"num_experts_per_tok", c.experts_per_token}, {"router_aux_loss_coef", 0.001}});
   }
   j.update(token_ids(tokens));
   if (type != "train_gpt") j["tie_word_embeddings"] = c.tied_head;

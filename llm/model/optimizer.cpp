@@ -181,8 +181,10 @@ class StepBuilder {
 
   // One for all parameters with the same settings; where their state is fetched, several.
   std::vector<Group> adamw_groups() const {
-    using Settings = std::tuple<bool, double, double>;
-    const auto settings_of = [](const Parameter& p) { return Settings{p.decay, p.adamw_rate, p.epsilon}; };
+    using Settings = std::tuple<bool, double, double, bool>;
+    const auto settings_of = [](const Parameter& p) {
+      return Settings{p.decay, p.adamw_rate, p.epsilon, p.group == LearningRateGroup::balance};
+    };
     std::vector<Settings> all;
     for (const Parameter& p : table_)
       if (!takes_muon(p, o_.kind)) add_if_new(all, settings_of(p));
@@ -215,15 +217,20 @@ class StepBuilder {
                                    state(i, name + ".first_moment"), state(i, name + ".second_moment"), master(i)});
       firsts.push_back(stepped_[i].first + part.first);
     }
+    // Without moments a step goes by the sign alone: a bias moves by the same amount whatever the load.
+    const bool balance = first.group == LearningRateGroup::balance;
     g_.add("adamw",
-           {{"beta1", o_.beta1},
-            {"beta2", o_.beta2},
+           {{"beta1", balance ? 0.0 : o_.beta1},
+            {"beta2", balance ? 0.0 : o_.beta2},
             {"epsilon", o_.epsilon * first.epsilon},
             {"weight_decay", first.decay ? o_.weight_decay / first.adamw_rate : 0.0},
             {"grad_clip", o_.grad_clip},
             {"learning_rate_scale", first.adamw_rate},
             {"firsts", firsts}},
-           inputs, first.decay ? "step.decayed" : "step.others");
+           inputs,
+           first.decay ? "step.decayed"
+           : balance   ? "step.balance"
+                       : "step.others");
   }
 
   bool is_cut(size_t i) const { return owners_[i] >= 0; }

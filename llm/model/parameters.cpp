@@ -72,14 +72,53 @@ class Table {
     linear(name + "attention_out", {c, q}, (gpt2_names_ ? gpt2_std(q) : std(q)) * residual, 1,
            {{file + (gpt2_names_ ? "attn.c_proj" : "self_attn.o_proj"), c}}, {}, true);
     norm(name + "mlp_norm", c, file + (gpt2_names_ ? "ln_2" : "post_attention_layernorm"));
+    if (c_.experts) return experts(name, file, residual);
     if (is_gated(c_.activation)) {
-      linear(name + "mlp_in", {2 * f, c}, std(c), 0, {{file + "mlp.gate_proj", f}, {file + "mlp.up_proj", f}}, {f, f});
+      gated_in(name + "mlp_in", file + "mlp.", f);
     } else {
       linear(name + "mlp_in", {f, c}, gpt2_names_ ? gpt2_std(c) : std(c), 0,
              {{file + (gpt2_names_ ? "mlp.c_fc" : "mlp.up_proj"), f}});
     }
     linear(name + "mlp_out", {c, f}, (gpt2_names_ ? gpt2_std(f) : std(f)) * residual, 1,
            {{file + (gpt2_names_ ? "mlp.c_proj" : "mlp.down_proj"), c}}, {}, true);
+  }
+
+  // A mixture of experts. Their matrices lie one behind another, as the grouped product takes them. To Muon and in the
+  // files each is a matrix of its own.
+  void experts(const std::string& name, const std::string& file, double residual) {
+    const int64_t E = c_.experts, f = c_.hidden, c = c_.channels;
+    const bool mixtral = model_type_of(c_) == "mixtral";
+    const std::string mlp = file + (mixtral ? "block_sparse_moe." : "mlp.");
+    matrix(name + "router.weight", {E, c}, inverse_root(c) / std::sqrt(wide_), LearningRateGroup::router, -1,
+           {mlp + "gate.weight"});
+    multiply(1 / wide_, 1 / (wide_ * deep_));
+    if (c_.router_bias) {
+      vector(name + "router_bias", E, Parameter::Init::zeros, mlp + "gate.e_score_correction_bias");
+      table_.back().group = LearningRateGroup::balance;
+    }
+    std::vector<Part> in, out;
+    for (int64_t e = 0; e < E; ++e) {
+      const std::string expert = mlp + "experts." + std::to_string(e) + ".";
+      in.push_back({expert + (mixtral ? "w1" : "gate_proj"), f});
+      in.push_back({expert + (mixtral ? "w3" : "up_proj"), f});
+      out.push_back({expert + (mixtral ? "w2" : "down_proj"), c});
+    }
+    linear(name + "experts_in", {E * 2 * f, c}, inverse_root(c), 0, in, std::vector(static_cast<size_t>(2 * E), f));
+    table_.back().experts = E;
+    linear(name + "experts_out", {E * c, f}, inverse_root(f) * residual, 1, out, std::vector(static_cast<size_t>(E), c),
+           true);
+    table_.back().experts = E;
+    if (!c_.shared_hidden) return;
+    const int64_t shared = c_.shared_hidden;
+    gated_in(name + "shared_in", mlp + "shared_experts.", shared);
+    linear(name + "shared_out", {c, shared}, inverse_root(shared) * residual, 1,
+           {{mlp + "shared_experts.down_proj", c}}, {}, true);
+  }
+
+  // The gate's and the up projection of a gated MLP, to a width of f.
+  void gated_in(const std::string& name, const std::string& file, int64_t f) {
+    linear(name, {2 * f, c_.channels}, inverse_root(c_.channels), 0, {{file + "gate_proj", f}, {file + "up_proj", f}},
+           {f, f});
   }
 
   static double inverse_root(int64_t n) { return 1 / std::sqrt(static_cast<double>(n)); }
@@ -144,7 +183,9 @@ class Table {
 
   // The number of the same product's inputs in the base model.
   double base_width(const std::string& name) const {
-    return static_cast<double>(name.ends_with("mlp_out") ? usual_hidden(kBaseChannels, c_.activation) : kBaseChannels);
+    return static_cast<double>(name.ends_with("_out") && !name.ends_with("attention_out")
+                                   ? usual_hidden(kBaseChannels, c_.activation)
+                                   : kBaseChannels);
   }
 
   std::vector<FilePart> split(const std::vector<Part>& parts, const char* suffix, int64_t columns) const {
@@ -190,6 +231,8 @@ const char* name_of(LearningRateGroup group) {
     case LearningRateGroup::matrix: return "matrix";
     case LearningRateGroup::vector: return "vector";
     case LearningRateGroup::head: return "head";
+    case LearningRateGroup::router: return "router";
+    case LearningRateGroup::balance: return "balance";
   }
   return "?";
 }
@@ -202,6 +245,10 @@ std::string model_type_of(const ModelConfig& c) {
     return "gpt2";
   if (c.norm != Norm::rmsnorm || c.positions != Positions::rope || c.activation != Activation::swiglu)
     return "train_gpt";
+  if (c.experts) {
+    if (c.router_bias || c.shared_hidden || c.qkv_bias != c.attention_out_bias) return "train_gpt";
+    return c.qk_norm ? "qwen3_moe" : c.qkv_bias ? "train_gpt" : "mixtral";
+  }
   const bool alike = c.qkv_bias == c.attention_out_bias;  // one key says so
   if (c.qk_norm) return alike && !c.mlp_bias && !c.bias ? "qwen3" : "train_gpt";
   if (alike) return "llama";
@@ -217,6 +264,16 @@ const char* head_weight(const ModelConfig& c) { return c.tied_head ? "token_embe
 int64_t parameter_count(const ModelConfig& config) {
   int64_t count = 0;
   for (const Parameter& p : parameter_table(config)) count += p.shape.elements();
+  return count;
+}
+
+int64_t active_elements(const ModelConfig& config, const Parameter& p) {
+  return p.experts ? p.shape.elements() / p.experts * config.experts_per_token : p.shape.elements();
+}
+
+int64_t active_parameter_count(const ModelConfig& config) {
+  int64_t count = 0;
+  for (const Parameter& p : parameter_table(config)) count += active_elements(config, p);
   return count;
 }
 

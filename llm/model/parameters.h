@@ -12,7 +12,8 @@
 
 namespace llm {
 
-enum class LearningRateGroup { embedding, matrix, vector, head };
+// router: the matrix that gives experts their scores; balance: the bias of these, which has no gradient but a load.
+enum class LearningRateGroup { embedding, matrix, vector, head, router, balance };
 const char* name_of(LearningRateGroup group);
 
 // One tensor of a Hugging Face file, which holds rows [first_row, first_row + rows) of a parameter. `transposed`: the
@@ -60,6 +61,7 @@ struct Parameter {
   LearningRateGroup group = LearningRateGroup::vector;
   int shard_axis = -1;  // the axis tensor parallelism splits; -1: replicated
   int layer = -1;       // the block it belongs to
+  int64_t experts = 0;  // how many experts' matrices, of as many rows each, lie here one behind another; 0: it is none
   std::vector<FilePart> file_parts = {};
   std::vector<int64_t> joined = {};  // the rows of each matrix, where several are one parameter
   int slices = 1;  // among how many tensor-parallel ranks it is cut; `shape` and `joined` are then a slice's (shard.h)
@@ -67,6 +69,9 @@ struct Parameter {
 
 std::vector<Parameter> parameter_table(const ModelConfig& config, const Parametrization& parametrization = {});
 int64_t parameter_count(const ModelConfig& config);
+// Of those, how many have a part in one token: of the experts' matrices only those of experts_per_token experts.
+int64_t active_parameter_count(const ModelConfig& config);
+int64_t active_elements(const ModelConfig& config, const Parameter& parameter);
 
 // Adds a tensor for each parameter. The head's tensor has spare rows: a GPU's products are fast only at sizes that are
 // multiples of 8 elements, and vocabularies are not.
@@ -74,8 +79,8 @@ void add_parameters(Graph& graph, const ModelConfig& config, DType dtype);
 // The name of the parameter that is the matrix of the head.
 const char* head_weight(const ModelConfig& config);
 
-// The Hugging Face model_type that has these switches: "gpt2", "llama", "qwen2" or "qwen3", or else "train_gpt", the
-// project's own.
+// The Hugging Face model_type that has these switches: "gpt2", "llama", "qwen2", "qwen3", "mixtral" or "qwen3_moe", or
+// else "train_gpt", the project's own.
 std::string model_type_of(const ModelConfig& config);
 
 // Fills `data`, one float for each element of the parameter, with its initial values; each is a pure function of (seed,

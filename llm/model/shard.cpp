@@ -125,6 +125,8 @@ class Sharder {
 
 void check_mesh(const Mesh& mesh, const ModelConfig& c, int64_t batch, int64_t tokens) {
   const int n = mesh.tensor;
+  if (c.experts && !mesh.is_data_alone())
+    fail_usage("a model with experts trains on ranks that differ in their data alone: --tensor 1 --stages 1");
   const auto divides = [&](int64_t value, const char* what) {
     if (value % n == 0) return;
     int64_t would_do = n;

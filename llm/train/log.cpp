@@ -18,6 +18,7 @@ std::string LogEntry::json() const {
   j["step"] = step;
   put("loss", loss), put("val_loss", val_loss), put("val_bits_per_byte", val_bits_per_byte);
   put("val_tokens", val_tokens);
+  put("expert_load", expert_load), put("balance_loss", balance_loss), put("router_entropy", router_entropy);
   put("ranks", ranks);
   put("sent_bytes", sent_bytes);
   put("wait_ms", wait_ms);

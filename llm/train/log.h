@@ -13,9 +13,11 @@ struct LogEntry {
   std::optional<double> loss, val_loss, val_bits_per_byte, learning_rate, grad_norm, ms, tokens_per_second, mfu;
   std::optional<int64_t> tokens, val_tokens;  // trained on so far; predicted by the evaluation
   std::optional<int64_t> ranks, sent_bytes;   // of a run with several: how many, and what rank 0 sent in the step
-  std::optional<double> wait_ms;              // what rank 0 waited for the others; of GPUs not known
-  std::optional<bool> skipped;                // true: the step left the weights as they were
-  std::string json() const;                   // one line, without the newline
+  // Of a model with experts (StepRunner::Routers): 1 is an even load, and an even balance; no token is ever dropped.
+  std::optional<double> expert_load, balance_loss, router_entropy;
+  std::optional<double> wait_ms;  // what rank 0 waited for the others; of GPUs not known
+  std::optional<bool> skipped;    // true: the step left the weights as they were
+  std::string json() const;       // one line, without the newline
 };
 
 class RunLog {

@@ -22,6 +22,8 @@ RecipeOptions recipe_of(const TrainOptions& o, int32_t end_of_text) {
   return {.z_loss = o.z_loss,
           .dropout = o.dropout,
           .end_of_text = o.document_mask ? end_of_text : -1,
+          .balance_weight = o.balance_weight,
+          .router_z_loss = o.router_z_loss,
           .parametrization = parametrization_of(o)};
 }
 

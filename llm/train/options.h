@@ -45,9 +45,10 @@ struct TrainOptions {
   int64_t keep_last = 2;
   std::string sample_prompt;
   uint64_t memory_budget = 0;
-  std::optional<bool> zero_projections;  // blocks begin as the identity; none: by rule
-  bool document_mask = false;            // attention stays within a document, in evaluations as well
-  double dropout = 0;                    // in training alone
+  std::optional<bool> zero_projections;            // blocks begin as the identity; none: by rule
+  bool document_mask = false;                      // attention stays within a document, in evaluations as well
+  double dropout = 0;                              // in training alone
+  double balance_weight = -1, router_z_loss = -1;  // of the routers of experts (RecipeOptions)
   double z_loss = 0;  // its weight in the training loss, which is logged with it; evaluations are without
   Precision dtype = Precision::fp32;
   int64_t virtual_ranks = 0;  // who share a step's samples, on however many ranks; 0: as many as ranks

@@ -32,7 +32,7 @@ class Rules {
         m_(model),
         val_tokens_(val_tokens),
         is_trained_(is_trained),
-        parameters_(static_cast<double>(parameter_count(model))) {}
+        parameters_(static_cast<double>(active_parameter_count(model))) {}
 
   std::vector<Rule> run() {
     length();
@@ -49,6 +49,7 @@ class Rules {
                                                  "(Zhang et al. 2019; Yang et al. 2022, appendix D.2)"
                                                : "drawn: from zero adamw gets away more slowly than muon");
     rates();
+    routers();
     watching();
     return std::move(rules_);
   }
@@ -147,6 +148,16 @@ class Rules {
     say("grad-clip", o_.grad_clip, "usual since GPT-3 (Brown et al. 2020)");
   }
 
+  void routers() {
+    const bool balance = o_.balance_weight < 0, z_loss = o_.router_z_loss < 0;
+    complete_routers(o_, m_);
+    if (!m_.experts) return;
+    set("expert-balance-weight", o_.balance_weight, balance, o_.balance_weight,
+        m_.router_bias ? "a bias balances the experts (Wang et al. 2024)"
+                       : "Fedus et al. 2022, \"Switch transformers\"");
+    set("router-z-loss", o_.router_z_loss, z_loss, o_.router_z_loss, "Zoph et al. 2022, \"ST-MoE\"");
+  }
+
   void watching() {
     set("eval-every", o_.eval_every,
         o_.eval_every<0, val_tokens_> 1 ? std::max<int64_t>(1, std::min<int64_t>(1000, (o_.steps + 9) / 10)) : 0,
@@ -178,6 +189,11 @@ OptimizerKind usual_optimizer(const ModelConfig& model, int64_t context, int64_t
   return muon_flops(model) <= training_flops_per_token(model, context) * static_cast<double>(step_tokens)
              ? OptimizerKind::muon
              : OptimizerKind::adamw;
+}
+
+void complete_routers(TrainOptions& o, const ModelConfig& model) {
+  if (o.balance_weight < 0) o.balance_weight = model.experts && !model.router_bias ? 0.01 : 0;
+  if (o.router_z_loss < 0) o.router_z_loss = model.experts ? 0.001 : 0;
 }
 
 bool usually_zero_projections(OptimizerKind optimizer) { return optimizer == OptimizerKind::muon; }

@@ -17,6 +17,9 @@ struct Rule {
 // Muon; AdamW where steps are so small that making matrices orthogonal would cost more than their gradients do.
 OptimizerKind usual_optimizer(const ModelConfig& model, int64_t context, int64_t step_tokens);
 
+// The weights of the routers' losses where they are not given; 0 for a model without experts.
+void complete_routers(TrainOptions& options, const ModelConfig& model);
+
 // Whether projections begin at zero: that helps Muon and holds AdamW back.
 bool usually_zero_projections(OptimizerKind optimizer);
 

@@ -3,7 +3,21 @@
 #include <algorithm>
 #include <cmath>
 
+#include "llm/ops/router_sums.h"
+
 namespace llm {
+namespace {
+
+constexpr size_t kScalars = 3;  // loss and norms, in front of the routers' statistics
+
+// Bytes of what a step hands over.
+size_t result_bytes(const Graph& graph, const StepRunner::Tensors& tensors) {
+  size_t bytes = kScalars * sizeof(float);
+  for (const TensorId id : tensors.router_statistics) bytes += graph.tensor(id).bytes();
+  return bytes;
+}
+
+}  // namespace
 
 StepRunner::StepRunner(Program& program, VirtualRankSums& sums, const Tensors& tensors, Loader& loader,
                        const DataParallel& parallel, const Shape& batch, Device& device, Pipeline* pipeline)
@@ -19,7 +33,7 @@ StepRunner::StepRunner(Program& program, VirtualRankSums& sums, const Tensors& t
       device_(device),
       pipeline_(pipeline),
       upload_(device.new_upload(static_cast<size_t>(batch_ * tokens_) * 3 * 4)),
-      download_(device.new_download(3 * sizeof(float))) {}
+      download_(device.new_download(result_bytes(program.graph(), tensors))) {}
 
 // The inputs are copied to their places before each micro-step, since other tensors take these places after the inputs'
 // last use.
@@ -86,9 +100,38 @@ void StepRunner::start(StepState state, int64_t first_sample, std::vector<NodeTi
   }
   run(Phase::optimizer);
   learning_rates_.push_back(static_cast<double>(state.learning_rate));
-  download_->submit({{program_.data<void>(tensors_.loss), 0, sizeof(float)},
-                     {program_.data<void>(tensors_.gradient_norm), sizeof(float), sizeof(float)},
-                     {program_.data<void>(tensors_.guarded_norm), 2 * sizeof(float), sizeof(float)}});
+  std::vector<TransferPiece> results = {{program_.data<void>(tensors_.loss), 0, sizeof(float)},
+                                        {program_.data<void>(tensors_.gradient_norm), sizeof(float), sizeof(float)},
+                                        {program_.data<void>(tensors_.guarded_norm), 2 * sizeof(float), sizeof(float)}};
+  size_t at = kScalars * sizeof(float);
+  for (const TensorId id : tensors_.router_statistics) {
+    const size_t bytes = program_.graph().tensor(id).bytes();
+    results.push_back({program_.data<void>(id), at, bytes});
+    at += bytes;
+  }
+  download_->submit(results);
+}
+
+// `statistics`: of all layers, as router_statistics has them.
+std::optional<StepRunner::Routers> StepRunner::routers(const float* statistics) const {
+  if (tensors_.router_statistics.empty()) return {};
+  const auto tokens = static_cast<double>(parallel_.micro_steps * batch_ * tokens_);
+  Routers mean;
+  for (const TensorId id : tensors_.router_statistics) {
+    const int64_t experts = program_.graph().shape(id)[0] - kRouterSums;
+    double all = 0, most = 0;
+    for (int64_t e = 0; e < experts; ++e) {
+      const auto count = static_cast<double>(statistics[e]);
+      all += count, most = std::max(most, count);
+    }
+    mean.load = std::max(mean.load, most * static_cast<double>(experts) / all);
+    mean.balance += static_cast<double>(statistics[experts]) / tokens;
+    mean.entropy += static_cast<double>(statistics[experts + 2]) / tokens;
+    statistics += experts + kRouterSums;
+  }
+  const auto layers = static_cast<double>(tensors_.router_statistics.size());
+  mean.balance /= layers, mean.entropy /= layers;
+  return mean;
 }
 
 StepRunner::Result StepRunner::take() {
@@ -96,7 +139,8 @@ StepRunner::Result StepRunner::take() {
   const Result result = {.loss = values[0],
                          .gradient_norm = values[1],
                          .learning_rate = learning_rates_.front(),
-                         .skipped = !std::isfinite(values[2])};
+                         .skipped = !std::isfinite(values[2]),
+                         .routers = routers(values + kScalars)};
   learning_rates_.pop_front();
   return result;
 }

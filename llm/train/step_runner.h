@@ -4,6 +4,7 @@
 #pragma once
 #include <deque>
 #include <memory>
+#include <optional>
 
 #include "llm/graph/program.h"
 #include "llm/model/gpt.h"
@@ -17,10 +18,17 @@ class StepRunner {
  public:
   struct Tensors {  // of the training graph
     TensorId tokens, targets, loss_weights, loss, gradient_norm, guarded_norm;
+    std::vector<TensorId> router_statistics;  // of each layer with experts
+  };
+  // How evenly a step's tokens were spread over the experts: on this rank, and of several virtual ranks the last one's.
+  struct Routers {
+    double load = 0;  // of the expert with the most tokens, in units of the mean; the largest of all layers
+    double balance = 0, entropy = 0;  // means over tokens and layers (llm/ops/router_rows.h)
   };
   struct Result {
     double loss = 0, gradient_norm = 0, learning_rate = 0;
     bool skipped = false;  // the weights are as they were before the step
+    std::optional<Routers> routers = {};
   };
 
   // `program` is bound to an arena, and so are `sums`. Each virtual rank takes micro_steps x batch samples of a step
@@ -39,6 +47,7 @@ class StepRunner {
   Result take();
 
  private:
+  std::optional<Routers> routers(const float* statistics) const;
   void run_micro_step(const StepState& state, int64_t first_sample, Phases phases, int64_t next_sample);
   void prefetch(int64_t first_sample);
   void provide(int64_t first_sample, void* tokens, void* targets, void* weights);

@@ -78,7 +78,7 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
   if (is_pipeline) parts = build(build_pipeline_graphs);
   for (const PipelinePart& part : parts.parts) layout_.add(part.graph);
   TrainingGraph t = is_pipeline ? parts.step : build(build_training_graph);
-  tensors_ = {t.tokens, t.targets, t.loss_weights, t.loss, t.gradient_norm, t.guarded_norm};
+  tensors_ = {t.tokens, t.targets, t.loss_weights, t.loss, t.gradient_norm, t.guarded_norm, t.router_statistics};
   layout_.add(t.graph);
   sums_ = std::make_unique<VirtualRankSums>(t, parallel_, layout_, target);
   CompileOptions compiling;
@@ -283,6 +283,9 @@ LogEntry Trainer::finish_step(const StepResult& result, double seconds, double p
   entry.step = state_.step;
   entry.loss = result.loss, entry.learning_rate = result.learning_rate, entry.grad_norm = result.gradient_norm;
   if (result.skipped) entry.skipped = true;
+  if (result.routers)
+    entry.expert_load = result.routers->load, entry.balance_loss = result.routers->balance,
+    entry.router_entropy = result.routers->entropy;
   if (ranks_) {
     entry.ranks = parallel_.ranks, entry.sent_bytes = step_sent_;
     if (!device_.cuda()) entry.wait_ms = step_waited_ * 1e3;
