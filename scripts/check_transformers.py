@@ -26,7 +26,8 @@ LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_fac
 LINEAR, DYNAMIC = dict(rope_type="linear", factor=2.5), dict(rope_type="dynamic", factor=4.0)
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
 # These models are kept for tests without transformers: no other test has such files.
-KEPT = {"mixtral": "mixtral", "qwen3 with experts, BF16, tied": "qwen3-moe", "llama 2, F16": "llama2", "llama 3, BF16, many files": "llama3", "qwen2, yarn": "qwen2-yarn", "phi3": "phi3", "gemma": "gemma"}
+KEPT = {"llama 2, F16": "llama2", "llama 3, BF16, many files": "llama3", "qwen2, yarn": "qwen2-yarn", "phi3": "phi3", "mixtral": "mixtral",
+        "qwen3 with experts": "qwen3-moe", "gemma": "gemma"}
 
 
 def gpt2(**more):
@@ -62,12 +63,13 @@ MODELS = {
     "mistral": (lambda: MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=None, **rotary(1e4)), torch.float32, None),
     "mistral, window": (lambda: MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=48, **rotary(1e4)), torch.float32, None),
     "phi3": (lambda: Phi3Config(**SMALL, num_key_value_heads=2, pad_token_id=0, **rotary(1e4)), torch.bfloat16, None),
-    "mixtral": (lambda: MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, **rotary(1e6)), torch.float32, None),
-    "mixtral, BF16, many files": (lambda: MixtralConfig(**SMALL, num_key_value_heads=4, num_local_experts=6, num_experts_per_tok=3, **rotary(1e6)), torch.bfloat16, "20KB"),
-    "qwen3 with experts": (lambda: Qwen3MoeConfig(**SMALL, num_key_value_heads=2, head_dim=16, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=24,
-                                                  norm_topk_prob=True, **rotary(1e6)), torch.float32, None),
-    "qwen3 with experts, BF16, tied": (lambda: Qwen3MoeConfig(**SMALL, num_key_value_heads=1, head_dim=32, num_experts=5, num_experts_per_tok=4, moe_intermediate_size=40,
-                                                              norm_topk_prob=True, tie_word_embeddings=True, **rotary(1e6)), torch.bfloat16, "30KB"),
+    "mixtral": (lambda: MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, **rotary(1e6)), torch.bfloat16, None),
+    "mixtral, many files": (lambda: MixtralConfig(**SMALL, num_key_value_heads=4, num_local_experts=6, num_experts_per_tok=3, **rotary(1e6)), torch.float32, "40KB"),
+    "qwen3 with experts": (lambda: Qwen3MoeConfig(**SMALL, num_key_value_heads=2, head_dim=16, num_experts=8, num_experts_per_tok=2,
+                                                  moe_intermediate_size=24, norm_topk_prob=True, **rotary(1e6)), torch.bfloat16, None),
+    "qwen3 with experts, tied": (lambda: Qwen3MoeConfig(**SMALL, num_key_value_heads=1, head_dim=32, num_experts=5, num_experts_per_tok=4,
+                                                        moe_intermediate_size=40, norm_topk_prob=True, tie_word_embeddings=True,
+                                                        **rotary(1e6)), torch.float32, "30KB"),
     "gemma": (lambda: GemmaConfig(**SMALL, num_key_value_heads=1, head_dim=24, hidden_act="gelu_pytorch_tanh", **rotary(1e4)), torch.bfloat16, None),
 }
 # Read, but what is written is of another class: Llama's for the families that are the same but for names, or the project's own,

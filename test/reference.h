@@ -98,7 +98,8 @@ inline Phases up_to(Phase last) {
   return phases;
 }
 
-// Three layers of "gpt2", "modern" or "relu2" (modern with that activation function).
+// Three layers of "gpt2", "modern", "relu2" (modern with that activation function) or "experts" (modern with four of them
+// and a shared one).
 ModelConfig small_config(const std::string& architecture);
 
 constexpr int64_t kBatch = 4, kTokens = 24;
@@ -113,6 +114,7 @@ struct Trainer {
     OptimizerOptions optimizer = {};
     Precision precision = Precision::fp32;
     bool keep_logits = false;  // as a result, so that the head cannot be fused
+    RecipeOptions recipe = {};
   };
   Trainer(const ModelConfig& config, const Settings& settings);
 

@@ -134,6 +134,86 @@ Arrays grouped_linear(const Attributes&, const Arrays& in, const StepState&) {
   return {y};
 }
 
+// The backward ops, each written from the derivative of the formula.
+
+Arrays route_backward(const Attributes& a, const Arrays& in, const StepState&) {
+  const int64_t E = a.integer("experts"), K = in[1].shape.last();
+  Array d_logits = zeros({in[1].shape[0], in[1].shape[1], E});
+  for (int64_t r = 0; r < in[1].shape.rows(); ++r)
+    for (int64_t k = 0; k < K; ++k)
+      for (int64_t j = 0; j < K; ++j)  // d w_k / d logit_j = w_k ((k == j) - w_j)
+        d_logits[r * E + static_cast<int64_t>(in[2][r * K + j])] +=
+            in[0][r * K + k] * in[1][r * K + k] * ((k == j ? 1.0 : 0.0) - in[1][r * K + j]);
+  return {d_logits};
+}
+
+Arrays router_loss_backward(const Attributes& a, const Arrays& in, const StepState&) {
+  const int64_t E = in[1].shape.last();
+  const auto choices = static_cast<double>(in[1].shape.rows() * a.integer("chosen"));
+  Array d_logits = zeros(in[1].shape);
+  for (int64_t r = 0; r < in[1].shape.rows(); ++r) {
+    const std::vector<double> p = softmax(in[1], r * E, E);
+    double sum = 0;
+    for (int64_t e = 0; e < E; ++e) sum += std::exp(in[1][r * E + e]);
+    for (int64_t e = 0; e < E; ++e) {
+      const double p_e = p[static_cast<size_t>(e)];
+      double& d = d_logits[r * E + e];
+      d += in[0][r] * a.number("z_weight") * 2 * std::log(sum) * p_e;
+      for (int64_t f = 0; f < E; ++f)  // d p_f / d logit_e = p_f ((e == f) - p_e)
+        d += in[0][r] * a.number("balance_weight") * static_cast<double>(E) * in[2][f] / choices *
+             p[static_cast<size_t>(f)] * ((e == f ? 1.0 : 0.0) - p_e);
+    }
+  }
+  return {d_logits};
+}
+
+Arrays expert_rows_backward(const Attributes&, const Arrays& in, const StepState&) {
+  const int64_t K = in[1].shape.last(), C = in[0].shape.last();
+  Array dx = zeros({in[1].shape[0], in[1].shape[1], C});
+  for (int64_t i = 0; i < in[1].shape.elements(); ++i)
+    for (int64_t c = 0; c < C; ++c) dx[i / K * C + c] += in[0][static_cast<int64_t>(in[1][i]) * C + c];
+  return {dx};
+}
+
+Arrays expert_sum_backward(const Attributes&, const Arrays& in, const StepState&) {
+  const int64_t K = in[2].shape.last(), C = in[0].shape.last();
+  Array dy = zeros(in[1].shape), d_weights = zeros(in[2].shape);
+  for (int64_t i = 0; i < in[2].shape.elements(); ++i)
+    for (int64_t c = 0, row = static_cast<int64_t>(in[4][i]); c < C; ++c) {
+      dy[row * C + c] = in[0][i / K * C + c] * in[2][i];
+      d_weights[i] += in[0][i / K * C + c] * in[1][row * C + c];
+    }
+  return {dy, d_weights};
+}
+
+// Calls use(row, expert) for each row of an expert.
+template <class Use>
+void for_rows(const Array& counts, Use use) {
+  int64_t row = 0;
+  for (int64_t e = 0; e < counts.shape.elements(); ++e)
+    for (const int64_t end = row + static_cast<int64_t>(counts[e]); row < end; ++row) use(row, e);
+}
+
+Arrays grouped_linear_backward_input(const Attributes&, const Arrays& in, const StepState&) {
+  const int64_t O = in[0].shape.last(), I = in[1].shape.last();
+  Array dx = zeros({1, in[0].shape.rows(), I});
+  for_rows(in[2], [&](int64_t row, int64_t e) {
+    for (int64_t o = 0; o < O; ++o)
+      for (int64_t i = 0; i < I; ++i) dx[row * I + i] += in[0][row * O + o] * in[1][(e * O + o) * I + i];
+  });
+  return {dx};
+}
+
+Arrays grouped_linear_backward_weight(const Attributes&, const Arrays& in, const StepState&) {
+  const int64_t O = in[0].shape.last(), I = in[1].shape.last();
+  Array dw = zeros({in[2].shape.elements() * O, I});
+  for_rows(in[2], [&](int64_t row, int64_t e) {
+    for (int64_t o = 0; o < O; ++o)
+      for (int64_t i = 0; i < I; ++i) dw[(e * O + o) * I + i] += in[0][row * O + o] * in[1][row * I + i];
+  });
+  return {dw};
+}
+
 }  // namespace
 
 void add_expert_references(References& table) {
@@ -145,6 +225,12 @@ void add_expert_references(References& table) {
   table["expert_rows"] = expert_rows;
   table["expert_sum"] = expert_sum;
   table["grouped_linear"] = grouped_linear;
+  table["route_backward"] = route_backward;
+  table["router_loss_backward"] = router_loss_backward;
+  table["expert_rows_backward"] = expert_rows_backward;
+  table["expert_sum_backward"] = expert_sum_backward;
+  table["grouped_linear_backward_input"] = grouped_linear_backward_input;
+  table["grouped_linear_backward_weight"] = grouped_linear_backward_weight;
 }
 
 }  // namespace llm::reference

@@ -25,15 +25,16 @@ double difference(const Words& a, const Words& b) {
 ModelConfig small_config(const std::string& architecture) {
   ModelConfig c;
   const bool relu2 = architecture == "relu2";
-  set_architecture(c, relu2 ? Architecture::modern : *find_value<Architecture>(architecture));
+  set_architecture(c, find_value<Architecture>(architecture).value_or(Architecture::modern));
   if (relu2) c.activation = Activation::relu2;
   c.vocabulary = 70, c.context = 24, c.layers = 3, c.heads = 4, c.channels = 40, c.head_size = 10, c.hidden = 72;
   c.kv_heads = architecture == "gpt2" ? 4 : 2;
+  if (architecture == "experts") c.experts = 4, c.experts_per_token = 2, c.hidden = 36, c.shared_hidden = 20;
   return c;
 }
 
 Trainer::Trainer(const ModelConfig& config, const Settings& s)
-    : graph(build_training_graph(config, s.batch, kTokens, s.optimizer, dtype_of(s.precision))),
+    : graph(build_training_graph(config, s.batch, kTokens, s.optimizer, dtype_of(s.precision), s.recipe)),
       logits(graph.graph.find("logits")),
       team(s.threads) {
   layout.add(graph.graph);

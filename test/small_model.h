@@ -12,12 +12,15 @@
 
 namespace test {
 
-// gpt2, llama with grouped queries, qwen3, and "mix": switches that no class of transformers combines.
+// gpt2, llama with grouped queries, qwen3, "mix": switches that no class of transformers combines, "experts": qwen3's with
+// five of them and a shared one.
 inline llm::ModelConfig small_config(const std::string& kind) {
   llm::ModelConfig c;
   set_architecture(c, llm::find_value<llm::Architecture>(kind).value_or(llm::Architecture::modern));
   c.vocabulary = 61, c.context = 40, c.layers = 2, c.heads = 4, c.kv_heads = kind == "gpt2" ? 4 : 2;
   c.channels = 24, c.head_size = kind == "qwen3" ? 8 : 6, c.hidden = 40;
+  if (kind == "experts")
+    c.experts = 5, c.experts_per_token = 2, c.hidden = 24, c.shared_hidden = 12, c.router_bias = true;
   if (kind == "mix") c.activation = llm::Activation::relu2, c.norm = llm::Norm::layernorm, c.bias = true;
   return c;
 }

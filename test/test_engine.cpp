@@ -109,7 +109,7 @@ std::vector<Answer> answers_alone(const ModelConfig& config, const std::vector<R
 }  // namespace
 
 TEST_CASE("engine: a request gets the same bytes alone, among others, in pieces, after preemption, on any threads") {
-  for (const std::string kind : {"gpt2", "llama", "qwen3", "mix"}) {
+  for (const std::string kind : {"gpt2", "llama", "qwen3", "mix", "experts"}) {
     CAPTURE(kind);
     ModelConfig config = small_config(kind);
     if (kind == "llama") config.context = 300;  // attention in two parts

@@ -195,6 +195,19 @@ TEST_CASE("configs: defaults, nulls, and both spellings of the rotary parameters
   CHECK(read("llama", {{"model_type", "phi3"}, {"rms_norm_eps", "absent"}}, "llama").norm_epsilon == 1e-5);
   c = read("llama", {{"model_type", "gemma"}, {"hidden_act", "gelu"}, {"tie_word_embeddings", "absent"}}, "train_gpt");
   CHECK((c.activation == Activation::geglu && c.tied_head && c.embedding_scale == std::sqrt(24.0)));
+  const json mixtral = {{"model_type", "mixtral"}, {"num_local_experts", 4}, {"num_experts_per_tok", 3}};
+  c = read("llama", mixtral, "mixtral");
+  CHECK((c.experts == 4 && c.experts_per_token == 3 && c.hidden == 40 && !c.qk_norm));
+  CHECK(parameter_table(c)[6].file_parts[3].name == "model.layers.0.block_sparse_moe.experts.1.w3.weight");
+  json moe = {{"model_type", "qwen3_moe"},        {"num_experts", 6},
+              {"num_experts_per_tok", 2},         {"norm_topk_prob", true},
+              {"mlp_only_layers", json::array()}, {"moe_intermediate_size", 12}};
+  c = read("qwen3", moe, "qwen3_moe");
+  CHECK((c.experts == 6 && c.experts_per_token == 2 && c.hidden == 12 && c.qk_norm));
+  CHECK(parameter_table(c)[9].file_parts[5].name == "model.layers.0.mlp.experts.5.down_proj.weight");
+  c.shared_hidden = 8, c.router_bias = true;  // no class of transformers has these
+  CHECK(model_type_of(c) == "train_gpt");
+  CHECK(parse_config(config_json(c, -1), "c") == c);
 
   const auto refused = [&](const char* architecture, const json& changes, const std::string& expected) {
     const std::string message = error_of([&] { changed(architecture, changes); });
@@ -208,6 +221,13 @@ TEST_CASE("configs: defaults, nulls, and both spellings of the rotary parameters
   refused("llama", {{"rope_scaling", {{"rope_type", "longrope"}}}}, R"("rope_type": "longrope" is not supported)");
   refused("llama", {{"partial_rotary_factor", 0.5}}, "\"partial_rotary_factor\"");
   refused("llama", {{"rope_scaling", {{"type", "linear"}}}}, R"("factor" is missing)");
+  moe["norm_topk_prob"] = false;
+  refused("qwen3", moe, "\"norm_topk_prob\"");
+  moe["norm_topk_prob"] = true, moe["mlp_only_layers"] = {1};
+  refused("qwen3", moe, "\"mlp_only_layers\"");
+  moe["mlp_only_layers"] = json::array(), moe["decoder_sparse_step"] = 2;
+  refused("qwen3", moe, "\"decoder_sparse_step\"");
+  refused("llama", {{"model_type", "mixtral"}, {"num_experts_per_tok", 9}}, "experts-per-token");
   refused("llama", {{"hidden_act", "gelu"}}, "\"hidden_act\": \"gelu\" is not supported; supported: silu");
   refused("gpt2", {{"activation_function", "gelu"}}, "gelu_new");
   refused("gpt2", {{"n_head", 5}}, "not a multiple");

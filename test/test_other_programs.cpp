@@ -186,7 +186,7 @@ TEST_CASE("llm.c: bf16 checkpoints, and files that are not whole") {
 TEST_CASE(
     "Hugging Face: logits of models that transformers has written, of several families, in F16, and in BF16 in many "
     "files") {
-  for (const std::string kind : {"llama2", "llama3", "qwen2-yarn", "phi3", "gemma"}) {
+  for (const std::string kind : {"llama2", "llama3", "qwen2-yarn", "phi3", "mixtral", "qwen3-moe", "gemma"}) {
     const std::string folder = "test/data/transformers/" + kind;
     const json expected = read_json(folder + "/expected.json");
     ThreadTeam threads(2);

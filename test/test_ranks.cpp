@@ -70,6 +70,7 @@ struct Recipe {
   int64_t grad_accum = 1, virtual_ranks = 8;
   double dropout = 0.1;
   bool tied = false;
+  bool experts = false;
 };
 
 // Trains to step `steps`, from the checkpoint of step `from` where that is not 0, and leaves a checkpoint.
@@ -87,6 +88,7 @@ void train(const std::string& run, const std::string& text, const Recipe& recipe
     o.eval_every = 2, o.save_every = 1, o.sample_every = run_with_samples ? 1 : 0, o.keep_last = 0, o.warmup = 0;
     ModelConfig model = divided_model();
     model.tied_head = recipe.tied;
+    if (recipe.experts) model.experts = 4, model.experts_per_token = 2, model.hidden = 64, model.router_bias = true;
     apply_rules(o, model, 1000);
     o.steps = steps;
     Trainer trainer(model, o, open_dataset(run + "/tokens", "", team), device, ranks);
@@ -204,6 +206,7 @@ TEST_CASE("ranks: a run has the same bits on any number of ranks, whatever they 
       {},
       {.optimizer = OptimizerKind::muon, .dtype = Precision::bf16, .tied = true},
       {.dtype = Precision::bf16, .grad_accum = 2, .virtual_ranks = 6, .dropout = 0},
+      {.optimizer = OptimizerKind::muon, .experts = true},
   };
   const Layout layouts[] = {{2, 0},
                             {2, 3},
