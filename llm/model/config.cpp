@@ -83,7 +83,7 @@ void ModelConfig::check_experts() const {
     if (experts_per_token || shared_hidden || router_bias) fail_usage("a model without experts has none for a token");
     return;
   }
-  constexpr int64_t kMost = 1024;
+  constexpr int64_t kMost = 512;
   if (experts < 2 || experts > kMost) fail_value("experts", " must be between 2 and ", kMost, ", not ", experts);
   // The weight of one expert alone would be 1, whatever its logit, and the router would not learn.
   if (experts_per_token < 2 || experts_per_token > experts)

@@ -16,6 +16,8 @@ namespace {
 
 void infer(Graph& g, Node& node) {
   const Shape experts = g.shape(node.inputs[0]);
+  if (node.attributes.integer("experts") >= kMostOrdered)
+    fail("expert_order: ", node.attributes.integer("experts"), " experts, but at most ", kMostOrdered - 1);
   g.add_output(node, "order", DType::int32, {experts.elements()});
   g.add_output(node, "place", DType::int32, experts);
   g.add_output(node, "counts", DType::int32, {node.attributes.integer("experts")});

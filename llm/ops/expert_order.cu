@@ -9,7 +9,7 @@
 namespace llm::cuda {
 namespace {
 
-constexpr int kThreads = static_cast<int>(kOrderBlock), kScanThreads = 1024;
+constexpr int kThreads = static_cast<int>(kOrderBlock), kScanThreads = static_cast<int>(kMostOrdered);
 
 // A choice of no expert is sorted as one of number E.
 __device__ inline int expert_of(int32_t choice, int E) { return choice < 0 ? E : choice; }
@@ -37,33 +37,27 @@ struct ScanShared {
   int32_t totals[kScanThreads];
 };
 
-// rows: from the numbers of choices to the first row of each (block, expert).
+// rows: from the numbers of choices to the first row of each (block, expert). A thread takes an expert.
 __global__ void __launch_bounds__(kScanThreads) scan_kernel(int64_t blocks, int E, int32_t* rows,  // (blocks, E + 1)
                                                             int32_t* counts) {                     // (E)
   auto& s = simt::shared_memory<ScanShared>();
-  int32_t before = 0;  // rows of the experts in front of this round's
-  for (int first = 0; first <= E; first += kScanThreads) {
-    const int e = first + static_cast<int>(threadIdx.x);
-    const bool exists = e <= E;
-    int32_t total = 0;
-    for (int64_t b = 0; b < blocks && exists; ++b) total += rows[b * (E + 1) + e];
-    if (exists && e < E) counts[e] = total;
-    s.totals[threadIdx.x] = total;
-    for (int offset = 1; offset < kScanThreads; offset *= 2) {  // inclusive sums over the threads
-      __syncthreads();
-      const int32_t left = static_cast<int>(threadIdx.x) >= offset ? s.totals[threadIdx.x - offset] : 0;
-      __syncthreads();
-      s.totals[threadIdx.x] += left;
-    }
+  const int e = static_cast<int>(threadIdx.x);
+  const bool exists = e <= E;
+  int32_t total = 0;
+  for (int64_t b = 0; b < blocks && exists; ++b) total += rows[b * (E + 1) + e];
+  if (exists && e < E) counts[e] = total;
+  s.totals[e] = total;
+  for (int offset = 1; offset < kScanThreads; offset *= 2) {  // inclusive sums over the threads
     __syncthreads();
-    int32_t row = before + s.totals[threadIdx.x] - total;
-    for (int64_t b = 0; b < blocks && exists; ++b) {
-      const int32_t count = rows[b * (E + 1) + e];
-      rows[b * (E + 1) + e] = row;
-      row += count;
-    }
-    before += s.totals[kScanThreads - 1];
+    const int32_t left = e >= offset ? s.totals[e - offset] : 0;
     __syncthreads();
+    s.totals[e] += left;
+  }
+  int32_t row = s.totals[e] - total;
+  for (int64_t b = 0; b < blocks && exists; ++b) {
+    const int32_t count = rows[b * (E + 1) + e];
+    rows[b * (E + 1) + e] = row;
+    row += count;
   }
 }
 
