@@ -15,6 +15,7 @@
 #include "llm/infer/engine.h"
 #include "llm/model/gpt.h"
 #include "llm/model/huggingface.h"
+#include "llm/model/shard.h"
 #include "llm/train/options.h"
 
 namespace llm {
@@ -27,7 +28,7 @@ struct GraphFlags {
   TrainOptions recipe;
   DeviceOptions device;  // only named: nothing of it is opened, so it need not be there
   std::string format = "text";
-  int64_t ranks = 1, zero = 0;
+  int64_t ranks = 1, zero = 0, tensor = 1, stages = 1, micro_batches = 0;
   int64_t batch = 0;           // 0: by rule
   uint64_t memory_budget = 0;  // 0: none
   bool no_fusion = false, all = false, ops = false, parameters = false, evaluation = false, generation = false;
@@ -148,9 +149,14 @@ Compiled compile_for(const GraphFlags& flags, const ModelConfig& config, std::st
   }
   *title = "a training step of " + batch + " x " + context + " tokens";
   DataParallel parallel;
-  parallel.ranks = static_cast<int>(flags.ranks), parallel.zero = static_cast<int>(flags.zero);
-  parallel.virtual_ranks = std::max(flags.ranks, flags.recipe.virtual_ranks);
+  if (flags.ranks % flags.tensor) fail_usage("--tensor ", flags.tensor, " does not divide --ranks ", flags.ranks);
+  parallel.mesh.data = static_cast<int>(flags.ranks / flags.tensor),
+  parallel.mesh.tensor = static_cast<int>(flags.tensor);
+  check_mesh(parallel.mesh, config, sequences, tokens);
+  parallel.ranks = parallel.mesh.data, parallel.zero = static_cast<int>(flags.zero);
+  parallel.virtual_ranks = std::max<int64_t>(parallel.ranks, flags.recipe.virtual_ranks);
   if (flags.ranks > 1) *title += concat(" on rank 0 of ", flags.ranks, ", ZeRO ", flags.zero);
+  if (flags.tensor > 1) *title += concat(", ", flags.tensor, " of which share matrices");
   TrainingGraph g = build_training_graph(config, sequences, tokens, optimizer_of(flags.recipe), dtype,
                                          recipe_without_data(flags.recipe, config), parallel);
   return compile(std::move(g.graph), g.results(), target, options);
@@ -158,6 +164,13 @@ Compiled compile_for(const GraphFlags& flags, const ModelConfig& config, std::st
 
 void print_graph(GraphFlags& flags, const Given& given) {
   if (flags.ops) return print_ops();
+  if (flags.stages > 1) {
+    PipelineShape shape{flags.recipe.pipeline, static_cast<int>(flags.stages), static_cast<int>(flags.micro_batches),
+                        static_cast<int>(flags.recipe.chunks)};
+    if (shape.micro_batches == 0) shape.micro_batches = 2 * shape.stages;
+    if (shape.kind == PipelineKind::interleaved && shape.chunks == 1) shape.chunks = 2;
+    return print_schedule(std::cout, shape);
+  }
   const ModelConfig config = config_for(flags, given);
   if (names_directory(flags.model.preset)) take_recipe_of_run(flags, given);
   complete_recipe(flags.recipe, flags.batch, config);
@@ -187,6 +200,13 @@ Command graph_command() {
        Option("--ranks", &f.ranks, "train on so many ranks; the graph is that of rank 0")
            .between(1, 256)
            .with_default(),
+       Option("--tensor", &f.tensor, "of these, so many share each matrix").between(1, 256).with_default(),
+       Option("--stages", &f.stages, "print the schedule of a pipeline of so many stages instead")
+           .between(1, 256)
+           .with_default(),
+       Option("--pipeline", &f.recipe.pipeline, "which: gpipe, 1f1b, interleaved or zero-bubble").with_default(),
+       Option("--micro-batches", &f.micro_batches, "of a step in a pipeline (twice its stages)").between(1, 4096),
+       Option("--chunks", &f.recipe.chunks, "parts of the model that each of its stages has").between(1, 64),
        Option("--zero", &f.zero, "what they divide: 0 to 3, as train has it").between(0, 3).with_default(),
        Option("--offload", &f.recipe.offload, "optimizer: its state lies in the host's memory; none").with_default(),
        Option("--virtual-ranks", &f.recipe.virtual_ranks, "shares of a step (as many as ranks)").between(1, 256),
@@ -213,6 +233,7 @@ Command graph_command() {
       "Examples:\n"
       "  train_gpt graph gpt2-124M --batch 8 --memory-budget 6GiB     what is recomputed so that it fits\n"
       "  train_gpt graph gpt2-124M --batch 32 --device cuda --dtype fp8     what a GPU will need\n"
+      "  train_gpt graph --stages 4 --pipeline zero-bubble            which pass each stage makes when\n"
       "  train_gpt graph small --format dot | dot -Tsvg > small.svg\n"
       "  train_gpt graph runs/first --parameters",
       [flags](const Given& given) { print_graph(*flags, given); }};

@@ -271,7 +271,8 @@ struct Voice {
 // A rank's part of a run, ready to begin.
 struct Run {
   std::unique_ptr<OpenedMachine> machine;
-  std::unique_ptr<Communicator> gpus;  // null where the ranks are CPUs
+  // Null where the ranks are CPUs. Messages of a pipeline have two of their own.
+  std::unique_ptr<Communicator> gpus, forward, backward;
   std::unique_ptr<Trainer> trainer;
   std::string checkpoint;  // to go on from; empty: none
   std::string origin;      // the model whose weights it begins with; empty: none
@@ -398,7 +399,7 @@ std::unique_ptr<Run> prepare(Arguments& a, const Given& given, const RankPlace& 
 }
 
 void load(Run& run, const TrainOptions& o, const RankPlace& place, Voice& voice) {
-  run.trainer->allocate(run.gpus ? run.gpus.get() : place.ranks);
+  run.trainer->allocate(run.gpus ? run.gpus.get() : place.ranks, run.forward.get(), run.backward.get());
   if (!run.checkpoint.empty()) {
     run.trainer->load(run.checkpoint);
     voice.notes << "resuming " << o.out << " after step " << run.trainer->state().step << "\n";
@@ -433,7 +434,12 @@ void train_on(Arguments a, const Given& given, const RankPlace& place) {
     voice.results << "device memory: " << (mine + (1 << 19)) / (1 << 20) << " MiB on "
                   << device.cuda()->properties().name << "\n";
   voice.results << "predicted memory: " << (predicted + (1 << 19)) / (1 << 20) << " MiB\n" << std::flush;
-  if (place.ranks && device.cuda()) run->gpus = open_nccl_ranks(*device.cuda(), *place.ranks);
+  if (place.ranks && device.cuda()) {
+    run->gpus = open_nccl_ranks(*device.cuda(), *place.ranks);
+    if (o.mesh.stage > 1)
+      run->forward = open_nccl_ranks(*device.cuda(), *place.ranks),
+      run->backward = open_nccl_ranks(*device.cuda(), *place.ranks);
+  }
   in_turn(place, [&] { load(*run, o, place, voice); });
 
   const double peak_gflops = device.cuda()

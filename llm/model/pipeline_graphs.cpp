@@ -21,13 +21,16 @@ PipelinePart part_of_run(const Graph& forward, const DataParallel& parallel, int
   PipelinePart p{.graph = std::move(cut.graph)};
   Graph& g = p.graph;
   p.received = cut.received, p.sent = cut.sent;
+  const TensorId weights = forward.nodes.back().inputs[1];  // of mean_loss
   std::vector<std::pair<TensorId, TensorId>> seeds;
   if (p.sent != kNone) {
     p.sent_gradient = g.add_tensor("sent.grad", g.dtype(p.sent), g.shape(p.sent), Role::input);
     seeds.emplace_back(p.sent, p.sent_gradient);
   } else {
-    seeds.emplace_back(g.find("losses"), g.nodes.back().inputs[1]);  // of mean_loss
+    seeds.emplace_back(g.find("losses"), weights);
   }
+  for (int l = parallel.cuts[static_cast<size_t>(part)]; l < parallel.cuts[static_cast<size_t>(part) + 1]; ++l)
+    if (const TensorId losses = g.find(router_loss_of(l)); losses != kNone) seeds.emplace_back(losses, weights);
   const Gradients gradients =
       differentiate(g, seeds, p.received == kNone ? std::vector<TensorId>{} : std::vector{p.received});
   if (p.received != kNone) p.received_gradient = gradients.of(p.received);
@@ -100,6 +103,11 @@ PipelineGraphs build_pipeline_graphs(const ModelConfig& config, int64_t batch, i
   }
   const bool has_copy = config.tied_head && is_last && !is_first;
   if (has_copy) all.head_gradient = add_gradient(tied + ".grad", add(tied));
+  for (const Parameter& p : table)
+    if (p.group == LearningRateGroup::router)
+      t.router_statistics.push_back(g.add_tensor(
+          router_statistics_of(p.layer), DType::fp32, forward.shape(forward.find(router_statistics_of(p.layer))),
+          Role::accumulator));
   t.loss = g.add_tensor("loss", DType::fp32, {1}, Role::accumulator);
   const Partition partition = partition_of(table, options.kind, parallel.ranks);
   const Reduced reduced = add_reduction(g, table, t.gradients, t.loss, parallel, partition, sliced);

@@ -125,8 +125,6 @@ class Sharder {
 
 void check_mesh(const Mesh& mesh, const ModelConfig& c, int64_t batch, int64_t tokens) {
   const int n = mesh.tensor;
-  if (c.experts && !mesh.is_data_alone())
-    fail_usage("a model with experts trains on ranks that differ in their data alone: --tensor 1 --stages 1");
   const auto divides = [&](int64_t value, const char* what) {
     if (value % n == 0) return;
     int64_t would_do = n;
@@ -145,7 +143,7 @@ std::vector<Parameter> sliced_table(const std::vector<Parameter>& table, const M
   std::vector<Parameter> sliced = table;
   if (mesh.tensor == 1) return sliced;
   for (Parameter& p : sliced) {
-    if (p.layer < 0 || p.shard_axis < 0) continue;
+    if (p.layer < 0 || p.shard_axis < 0 || p.experts) continue;  // each rank has all experts, for its own tokens
     p.slices = mesh.tensor;
     if (p.shard_axis == 1)
       p.shape = {p.shape[0], p.shape[1] / p.slices};

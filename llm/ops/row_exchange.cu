@@ -22,7 +22,7 @@ struct Partials {
 template <int kWidth, class T>
 __device__ void add_partials(const Partials<T>& p, int64_t i) {
   using Pack = simt::Pack<T, kWidth>;
-  float sum[kWidth];
+  float sum[kWidth] = {};
   for (int r = 0; r < p.ranks; ++r) {
     const T* from = r == p.rank ? p.mine : p.received + (r - (r > p.rank ? 1 : 0)) * p.elements;
     const Pack partial = *reinterpret_cast<const Pack*>(from + i);

@@ -115,7 +115,7 @@ void StepRunner::start(StepState state, int64_t first_sample, std::vector<NodeTi
 // `statistics`: of all layers, as router_statistics has them.
 std::optional<StepRunner::Routers> StepRunner::routers(const float* statistics) const {
   if (tensors_.router_statistics.empty()) return {};
-  const auto tokens = static_cast<double>(parallel_.micro_steps * batch_ * tokens_);
+  const auto tokens = static_cast<double>(parallel_.micro_steps * batch_ * tokens_ / parallel_.mesh.tensor);
   Routers mean;
   for (const TensorId id : tensors_.router_statistics) {
     const int64_t experts = program_.graph().shape(id)[0] - kRouterSums;

@@ -1,0 +1,328 @@
+// Model parallelism: schedules of pipelines; that a model on any mesh of ranks has the gradients and losses of one rank, bit
+// for bit where only samples or layers are shared out; that checkpoints go from mesh to mesh.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <sstream>
+
+#include "llm/base/atomic_file.h"
+#include "llm/base/json.h"
+#include "llm/device/communicator_threads.h"
+#include "llm/device/cpu.h"
+#include "llm/model/safetensors.h"
+#include "llm/train/rules.h"
+#include "llm/train/trainer.h"
+#include "test/helpers.h"
+#include "test/reference.h"
+
+using namespace llm;
+using namespace test;
+
+namespace {
+
+constexpr int64_t kSequences = 4, kTokensOfSequence = 16, kMicroSteps = 4;
+
+ModelConfig model_of(const std::string& kind) {
+  ModelConfig c;
+  set_architecture(c, find_value<Architecture>(kind).value_or(Architecture::modern));
+  c.vocabulary = 257, c.context = kTokensOfSequence, c.layers = 4, c.heads = c.kv_heads = 4, c.channels = 32,
+  c.head_size = 8;
+  c.hidden = 64;
+  if (kind == "llama") c.kv_heads = 2;
+  if (kind == "gpt2") c.tied_head = true;
+  return c;
+}
+
+struct Layout {
+  Mesh mesh;
+  int zero = 1;
+  PipelineKind pipeline = PipelineKind::one_forward_one_backward;
+  int chunks = 1;
+};
+
+struct Recipe {
+  std::string model;
+  OptimizerKind optimizer = OptimizerKind::adamw;
+  Precision dtype = Precision::fp32;
+  double dropout = 0;
+  int64_t virtual_ranks = 2;
+};
+
+TrainOptions options_of(const Recipe& recipe, const Layout& layout, const std::string& run) {
+  TrainOptions o;
+  o.data = {run + "/tokens"}, o.out = run, o.grad_accum = kMicroSteps, o.steps = 10, o.lr = 0.01, o.grad_clip = 0;
+  o.batch = kSequences, o.optimizer = recipe.optimizer, o.dtype = recipe.dtype, o.dropout = recipe.dropout;
+  o.virtual_ranks = recipe.virtual_ranks, o.zero = layout.zero, o.mesh = layout.mesh, o.pipeline = layout.pipeline;
+  o.chunks = layout.chunks, o.eval_every = 5, o.save_every = 1, o.sample_every = 0, o.keep_last = 0, o.warmup = 0, o.guard_deviations = 0;
+  return o;
+}
+
+// Trains to step `steps`, from the checkpoint of step `from` where that is not 0.
+void train(const std::string& run, const std::string& text, const Recipe& recipe, const Layout& layout, int64_t steps,
+           int64_t from = 0, const std::function<void(Trainer&)>& look = {}) {
+  {
+    ThreadTeam team(1);
+    open_dataset(text, run + "/tokens", team);
+  }
+  const auto train_rank = [&](Communicator* ranks) {
+    ThreadTeam team(1);
+    CpuDevice device(team);
+    TrainOptions o = options_of(recipe, layout, run);
+    const ModelConfig model = model_of(recipe.model);
+    apply_rules(o, model, 1000);
+    o.steps = steps;
+    Trainer trainer(model, o, open_dataset(run + "/tokens", "", team), device, ranks);
+    trainer.allocate(ranks);
+    from ? trainer.load(run + "/checkpoints/" + std::to_string(from)) : trainer.initialise();
+    trainer.run();
+    if (look) look(trainer);
+  };
+  if (layout.mesh.ranks() == 1) return train_rank(nullptr);
+  ThreadRanks(layout.mesh.ranks()).run([&](Communicator& ranks) { train_rank(&ranks); });
+}
+
+std::vector<double> losses_of(const std::string& run) {
+  std::vector<double> losses;
+  std::istringstream log(read_file(run + "/log.jsonl"));
+  for (std::string line; std::getline(log, line);) losses.push_back(parse_json(line, run)["loss"].get<double>());
+  return losses;
+}
+
+std::string state_of(const std::string& run, int64_t step) {
+  const std::string place = run + "/checkpoints/" + std::to_string(step) + "/";
+  return read_file(place + "model.safetensors") + read_file(place + "optimizer.safetensors");
+}
+
+// The first moments after a step, which are a tenth of the gradients, by parameter.
+std::vector<std::vector<double>> moments_of(const std::string& run, const std::vector<Parameter>& table) {
+  std::vector<std::vector<double>> all;
+  std::vector<StateTensor> wanted = optimizer_state(table, OptimizerKind::adamw);
+  std::vector<std::vector<float>> values(wanted.size());
+  load_optimizer(run + "/checkpoints/1", wanted, [&](size_t i) {
+    values[i].resize(static_cast<size_t>(wanted[i].shape.elements()));
+    return values[i].data();
+  });
+  for (size_t i = 0; i < wanted.size(); i += 2) all.emplace_back(values[i].begin(), values[i].end());
+  return all;
+}
+
+// A tenth of the gradients of the first step, in double.
+std::vector<std::vector<double>> moments_in_double(const std::string& run, const Recipe& recipe) {
+  ThreadTeam team(1);
+  const ModelConfig model = model_of(recipe.model);
+  TrainOptions o = options_of(recipe, {}, run);
+  apply_rules(o, model, 1000);
+  const std::vector<Parameter> table = parameter_table(model, parametrization_of(o));
+  const Dataset data = open_dataset(run + "/tokens", "", team);
+  Loader loader(data.train, kTokensOfSequence, o.seed, model.vocabulary, data.mixture);
+  const TrainingGraph t =
+      build_training_graph(model, kSequences, kTokensOfSequence, optimizer_of(o), DType::fp32, recipe_of(o, -1));
+  Graph g = t.graph;
+  std::erase_if(g.nodes, [](const Node& node) { return node.phase > Phase::backward; });
+  std::vector<std::vector<double>> moments(table.size());
+  const int64_t micro_steps = recipe.virtual_ranks * kMicroSteps;
+  const double weight = 1.0 / static_cast<double>(micro_steps * kSequences * kTokensOfSequence);
+  for (int64_t m = 0; m < micro_steps; ++m) {
+    std::vector<reference::Array> values(g.tensors.size());
+    const auto fill = [&](TensorId id, auto begin, auto end) {
+      values[static_cast<size_t>(id)] = {g.shape(id), {begin, end}};
+    };
+    std::vector<int32_t> tokens(kSequences * kTokensOfSequence), targets(tokens.size());
+    loader.read(m * kSequences, kSequences, tokens.data(), targets.data());
+    fill(t.tokens, tokens.begin(), tokens.end());
+    fill(t.targets, targets.begin(), targets.end());
+    const std::vector<double> weights(tokens.size(), weight);
+    fill(t.loss_weights, weights.begin(), weights.end());
+    for (const Parameter& p : table) {
+      std::vector<float> start(static_cast<size_t>(p.shape.elements()));
+      initialise(team, p, o.seed, start.data());
+      fill(g.find(p.name), start.begin(), start.end());
+    }
+    reference::evaluate(g, values, {});
+    for (size_t i = 0; i < table.size(); ++i) {
+      const std::vector<double>& gradient = values[static_cast<size_t>(g.storage(t.gradients[i]))].values;
+      moments[i].resize(gradient.size(), 0);
+      for (size_t e = 0; e < gradient.size(); ++e) moments[i][e] += 0.1 * gradient[e];
+    }
+  }
+  return moments;
+}
+
+// |a - b| / |b|, Euclidean: the error of all elements together varies less than the largest one.
+double error_of_all(const std::vector<double>& a, const std::vector<double>& b) {
+  double error = 0, size = 0;
+  for (size_t i = 0; i < b.size(); ++i) error += (a[i] - b[i]) * (a[i] - b[i]), size += b[i] * b[i];
+  return std::sqrt(error / size);
+}
+
+}  // namespace
+
+TEST_CASE("mesh: ranks have places, and groups of those that share one thing") {
+  const Mesh mesh{.data = 2, .stage = 3, .context = 2, .tensor = 4};
+  CHECK(mesh.ranks() == 48);
+  for (int rank = 0; rank < mesh.ranks(); ++rank) {
+    CHECK(mesh.rank_of(mesh.place_of(rank)) == rank);
+    for (const RankGroup& group : {mesh.data_group(rank), mesh.stage_group(rank), mesh.context_group(rank),
+                                   mesh.tensor_group(rank), mesh.token_group(rank), mesh.all(rank)})
+      CHECK(group.in_run(group.rank) == rank);
+  }
+}
+
+TEST_CASE("mesh: schedules do each pass once, in order, without standing still, and wait as long as the formulas say") {
+  for (const PipelineKind kind : {PipelineKind::gpipe, PipelineKind::one_forward_one_backward,
+                                  PipelineKind::interleaved, PipelineKind::zero_bubble})
+    for (const int stages : {2, 4, 8})
+      for (const int times : {1, 2, 5}) {
+        const PipelineShape shape{kind, stages, stages * times, kind == PipelineKind::interleaved ? 3 : 1};
+        CAPTURE(name_of(kind));
+        CAPTURE(stages);
+        CAPTURE(times);
+        const PipelineSchedule schedule = make_schedule(shape);
+        const PipelineTimeline timeline = simulate(shape, schedule);
+        CHECK(std::abs(timeline.bubble - bubble_by_formula(shape)) < 0.02);
+        for (const auto& actions : schedule) {
+          std::map<std::pair<int, int>, std::vector<int>> order;  // micro-batches, by pass and chunk
+          for (const PipelineAction& a : actions) order[{static_cast<int>(a.pass), a.chunk}].push_back(a.micro);
+          CHECK(order.size() == static_cast<size_t>(shape.chunks * (kind == PipelineKind::zero_bubble ? 3 : 2)));
+          for (const auto& [which, micros] : order) {
+            REQUIRE(micros.size() == static_cast<size_t>(shape.micro_batches));
+            for (int m = 0; m < shape.micro_batches; ++m) CHECK(micros[static_cast<size_t>(m)] == m);
+          }
+        }
+        if (kind == PipelineKind::one_forward_one_backward || kind == PipelineKind::zero_bubble)
+          CHECK(*std::max_element(timeline.in_flight.begin(), timeline.in_flight.end()) <= stages);
+      }
+  PipelineShape shape{PipelineKind::one_forward_one_backward, 2, 4};
+  PipelineSchedule stuck = make_schedule(shape);
+  std::swap(stuck[1][0], stuck[1][1]);  // backward before forward
+  CHECK(has(error_of([&] { simulate(shape, stuck); }), "stage 0 waits for ever"));
+  std::ostringstream table;
+  print_schedule(table, shape);
+  CHECK(has(table.str(), "stage 1"));
+  CHECK(has(table.str(), "bubble 20 %"));
+}
+
+TEST_CASE("mesh: gradients and losses of all meshes are those of one rank") {
+  const Layout layouts[] = {{{.stage = 2}},
+                            {{.stage = 4}, 1, PipelineKind::zero_bubble},
+                            {{.stage = 2}, 0, PipelineKind::interleaved, 2},
+                            {{.data = 2, .stage = 2}, 2, PipelineKind::gpipe},
+                            {{.tensor = 2}},
+                            {{.data = 2, .tensor = 2}, 3},
+                            {{.data = 2, .stage = 2, .tensor = 2}, 2, PipelineKind::zero_bubble}};
+  for (const char* kind : {"gpt2", "llama", "qwen3"}) {
+    const Folder folder;
+    write_file_atomically(folder / "text", pattern_text(300));
+    const Recipe recipe{.model = kind};
+    train(folder / "one", folder / "text", recipe, {}, 10);
+    const std::vector<Parameter> table = parameter_table(model_of(kind));
+    const auto one = moments_of(folder / "one", table), exact = moments_in_double(folder / "one", recipe);
+    const std::vector<double> losses = losses_of(folder / "one");
+    double plain = 0;  // error of fp32 on one rank, the average over parameters
+    for (size_t i = 0; i < table.size(); ++i)
+      plain += error_of_all(one[i], exact[i]) / static_cast<double>(table.size());
+    CHECK(plain < 1e-5);
+    for (const Layout& layout : layouts) {
+      if (kSanitized && layout.mesh.ranks() != 4) continue;
+      CAPTURE(kind);
+      CAPTURE(layout.mesh.text());
+      CAPTURE(name_of(layout.pipeline));
+      const std::string run = folder / concat("mesh", &layout - layouts);
+      train(run, folder / "text", recipe, layout, 10);
+      if (layout.mesh.tensor == 1) {
+        CHECK(losses_of(run) == losses);
+        CHECK(state_of(run, 10) == state_of(folder / "one", 10));
+        continue;
+      }
+      const auto cut = moments_of(run, table);
+      for (size_t i = 0; i < table.size(); ++i) {
+        CAPTURE(table[i].name);
+        const double own = error_of_all(one[i], exact[i]);
+        CHECK(error_of_all(cut[i], exact[i]) <= 2 * std::max(plain, own));
+      }
+      const std::vector<double> ours = losses_of(run);
+      REQUIRE(ours.size() == losses.size());
+      for (size_t i = 0; i < losses.size(); ++i) CHECK(std::abs(ours[i] - losses[i]) < 1e-4 * losses[i]);
+    }
+  }
+}
+
+TEST_CASE("mesh: Muon, bf16, dropout; how many ranks share samples or layers does not matter where matrices are cut") {
+  for (const Precision dtype : {Precision::fp32, Precision::bf16}) {
+    const Folder folder;
+    write_file_atomically(folder / "text", pattern_text(300));
+    const Recipe recipe{.model = "modern", .optimizer = OptimizerKind::muon, .dtype = dtype, .dropout = 0.1};
+    train(folder / "one", folder / "text", recipe, {}, 3);
+    train(folder / "cut", folder / "text", recipe, {{.tensor = 2}, 0}, 3);
+    const auto a = losses_of(folder / "one"), b = losses_of(folder / "cut");
+    for (size_t i = 0; i < a.size(); ++i)
+      CHECK(std::abs(a[i] - b[i]) < (dtype == Precision::fp32 ? 1e-4 : 1e-2) * a[i]);
+    const std::string state = state_of(folder / "cut", 3);
+    for (const int zero : {0, 1, 2, 3}) {
+      CAPTURE(zero);
+      const std::string run = folder / concat("zero", zero);
+      train(run, folder / "text", recipe, {{.data = 2, .tensor = 2}, zero}, 3);
+      CHECK(state_of(run, 3) == state);
+    }
+    if (dtype == Precision::bf16) continue;  // between stages the residual stream is rounded, where one rank keeps fp32
+    train(folder / "pipe", folder / "text", recipe, {{.stage = 2, .tensor = 2}}, 3);
+    CHECK(state_of(folder / "pipe", 3) == state);
+  }
+}
+
+TEST_CASE("mesh: a checkpoint goes on on any mesh") {
+  const Folder folder;
+  write_file_atomically(folder / "text", pattern_text(300));
+  const Recipe recipe{.model = "gpt2", .optimizer = OptimizerKind::muon};
+  train(folder / "alone", folder / "text", recipe, {}, 4);
+  const std::string run = folder / "moving";
+  train(run, folder / "text", recipe, {{.data = 2, .stage = 2}, 2}, 4);
+  train(run, folder / "text", recipe, {{.stage = 4}, 1, PipelineKind::zero_bubble}, 4, 1);
+  train(run, folder / "text", recipe, {}, 4, 2);
+  train(run, folder / "text", recipe, {{.data = 2}, 3}, 4, 3);
+  CHECK(state_of(run, 4) == state_of(folder / "alone", 4));
+  // Through slices of matrices and back.
+  train(folder / "cut", folder / "text", recipe, {{.tensor = 4}}, 4);
+  train(folder / "cut", folder / "text", recipe, {{.stage = 2, .tensor = 2}}, 4, 2);
+  train(folder / "cut", folder / "text", recipe, {}, 4, 3);
+  const auto a = losses_of(folder / "alone"), b = losses_of(folder / "cut");
+  for (size_t i = 0; i < a.size(); ++i) CHECK(std::abs(a[i] - b[i]) < 1e-4 * a[i]);
+}
+
+TEST_CASE("mesh: what a rank holds gets less, and a budget that one rank cannot keep several can") {
+  const Folder folder;
+  write_file_atomically(folder / "text", pattern_text(300));
+  const Recipe recipe{.model = "modern"};
+  const auto bytes_on = [&](const Layout& layout) {
+    size_t most = 0;
+    std::mutex lock;
+    train(folder / layout.mesh.text(), folder / "text", recipe, layout, 1, 0, [&](Trainer& trainer) {
+      const std::lock_guard guard(lock);
+      most = std::max(most, trainer.arena_bytes());
+    });
+    return most;
+  };
+  const size_t one = bytes_on({});
+  CHECK(bytes_on({{.tensor = 2}}) < one);
+  CHECK(bytes_on({{.tensor = 4}}) < bytes_on({{.tensor = 2}}));
+  CHECK(bytes_on({{.data = 2, .stage = 2, .tensor = 2}, 2}) < one);
+}
+
+TEST_CASE("mesh: what does not divide the model says what would do") {
+  ModelConfig model = model_of("llama");
+  const auto refused = [&](const Mesh& mesh, int64_t batch) {
+    return error_of([&] { check_mesh(mesh, model, batch, kTokensOfSequence); });
+  };
+  CHECK(refused({.tensor = 3}, 6) == "3 tensor-parallel ranks do not divide 4 heads; 2 would do");
+  CHECK(has(refused({.tensor = 4}, 4), "2 key-value heads; 2 would do"));
+  CHECK(has(refused({.tensor = 2}, 3), "a batch of 4 would do"));
+  CHECK(refused({.tensor = 2}, 1) == "no error");
+  model = model_of("gpt2");
+  CHECK(has(refused({.tensor = 2}, 1), "a batch of 2 would do"));
+  CHECK(has(error_of([&] { cut_layers(model, 16, 5); }),
+            "5 parts of a pipeline need as many layers, and the model has 4"));
+  CHECK(cut_layers(model, 16, 4) == std::vector<int>{0, 1, 2, 3, 4});
+  model.layers = 12, model.vocabulary = 50257, model.channels = 768, model.hidden = 3072;
+  const std::vector<int> cuts = cut_layers(model, 1024, 4);
+  CHECK(cuts[4] - cuts[3] < cuts[1] - cuts[0]);  // the last part has the head as well
+}
