@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "llm/base/error.h"
+#include "llm/base/packed_rows.h"
 #include "llm/device/cpu.h"
 #include "llm/infer/batch.h"
 #include "llm/infer/engine.h"
@@ -48,11 +49,11 @@ struct Rig {
   Engine engine;
   Arena arena;
 
-  explicit Rig(const ModelConfig& c, const EngineOptions& options = {}, int team = 1)
+  explicit Rig(const ModelConfig& c, const EngineOptions& options = {}, int team = 1, std::optional<DType> weights = {})
       : config(c),
-        layout(layout_of(c)),
+        layout(layout_of(c, DType::fp32, weights)),
         threads(team),
-        engine(c, layout, {.threads = team}, options),
+        engine(c, layout, {.threads = team, .weights = weights}, options),
         arena(engine.arena_bytes(), device) {
     engine.bind(arena);
     fill_weights(config, layout, arena);
@@ -107,6 +108,41 @@ std::vector<Answer> answers_alone(const ModelConfig& config, const std::vector<R
 }
 
 }  // namespace
+
+TEST_CASE("engine: reduced weights give the bytes of fp32 weights that were rounded to them, alone and among others") {
+  for (const std::string kind : {"gpt2", "llama", "mix"})
+    for (const DType weights : {DType::bf16, DType::int8, DType::int4}) {
+      INFO(kind, " in ", name_of(weights));
+      const ModelConfig config = small_config(kind);
+      const std::vector<Request> requests = requests_of(config, 12);
+      Rig whole(config);
+      const Parameter* plain = nullptr;
+      for (const std::vector<Parameter> table = parameter_table(config); const Parameter& p : table) {
+        if (type_of(p, DType::fp32, weights) == DType::fp32) {
+          plain = &p;
+          continue;
+        }
+        const int64_t columns = p.shape.last();
+        auto* const values = reinterpret_cast<float*>(whole.arena.data() + whole.layout.offset(p.name));
+        std::vector<std::byte> row(static_cast<size_t>(packed_row_bytes(weights, columns)));
+        for (int64_t i = 0; i < p.shape.rows(); ++i) {
+          pack_row(weights, values + i * columns, columns, row.data());
+          unpack_row(weights, row.data(), columns, values + i * columns);
+        }
+      }
+      CHECK(plain != nullptr);  // norms are not rounded
+      Rig reduced(config, {}, 1, weights), among(config, {.most_running = 12}, 3, weights);
+      std::vector<Answer> together(requests.size());
+      for (size_t i = 0; i < requests.size(); ++i) among.submit(requests[i], together[i]);
+      among.run();
+      for (size_t i = 0; i < requests.size(); ++i) {
+        const Answer expected = whole.answer(requests[i]);
+        CHECK(reduced.answer(requests[i]).bytes() == expected.bytes());
+        CHECK(together[i].bytes() == expected.bytes());
+      }
+      CHECK(reduced.arena.bytes() < whole.arena.bytes());
+    }
+}
 
 TEST_CASE("engine: a request gets the same bytes alone, among others, in pieces, after preemption, on any threads") {
   for (const std::string kind : {"gpt2", "llama", "qwen3", "mix"}) {

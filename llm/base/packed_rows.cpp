@@ -42,6 +42,10 @@ void pack_blocks(DType dtype, const float* values, int64_t columns, std::byte* r
 
 }  // namespace
 
+int64_t quantized_row_bytes(DType dtype, int64_t columns) {
+  return round_up(packed_scales_at(dtype, columns) + packed_columns(dtype, columns) / kBlockValues * 2, 16);
+}
+
 void pack_row(DType dtype, const float* values, int64_t columns, std::byte* row) {
   if (is_quantized(dtype)) return pack_blocks(dtype, values, columns, row);
   if (dtype == DType::bf16) {

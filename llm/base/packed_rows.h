@@ -28,7 +28,7 @@ inline int64_t packed_scales_at(DType dtype, int64_t columns) {
 }
 inline int64_t packed_row_bytes(DType dtype, int64_t columns) {
   if (!is_quantized(dtype)) return columns * static_cast<int64_t>(size_of(dtype));
-  return round_up(packed_scales_at(dtype, columns) + packed_columns(dtype, columns) / kBlockValues * 2, 16);
+  return quantized_row_bytes(dtype, columns);
 }
 
 // Rounds a row of `columns` values to `dtype`.

@@ -86,6 +86,30 @@ OpenedMachine::OpenedMachine(const DeviceOptions& options, int local, int locals
   device_ = std::move(cuda);
 }
 
+Options WeightOptions::options() {
+  return {
+      Option("--weights", &weights,
+             "how the matrices lie in memory: fp32, bf16, or in blocks of 32 with a scale int8 (GGUF's Q8_0) or int4 "
+             "(Q4_0); on the CPU, which computes in fp32 (as --dtype)")};
+}
+
+std::optional<DType> WeightOptions::type(const DeviceOptions& device) const {
+  if (!weights) return {};
+  const char* name = name_of(*weights);
+  if (device.on_cuda())
+    fail_usage("--weights ", name, " is for CPUs; use --device cpu, or --dtype fp32 or bf16 for the GPU's weights");
+  if (device.precision() != Precision::fp32)
+    fail_usage("--weights ", name, " goes with activations in fp32; leave --dtype ", name_of(device.precision()),
+               " out");
+  switch (*weights) {
+    case WeightType::bf16: return DType::bf16;
+    case WeightType::int8: return DType::int8;
+    case WeightType::int4: return DType::int4;
+    case WeightType::fp32: break;
+  }
+  return {};
+}
+
 Options ModelOptions::options(const char* named) {
   std::string known;
   for (const Preset& p : presets())

@@ -44,6 +44,19 @@ class OpenedMachine {
   Precision precision_;
 };
 
+// --weights: how the matrices of a model lie in memory for inference.
+enum class WeightType { fp32, bf16, int8, int4 };
+template <>
+inline constexpr std::array kNames<WeightType> = {"fp32", "bf16", "int8", "int4"};
+
+struct WeightOptions {
+  std::optional<WeightType> weights;  // none: as the activations
+
+  Options options();
+  // None where the matrices have the type of the activations. Throws UsageError for what the device cannot do.
+  std::optional<DType> type(const DeviceOptions& device) const;
+};
+
 enum class Switch { on, off };
 template <>
 inline constexpr std::array kNames<Switch> = {"on", "off"};

@@ -24,7 +24,7 @@ class Caster {
       widened_.clear();
       std::vector<std::pair<TensorId, TensorId>> outputs;  // (fp32, bf16)
       for (TensorId& id : node.inputs)
-        if (is_bf16(id)) id = widen(node, id);
+        if (is_bf16(id) && !reads_packed(node, id)) id = widen(node, id);
       for (TensorId& id : node.outputs) {
         if (!is_bf16(id)) continue;
         const Tensor narrow = g_.tensor(id);  // a copy, since add_tensor may move the tensors
@@ -43,8 +43,16 @@ class Caster {
   bool is_bf16(TensorId id) const { return id != kNone && g_.dtype(id) == DType::bf16; }
   bool has_bf16(const Node& node) const {
     const auto bf16 = [&](TensorId id) { return is_bf16(id); };
-    return std::any_of(node.inputs.begin(), node.inputs.end(), bf16) ||
+    return std::any_of(node.inputs.begin(), node.inputs.end(),
+                       [&](TensorId id) { return is_bf16(id) && !reads_packed(node, id); }) ||
            std::any_of(node.outputs.begin(), node.outputs.end(), bf16);
+  }
+
+  // Whether the node's kernel takes this weight as it is.
+  static bool reads_packed(const Node& node, TensorId id) {
+    const int i = node.op->packed_input;
+    return i >= 0 && node.input(static_cast<size_t>(i)) == id &&
+           (!node.op->factors || node.attributes.flag("row_invariant"));
   }
 
   TensorId widen(const Node& node, TensorId id) {

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "llm/base/error.h"
+#include "llm/base/packed_rows.h"
 #include "llm/base/rounding.h"
 #include "llm/infer/batch.h"
 #include "llm/infer/choose.h"
@@ -52,8 +53,8 @@ struct Engine::Implementation {
     for (const Parameter& p : parameter_table(config)) {
       const bool looked_up =
           p.group == LearningRateGroup::embedding && !(config.tied_head && p.name == "token_embedding.weight");
-      weight_bytes += static_cast<double>((looked_up ? p.shape.last() : p.shape.elements()) *
-                                          static_cast<int64_t>(size_of(dtype_of(target.precision))));
+      const int64_t row = packed_row_bytes(type_of(p, dtype_of(target.precision), target.weights), p.shape.last());
+      weight_bytes += static_cast<double>(looked_up ? row : row * p.shape.rows());
     }
     position_bytes = static_cast<double>(block_bytes(config, target)) / kBlockTokens;
   }
