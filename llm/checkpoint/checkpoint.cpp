@@ -8,6 +8,7 @@
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
 #include "llm/base/json.h"
+#include "llm/model/gguf_model.h"
 #include "llm/model/huggingface.h"
 #include "llm/model/safetensors.h"
 
@@ -191,8 +192,11 @@ CheckpointInfo find_checkpoint(const std::string& path, Which which) {
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
   if (!fs::exists(status)) fail(path, ": ", error ? error.message() : "no such directory");
+  if (const std::string gguf = gguf_of_model(path); !gguf.empty()) return {.path = gguf, .skipped = ""};
   if (!fs::is_directory(status))
-    fail(path, ": not a directory; a run, a checkpoint or a Hugging Face directory is needed");
+    fail(path,
+         ": neither a directory nor a GGUF file; a run, a checkpoint, a Hugging Face directory or a GGUF file is "
+         "needed");
 
   if (fs::is_directory(checkpoints_of(path), error)) {
     Listed listed = list(path);

@@ -65,7 +65,7 @@ std::string save_checkpoint(const std::string& run, const CheckpointContent& con
 std::vector<CheckpointInfo> list_checkpoints(const std::string& run, std::string* skipped = nullptr);
 
 enum class Which { newest, best };  // best: the lowest validation loss; the newest where none was measured
-// `path`: a run, one of its checkpoints, or a Hugging Face directory. Throws Error that says what is there instead.
+// `path`: a run, one of its checkpoints, a Hugging Face directory, or a GGUF file. Throws Error that says what is there instead.
 CheckpointInfo find_checkpoint(const std::string& path, Which which = Which::newest);
 
 // The parts of a checkpoint at CheckpointInfo::path; config and parameters are read by huggingface.h's read_config()

@@ -64,9 +64,12 @@ struct EvalData {
   double bytes_per_token = 0;  // 0: unknown
 };
 
-// The run's settings, or the usual ones of a model that no run made.
+// The run's settings, or the usual ones of a model that no run made (an imported one has none).
 TrainOptions settings_for(const LoadedModel& model) {
-  return model.checkpoint().has_trainer_state ? settings_of(model.checkpoint()) : TrainOptions();
+  const CheckpointInfo& checkpoint = model.checkpoint();
+  const bool of_run =
+      checkpoint.has_trainer_state && !json_or_null(read_trainer_state(checkpoint.path).settings_json).empty();
+  return of_run ? settings_of(checkpoint) : TrainOptions();
 }
 
 // The token at which documents begin that the model never looked beyond; -1: it looked across.

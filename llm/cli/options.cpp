@@ -10,6 +10,7 @@
 #include "llm/device/cpu.h"
 #include "llm/device/cuda.h"
 #include "llm/device/gemm_plans.h"
+#include "llm/model/gguf_model.h"
 #include "llm/train/rules.h"
 
 namespace llm {
@@ -140,7 +141,7 @@ Options ModelOptions::options(const char* named) {
 
 bool ModelOptions::names_directory() const {
   std::error_code none;
-  return std::filesystem::is_directory(preset, none);
+  return std::filesystem::is_directory(preset, none) || is_gguf(preset);
 }
 
 ModelConfig ModelOptions::resolve(int64_t data_vocabulary, const char* otherwise) const {
@@ -198,7 +199,7 @@ Option trained_model(std::string& path) {
   return Option(
              "RUN|CHECKPOINT", &path,
              "a run (its checkpoint with the lowest validation loss; the newest where none was measured), one of its "
-             "checkpoints, or a Hugging Face directory")
+             "checkpoints, a Hugging Face directory, or a GGUF file")
       .needed();
 }
 

@@ -1,3 +1,4 @@
+// Models on disk; the readers take a GGUF file (gguf_model.h) in place of a directory, too.
 // Hugging Face's model directories: config.json and the weights under Hugging Face's names, for GPT-2, Llama, Qwen3,
 // and "train_gpt", the project's own model_type for switches that no class of transformers combines.
 #pragma once

@@ -7,6 +7,7 @@
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
 #include "llm/base/json.h"
+#include "llm/model/gguf_model.h"
 #include "llm/model/huggingface.h"
 
 namespace llm {
@@ -298,12 +299,14 @@ ModelConfig parse_config(const std::string& text, const std::string& path) {
 }
 
 ModelConfig read_config(const std::string& path) {
+  if (const std::string gguf = gguf_of_model(path); !gguf.empty()) return GgufModel(gguf).config();
   std::error_code error;
   const std::string file = fs::is_directory(path, error) ? path + "/config.json" : path;
   return parse_config(read_file(file), file);
 }
 
 EndTokens read_end_tokens(const std::string& directory) {
+  if (const std::string gguf = gguf_of_model(directory); !gguf.empty()) return GgufModel(gguf).end_tokens();
   EndTokens tokens;
   // generation_config.json, if it is there, decides before config.json does.
   for (const char* name : {"generation_config.json", "config.json"}) {
