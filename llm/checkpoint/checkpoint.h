@@ -1,7 +1,9 @@
 // Checkpoints: RUN/checkpoints/STEP/ (STEP in plain decimal) is a Hugging Face directory plus the trainer's state.
 //
-//   model.safetensors, config.json, tokenizer.json, generation_config.json    what transformers opens as it is
-//   optimizer.safetensors                                                     optimizer state, F32, bit for bit
+//   model.safetensors, config.json, tokenizer.json, generation_config.json,   what transformers opens as it is
+//   tokenizer_config.json
+//   optimizer.state                         optimizer state, F32, bit for bit; of safetensors' format, but other programs
+//                                           take all files of that suffix for weights
 //   trainer.json                            step, counters, settings, the tensor files' sizes; written last
 //
 // The directory is made under a temporary name, synced and renamed, so earlier checkpoints stay whole whatever happens

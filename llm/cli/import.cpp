@@ -114,23 +114,6 @@ void import_model(const ImportFlags& flags) {
               m.tokenizer_json.empty() ? ", no tokenizer (import --tokenizer PATH gives it one)" : "");
 }
 
-// What transformers needs beside tokenizer.json to open it.
-std::string tokenizer_config(const Model& m) {
-  Json j = {{"tokenizer_class", "PreTrainedTokenizerFast"},
-            {"model_max_length", m.config.context},
-            {"clean_up_tokenization_spaces", false}};
-  const auto document = json_or_null(m.tokenizer_json);
-  const auto name_of = [&](int id) -> Json {
-    for (const Json& token : document["added_tokens"])
-      if (token["id"] == id) return token["content"];
-    return nullptr;
-  };
-  if (const auto bos = name_of(m.end_tokens.bos); !bos.is_null()) j["bos_token"] = bos;
-  if (!m.end_tokens.eos.empty())
-    if (const auto eos = name_of(m.end_tokens.eos[0]); !eos.is_null()) j["eos_token"] = eos;
-  return json_text(j);
-}
-
 // What a model of chats is asked by; empty: none.
 std::string chat_template_of(const Model& m) {
   std::string text;
@@ -189,7 +172,7 @@ void export_model(const ExportFlags& flags) {
   }
   if (!m.tokenizer_json.empty()) {
     put("tokenizer.json", m.tokenizer_json);
-    if (!has_config) put("tokenizer_config.json", tokenizer_config(m));
+    if (!has_config) put("tokenizer_config.json", tokenizer_config_json(m.config, m.end_tokens, m.tokenizer_json));
   }
   directory.commit();
   const std::string type = model_type_of(m.config);

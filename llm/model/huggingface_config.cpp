@@ -411,6 +411,23 @@ std::string config_json(const ModelConfig& c, const EndTokens& tokens) {
   return json_text(j);
 }
 
+std::string tokenizer_config_json(const ModelConfig& config, const EndTokens& tokens,
+                                  const std::string& tokenizer_json) {
+  Json j = {{"tokenizer_class", "PreTrainedTokenizerFast"},
+            {"model_max_length", config.context},
+            {"clean_up_tokenization_spaces", false}};
+  const Json document = json_or_null(tokenizer_json);
+  const auto name_of = [&](int id) -> Json {
+    for (const Json& token : document["added_tokens"])
+      if (token["id"] == id) return token["content"];
+    return nullptr;
+  };
+  if (const Json bos = name_of(tokens.bos); !bos.is_null()) j["bos_token"] = bos;
+  if (!tokens.eos.empty())
+    if (const Json eos = name_of(tokens.eos[0]); !eos.is_null()) j["eos_token"] = eos;
+  return json_text(j);
+}
+
 std::string generation_config_json(const EndTokens& tokens) {
   Json j = token_ids(tokens);
   j["_from_model_config"] = true;
