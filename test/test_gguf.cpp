@@ -271,7 +271,7 @@ TEST_CASE("cli: a model goes through GGUF and gives the same text; weights in 8 
   run_well(folder, {"export", run_path, "--format", "gguf", "--out", folder / "whole.gguf"});
   run_well(folder, {"export", run_path, "--format", "gguf", "--type", "Q8_0", "--out", folder / "eight"});
   CHECK(text(folder / "whole.gguf") == text(run_path));
-  CHECK(text(folder / "eight") == text(run_path, {"--weights", "int8"}));
+  CHECK(text(folder / "eight") == text(run_path, {"--weights", "int8", "--cache", "fp32"}));
   CHECK(loss(folder / "whole.gguf") == loss(run_path));
   CHECK(loss(folder / "eight") == doctest::Approx(loss(run_path, {"--weights", "int8"})).epsilon(1e-9));
   CHECK(loss(run_path, {"--weights", "int8"}) != loss(run_path));
@@ -283,6 +283,8 @@ TEST_CASE("cli: a model goes through GGUF and gives the same text; weights in 8 
   check_error(folder, {"export", run_path, "--format", "gguf", "--out", folder / "whole.gguf"}, 2, "--out");
   check_error(folder, {"export", run_path, "--type", "Q8_0", "--out", folder / "x"}, 2, "--type");
   check_error(folder, {"generate", run_path, "--weights", "int8", "--dtype", "bf16", "--prompt", "a"}, 2, "--weights");
+  CHECK(text(run_path, {"--cache", "fp32"}) == text(run_path));
+  check_error(folder, {"generate", run_path, "--cache", "int4", "--prompt", "a"}, 2, "--cache");
   check_error(folder, {"generate", run_path, "--weights", "int3", "--prompt", "a"}, 2, "--weights");
   write_file_atomically(folder / "bad.gguf", "GGUF");
   check_error(folder, {"generate", folder / "bad.gguf", "--prompt", "a"}, 1, "bad.gguf");

@@ -57,8 +57,7 @@ Json bench_decode(const BenchFlags& flags, Device& on, const ModelConfig& config
     fail_usage("--decode: prompts of ", kPrompt, " tokens and ", flags.steps, " steps do not fit the context of ",
                config.context, "; fewer --steps would do");
   Graph parameters;
-  Target target = target_on(on, flags.device.precision());
-  target.weights = flags.weights.type(flags.device);
+  const Target target = flags.weights.target(target_on(on, flags.device.precision()), flags.device);
   add_parameters(parameters, config, dtype_of(flags.device.precision()), target.weights);
   PersistentLayout layout;
   layout.add(parameters);

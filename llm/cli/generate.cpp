@@ -110,8 +110,7 @@ void generate(const GenerateFlags& flags) {
   using Clock = std::chrono::steady_clock;
   flags.device.check();
   OpenedMachine opened(flags.device);  // before the model, whose arena is the device's
-  Target target = opened.target();
-  target.weights = flags.weights.type(flags.device);
+  const Target target = flags.weights.target(opened.target(), flags.device);
   LoadedModel model(flags.model, dtype_of(opened.precision()), target.weights);
   check(flags.sampling, model.config().vocabulary);  // before the weights are read
   const std::vector<int32_t> prompt = prompt_of(flags, model);
@@ -215,6 +214,7 @@ Command generate_command() {
       Option("--no-stop", &f.no_stop, "go on after the end-of-text token, up to --max-tokens")};
   append(options, f.device.options());
   append(options, f.weights.options(), "Machine");
+  append(options, f.weights.cache_options(), "Machine");
   return {"generate", "Let a trained model go on with a prompt", options,
           "The text is streamed to standard output, the prompt first; how fast, and with which checkpoint, goes to "
           "standard\n"

@@ -94,6 +94,23 @@ Options WeightOptions::options() {
              "(Q4_0); on the CPU, which computes in fp32 (as --dtype)")};
 }
 
+Options WeightOptions::cache_options() {
+  return {
+      Option("--cache", &cache,
+             "how keys and values lie in memory: fp32, bf16, or in 8 bits int8; on the CPU (as the activations; bf16 "
+             "with --weights of fewer bits)")};
+}
+
+Target WeightOptions::target(Target target, const DeviceOptions& device) const {
+  target.weights = type(device);
+  if (target.weights) target.cache = DType::bf16;
+  if (!cache) return target;
+  if (device.on_cuda())
+    fail_usage("--cache ", name_of(*cache), " is for CPUs; use --device cpu, or --dtype for the GPU's keys and values");
+  target.cache = *cache == CacheType::int8 ? DType::int8 : *cache == CacheType::bf16 ? DType::bf16 : DType::fp32;
+  return target;
+}
+
 std::optional<DType> WeightOptions::type(const DeviceOptions& device) const {
   if (!weights) return {};
   const char* name = name_of(*weights);

@@ -80,8 +80,7 @@ void serve(const ServeFlags& flags) {
   const EndSignals signals;
   flags.device.check();
   OpenedMachine opened(flags.device);
-  Target target = opened.target();
-  target.weights = flags.weights.type(flags.device);
+  const Target target = flags.weights.target(opened.target(), flags.device);
   LoadedModel model(flags.model, dtype_of(opened.precision()), target.weights);
   if (!model.tokenizer()) fail("the model has no tokenizer for text (", model.no_tokenizer(), ")");
   const std::unique_ptr<ChatTemplate> chat_template =
@@ -187,6 +186,7 @@ Command serve_command() {
       "Limits");
   append(options, f.device.options());
   append(options, f.weights.options(), "Machine");
+  append(options, f.weights.cache_options(), "Machine");
   return {
       "serve", "Serve a trained model by OpenAI's API, with a page at /", options,
       "What a request gets does not depend on who else is asking: text and log-probabilities are the same bits alone "

@@ -12,8 +12,6 @@ class Caster {
   explicit Caster(Graph& graph) : g_(graph) {}
 
   void run() {
-    for (Tensor& t : g_.tensors)
-      if (t.role == Role::state && t.dtype == DType::bf16) t.dtype = DType::fp32;
     std::vector<Node> nodes = std::move(g_.nodes);
     g_.nodes.clear();
     for (Node& node : nodes) {
@@ -40,7 +38,10 @@ class Caster {
   }
 
  private:
-  bool is_bf16(TensorId id) const { return id != kNone && g_.dtype(id) == DType::bf16; }
+  // State (the key-value cache) is read and written as it is.
+  bool is_bf16(TensorId id) const {
+    return id != kNone && g_.dtype(id) == DType::bf16 && g_.tensor(id).role != Role::state;
+  }
   bool has_bf16(const Node& node) const {
     const auto bf16 = [&](TensorId id) { return is_bf16(id); };
     return std::any_of(node.inputs.begin(), node.inputs.end(),

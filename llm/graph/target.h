@@ -26,6 +26,9 @@ struct Target {
   Precision precision = Precision::fp32;
   // For inference on a CPU in fp32: the type of the matrices of weights.
   std::optional<DType> weights = {};
+  // The type of the cache of keys and values; on a GPU that of the activations.
+  std::optional<DType> cache = {};
+  DType cache_type() const { return cache.value_or(dtype_of(precision)); }
 };
 Target target_on(Device& device, Precision precision);
 

@@ -109,8 +109,9 @@ class ForwardBuilder {
     TensorId attended;
     if (paged_) {
       const Shape shape = {paged_->blocks, c_.kv_heads, paged_->block, c_.head_size};
-      const TensorId keys = g_.add_tensor(name + "key_blocks", dtype_, shape, Role::state);
-      const TensorId values = g_.add_tensor(name + "value_blocks", dtype_, shape, Role::state);
+      const DType type = paged_->type.value_or(dtype_);
+      const TensorId keys = g_.add_tensor(name + "key_blocks", type, shape, Role::state);
+      const TensorId values = g_.add_tensor(name + "value_blocks", type, shape, Role::state);
       attended =
           g_.add("attention_paged", heads, {qkv, keys, values, positions_, slots_, tables_}, name + "attention")[0];
     } else {

@@ -52,6 +52,7 @@ EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch,
 // `weights`: the type of the matrices, where that is not `dtype` (type_of() in parameters.h).
 struct PagedMemory {
   int64_t blocks, block, sequences;
+  std::optional<DType> type = {};  // of keys and values, where that is not `dtype`
 };
 // The blocks of layers for R = `rows` new tokens of any sequences. Inputs: rows (3, R) int32: the tokens, their positions
 // (below 0: a row that stands for no token), and their slots. Result: hidden (1, R, C), for the head; `with_head`: the
