@@ -73,7 +73,7 @@ std::vector<double> random_values(const std::string& name, int64_t count, DType 
       case DType::bf16: values[i] = to_float(nearest_bf16(real)); break;
       case DType::e4m3: values[i] = to_float(nearest_fp8<e4m3>(real)); break;
       case DType::e5m2: values[i] = to_float(nearest_fp8<e5m2>(real)); break;
-      case DType::int32: values[i] = std::floor(v); break;
+      default: values[i] = std::floor(v); break;
     }
   }
   return values;
@@ -123,7 +123,7 @@ void Sandbox::fill(TensorId id, const std::vector<double>& values) {
       case DType::bf16: put(nearest_bf16(static_cast<float>(values[i]))); break;
       case DType::e4m3: put(nearest_fp8<e4m3>(static_cast<float>(values[i]))); break;
       case DType::e5m2: put(nearest_fp8<e5m2>(static_cast<float>(values[i]))); break;
-      case DType::int32: put(static_cast<int32_t>(values[i])); break;
+      default: put(static_cast<int32_t>(values[i])); break;
     }
   }
   std::memcpy(addresses_[index(id)], bytes.data(), bytes.size());
@@ -199,7 +199,7 @@ std::vector<double> Sandbox::values(TensorId id) const {
     case DType::bf16: add(static_cast<const bf16*>(address)); break;
     case DType::e4m3: add(static_cast<const e4m3*>(address)); break;
     case DType::e5m2: add(static_cast<const e5m2*>(address)); break;
-    case DType::int32: add(static_cast<const int32_t*>(address)); break;
+    default: add(static_cast<const int32_t*>(address)); break;
   }
   return values;
 }

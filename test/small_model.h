@@ -1,6 +1,7 @@
 // Small models with made-up weights, for tests of inference.
 #pragma once
 #include <cmath>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,9 +26,10 @@ inline llm::ModelConfig small_config(const std::string& kind) {
   return c;
 }
 
-inline llm::PersistentLayout layout_of(const llm::ModelConfig& config, llm::DType dtype = llm::DType::fp32) {
+inline llm::PersistentLayout layout_of(const llm::ModelConfig& config, llm::DType dtype = llm::DType::fp32,
+                                       std::optional<llm::DType> weights = {}) {
   llm::Graph parameters;
-  add_parameters(parameters, config, dtype);
+  add_parameters(parameters, config, dtype, weights);
   llm::PersistentLayout layout;
   layout.add(parameters);
   return layout;

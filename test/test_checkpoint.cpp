@@ -164,10 +164,10 @@ TEST_CASE("checkpoints: saved and found again") {
   content.extra_files = {{"note.txt", "n"}};
   CHECK(save_checkpoint(run, content) == run + "/checkpoints/5");
   const std::string path = run + "/checkpoints/5";
-  for (const char* name : {"model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json",
-                           "generation_config.json", "trainer.json", "note.txt"})
+  for (const char* name : {"model.safetensors", "optimizer.state", "config.json", "tokenizer.json",
+                           "tokenizer_config.json", "generation_config.json", "trainer.json", "note.txt"})
     CHECK(fs::exists(path + "/" + name));
-  CHECK(entries(path) == 7);
+  CHECK(entries(path) == 8);
   CHECK(entries(run + "/checkpoints") == 1);
 
   const CheckpointInfo info = find_checkpoint(run);
@@ -195,9 +195,21 @@ TEST_CASE("checkpoints: saved and found again") {
   // Without the trainer's state a checkpoint is a plain Hugging Face directory.
   fs::copy(path, folder / "hf");
   fs::remove(folder / "hf/trainer.json");
-  fs::remove(folder / "hf/optimizer.safetensors");
+  fs::remove(folder / "hf/optimizer.state");
   CHECK(find_checkpoint(folder / "hf").step == -1);
   CHECK(!find_checkpoint(folder / "hf").has_trainer_state);
+}
+
+TEST_CASE("checkpoints: one of an earlier version, whose optimizer state had the suffix of weights, is read") {
+  const Folder folder;
+  const auto content = content_at(5);
+  const std::string path = save_checkpoint(folder.path, content);
+  fs::rename(path + "/optimizer.state", path + "/optimizer.safetensors");
+  CHECK_THROWS_AS(find_checkpoint(path), Error);
+  std::string trainer = read_file(path + "/trainer.json");
+  trainer.replace(trainer.find("optimizer.state"), 15, "optimizer.safetensors");
+  write_file_atomically(path + "/trainer.json", trainer);
+  check_whole(find_checkpoint(path));
 }
 
 TEST_CASE("checkpoints: floats are kept bit for bit") {
@@ -243,7 +255,7 @@ TEST_CASE("checkpoints: what is damaged is passed over and named") {
   fs::resize_file(parent + "5/model.safetensors", 1000);
   fs::remove(parent + "4/trainer.json");
   fs::rename(parent + "3", parent + "30");
-  fs::remove(parent + "2/optimizer.safetensors");
+  fs::remove(parent + "2/optimizer.state");
   fs::create_directory(parent + "notes");
   CHECK(steps_of(run) == Steps{1});
   const CheckpointInfo info = find_checkpoint(run);
@@ -251,7 +263,7 @@ TEST_CASE("checkpoints: what is damaged is passed over and named") {
   CHECK(has(info.skipped, "5/model.safetensors: 1000 bytes of the "));
   CHECK(has(info.skipped, "4/trainer.json: No such file"));
   CHECK(has(info.skipped, "30: its trainer.json says step 3"));
-  CHECK(has(info.skipped, "2/optimizer.safetensors: No such file"));
+  CHECK(has(info.skipped, "2/optimizer.state: No such file"));
   CHECK(has(error_of([&] { find_checkpoint(parent + "5"); }), "5/model.safetensors: 1000 bytes of the "));
   save_checkpoint(run, content_at(6), 1);  // damaged checkpoints are not removed
   CHECK(entries(parent) == 6);

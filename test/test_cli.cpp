@@ -308,8 +308,8 @@ TEST_CASE("cli: wrong files are status 1 and one line that names them") {
     }
     fs::create_directories(folder / "run/checkpoints");
     fs::copy(last, folder / "run/checkpoints/20");
-    fs::resize_file(folder / "run/checkpoints/20/optimizer.safetensors", 1000);
-    broken({"train", "--resume", "--out", folder / "run", "--steps", "30"}, "optimizer.safetensors");
+    fs::resize_file(folder / "run/checkpoints/20/optimizer.state", 1000);
+    broken({"train", "--resume", "--out", folder / "run", "--steps", "30"}, "optimizer.state");
   }
   SUBCASE("a vocabulary that is not the weights'") {
     fs::copy(last, folder / "copy");

@@ -149,7 +149,7 @@ TEST_CASE("cli: killed at any moment and resumed, a run is the same bit for bit"
     CHECK((result.status == 0 || result.status == -1));
   }
   CHECK(kills >= 3);
-  for (const char* file : {"model.safetensors", "optimizer.safetensors"}) {
+  for (const char* file : {"model.safetensors", "optimizer.state"}) {
     const std::string name = std::string("/checkpoints/60/") + file;
     CHECK_MESSAGE(read_file(killed + name) == read_file(folder / "whole" + name), name);
   }

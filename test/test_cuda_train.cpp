@@ -107,7 +107,7 @@ TEST_CASE("cuda training: the losses of the CPU, and bit for bit the same resume
 
       const auto files = [&] {
         const std::string in = stem + "-cuda/checkpoints/" + std::to_string(kSteps);
-        return std::pair(read_file(in + "/model.safetensors"), read_file(in + "/optimizer.safetensors"));
+        return std::pair(read_file(in + "/model.safetensors"), read_file(in + "/optimizer.state"));
       };
       const auto whole = files();
       train(stem + "-cuda", folder / "text.txt", model, p, device, kSteps, 2);

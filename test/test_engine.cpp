@@ -2,11 +2,13 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <functional>
 #include <limits>
 
 #include "llm/base/error.h"
+#include "llm/base/packed_rows.h"
 #include "llm/device/cpu.h"
 #include "llm/infer/batch.h"
 #include "llm/infer/engine.h"
@@ -48,11 +50,12 @@ struct Rig {
   Engine engine;
   Arena arena;
 
-  explicit Rig(const ModelConfig& c, const EngineOptions& options = {}, int team = 1)
+  explicit Rig(const ModelConfig& c, const EngineOptions& options = {}, int team = 1, std::optional<DType> weights = {},
+               std::optional<DType> cache = {})
       : config(c),
-        layout(layout_of(c)),
+        layout(layout_of(c, DType::fp32, weights)),
         threads(team),
-        engine(c, layout, {.threads = team}, options),
+        engine(c, layout, {.threads = team, .weights = weights, .cache = cache}, options),
         arena(engine.arena_bytes(), device) {
     engine.bind(arena);
     fill_weights(config, layout, arena);
@@ -107,6 +110,71 @@ std::vector<Answer> answers_alone(const ModelConfig& config, const std::vector<R
 }
 
 }  // namespace
+
+TEST_CASE("engine: keys and values in bf16 and 8 bits give the same bytes alone and among others, and nearly fp32's") {
+  ModelConfig config = small_config("llama");
+  config.context = 300;  // attention in two parts
+  const std::vector<Request> requests = requests_of(config, 16);
+  for (const int64_t head_size : {6, 64}) {  // 64: widened by vectors
+    config.head_size = head_size;
+    Rig whole(config);
+    for (const DType cache : {DType::bf16, DType::int8}) {
+      INFO("heads of ", head_size, ", ", name_of(cache));
+      Rig alone(config, {.prefix_cache = false}, 1, {}, cache),
+          among(config, {.most_running = 16, .tokens_of_step = 40, .blocks = 40}, 3, {}, cache);
+      std::vector<Answer> together(requests.size());
+      for (size_t i = 0; i < requests.size(); ++i) among.submit(requests[i], together[i]);
+      among.run();
+      for (size_t i = 0; i < requests.size(); ++i) CHECK(alone.answer(requests[i]).bytes() == together[i].bytes());
+      Request scored = requests[0];
+      scored.prompt = random_tokens(290, config.vocabulary, 9);
+      scored.max_tokens = 0, scored.logprobs = 0, scored.echo = true;
+      const Answer near = alone.answer(scored), expected = whole.answer(scored);
+      double difference = 0;
+      for (size_t i = 1; i < expected.tokens.size(); ++i)
+        difference = std::max(difference, std::fabs(double{near.tokens[i].logprob} - expected.tokens[i].logprob));
+      CHECK(difference > 0);
+      CHECK(difference < 0.3);
+      const auto block_bytes = [&](std::optional<DType> type) { return Engine::block_bytes(config, {.cache = type}); };
+      if (head_size == 64) CHECK(block_bytes(cache) < block_bytes({}));  // a block of 32 is longer than a head of 6
+    }
+  }
+}
+
+TEST_CASE("engine: reduced weights give the bytes of fp32 weights that were rounded to them, alone and among others") {
+  for (const std::string kind : {"gpt2", "llama", "mix"})
+    for (const DType weights : {DType::bf16, DType::int8, DType::int4}) {
+      INFO(kind, " in ", name_of(weights));
+      const ModelConfig config = small_config(kind);
+      const std::vector<Request> requests = requests_of(config, 12);
+      Rig whole(config);
+      const Parameter* plain = nullptr;
+      for (const std::vector<Parameter> table = parameter_table(config); const Parameter& p : table) {
+        if (type_of(p, DType::fp32, weights) == DType::fp32) {
+          plain = &p;
+          continue;
+        }
+        const int64_t columns = p.shape.last();
+        auto* const values = reinterpret_cast<float*>(whole.arena.data() + whole.layout.offset(p.name));
+        std::vector<std::byte> row(static_cast<size_t>(packed_row_bytes(weights, columns)));
+        for (int64_t i = 0; i < p.shape.rows(); ++i) {
+          pack_row(weights, values + i * columns, columns, row.data());
+          unpack_row(weights, row.data(), columns, values + i * columns);
+        }
+      }
+      CHECK(plain != nullptr);  // norms are not rounded
+      Rig reduced(config, {}, 1, weights), among(config, {.most_running = 12}, 3, weights);
+      std::vector<Answer> together(requests.size());
+      for (size_t i = 0; i < requests.size(); ++i) among.submit(requests[i], together[i]);
+      among.run();
+      for (size_t i = 0; i < requests.size(); ++i) {
+        const Answer expected = whole.answer(requests[i]);
+        CHECK(reduced.answer(requests[i]).bytes() == expected.bytes());
+        CHECK(together[i].bytes() == expected.bytes());
+      }
+      CHECK(reduced.arena.bytes() < whole.arena.bytes());
+    }
+}
 
 TEST_CASE("engine: a request gets the same bytes alone, among others, in pieces, after preemption, on any threads") {
   for (const std::string kind : {"gpt2", "llama", "qwen3", "mix", "experts"}) {

@@ -23,7 +23,7 @@ hash_of() {
   local run=$1
   {
     grep -o '"loss":[^,]*,\|"val_loss":[^,]*,' "$run/log.jsonl"
-    cat "$run/checkpoints/3/model.safetensors" "$run/checkpoints/3/optimizer.safetensors"
+    cat "$run/checkpoints/3/model.safetensors" "$run/checkpoints/3/optimizer.state"
   } | sha256sum | cut -c1-16
 }
 

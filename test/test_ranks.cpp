@@ -114,7 +114,7 @@ std::string result_of(const std::string& run, int64_t step) {
     for (const char* key : {"loss", "grad_norm", "val_loss"})
       if (j.contains(key)) result += j[key].dump() + " ";
   }
-  for (const char* file : {"model.safetensors", "optimizer.safetensors"})
+  for (const char* file : {"model.safetensors", "optimizer.state"})
     result += read_file(run + "/checkpoints/" + std::to_string(step) + "/" + file);
   return result;
 }

@@ -215,7 +215,7 @@ TEST_CASE("a run is bit for bit the same resumed, on other threads, and with rec
   std::ofstream(text) << pattern_text(300);
   const Trainer::Outcome whole = train(d.path + "/whole", text, 12, 6, 2, false);
   const std::string weights = read_file(d.path + "/whole/checkpoints/12/model.safetensors");
-  const std::string moments = read_file(d.path + "/whole/checkpoints/12/optimizer.safetensors");
+  const std::string moments = read_file(d.path + "/whole/checkpoints/12/optimizer.state");
   CHECK(whole.val_loss > 0);
   CHECK(whole.val_loss < 5.0);  // below ln 257: the model has learned something
 
@@ -225,7 +225,7 @@ TEST_CASE("a run is bit for bit the same resumed, on other threads, and with rec
     const Trainer::Outcome resumed = train(d.path + "/resumed", text, 12, 6, 2, true);
     CHECK(resumed.val_loss == whole.val_loss);
     CHECK(read_file(d.path + "/resumed/checkpoints/12/model.safetensors") == weights);
-    CHECK(read_file(d.path + "/resumed/checkpoints/12/optimizer.safetensors") == moments);
+    CHECK(read_file(d.path + "/resumed/checkpoints/12/optimizer.state") == moments);
   }
   SUBCASE("on one and on three threads") {
     for (int threads : {1, 3}) {
@@ -245,8 +245,8 @@ TEST_CASE("a run is bit for bit the same resumed, on other threads, and with rec
     std::filesystem::copy(d.path + "/muon/checkpoints/6", d.path + "/muon_resumed/checkpoints/6");
     CHECK(train(d.path + "/muon_resumed", text, 12, 6, 3, true, 0, OptimizerKind::muon).val_loss == val_loss);
     CHECK(weights_at_12("/muon_resumed") == weights_at_12("/muon"));
-    CHECK(read_file(d.path + "/muon_resumed/checkpoints/12/optimizer.safetensors") ==
-          read_file(d.path + "/muon/checkpoints/12/optimizer.safetensors"));
+    CHECK(read_file(d.path + "/muon_resumed/checkpoints/12/optimizer.state") ==
+          read_file(d.path + "/muon/checkpoints/12/optimizer.state"));
     // The state of another optimizer is refused.
     CHECK_THROWS_WITH_AS(train(d.path + "/muon", text, 12, 6, 2, true),
                          doctest::Contains("not the state of this optimizer"), Error);

@@ -8,6 +8,7 @@
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
 #include "llm/base/json.h"
+#include "llm/model/gguf_model.h"
 #include "llm/model/huggingface.h"
 #include "llm/model/safetensors.h"
 
@@ -16,7 +17,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr char kWeights[] = "model.safetensors", kOptimizer[] = "optimizer.safetensors", kTrainer[] = "trainer.json";
+constexpr char kWeights[] = "model.safetensors", kOptimizer[] = "optimizer.state", kTrainer[] = "trainer.json";
+constexpr char kOlderOptimizer[] = "optimizer.safetensors";  // its name in checkpoints of earlier versions
 
 std::string checkpoints_of(const std::string& run) { return run + "/checkpoints"; }
 
@@ -169,7 +171,10 @@ std::string save_checkpoint(const std::string& run, const CheckpointContent& con
       write_safetensors(directory.path() + "/" + kOptimizer, tensors, content.optimizer_tensor);
     }
     put("config.json", config_json(content.config, content.end_tokens));
-    if (!content.tokenizer_json.empty()) put("tokenizer.json", content.tokenizer_json);
+    if (!content.tokenizer_json.empty()) {
+      put("tokenizer.json", content.tokenizer_json);
+      put("tokenizer_config.json", tokenizer_config_json(content.config, content.end_tokens, content.tokenizer_json));
+    }
     if (!content.end_tokens.eos.empty()) put("generation_config.json", generation_config_json(content.end_tokens));
     for (auto& [file, text] : content.extra_files) put(file, text);
     put(kTrainer, trainer_json(content.state, directory.path()));
@@ -191,8 +196,11 @@ CheckpointInfo find_checkpoint(const std::string& path, Which which) {
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
   if (!fs::exists(status)) fail(path, ": ", error ? error.message() : "no such directory");
+  if (const std::string gguf = gguf_of_model(path); !gguf.empty()) return {.path = gguf, .skipped = ""};
   if (!fs::is_directory(status))
-    fail(path, ": not a directory; a run, a checkpoint or a Hugging Face directory is needed");
+    fail(path,
+         ": neither a directory nor a GGUF file; a run, a checkpoint, a Hugging Face directory or a GGUF file is "
+         "needed");
 
   if (fs::is_directory(checkpoints_of(path), error)) {
     Listed listed = list(path);
@@ -227,7 +235,8 @@ TrainerState read_trainer_state(const std::string& checkpoint) { return read_tra
 
 void load_optimizer(const std::string& checkpoint, const std::vector<StateTensor>& tensors,
                     const std::function<float*(size_t index)>& destination) {
-  const SafetensorsFile file(checkpoint + "/" + kOptimizer);
+  const std::string older = checkpoint + "/" + kOlderOptimizer;
+  const SafetensorsFile file(fs::exists(older) ? older : checkpoint + "/" + kOptimizer);
   const std::string wrong = file.path() + ": not the state of this optimizer and model: ";
   std::set<std::string> names;
   for (const StateTensor& t : tensors) {

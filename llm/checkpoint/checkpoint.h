@@ -1,7 +1,9 @@
 // Checkpoints: RUN/checkpoints/STEP/ (STEP in plain decimal) is a Hugging Face directory plus the trainer's state.
 //
-//   model.safetensors, config.json, tokenizer.json, generation_config.json    what transformers opens as it is
-//   optimizer.safetensors                                                     optimizer state, F32, bit for bit
+//   model.safetensors, config.json, tokenizer.json, generation_config.json,   what transformers opens as it is
+//   tokenizer_config.json
+//   optimizer.state                         optimizer state, F32, bit for bit; of safetensors' format, but other programs
+//                                           take all files of that suffix for weights
 //   trainer.json                            step, counters, settings, the tensor files' sizes; written last
 //
 // The directory is made under a temporary name, synced and renamed, so earlier checkpoints stay whole whatever happens
@@ -65,7 +67,7 @@ std::string save_checkpoint(const std::string& run, const CheckpointContent& con
 std::vector<CheckpointInfo> list_checkpoints(const std::string& run, std::string* skipped = nullptr);
 
 enum class Which { newest, best };  // best: the lowest validation loss; the newest where none was measured
-// `path`: a run, one of its checkpoints, or a Hugging Face directory. Throws Error that says what is there instead.
+// `path`: a run, one of its checkpoints, a Hugging Face directory, or a GGUF file. Throws Error that says what is there instead.
 CheckpointInfo find_checkpoint(const std::string& path, Which which = Which::newest);
 
 // The parts of a checkpoint at CheckpointInfo::path; config and parameters are read by huggingface.h's read_config()

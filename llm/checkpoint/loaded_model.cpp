@@ -4,15 +4,31 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <functional>
 
 #include "llm/base/error.h"
+#include "llm/base/packed_rows.h"
 #include "llm/graph/staging.h"
 #include "llm/model/huggingface.h"
 #include "llm/model/parameters.h"
 
 namespace llm {
+namespace {
 
-LoadedModel::LoadedModel(const std::string& path, DType dtype)
+// Rounds the rows of a matrix to what packed rows of a type stand for.
+void round_rows(ThreadTeam& threads, DType dtype, float* values, int64_t rows, int64_t columns) {
+  threads.for_blocks(rows, 16, [&](int64_t begin, int64_t end) {
+    std::vector<std::byte> packed(static_cast<size_t>(packed_row_bytes(dtype, columns)));
+    for (int64_t i = begin; i < end; ++i) {
+      pack_row(dtype, values + i * columns, columns, packed.data());
+      unpack_row(dtype, packed.data(), columns, values + i * columns);
+    }
+  });
+}
+
+}  // namespace
+
+LoadedModel::LoadedModel(const std::string& path, DType dtype, std::optional<DType> weights)
     : checkpoint_(find_checkpoint(path, Which::best)), config_(read_config(checkpoint_.path)) {
   const std::string tokenizer = tokenizer_of_model(checkpoint_.path);
   has_tokenizer_file_ = !tokenizer.empty();
@@ -28,7 +44,7 @@ LoadedModel::LoadedModel(const std::string& path, DType dtype)
     no_tokenizer_ = checkpoint_.path + " has no tokenizer.json";
   }
   Graph parameters;
-  add_parameters(parameters, config_, dtype);
+  add_parameters(parameters, config_, dtype, weights);
   layout_.add(parameters);
 }
 
@@ -45,12 +61,22 @@ std::string LoadedModel::description() const {
   return text;
 }
 
-const Arena& LoadedModel::load(size_t arena_bytes, Device& device) {
+const Arena& LoadedModel::load(size_t arena_bytes, Device& device, std::optional<DType> rounded) {
   arena_ = std::make_unique<Arena>(std::max(arena_bytes, layout_.bytes()), device);
   const std::vector<Parameter> table = parameter_table(config_);
   Staging staging(*arena_, layout_);
-  load_parameters(checkpoint_.path, table,
-                  [&](size_t i) { return staging.room(table[i].name, table[i].shape.elements()); });
+  std::function<void()> round = [] {};  // what was read last
+  load_parameters(checkpoint_.path, table, [&](size_t i) {
+    round();
+    const Parameter& p = table[i];
+    float* const values = staging.room(p.name, p.shape.elements());
+    if (const DType type = type_of(p, DType::fp32, rounded); type != DType::fp32)
+      round = [&, values, type] { round_rows(device.threads(), type, values, p.shape.rows(), p.shape.last()); };
+    else
+      round = [] {};
+    return values;
+  });
+  round();
   staging.flush();
   return *arena_;
 }

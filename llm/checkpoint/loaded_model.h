@@ -1,6 +1,7 @@
 // A trained model from disk, for commands that evaluate it or generate text with it.
 #pragma once
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "llm/checkpoint/checkpoint.h"
@@ -14,8 +15,9 @@ class LoadedModel {
  public:
   // `path`: a run, of which the checkpoint with the lowest validation loss is taken (the newest where none was
   // measured); one of its checkpoints; or a Hugging Face directory. Reads the config and the tokenizer, but not yet the
-  // weights, which will be held as `dtype`. Throws Error that says what is there instead.
-  explicit LoadedModel(const std::string& path, DType dtype = DType::fp32);
+  // weights, which will be held as `dtype`, the matrices as `weights` if that is given. Throws Error that says what is there
+  // instead.
+  explicit LoadedModel(const std::string& path, DType dtype = DType::fp32, std::optional<DType> weights = {});
 
   const ModelConfig& config() const { return config_; }
   const CheckpointInfo& checkpoint() const { return checkpoint_; }
@@ -33,7 +35,8 @@ class LoadedModel {
   const PersistentLayout& layout() const { return layout_; }
   // Makes the arena, of `arena_bytes` or at least the parameters' size, and reads the weights to their places in it.
   // There is no other copy of them but the mapped file while it is read. The device must outlive this object.
-  const Arena& load(size_t arena_bytes, Device& device);
+  // `rounded`: the matrices are rounded to that type first, though they are not held in it.
+  const Arena& load(size_t arena_bytes, Device& device, std::optional<DType> rounded = {});
 
  private:
   CheckpointInfo checkpoint_;

@@ -32,6 +32,8 @@ void bench(BenchFlags& flags) {
     fail_usage(
         "--products, --scaling, --busy and --decode go without each other, --nodes, --only, --compare and --format "
         "markdown");
+  if ((flags.weights.weights || flags.weights.cache) && !flags.decode)
+    fail_usage("--weights and --cache go with --decode");
   // Read first: a wrong file should not cost a measurement.
   const Json earlier = flags.compare.empty() ? Json() : read_earlier(flags.compare);
   OpenedMachine opened(flags.device);
@@ -90,6 +92,8 @@ Command bench_command() {
        Option("--save", &f.save, "write the result to this file, as JSON"),
        Option("--compare", &f.compare, "a file from an earlier --save: print how much faster it is now")});
   append(options, f.device.options());
+  append(options, f.weights.options(), "Machine");
+  append(options, f.weights.cache_options(), "Machine");
   return {"bench", "Time every op of a training step against this machine's ceilings", options,
           "The floor of an op is the longer of FLOPs / peak and bytes / bandwidth. The ceilings are medians of rounds "
           "between\n"

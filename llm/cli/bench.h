@@ -19,6 +19,7 @@ struct BenchFlags {
   ModelOptions model;
   TrainOptions recipe;
   DeviceOptions device;
+  WeightOptions weights;  // of --decode
   std::string format = "text", save, compare, only;
   int64_t batch = 0, steps = 10;
   int scaling = 0;  // up to so many threads; 0: not asked for

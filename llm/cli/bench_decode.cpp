@@ -57,10 +57,11 @@ Json bench_decode(const BenchFlags& flags, Device& on, const ModelConfig& config
     fail_usage("--decode: prompts of ", kPrompt, " tokens and ", flags.steps, " steps do not fit the context of ",
                config.context, "; fewer --steps would do");
   Graph parameters;
-  add_parameters(parameters, config, dtype_of(flags.device.precision()));
+  const Target target = flags.weights.target(target_on(on, flags.device.precision()), flags.device);
+  add_parameters(parameters, config, dtype_of(flags.device.precision()), target.weights);
   PersistentLayout layout;
   layout.add(parameters);
-  Engine engine(config, layout, target_on(on, flags.device.precision()),
+  Engine engine(config, layout, target,
                 {.most_running = kMostTexts,
                  .tokens_of_step = kMostTexts * kPrompt,  // all prompts in one step
                  .blocks = kMostTexts * ceil_div(kPrompt + flags.steps + 1, kBlockTokens),
@@ -80,6 +81,7 @@ Json bench_decode(const BenchFlags& flags, Device& on, const ModelConfig& config
           {"parameters", parameter_count(config)},
           {"context", config.context},
           {"dtype", name_of(flags.device.precision())},
+          {"weights", name_of(target.weights.value_or(dtype_of(flags.device.precision())))},
           {"threads", on.threads().size()},
           {"steps", flags.steps},
           {"prompt", kPrompt},

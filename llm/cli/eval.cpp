@@ -33,6 +33,7 @@ struct EvalFlags {
   std::string model, data, choices, split, format = "text";
   int64_t batch = 0, context = 0, batches = 0;
   DeviceOptions device;
+  WeightOptions weights;
 };
 
 class TemporaryDirectory {
@@ -63,9 +64,12 @@ struct EvalData {
   double bytes_per_token = 0;  // 0: unknown
 };
 
-// The run's settings, or the usual ones of a model that no run made.
+// The run's settings, or the usual ones of a model that no run made (an imported one has none).
 TrainOptions settings_for(const LoadedModel& model) {
-  return model.checkpoint().has_trainer_state ? settings_of(model.checkpoint()) : TrainOptions();
+  const CheckpointInfo& checkpoint = model.checkpoint();
+  const bool of_run =
+      checkpoint.has_trainer_state && !json_or_null(read_trainer_state(checkpoint.path).settings_json).empty();
+  return of_run ? settings_of(checkpoint) : TrainOptions();
 }
 
 // The token at which documents begin that the model never looked beyond; -1: it looked across.
@@ -213,7 +217,7 @@ void evaluate_choices(const EvalFlags& flags) {
   if (context > model.config().context)
     fail_usage("--context ", context, " is longer than the model's of ", model.config().context);
   ChoiceScorer scorer(model.config(), read_tasks(flags, model, context), flags.batch, model.layout(), opened.target());
-  scorer.bind(model.load(scorer.arena_bytes(), opened.device()));
+  scorer.bind(model.load(scorer.arena_bytes(), opened.device(), flags.weights.type(flags.device)));
   const bool terminal = ::isatty(STDERR_FILENO) == 1;
   const auto begin = std::chrono::steady_clock::now();
   ProgressLine progress;
@@ -243,7 +247,7 @@ void evaluate_text(const EvalFlags& flags, const RankPlace& place) {
     const int64_t batch = flags.batch ? flags.batch : std::clamp<int64_t>(4096 / context, 1, 64);
     evaluator = std::make_unique<Evaluator>(model->config(), batch, context, model->layout(), opened->target(),
                                             document_token(*model));
-    evaluator->bind(model->load(evaluator->arena_bytes(), opened->device()));
+    evaluator->bind(model->load(evaluator->arena_bytes(), opened->device(), flags.weights.type(flags.device)));
   });
   const bool terminal = place.is_first() && ::isatty(STDERR_FILENO) == 1;
   ProgressLine progress;
@@ -263,6 +267,7 @@ void evaluate_text(const EvalFlags& flags, const RankPlace& place) {
 
 void evaluate(const EvalFlags& flags) {
   flags.device.check();
+  flags.weights.type(flags.device);
   if (flags.data.empty() == flags.choices.empty())
     fail_usage("eval needs --data, or --choices for multiple-choice tasks");
   if (!flags.choices.empty() && (!flags.split.empty() || flags.batches > 0))
@@ -293,6 +298,7 @@ Command eval_command() {
       Option("--batches", &f.batches, "only so many batches, evenly spaced; 0: all").at_least(0).with_default(),
       Option("--format", &f.format, "text or json").among({"text", "json"}).with_default()};
   append(options, f.device.options());
+  append(options, f.weights.options(), "Machine");
   return {
       "eval", "Measure the loss of a trained model on data", options,
       "Every token of the split but the first is predicted once, in windows without overlap. A text file is read with "

@@ -28,6 +28,7 @@ struct GenerateFlags {
   SamplingOptions sampling{.temperature = 0.8};
   bool ids = false, no_stop = false, logits = false;
   DeviceOptions device;
+  WeightOptions weights;
 };
 
 // Standard output, written at once. A reader that has gone away (as `head` does) is no error: nobody wants more.
@@ -109,14 +110,14 @@ void generate(const GenerateFlags& flags) {
   using Clock = std::chrono::steady_clock;
   flags.device.check();
   OpenedMachine opened(flags.device);  // before the model, whose arena is the device's
-  LoadedModel model(flags.model, dtype_of(opened.precision()));
+  const Target target = flags.weights.target(opened.target(), flags.device);
+  LoadedModel model(flags.model, dtype_of(opened.precision()), target.weights);
   check(flags.sampling, model.config().vocabulary);  // before the weights are read
   const std::vector<int32_t> prompt = prompt_of(flags, model);
   const int32_t stop = model.tokenizer() && !flags.no_stop ? model.tokenizer()->end_of_text() : -1;
   std::vector<int> stops;  // what the model's files name
   if (!flags.no_stop) stops = read_end_tokens(model.checkpoint().path).eos;
-  Generator generator(model.config(), model.layout(), opened.target(),
-                      model.tokenizer() ? model.tokenizer()->vocabulary() : 0);
+  Generator generator(model.config(), model.layout(), target, model.tokenizer() ? model.tokenizer()->vocabulary() : 0);
   generator.bind(model.load(generator.arena_bytes(), opened.device()));
 
   Output output;
@@ -212,6 +213,8 @@ Command generate_command() {
       Option("--logits", &f.logits, "print the logits of the token after the prompt on one line instead of text"),
       Option("--no-stop", &f.no_stop, "go on after the end-of-text token, up to --max-tokens")};
   append(options, f.device.options());
+  append(options, f.weights.options(), "Machine");
+  append(options, f.weights.cache_options(), "Machine");
   return {"generate", "Let a trained model go on with a prompt", options,
           "The text is streamed to standard output, the prompt first; how fast, and with which checkpoint, goes to "
           "standard\n"

@@ -1,4 +1,5 @@
 // The subcommands import (a model of another program becomes a run) and export (a run becomes a model for transformers).
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -11,7 +12,9 @@
 #include "llm/checkpoint/checkpoint.h"
 #include "llm/cli/commands.h"
 #include "llm/model/bin_checkpoint.h"
+#include "llm/model/gguf_model.h"
 #include "llm/model/huggingface.h"
+#include "llm/text/gguf_tokenizer.h"
 #include "llm/text/tokenizer.h"
 
 namespace llm {
@@ -27,7 +30,7 @@ struct ImportFlags {
 };
 
 struct ExportFlags {
-  std::string from, out, format = "huggingface";
+  std::string from, out, format = "huggingface", type = "F32";
 };
 
 bool is_file(const std::string& path) {
@@ -56,7 +59,7 @@ Model read_directory(const std::string& path) {
     return m.values[i].data();
   });
   m.end_tokens = read_end_tokens(directory);
-  if (const std::string tokenizer = tokenizer_of_model(directory); fs::is_directory(tokenizer)) {
+  if (const std::string tokenizer = tokenizer_of_model(directory); fs::is_directory(tokenizer) || is_gguf(tokenizer)) {
     m.tokenizer_json = load_tokenizer(tokenizer)->json();
   } else if (!tokenizer.empty()) {
     m.tokenizer_json = read_file(tokenizer);
@@ -91,7 +94,8 @@ void import_model(const ImportFlags& flags) {
   if (fs::exists(flags.out + "/checkpoints", none)) fail_usage(flags.out, " already holds a run: choose another --out");
   // The tokenizer first: it is quicker to be wrong.
   const auto tokenizer = flags.tokenizer.empty() ? nullptr : load_tokenizer(flags.tokenizer);
-  Model m = fs::is_directory(flags.from, none) ? read_directory(flags.from) : read_bin(flags.from);
+  Model m =
+      fs::is_directory(flags.from, none) || is_gguf(flags.from) ? read_directory(flags.from) : read_bin(flags.from);
   if (tokenizer) {
     if (tokenizer->vocabulary() > m.config.vocabulary)
       fail("--tokenizer ", flags.tokenizer, " has ", tokenizer->vocabulary(), " tokens, the model only ",
@@ -110,24 +114,44 @@ void import_model(const ImportFlags& flags) {
               m.tokenizer_json.empty() ? ", no tokenizer (import --tokenizer PATH gives it one)" : "");
 }
 
-// What transformers needs beside tokenizer.json to open it.
-std::string tokenizer_config(const Model& m) {
-  Json j = {{"tokenizer_class", "PreTrainedTokenizerFast"},
-            {"model_max_length", m.config.context},
-            {"clean_up_tokenization_spaces", false}};
-  const auto document = json_or_null(m.tokenizer_json);
-  const auto name_of = [&](int id) -> Json {
-    for (const Json& token : document["added_tokens"])
-      if (token["id"] == id) return token["content"];
-    return nullptr;
-  };
-  if (const auto bos = name_of(m.end_tokens.bos); !bos.is_null()) j["bos_token"] = bos;
-  if (!m.end_tokens.eos.empty())
-    if (const auto eos = name_of(m.end_tokens.eos[0]); !eos.is_null()) j["eos_token"] = eos;
-  return json_text(j);
+// What a model of chats is asked by; empty: none.
+std::string chat_template_of(const Model& m) {
+  std::string text;
+  for (const auto& [name, content] : m.other_files) {
+    if (name == "chat_template.jinja") return content;
+    if (const Json config = name == "tokenizer_config.json" ? json_or_null(content) : Json();
+        config["chat_template"].is_string())
+      text = config["chat_template"].string();
+  }
+  return text;
+}
+
+// To `out`, or to model.gguf in it where that is no name of a GGUF file.
+void export_gguf(const ExportFlags& flags) {
+  constexpr GgmlType kTypes[] = {GgmlType::F32, GgmlType::F16, GgmlType::BF16, GgmlType::Q8_0, GgmlType::Q4_0};
+  const GgmlType type =
+      *std::find_if(std::begin(kTypes), std::end(kTypes), [&](GgmlType t) { return flags.type == name_of(t); });
+  std::error_code none;
+  const bool is_name = flags.out.ends_with(".gguf");
+  const std::string path = is_name ? flags.out : flags.out + "/model.gguf";
+  if (fs::exists(is_name ? path : flags.out, none) && (is_name || !fs::is_empty(flags.out, none)))
+    fail_usage("--out ", flags.out, " is there already: choose another");
+  const Model m = read_directory(flags.from);
+  GgufFields fields;
+  const std::string lost = add_tokenizer(fields, m.tokenizer_json, m.config.vocabulary, m.end_tokens);
+  if (const std::string text = chat_template_of(m); !text.empty()) fields.add("tokenizer.chat_template", text);
+  if (!is_name) make_directories(flags.out);
+  const std::string name = fs::path(flags.from).lexically_normal().filename().string();
+  save_gguf(path, m.config, name.empty() ? "model" : name, type, fields, m.table,
+            [&](size_t i) { return m.values[i].data(); });
+  std::printf("%s: %s in %s, %lld parameters\n", path.c_str(), model_type_of(m.config).c_str(), name_of(type),
+              static_cast<long long>(parameter_count(m.config)));
+  if (!lost.empty()) std::fprintf(stderr, "note: %s\n", lost.c_str());
 }
 
 void export_model(const ExportFlags& flags) {
+  if (flags.format == "gguf") return export_gguf(flags);
+  if (flags.type != "F32") fail_usage("--type ", flags.type, " goes with --format gguf");
   std::error_code none;
   fs::path out = fs::absolute(flags.out).lexically_normal();
   if (!out.has_filename()) out = out.parent_path();
@@ -148,7 +172,7 @@ void export_model(const ExportFlags& flags) {
   }
   if (!m.tokenizer_json.empty()) {
     put("tokenizer.json", m.tokenizer_json);
-    if (!has_config) put("tokenizer_config.json", tokenizer_config(m));
+    if (!has_config) put("tokenizer_config.json", tokenizer_config_json(m.config, m.end_tokens, m.tokenizer_json));
   }
   directory.commit();
   const std::string type = model_type_of(m.config);
@@ -166,7 +190,8 @@ Command import_command() {
   return {"import",
           "Make a run of a Hugging Face, llm.c or llama2.c model",
           {Option("PATH", &f.from,
-                  "a Hugging Face directory (GPT-2, Llama, Qwen3), or a .bin file of llm.c (versions 3, 5) or llama2.c")
+                  "a Hugging Face directory (GPT-2, Llama, Qwen3), a GGUF file, or a .bin file of llm.c (versions 3, "
+                  "5) or llama2.c")
                .needed(),
            Option("--out", &f.out, "the run's directory").needed(),
            Option("--tokenizer", &f.tokenizer, "the model's tokenizer, as tokenize takes it (the directory's)")},
@@ -181,11 +206,17 @@ Command export_command() {
   const auto flags = std::make_shared<ExportFlags>();
   ExportFlags& f = *flags;
   return {"export",
-          "Write a trained model as transformers reads it",
-          {Option("RUN", &f.from, "a run (its best checkpoint), a checkpoint or a Hugging Face directory").needed(),
-           Option("--format", &f.format, "huggingface").among({"huggingface"}).with_default(),
-           Option("--out", &f.out, "a new directory").needed()},
-          "",
+          "Write a trained model as transformers or llama.cpp reads it",
+          {Option("RUN", &f.from, "a run (its best checkpoint), a checkpoint, a Hugging Face directory or a GGUF file")
+               .needed(),
+           Option("--format", &f.format, "huggingface or gguf").among({"huggingface", "gguf"}).with_default(),
+           Option("--type", &f.type, "of the matrices in a GGUF file: F32, F16, BF16, Q8_0 (8 bits) or Q4_0 (4 bits)")
+               .among({"F32", "F16", "BF16", "Q8_0", "Q4_0"})
+               .with_default(),
+           Option("--out", &f.out, "a new directory, or the name of a file that ends in .gguf").needed()},
+          "Examples:\n"
+          "  train_gpt export runs/shakespeare --out shakespeare\n"
+          "  train_gpt export runs/shakespeare --format gguf --type Q8_0 --out shakespeare.gguf",
           [flags](const Given&) { export_model(*flags); }};
 }
 

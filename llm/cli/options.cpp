@@ -11,6 +11,7 @@
 #include "llm/device/cpu.h"
 #include "llm/device/cuda.h"
 #include "llm/device/gemm_plans.h"
+#include "llm/model/gguf_model.h"
 #include "llm/train/rules.h"
 
 namespace llm {
@@ -87,6 +88,47 @@ OpenedMachine::OpenedMachine(const DeviceOptions& options, int local, int locals
   device_ = std::move(cuda);
 }
 
+Options WeightOptions::options() {
+  return {
+      Option("--weights", &weights,
+             "how the matrices lie in memory: fp32, bf16, or in blocks of 32 with a scale int8 (GGUF's Q8_0) or int4 "
+             "(Q4_0); on the CPU, which computes in fp32 (as --dtype)")};
+}
+
+Options WeightOptions::cache_options() {
+  return {
+      Option("--cache", &cache,
+             "how keys and values lie in memory: fp32, bf16, or in 8 bits int8; on the CPU (as the activations; bf16 "
+             "with --weights of fewer bits)")};
+}
+
+Target WeightOptions::target(Target target, const DeviceOptions& device) const {
+  target.weights = type(device);
+  if (target.weights) target.cache = DType::bf16;
+  if (!cache) return target;
+  if (device.on_cuda())
+    fail_usage("--cache ", name_of(*cache), " is for CPUs; use --device cpu, or --dtype for the GPU's keys and values");
+  target.cache = *cache == CacheType::int8 ? DType::int8 : *cache == CacheType::bf16 ? DType::bf16 : DType::fp32;
+  return target;
+}
+
+std::optional<DType> WeightOptions::type(const DeviceOptions& device) const {
+  if (!weights) return {};
+  const char* name = name_of(*weights);
+  if (device.on_cuda())
+    fail_usage("--weights ", name, " is for CPUs; use --device cpu, or --dtype fp32 or bf16 for the GPU's weights");
+  if (device.precision() != Precision::fp32)
+    fail_usage("--weights ", name, " goes with activations in fp32; leave --dtype ", name_of(device.precision()),
+               " out");
+  switch (*weights) {
+    case WeightType::bf16: return DType::bf16;
+    case WeightType::int8: return DType::int8;
+    case WeightType::int4: return DType::int4;
+    case WeightType::fp32: break;
+  }
+  return {};
+}
+
 Options ModelOptions::options(const char* named) {
   std::string known;
   for (const Preset& p : presets())
@@ -127,7 +169,7 @@ Options ModelOptions::options(const char* named) {
 
 bool ModelOptions::names_directory() const {
   std::error_code none;
-  return std::filesystem::is_directory(preset, none);
+  return std::filesystem::is_directory(preset, none) || is_gguf(preset);
 }
 
 ModelConfig ModelOptions::resolve(int64_t data_vocabulary, const char* otherwise) const {
@@ -201,7 +243,7 @@ Option trained_model(std::string& path) {
   return Option(
              "RUN|CHECKPOINT", &path,
              "a run (its checkpoint with the lowest validation loss; the newest where none was measured), one of its "
-             "checkpoints, or a Hugging Face directory")
+             "checkpoints, a Hugging Face directory, or a GGUF file")
       .needed();
 }
 

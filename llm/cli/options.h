@@ -44,6 +44,27 @@ class OpenedMachine {
   Precision precision_;
 };
 
+// --weights and --cache: how the matrices of a model, and keys and values, lie in memory for inference.
+enum class WeightType { fp32, bf16, int8, int4 };
+template <>
+inline constexpr std::array kNames<WeightType> = {"fp32", "bf16", "int8", "int4"};
+
+enum class CacheType { fp32, bf16, int8 };
+template <>
+inline constexpr std::array kNames<CacheType> = {"fp32", "bf16", "int8"};
+
+struct WeightOptions {
+  std::optional<WeightType> weights;  // none: as the activations
+  std::optional<CacheType> cache;     // none: bf16 where the weights are reduced, else as the activations
+
+  Options options();  // --weights
+  Options cache_options();
+  // What the options ask for. Throws UsageError as type() does.
+  Target target(Target target, const DeviceOptions& device) const;
+  // None where the matrices have the type of the activations. Throws UsageError for what the device cannot do.
+  std::optional<DType> type(const DeviceOptions& device) const;
+};
+
 enum class Switch { on, off };
 template <>
 inline constexpr std::array kNames<Switch> = {"on", "off"};

@@ -33,6 +33,7 @@ struct ServeFlags {
   uint64_t memory_budget = 0;
   bool prefix_cache = true;
   DeviceOptions device;
+  WeightOptions weights;
 };
 
 // Signals that end the server. They are blocked in every thread, and taken one by one.
@@ -79,7 +80,8 @@ void serve(const ServeFlags& flags) {
   const EndSignals signals;
   flags.device.check();
   OpenedMachine opened(flags.device);
-  LoadedModel model(flags.model, dtype_of(opened.precision()));
+  const Target target = flags.weights.target(opened.target(), flags.device);
+  LoadedModel model(flags.model, dtype_of(opened.precision()), target.weights);
   if (!model.tokenizer()) fail("the model has no tokenizer for text (", model.no_tokenizer(), ")");
   const std::unique_ptr<ChatTemplate> chat_template =
       ChatTemplate::of_model(model.checkpoint().path, flags.chat_template);
@@ -89,8 +91,8 @@ void serve(const ServeFlags& flags) {
                            .drafts = flags.drafts,
                            .known_tokens = model.tokenizer()->vocabulary()};
   options.tokens_of_step = std::max(flags.step_tokens ? flags.step_tokens : 256, flags.max_batch);
-  options.blocks = blocks_for(flags, model, opened.target(), options);
-  Engine engine(model.config(), model.layout(), opened.target(), options);
+  options.blocks = blocks_for(flags, model, target, options);
+  Engine engine(model.config(), model.layout(), target, options);
   std::string name = flags.name.empty() ? flags.model : flags.name;
   while (name.size() > 1 && name.ends_with('/')) name.pop_back();
   Metrics metrics;
@@ -114,7 +116,7 @@ void serve(const ServeFlags& flags) {
                               *model.tokenizer(), chat_template.get(), engine_thread, metrics);
 
   std::thread listener([&] { server.run(); });
-  const size_t cache = static_cast<size_t>(options.blocks) * Engine::block_bytes(model.config(), opened.target());
+  const size_t cache = static_cast<size_t>(options.blocks) * Engine::block_bytes(model.config(), target);
   const std::string told = concat("model: ", model.description(), "\nserve: ", options.blocks, " blocks of ",
                                   kBlockTokens, " tokens for keys and values (", format_bytes(cache), "), ",
                                   format_bytes(engine.arena_bytes()), " in all; ",
@@ -183,6 +185,8 @@ Command serve_command() {
            .with_default()},
       "Limits");
   append(options, f.device.options());
+  append(options, f.weights.options(), "Machine");
+  append(options, f.weights.cache_options(), "Machine");
   return {
       "serve", "Serve a trained model by OpenAI's API, with a page at /", options,
       "What a request gets does not depend on who else is asking: text and log-probabilities are the same bits alone "

@@ -173,9 +173,9 @@ void mirror_rows(const Gemm& g, int64_t begin, int64_t end) {
 
 int64_t gemm_workspace(int64_t m, int64_t n, int64_t k, int threads, bool row_invariant) {
   if (m <= 0 || n <= 0) return 0;
-  if (row_invariant) return gemm_rows_workspace(m, threads);
+  if (row_invariant) return gemm_rows_workspace(m, k, threads);
   // A small product is computed by one thread alone, in wider blocks, so a team of 1 is counted too.
-  int64_t floats = m <= kMostRowsUnasked ? gemm_rows_workspace(m, threads) : 0;
+  int64_t floats = m <= kMostRowsUnasked ? gemm_rows_workspace(m, k, threads) : 0;
   for (const bool row_major : {true, false})
     for (const bool along_k : {true, false})
       for (const int team : {1, threads})

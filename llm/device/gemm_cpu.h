@@ -8,6 +8,7 @@
 #pragma once
 #include <cstdint>
 
+#include "llm/base/shape.h"
 #include "llm/base/threads.h"
 
 namespace llm {
@@ -55,6 +56,10 @@ struct Gemm {
   bool symmetric = false;
   // For a row-major A and a transposed B: sums in one order for any number of rows, that of few rows.
   bool row_invariant = false;
+  // With `row_invariant`, in place of `b`: B's transpose (n, k) as packed rows (llm/base/packed_rows.h) of this type. The
+  // product has the bits of one with the floats that the rows stand for.
+  const std::byte* packed_b = nullptr;
+  DType packed_dtype = DType::fp32;
 };
 
 // How many floats of workspace gemm() needs for these sizes with a team of `threads`, for every layout of A and B.

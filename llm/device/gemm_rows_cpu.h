@@ -11,7 +11,7 @@ inline constexpr int64_t kMostRowsUnasked = 8;
 bool sums_by_rows(const Gemm& g);
 
 // Floats, for a team of `threads`.
-int64_t gemm_rows_workspace(int64_t m, int threads);
+int64_t gemm_rows_workspace(int64_t m, int64_t k, int threads);
 
 // `alone`: on the calling thread, without the team.
 void gemm_rows(ThreadTeam& threads, const Gemm& g, bool alone, float* workspace);

@@ -12,8 +12,6 @@ class Caster {
   explicit Caster(Graph& graph) : g_(graph) {}
 
   void run() {
-    for (Tensor& t : g_.tensors)
-      if (t.role == Role::state && t.dtype == DType::bf16) t.dtype = DType::fp32;
     std::vector<Node> nodes = std::move(g_.nodes);
     g_.nodes.clear();
     for (Node& node : nodes) {
@@ -24,7 +22,7 @@ class Caster {
       widened_.clear();
       std::vector<std::pair<TensorId, TensorId>> outputs;  // (fp32, bf16)
       for (TensorId& id : node.inputs)
-        if (is_bf16(id)) id = widen(node, id);
+        if (is_bf16(id) && !reads_packed(node, id)) id = widen(node, id);
       for (TensorId& id : node.outputs) {
         if (!is_bf16(id)) continue;
         const Tensor narrow = g_.tensor(id);  // a copy, since add_tensor may move the tensors
@@ -40,11 +38,22 @@ class Caster {
   }
 
  private:
-  bool is_bf16(TensorId id) const { return id != kNone && g_.dtype(id) == DType::bf16; }
+  // State (the key-value cache) is read and written as it is.
+  bool is_bf16(TensorId id) const {
+    return id != kNone && g_.dtype(id) == DType::bf16 && g_.tensor(id).role != Role::state;
+  }
   bool has_bf16(const Node& node) const {
     const auto bf16 = [&](TensorId id) { return is_bf16(id); };
-    return std::any_of(node.inputs.begin(), node.inputs.end(), bf16) ||
+    return std::any_of(node.inputs.begin(), node.inputs.end(),
+                       [&](TensorId id) { return is_bf16(id) && !reads_packed(node, id); }) ||
            std::any_of(node.outputs.begin(), node.outputs.end(), bf16);
+  }
+
+  // Whether the node's kernel takes this weight as it is.
+  static bool reads_packed(const Node& node, TensorId id) {
+    const int i = node.op->packed_input;
+    return i >= 0 && node.input(static_cast<size_t>(i)) == id &&
+           (!node.op->factors || node.attributes.flag("row_invariant"));
   }
 
   TensorId widen(const Node& node, TensorId id) {

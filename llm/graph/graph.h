@@ -43,9 +43,15 @@ struct Tensor {
 
   int64_t stride() const { return row_stride ? row_stride : shape.last(); }
   bool is_dense() const { return stride() == shape.last(); }
-  size_t bytes() const { return static_cast<size_t>(shape.elements()) * size_of(dtype); }
+  size_t bytes() const { return bytes_of_rows(shape.rows(), shape.last()); }
   // bytes(), what lies between the rows, and the spare rows.
-  size_t storage_bytes() const { return static_cast<size_t>((shape.rows() + spare_rows) * stride()) * size_of(dtype); }
+  size_t storage_bytes() const { return bytes_of_rows(shape.rows() + spare_rows, stride()); }
+
+ private:
+  size_t bytes_of_rows(int64_t rows, int64_t columns) const {
+    if (is_quantized(dtype)) return static_cast<size_t>(rows * quantized_row_bytes(dtype, columns));
+    return static_cast<size_t>(rows * columns) * size_of(dtype);
+  }
 };
 
 // The parts of a step, in their order. `weights` are those nodes of the backward pass that make gradients of parameters

@@ -42,10 +42,10 @@ PassReport narrow_to_fp8(Graph& graph);
 PassReport fuse_scales(Graph& graph);
 
 // Most CPU kernels know fp32 alone (Op::cpu_takes_bf16): a node with bf16 tensors gets a cast in front of it for each
-// bf16 input and a cast behind it for each bf16 output. State in bf16 (the key-value cache) is held in fp32 instead;
-// its values have been rounded to bf16 before. So the CPU computes what a GPU computes, which reads bf16, calculates in
+// bf16 input and a cast behind it for each bf16 output. State in bf16 (the key-value cache) is read and written as it is.
+// So the CPU computes what a GPU computes, which reads bf16, calculates in
 // fp32 and rounds what it writes: a reference for bf16 runs. It is slower than an fp32 run on the CPU, which has no
-// casts.
+// casts. Weights that a kernel reads as packed rows (Op::packed_input) stay as they are.
 PassReport cast_for_cpu(Graph& graph);
 
 // Rows whose distance is a multiple of 4 KiB share one set of the first-level cache, which has fewer ways than a

@@ -23,6 +23,7 @@ class PersistentLayout {
   void add(const Graph& graph);
   size_t offset(const std::string& name) const { return place(name).offset; }  // throws for an unknown name
   DType dtype(const std::string& name) const { return place(name).dtype; }
+  const Shape& shape(const std::string& name) const { return place(name).shape; }
   bool has(const std::string& name) const { return places_.contains(name); }
   size_t bytes() const { return bytes_; }            // of those on the device
   size_t host_bytes() const { return host_bytes_; }  // of those in the arena's host part

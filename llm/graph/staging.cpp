@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "llm/base/packed_rows.h"
+
 namespace llm {
 
 Staging::~Staging() = default;
@@ -31,7 +33,15 @@ void Staging::flush() {
   const Piece piece = piece_of(name, floats_.size());
   if (piece.count == 0) return;
   const auto from = floats_.begin() + piece.first, to = from + piece.count;
-  if (layout_.dtype(name) == DType::bf16) {
+  if (const DType dtype = layout_.dtype(name); is_quantized(dtype)) {
+    const int64_t columns = layout_.shape(name).last(), bytes = packed_row_bytes(dtype, columns);
+    const int64_t rows = piece.count / columns;
+    packed_.resize(static_cast<size_t>(rows * bytes));
+    arena_.device().threads().for_blocks(rows, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) pack_row(dtype, &*from + i * columns, columns, packed_.data() + i * bytes);
+    });
+    arena_.write(layout_.offset(name), packed_.data(), packed_.size());
+  } else if (dtype == DType::bf16) {
     rounded_.resize(static_cast<size_t>(piece.count));
     std::transform(from, to, rounded_.begin(), nearest_bf16);
     arena_.write(layout_.offset(name), rounded_.data(), rounded_.size() * sizeof(bf16));
@@ -43,6 +53,7 @@ void Staging::flush() {
 float* Staging::values(const std::string& name, int64_t elements) {
   flush();
   if (float* values = in_place(name)) return values;
+  if (is_quantized(layout_.dtype(name))) fail("the tensor ", name, " is quantized, and its values are not given back");
   floats_.resize(static_cast<size_t>(elements));
   const Piece piece = piece_of(name, floats_.size());
   if (piece.count == 0) return floats_.data();

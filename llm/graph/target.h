@@ -1,6 +1,7 @@
 // What a graph is compiled for: the kind of device, the CPU's threads, and the precision.
 #pragma once
 #include <cstdint>
+#include <optional>
 
 #include "llm/base/names.h"
 #include "llm/base/shape.h"
@@ -23,6 +24,11 @@ struct Target {
   int threads = 1;  // of the CPU's team: some CPU kernels need a workspace for each thread
   bool cuda = false;
   Precision precision = Precision::fp32;
+  // For inference on a CPU in fp32: the type of the matrices of weights.
+  std::optional<DType> weights = {};
+  // The type of the cache of keys and values; on a GPU that of the activations.
+  std::optional<DType> cache = {};
+  DType cache_type() const { return cache.value_or(dtype_of(precision)); }
 };
 Target target_on(Device& device, Precision precision);
 

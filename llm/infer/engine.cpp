@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "llm/base/error.h"
+#include "llm/base/packed_rows.h"
 #include "llm/base/rounding.h"
 #include "llm/infer/batch.h"
 #include "llm/infer/choose.h"
@@ -46,14 +47,15 @@ struct Engine::Implementation {
   Implementation(const ModelConfig& c, const PersistentLayout& layout, const Target& target, const EngineOptions& o)
       : config(c),
         options(completed(o, c)),
-        model(c, layout, target, options.tokens_of_step, {options.blocks, kBlockTokens, options.most_running},
-              options.known_tokens, options.divide),
+        model(c, layout, target, options.tokens_of_step,
+              {options.blocks, kBlockTokens, options.most_running, target.cache_type()}, options.known_tokens,
+              options.divide),
         batch(options, c.context) {
     for (const Parameter& p : parameter_table(config)) {
       const bool looked_up =
           p.group == LearningRateGroup::embedding && !(config.tied_head && p.name == "token_embedding.weight");
-      weight_bytes += static_cast<double>((looked_up ? p.shape.last() : p.shape.elements()) *
-                                          static_cast<int64_t>(size_of(dtype_of(target.precision))));
+      const int64_t row = packed_row_bytes(type_of(p, dtype_of(target.precision), target.weights), p.shape.last());
+      weight_bytes += static_cast<double>(looked_up ? row : row * p.shape.rows());
     }
     position_bytes = static_cast<double>(block_bytes(config, target)) / kBlockTokens;
   }
@@ -199,8 +201,8 @@ Engine::Engine(const ModelConfig& config, const PersistentLayout& layout, const 
 Engine::~Engine() = default;
 
 size_t Engine::block_bytes(const ModelConfig& c, const Target& target) {
-  const size_t element = !target.cuda ? sizeof(float) : size_of(dtype_of(target.precision));
-  return static_cast<size_t>(2 * c.layers * c.kv_heads * c.head_size * kBlockTokens) * element;
+  return static_cast<size_t>(2 * c.layers * c.kv_heads * kBlockTokens *
+                             packed_row_bytes(target.cache_type(), c.head_size));
 }
 
 int64_t Engine::blocks_within(size_t bytes, const ModelConfig& config, const PersistentLayout& layout,

@@ -60,13 +60,13 @@ PagedModel::PagedModel(const ModelConfig& config, PersistentLayout layout, const
 void PagedModel::bind(const Arena& arena, Communicator* ranks) { arena_ = &arena, ranks_ = ranks; }
 
 PagedGraph PagedModel::body_graph(int64_t rows) const {
-  PagedGraph g = build_paged_graph(config_, rows, memory_, dtype_);
+  PagedGraph g = build_paged_graph(config_, rows, memory_, dtype_, false, target_.weights);
   if (divide_) divide_(g.graph);
   return g;
 }
 
 HeadGraph PagedModel::head_graph(int64_t rows) const {
-  HeadGraph g = build_head_graph(config_, rows, dtype_, target_.cuda, known_tokens_);
+  HeadGraph g = build_head_graph(config_, rows, dtype_, target_.cuda, known_tokens_, target_.weights);
   if (divide_) divide_(g.graph);
   return g;
 }

@@ -13,9 +13,10 @@ const Attributes kRowInvariant = {{"row_invariant", true}};
 // One forward pass; body_paged() is its form for inference.
 class ForwardBuilder {
  public:
-  ForwardBuilder(Graph& graph, const ModelConfig& config, DType dtype) : g_(graph), c_(config), dtype_(dtype) {
+  ForwardBuilder(Graph& graph, const ModelConfig& config, DType dtype, std::optional<DType> weights = {})
+      : g_(graph), c_(config), dtype_(dtype), reduced_(weights) {
     c_.check();
-    add_parameters(g_, c_, dtype_);
+    add_parameters(g_, c_, dtype_, weights);
   }
 
   // From body() on the routers of experts have statistics and, where a weight is not 0, losses.
@@ -89,7 +90,7 @@ class ForwardBuilder {
       angles_ = g_.add("rope_angles", a, paged_ ? std::vector<TensorId>{positions_} : std::vector<TensorId>{},
                        "rope_angles")[0];
     }
-    TensorId x = g_.add("embedding", {}, inputs, "embedding")[0];
+    TensorId x = g_.add("embedding", reduced_ ? Attributes{{"widen", true}} : Attributes{}, inputs, "embedding")[0];
     if (c_.embedding_scale != 1) x = g_.add("scale", {{"factor", c_.embedding_scale}}, {x}, "embedding_scaled")[0];
     x = dropped(x, "embedding_dropout");
     for (int l = 0; l < c_.layers; ++l) {
@@ -113,8 +114,9 @@ class ForwardBuilder {
     TensorId attended;
     if (paged_) {
       const Shape shape = {paged_->blocks, c_.kv_heads, paged_->block, c_.head_size};
-      const TensorId keys = g_.add_tensor(name + "key_blocks", dtype_, shape, Role::state);
-      const TensorId values = g_.add_tensor(name + "value_blocks", dtype_, shape, Role::state);
+      const DType type = paged_->type.value_or(dtype_);
+      const TensorId keys = g_.add_tensor(name + "key_blocks", type, shape, Role::state);
+      const TensorId values = g_.add_tensor(name + "value_blocks", type, shape, Role::state);
       attended =
           g_.add("attention_paged", heads, {qkv, keys, values, positions_, slots_, tables_}, name + "attention")[0];
     } else {
@@ -197,6 +199,7 @@ class ForwardBuilder {
   Graph& g_;
   const ModelConfig& c_;
   DType dtype_;
+  std::optional<DType> reduced_;  // the type of the matrices of weights, if it is another
   TensorId angles_ = kNone, starts_ = kNone;
   const PagedMemory* paged_ = nullptr;
   TensorId positions_ = kNone, slots_ = kNone, tables_ = kNone;
@@ -272,18 +275,19 @@ EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch,
 }
 
 PagedGraph build_paged_graph(const ModelConfig& config, int64_t rows, const PagedMemory& memory, DType dtype,
-                             bool with_head) {
+                             bool with_head, std::optional<DType> weights) {
   PagedGraph p;
-  ForwardBuilder builder(p.graph, config, dtype);
+  ForwardBuilder builder(p.graph, config, dtype, weights);
   p.rows = add_input(p.graph, "rows", DType::int32, 3, rows);
   p.hidden = builder.body_paged(p.rows, memory);
   if (with_head) p.logits = builder.head_paged(p.hidden);
   return p;
 }
 
-HeadGraph build_head_graph(const ModelConfig& config, int64_t rows, DType dtype, bool sample, int64_t limit) {
+HeadGraph build_head_graph(const ModelConfig& config, int64_t rows, DType dtype, bool sample, int64_t limit,
+                           std::optional<DType> weights) {
   HeadGraph h;
-  ForwardBuilder builder(h.graph, config, dtype);
+  ForwardBuilder builder(h.graph, config, dtype, weights);
   h.hidden = h.graph.add_tensor("hidden", dtype, {1, rows, config.channels}, Role::input);
   h.logits = builder.head_paged(h.hidden);
   if (!sample) return h;

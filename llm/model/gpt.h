@@ -57,8 +57,10 @@ EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch,
 // The parts of a step of inference (llm/infer/engine.h). Keys and values lie in state tensors "layers.N.key_blocks" and
 // "layers.N.value_blocks", (blocks, K, block, D); which block holds which positions of the sequence in a slot stands in
 // the state tensor "block_tables" (sequences, context / block, rounded up) int32. All products are row-invariant.
+// `weights`: the type of the matrices, where that is not `dtype` (type_of() in parameters.h).
 struct PagedMemory {
   int64_t blocks, block, sequences;
+  std::optional<DType> type = {};  // of keys and values, where that is not `dtype`
 };
 // The blocks of layers for R = `rows` new tokens of any sequences. Inputs: rows (3, R) int32: the tokens, their positions
 // (below 0: a row that stands for no token), and their slots. Result: hidden (1, R, C), for the head; `with_head`: the
@@ -69,7 +71,7 @@ struct PagedGraph {
   std::vector<TensorId> results() const { return {logits == kNone ? hidden : logits}; }
 };
 PagedGraph build_paged_graph(const ModelConfig& config, int64_t rows, const PagedMemory& memory,
-                             DType dtype = DType::fp32, bool with_head = false);
+                             DType dtype = DType::fp32, bool with_head = false, std::optional<DType> weights = {});
 // From hidden (1, R, C) of any `rows` tokens to their logits (1, R, V), in fp32 where they have a soft-cap. With `sample`
 // also to the tokens that follow, of those below `limit` (0: all): sampling (R, 12) int32 and draws (R, 4) int32 as the op
 // `sample` has them.
@@ -81,7 +83,7 @@ struct HeadGraph {
   }
 };
 HeadGraph build_head_graph(const ModelConfig& config, int64_t rows, DType dtype = DType::fp32, bool sample = false,
-                           int64_t limit = 0);
+                           int64_t limit = 0, std::optional<DType> weights = {});
 
 // FLOPs that training needs for one token of a sequence of `tokens`: 6 for each weight of a matrix product (the head's
 // included, embeddings not), and forward and backward of attention's two products, without the masked half (Kaplan et

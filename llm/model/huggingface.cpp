@@ -9,6 +9,7 @@
 #include "llm/base/error.h"
 #include "llm/base/json.h"
 #include "llm/base/simd.h"
+#include "llm/model/gguf_model.h"
 #include "llm/model/safetensors.h"
 
 namespace llm {
@@ -151,6 +152,7 @@ bool all_finite(const float* values, int64_t count) {
 
 void load_parameters(const std::string& path, const std::vector<Parameter>& table,
                      const std::function<float*(size_t index)>& destination) {
+  if (const std::string gguf = gguf_of_model(path); !gguf.empty()) return GgufModel(gguf).load(table, destination);
   const ShardedSafetensors weights(path);
   const Found found = find_parts(weights, table);
   const bool adds_one = has_norms_less_one(path);

@@ -1,3 +1,4 @@
+// Models on disk; the readers take a GGUF file (gguf_model.h) in place of a directory, too.
 // Hugging Face's model directories: config.json and the weights under Hugging Face's names, for GPT-2, Llama, Qwen3,
 // and "train_gpt", the project's own model_type for switches that no class of transformers combines.
 #pragma once
@@ -33,6 +34,9 @@ EndTokens read_end_tokens(const std::string& directory);
 // The text of a config.json with all keys that transformers needs, for model_type_of(config).
 std::string config_json(const ModelConfig& config, const EndTokens& tokens);
 std::string generation_config_json(const EndTokens& tokens);
+// What transformers needs beside tokenizer.json to open it: tokenizer_config.json.
+std::string tokenizer_config_json(const ModelConfig& config, const EndTokens& tokens,
+                                  const std::string& tokenizer_json);
 
 // Fills the parameters of `table` from a .safetensors file, or from a directory with model.safetensors or with
 // model.safetensors.index.json and its shards; F32, F16, BF16 or F64. GPT-2's names may lack their "transformer.". All

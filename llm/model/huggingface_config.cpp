@@ -7,6 +7,7 @@
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
 #include "llm/base/json.h"
+#include "llm/model/gguf_model.h"
 #include "llm/model/huggingface.h"
 
 namespace llm {
@@ -326,12 +327,14 @@ ModelConfig parse_config(const std::string& text, const std::string& path) {
 }
 
 ModelConfig read_config(const std::string& path) {
+  if (const std::string gguf = gguf_of_model(path); !gguf.empty()) return GgufModel(gguf).config();
   std::error_code error;
   const std::string file = fs::is_directory(path, error) ? path + "/config.json" : path;
   return parse_config(read_file(file), file);
 }
 
 EndTokens read_end_tokens(const std::string& directory) {
+  if (const std::string gguf = gguf_of_model(directory); !gguf.empty()) return GgufModel(gguf).end_tokens();
   EndTokens tokens;
   // generation_config.json, if it is there, decides before config.json does.
   for (const char* name : {"generation_config.json", "config.json"}) {
@@ -450,6 +453,23 @@ std::string config_json(const ModelConfig& c, const EndTokens& tokens) {
   j.update(token_ids(tokens));
   if (type != "train_gpt") j["tie_word_embeddings"] = c.tied_head;
   j["torch_dtype"] = "float32";
+  return json_text(j);
+}
+
+std::string tokenizer_config_json(const ModelConfig& config, const EndTokens& tokens,
+                                  const std::string& tokenizer_json) {
+  Json j = {{"tokenizer_class", "PreTrainedTokenizerFast"},
+            {"model_max_length", config.context},
+            {"clean_up_tokenization_spaces", false}};
+  const Json document = json_or_null(tokenizer_json);
+  const auto name_of = [&](int id) -> Json {
+    for (const Json& token : document["added_tokens"])
+      if (token["id"] == id) return token["content"];
+    return nullptr;
+  };
+  if (const Json bos = name_of(tokens.bos); !bos.is_null()) j["bos_token"] = bos;
+  if (!tokens.eos.empty())
+    if (const Json eos = name_of(tokens.eos[0]); !eos.is_null()) j["eos_token"] = eos;
   return json_text(j);
 }
 

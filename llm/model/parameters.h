@@ -2,6 +2,7 @@
 // axis, and where each parameter lies in a Hugging Face checkpoint. Graph builder, optimizer, initialisation,
 // checkpoints and sharding all read this table.
 #pragma once
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -73,9 +74,13 @@ int64_t parameter_count(const ModelConfig& config);
 int64_t active_parameter_count(const ModelConfig& config);
 int64_t active_elements(const ModelConfig& config, const Parameter& parameter);
 
-// Adds a tensor for each parameter. The head's tensor has spare rows: a GPU's products are fast only at sizes that are
+// The type in which a program for inference holds a parameter: `weights` for the matrices of products and the token
+// embedding, `dtype` for the rest.
+DType type_of(const Parameter& parameter, DType dtype, std::optional<DType> weights);
+
+// Adds a tensor for each parameter, of the type that type_of() says. The head's tensor has spare rows: a GPU's products are fast only at sizes that are
 // multiples of 8 elements, and vocabularies are not.
-void add_parameters(Graph& graph, const ModelConfig& config, DType dtype);
+void add_parameters(Graph& graph, const ModelConfig& config, DType dtype, std::optional<DType> weights = {});
 // The name of the parameter that is the matrix of the head.
 const char* head_weight(const ModelConfig& config);
 

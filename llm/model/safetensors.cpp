@@ -9,6 +9,7 @@
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
+#include "llm/base/fp16.h"
 #include "llm/base/json.h"
 
 namespace llm {
@@ -100,17 +101,6 @@ void check_coverage(const SafetensorsContent& content, std::span<const std::byte
     covered += named->second.bytes.size();
   }
   if (covered != data.size()) fail(path, ": ", data.size() - covered, " bytes at the end belong to no tensor");
-}
-
-// IEEE half precision: 1 sign bit, 5 exponent bits (bias 15), 10 fraction bits.
-float float_of_half(uint16_t half) {
-  const uint32_t sign = uint32_t{half & 0x8000u} << 16, exponent = half >> 10 & 31u, fraction = half & 1023u;
-  if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | fraction << 13);
-  if (exponent == 0) {
-    const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
-    return sign ? -magnitude : magnitude;
-  }
-  return std::bit_cast<float>(sign | (exponent + 112) << 23 | fraction << 13);
 }
 
 template <class Stored, class Convert>

@@ -4,7 +4,8 @@
 //   tables (S, M) int32 -> out (1, R, H D), key blocks, value blocks
 // Attributes: heads H, kv_heads K, head_size D. Position p of the sequence in slot s lies in block tables(s, p / P) at
 // p % P. First the keys and values of all new tokens are written, then each token attends to the positions of its
-// sequence up to its own. No two rows have the same place.
+// sequence up to its own. No two rows have the same place. On the CPU the rows (D) of the blocks may be packed
+// (llm/base/packed_rows.h): attention then has the bits of blocks in fp32 with what the rows stand for.
 //
 // What a token gets depends on its sequence and its position alone, bit by bit: its keys come in parts of kPartKeys,
 // counted from key 0, each of which has its own softmax (Flash-Decoding, Dao et al. 2023), and the parts are added up in
@@ -14,8 +15,10 @@
 #include <cstring>
 #include <limits>
 
+#include "llm/base/packed_rows.h"
 #include "llm/base/rounding.h"
 #include "llm/base/simd.h"
+#include "llm/device/weight_rows_cpu.h"
 #include "llm/ops/attention_cuda.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/ops.h"
@@ -28,6 +31,7 @@ using simd::Vec;
 
 constexpr int64_t kPartKeys = kPagedPartKeys;
 constexpr int64_t kTileRows = 16;  // tokens that a thread takes at a time: those of one prompt read the same keys
+constexpr int64_t kMostVectorSize = 512;  // D for which rows are widened by vectors
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 namespace input {
@@ -80,25 +84,53 @@ struct Partial {
   }
 };
 
+// The floats of `count` packed rows (count, D).
+template <class Reader>
+void widen(const std::byte* rows, int64_t row_bytes, int64_t count, int64_t size, float* to) {
+  constexpr int64_t kStep = Reader::kVectors * kLanes;
+  float scales[weight_rows::room_for_scales<Reader>(kMostVectorSize) + 1];
+  for (int64_t row = 0; row < count; ++row) {
+    const Reader reader(rows + row * row_bytes, size, 0, size, scales);
+    for (int64_t s = 0; s < size / kStep; ++s) {
+      const auto step = reader.step(s);
+#pragma GCC unroll 8
+      for (int v = 0; v < Reader::kVectors; ++v) simd::store(to + row * size + s * kStep + v * kLanes, step.vector(v));
+    }
+  }
+}
+void widen_rows(DType type, const std::byte* rows, int64_t row_bytes, int64_t count, int64_t size, float* to) {
+  const int64_t step = std::max<int64_t>(2 * kLanes, kBlockValues);
+  if (size % step == 0 && size <= kMostVectorSize && (type == DType::bf16 || type == DType::int8)) {
+    if (type == DType::bf16) return widen<weight_rows::Plain<bf16>>(rows, row_bytes, count, size, to);
+    return widen<weight_rows::Int8>(rows, row_bytes, count, size, to);
+  }
+  for (int64_t row = 0; row < count; ++row) unpack_row(type, rows + row * row_bytes, size, to + row * size);
+}
+
 struct Pages {
   const PagedShape& s;
-  float *keys, *values;
+  std::byte *keys, *values;
+  DType type;
+  int64_t row_bytes;
   const int32_t *positions, *slots, *tables;
 
+  bool is_packed() const { return type != DType::fp32; }
+  static const float* floats(const std::byte* at) { return reinterpret_cast<const float*>(at); }
+
   int64_t parts_of(int64_t row) const { return ceil_div(int64_t{positions[row]} + 1, kPartKeys); }
-  // The element of key_blocks and value_blocks at which the P rows of a key-value head begin.
+  // The byte of key_blocks and value_blocks at which the P rows of a key-value head begin.
   int64_t begin_of(int64_t row, int64_t column, int64_t kv_head) const {
-    return (tables[slots[row] * s.columns + column] * s.kv_heads + kv_head) * s.block * s.head_size;
+    return (tables[slots[row] * s.columns + column] * s.kv_heads + kv_head) * s.block * row_bytes;
   }
 
   void append(const float* qkv, int64_t row) const {
     if (positions[row] < 0) return;
-    const int64_t D = s.head_size, offset = positions[row] % s.block * D;
+    const int64_t D = s.head_size, offset = positions[row] % s.block * row_bytes;
     const float* from = qkv + row * s.width() + s.heads * D;
     for (int64_t head = 0; head < s.kv_heads; ++head) {
       const int64_t to = begin_of(row, positions[row] / s.block, head) + offset;
-      std::memcpy(keys + to, from + head * D, static_cast<size_t>(D) * sizeof(float));
-      std::memcpy(values + to, from + (s.kv_heads + head) * D, static_cast<size_t>(D) * sizeof(float));
+      pack_row(type, from + head * D, D, keys + to);
+      pack_row(type, from + (s.kv_heads + head) * D, D, values + to);
     }
   }
 
@@ -122,22 +154,34 @@ struct Pages {
     }
   }
 
-  // Keys [begin, end) of a token's sequence. `scores`: room for kPartKeys. `far`: the blocks are likely not in a cache.
+  // Floats of a part of values, behind the scores, and of a block of keys: none where they need not be widened.
+  static int64_t wide_floats(const PagedShape& s, DType type) {
+    return type == DType::fp32 ? 0 : (kPartKeys + s.block) * s.head_size;
+  }
+
+  // Keys [begin, end) of a token's sequence. `scores`: room for kPartKeys and wide_floats(). `far`: the blocks are likely not
+  // in a cache.
   [[gnu::noinline]] void attend(const float* query, int64_t row, int64_t kv_head, int64_t begin, int64_t end, bool far,
                                 float* scores, Partial out) const {
     const int64_t size = s.head_size, first = begin / s.block, last = (end - 1) / s.block;
     const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+    float *const wide_values = scores + kPartKeys, *const wide_keys = wide_values + kPartKeys * size;
     for (int64_t column = first; column <= last; ++column) {
       const int64_t at = begin_of(row, column, kv_head);
       if (far) {
-        const float* next = keys + begin_of(row, std::min(column + 1, last), kv_head);
-        for (int64_t i = 0; i < s.block * size; i += 64 / 4) {
+        const std::byte* next = keys + begin_of(row, std::min(column + 1, last), kv_head);
+        for (int64_t i = 0; i < s.block * row_bytes; i += 64) {
           __builtin_prefetch(next + i);
           __builtin_prefetch(values + at + i);
         }
       }
-      score_block(query, keys + at, scale, scores + (column - first) * s.block);
+      if (is_packed()) widen_rows(type, keys + at, row_bytes, s.block, size, wide_keys);
+      score_block(query, is_packed() ? wide_keys : floats(keys + at), scale, scores + (column - first) * s.block);
     }
+    if (is_packed())
+      for (int64_t column = first; column <= last; ++column)
+        widen_rows(type, values + begin_of(row, column, kv_head), row_bytes, std::min(s.block, end - column * s.block),
+                   size, wide_values + (column - first) * s.block * size);
     const int64_t count = end - begin, filled = round_up(count, kLanes);
     for (int64_t i = count; i < filled; ++i) scores[i] = kMinusInfinity;
     Vec top = simd::broadcast(kMinusInfinity), sum{};
@@ -162,7 +206,8 @@ struct Pages {
                   const float* scores, Partial out) const {
     Vec total[Vectors] = {};
     for (int64_t key = 0; key < count; key += s.block) {
-      const float* from = values + begin_of(row, first + key / s.block, kv_head) + c;
+      const float* from = is_packed() ? scores + kPartKeys + key * s.head_size + c
+                                      : floats(values + begin_of(row, first + key / s.block, kv_head)) + c;
       const int64_t end = std::min(s.block, count - key);
       for (int64_t i = 0; i < end; ++i)
 #pragma GCC unroll 4
@@ -188,7 +233,8 @@ struct Pages {
 // Few tokens: the parts of all tokens and heads are dealt out, then added up. parts (R, H, parts, D + 2).
 void attend_by_parts(ThreadTeam& threads, const Pages& p, const float* qkv, float* out, float* workspace) {
   const PagedShape& s = p.s;
-  float *scores = workspace, *parts = scores + threads.size() * kPartKeys;
+  const int64_t of_thread = kPartKeys + Pages::wide_floats(s, p.type);
+  float *scores = workspace, *parts = scores + threads.size() * of_thread;
   const auto part = [&](int64_t row, int64_t head, int64_t i) {
     return Partial{parts + ((row * s.heads + head) * s.parts() + i) * s.stride()};
   };
@@ -199,7 +245,7 @@ void attend_by_parts(ThreadTeam& threads, const Pages& p, const float* qkv, floa
     if (i >= p.parts_of(row)) return;
     for (int64_t head = kv_head * s.group(); head < (kv_head + 1) * s.group(); ++head)
       p.attend(qkv + row * s.width() + head * s.head_size, row, kv_head, i * kPartKeys,
-               std::min<int64_t>(p.positions[row] + 1, (i + 1) * kPartKeys), true, scores + rank * kPartKeys,
+               std::min<int64_t>(p.positions[row] + 1, (i + 1) * kPartKeys), true, scores + rank * of_thread,
                part(row, head, i));
   });
   threads.for_blocks(s.rows * s.heads, 8, [&](int64_t begin, int64_t end) {
@@ -216,11 +262,12 @@ void attend_by_parts(ThreadTeam& threads, const Pages& p, const float* qkv, floa
 // Many tokens: a thread takes a tile of rows and a key-value head, goes through the parts, and adds each up at once.
 void attend_by_rows(ThreadTeam& threads, const Pages& p, const float* qkv, float* out, float* workspace) {
   const PagedShape& s = p.s;
-  const int64_t of_thread = kPartKeys + (kTileRows * s.group() + 1) * s.stride();
+  const int64_t for_part = kPartKeys + Pages::wide_floats(s, p.type),
+                of_thread = for_part + (kTileRows * s.group() + 1) * s.stride();
   threads.for_items(ceil_div(s.rows, kTileRows) * s.kv_heads, [&](int64_t item, int rank) {
     const int64_t kv_head = item % s.kv_heads, first = item / s.kv_heads * kTileRows;
     const int64_t end = std::min(s.rows, first + kTileRows);
-    float *scores = workspace + rank * of_thread, *states = scores + kPartKeys;
+    float *scores = workspace + rank * of_thread, *states = scores + for_part;
     const Partial next{states + kTileRows * s.group() * s.stride()};
     int64_t most = 0;
     for (int64_t row = first; row < end; ++row) most = std::max(most, p.parts_of(row));
@@ -248,8 +295,10 @@ void cpu(const KernelCall& call) {
   const float* qkv = call.in(input::qkv);
   float* out = call.out(0);
   const Pages p{s,
-                call.out(1),
-                call.out(2),
+                call.out<std::byte>(1),
+                call.out<std::byte>(2),
+                call.in_dtype(input::keys),
+                packed_row_bytes(call.in_dtype(input::keys), s.head_size),
                 call.in_int(input::positions),
                 call.in_int(input::slots),
                 call.in_int(input::tables)};
@@ -276,8 +325,9 @@ void infer(Graph& g, Node& node) {
 size_t workspace(const Graph& g, const Node& node, const Target& target) {
   const PagedShape s(g, node);
   if (target.cuda) return attention_paged_workspace_cuda(s.rows, s.heads, s.head_size, s.columns * s.block);
-  const int64_t by_parts = target.threads * kPartKeys + s.rows * s.heads * s.parts() * s.stride(),
-                by_rows = target.threads * (kPartKeys + (kTileRows * s.group() + 1) * s.stride());
+  const int64_t for_part = kPartKeys + Pages::wide_floats(s, g.dtype(node.inputs[input::keys]));
+  const int64_t by_parts = target.threads * for_part + s.rows * s.heads * s.parts() * s.stride(),
+                by_rows = target.threads * (for_part + (kTileRows * s.group() + 1) * s.stride());
   return static_cast<size_t>(s.rows <= kPagedFewRows ? by_parts : by_rows) * sizeof(float);
 }
 
@@ -285,9 +335,9 @@ size_t workspace(const Graph& g, const Node& node, const Target& target) {
 Cost cost(const Graph& g, const Node& node) {
   const PagedShape s(g, node);
   const auto number = [](int64_t n) { return static_cast<double>(n); };
-  const auto size = static_cast<double>(size_of(g.dtype(node.inputs[input::keys])));
   const auto bytes = [&](TensorId id) { return static_cast<double>(g.tensor(id).bytes()); };
-  const double row = number(2 * s.kv_heads * s.head_size) * size;  // a key and a value of all heads
+  // A key and a value of all heads.
+  const double row = number(2 * s.kv_heads * packed_row_bytes(g.dtype(node.inputs[input::keys]), s.head_size));
   Cost c;
   c.flops = number(4 * s.rows * s.heads * s.head_size) * number(s.columns * s.block);
   c.bytes_read = bytes(node.inputs[input::qkv]) + row * number(std::min(s.rows, s.sequences) * s.columns * s.block);

@@ -1,10 +1,12 @@
 // embedding: x = token_table[token] (+ position_table[position]).
 //   tokens (B, T) int32, token_table (V, C), [position_table (context, C)], [positions (B, T) int32] -> x (B, T, C)
-// Without `positions` those of each sequence are 0, 1, ...; a negative position is taken for 0.
+// Without `positions` those of each sequence are 0, 1, ...; a negative position is taken for 0. The table may be packed
+// rows; with the attribute "widen", a flag, x is fp32 whatever the table is.
 // The backward pass on the CPU: a thread owns a block of channels and adds the gradients of all tokens in their order,
 // so that the bits do not depend on the number of threads.
 #include <algorithm>
 
+#include "llm/base/packed_rows.h"
 #include "llm/graph/autodiff.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/cuda_workspaces.h"
@@ -21,7 +23,9 @@ void infer(Graph& g, Node& node) {
   if (node.input(3) != kNone && g.shape(node.inputs[3]) != tokens) fail("embedding: one position a token");
   if (node.input(2) != kNone && node.input(3) == kNone && g.shape(node.inputs[2])[0] < tokens[1])
     fail("embedding: ", tokens[1], " tokens but only ", g.shape(node.inputs[2])[0], " positions");
-  g.add_output(node, "", g.dtype(node.inputs[1]), {tokens[0], tokens[1], table[1]});
+  const DType dtype = node.attributes.flag("widen") ? DType::fp32 : g.dtype(node.inputs[1]);
+  if (is_quantized(dtype)) fail("embedding: of a quantized table comes fp32");
+  g.add_output(node, "", dtype, {tokens[0], tokens[1], table[1]});
 }
 
 void backward(Graph& g, const Node& node, Gradients& gradients) {
@@ -49,17 +53,20 @@ Cost cost(const Graph& g, const Node& node) {
 
 void cpu(const KernelCall& call) {
   const int32_t *tokens = call.in_int(0), *positions = call.in_int(3);
-  const float *table = call.in(1), *position_table = call.in(2);
+  const auto* table = call.in<std::byte>(1);
+  const float* position_table = call.in(2);
   float* x = call.out(0);
   const int64_t T = call.in_shape(0)[1], C = call.in_shape(1)[1];
+  const DType dtype = call.in_dtype(1);
+  const int64_t row_bytes = packed_row_bytes(dtype, C);
   call.threads.for_blocks(call.out_shape(0).rows(), row_grain(C), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const float* source = table + tokens[row] * C;
+      unpack_row(dtype, table + tokens[row] * row_bytes, C, x + row * C);
+      if (!position_table) continue;
       const int64_t at = positions ? std::max(0, positions[row]) : row % T;
-      const float* position = position_table ? position_table + at * C : nullptr;
+      const float* position = position_table + at * C;
       for_vectors(C, [&](int64_t c, auto lanes) {
-        const simd::Vec v = lanes.load(source + c);
-        lanes.store(x + row * C + c, position ? v + lanes.load(position + c) : v);
+        lanes.store(x + row * C + c, lanes.load(x + row * C + c) + lanes.load(position + c));
       });
     }
   });
@@ -135,7 +142,8 @@ std::vector<Op> embedding_ops() {
            .cost = cost,
            .cpu = cpu,
            .cuda = cuda::embedding,
-           .examples = examples},
+           .examples = examples,
+           .packed_input = 1},
           {.name = "embedding_backward",
            .summary = "d_token_table[token] += dx, d_position_table[position] += dx",
            .infer = infer_backward,

@@ -2,7 +2,8 @@
 //   linear:                 x (.., I), W (O, I), [b (O)] -> y (.., O), [activated (.., O)]
 //   linear_backward_input:  dy (.., O), W (O, I), [h (.., I)] -> dx (.., I)
 //   linear_backward_weight: dy (.., O), x (.., I) -> dW (O, I), [db (O)] (with the flag "bias")
-// The attribute "row_invariant", a flag, of `linear`: the sums have one order for any number of rows of x.
+// The attribute "row_invariant", a flag, of `linear`: the sums have one order for any number of rows of x. On the CPU W may
+// then be packed rows.
 // The fusion passes set these attributes:
 // - "activation" (ActivationKind): `linear` also gives the activated output, and y only where something else reads it;
 //   `linear_backward_input` multiplies its result by the derivative of the activation function at h.
@@ -131,18 +132,21 @@ void cpu(const KernelCall& call) {
     epilogue.apply =
         call.node.attributes.flag("derivative") ? activate_and_differentiate<Function> : activate<Function>;
   });
+  const bool is_packed = call.in_dtype(1) != DType::fp32;
   gemm(call.threads,
        {.m = m,
         .n = n,
         .k = k,
         .a = row_major(call.in(0), call.in_stride(0)),
-        .b = transposed(call.in(1), call.in_stride(1)),
+        .b = is_packed ? MatrixView{} : transposed(call.in(1), call.in_stride(1)),
         .c = y,
         .c_stride = stride,
         .addend = call.in(2),
         .epilogue = epilogue,
         .symmetric = call.node.attributes.flag("symmetric"),
-        .row_invariant = call.node.attributes.flag("row_invariant")},
+        .row_invariant = call.node.attributes.flag("row_invariant"),
+        .packed_b = is_packed ? call.in<std::byte>(1) : nullptr,
+        .packed_dtype = call.in_dtype(1)},
        call.workspace());
 }
 
@@ -241,6 +245,7 @@ std::vector<Op> linear_ops() {
            .factors = Factors{.transposed = {false, false}},
            .recompute = Recompute::block,
            .products = products,
+           .packed_input = 1,
            .cpu_takes_strides = true},
           {.name = "linear_backward_input",
            .summary = "dx = dy W",

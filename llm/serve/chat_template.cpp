@@ -5,6 +5,7 @@
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
+#include "llm/model/gguf_model.h"
 #include "llm/text/utf8.h"
 
 namespace llm {
@@ -62,6 +63,17 @@ ChatTemplate::ChatTemplate(std::string source, const std::string& where, Json sp
 }
 
 std::unique_ptr<ChatTemplate> ChatTemplate::of_model(const std::string& directory, const std::string& file) {
+  if (const std::string gguf = gguf_of_model(directory); !gguf.empty() && file.empty()) {
+    const GgufModel model(gguf);
+    const GgufContent& g = model.content();
+    if (!g.has("tokenizer.chat_template")) return nullptr;
+    const std::vector<std::string> tokens = g.texts("tokenizer.ggml.tokens");
+    Json special = Json::object();
+    for (const char* name : {"bos_token", "eos_token"})
+      if (const uint64_t id = g.whole(concat("tokenizer.ggml.", name, "_id"), tokens.size()); id < tokens.size())
+        special[name] = tokens[id];
+    return std::make_unique<ChatTemplate>(g.text("tokenizer.chat_template"), gguf, special);
+  }
   const std::string config_path = directory + "/tokenizer_config.json", own_file = directory + "/chat_template.jinja";
   const Json config = fs::exists(config_path) ? read_json(config_path) : Json::object();
   if (!config.is_object()) fail(config_path, ": not a JSON object");

@@ -190,12 +190,49 @@ TokenizerParts read_tiktoken(const std::string& path, const std::string& pattern
   return parts;
 }
 
-TokenizerParts read_llama2c_tokenizer(const std::string& path) {
+TokenizerParts sentencepiece_bpe(std::vector<std::string> tokens, const std::vector<float>& scores,
+                                 std::vector<AddedToken> added, std::vector<int32_t> prefix, int32_t unknown,
+                                 bool prefixed, const std::string& where) {
+  constexpr char blank[] = "\u2581";
   TokenizerParts parts;
   BpeRules bpe;
-  parts.vocabulary.where = path;
-  std::vector<std::string>& tokens = parts.vocabulary.tokens;
   bpe.byte_level = false;
+  bpe.byte_ids.fill(-1);
+  const size_t V = tokens.size();
+  if (V > static_cast<size_t>(kLargestVocabulary)) fail(where, ": a vocabulary of ", V);
+  for (size_t id = 0; id < V; ++id) {
+    if (utf8_prefix(tokens[id]) != tokens[id].size()) fail(where, ": token ", id, " is not UTF-8");
+    const std::string& name = tokens[id];
+    unsigned byte = 0;
+    if (name.size() == 6 && name.starts_with("<0x") && name[5] == '>' &&
+        std::from_chars(name.data() + 3, name.data() + 5, byte, 16).ptr == name.data() + 5)
+      bpe.byte_ids[byte] = static_cast<int32_t>(id);
+  }
+  // The higher the score the sooner.
+  std::vector<float> sorted = scores;
+  std::sort(sorted.begin(), sorted.end(), std::greater<>());
+  std::vector<int32_t> ranks(V);
+  for (size_t id = 0; id < V; ++id)
+    ranks[id] = static_cast<int32_t>(std::lower_bound(sorted.begin(), sorted.end(), scores[id], std::greater<>()) -
+                                     sorted.begin());
+  parts.vocabulary.where = where;
+  parts.vocabulary.tokens = std::move(tokens);
+  const auto names = views(parts.vocabulary.tokens);
+  bpe.merges = merges_of_ranks(names, TokenMap(names), ranks);
+  parts.added = AddedTokens(std::move(added));
+  parts.prefix = std::move(prefix);
+  bpe.unknown = unknown;
+  bpe.fuse_unknown = true;
+  parts.model = std::move(bpe);
+  parts.normalizers = sentencepiece_normalizers(blank, prefixed);
+  parts.blank = blank;
+  parts.decoders = {replacing_decoder(blank, " "), decode_byte_token};
+  parts.strip_leading_blank = prefixed;
+  return parts;
+}
+
+TokenizerParts read_llama2c_tokenizer(const std::string& path) {
+  std::vector<std::string> tokens;
   const MappedFile file(path);
   std::string_view rest = text_of(file);
   const auto take = [&](void* to, size_t bytes) {
@@ -227,31 +264,10 @@ TokenizerParts read_llama2c_tokenizer(const std::string& path) {
   // unk, bos, eos, then the bytes.
   if (V < 3 + 256 || V > static_cast<size_t>(kLargestVocabulary) || tokens[3] != "<0x00>" || tokens[258] != "<0xFF>")
     fail(path, ": not a tokenizer of llama2.c, its ", V, " tokens do not have the bytes at 3 to 258");
-  constexpr char blank[] = "\u2581";
-  for (size_t id = 0; id < V; ++id) {
-    // The names of Llama's tokenizer.json; llama2.c writes line breaks around them, and SentencePiece's blank as a blank.
-    if (id < 3) tokens[id] = id == 0 ? "<unk>" : id == 1 ? "<s>" : "</s>";
-    tokens[id] = with_replaced(tokens[id], " ", blank);
-    if (id >= 3 && id < 259) bpe.byte_ids[id - 3] = static_cast<int32_t>(id);
-  }
-  // The higher the score the sooner.
-  std::vector<float> sorted = scores;
-  std::sort(sorted.begin(), sorted.end(), std::greater<>());
-  std::vector<int32_t> ranks(V);
+  // The names of Llama's tokenizer.json; llama2.c writes line breaks around them, and SentencePiece's blank as a blank.
   for (size_t id = 0; id < V; ++id)
-    ranks[id] = static_cast<int32_t>(std::lower_bound(sorted.begin(), sorted.end(), scores[id], std::greater<>()) -
-                                     sorted.begin());
-  bpe.merges = merges_of_ranks(views(tokens), TokenMap(views(tokens)), ranks);
-  parts.added = AddedTokens({{"<unk>", 0}, {"<s>", 1}, {"</s>", 2}});
-  parts.prefix = {1};
-  bpe.unknown = 0;
-  bpe.fuse_unknown = true;
-  parts.model = std::move(bpe);
-  parts.normalizers = sentencepiece_normalizers(blank, true);
-  parts.blank = blank;
-  parts.decoders = {replacing_decoder(blank, " "), decode_byte_token};
-  parts.strip_leading_blank = true;
-  return parts;
+    tokens[id] = id < 3 ? (id == 0 ? "<unk>" : id == 1 ? "<s>" : "</s>") : with_replaced(tokens[id], " ", "\u2581");
+  return sentencepiece_bpe(std::move(tokens), scores, {{"<unk>", 0}, {"<s>", 1}, {"</s>", 2}}, {1}, 0, true, path);
 }
 
 }  // namespace llm

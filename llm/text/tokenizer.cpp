@@ -5,9 +5,11 @@
 #include "llm/base/error.h"
 #include "llm/base/json.h"
 #include "llm/base/mapped_file.h"
+#include "llm/model/gguf_model.h"
 #include "llm/model/huggingface.h"
 #include "llm/model/parameters.h"
 #include "llm/text/bytes.h"
+#include "llm/text/gguf_tokenizer.h"
 #include "llm/text/rank_files.h"
 #include "llm/text/tokenizer_json.h"
 
@@ -61,6 +63,7 @@ std::string Tokenizer::decode(const std::vector<int32_t>& ids) const {
 }
 
 std::string tokenizer_of_model(const std::string& directory) {
+  if (const std::string gguf = gguf_of_model(directory); !gguf.empty()) return gguf;
   const std::string json = one_of(directory, {"tokenizer.json"});
   if (!json.empty()) return json;
   // Other models have files of these names, too, but split text in another way.
@@ -87,6 +90,13 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::string& spec, const std::st
     if (const std::string path = one_of(spec, {"tokenizer.json"}); !path.empty()) return load_json(path);
     if (!one_of(spec, {"vocab.bpe", "merges.txt"}).empty()) return load_gpt2(spec, spec);
     fail(spec, ": no tokenizer.json in this directory, and no vocab.bpe");
+  }
+  if (is_gguf(spec)) {
+    no_pattern();
+    const GgufModel model(spec);
+    std::unique_ptr<Tokenizer> tokenizer = tokenizer_of_gguf(model.content());
+    if (!tokenizer) fail(spec, ": this GGUF file has no tokenizer");
+    return tokenizer;
   }
   const fs::path path(spec);
   const std::string name = path.filename().string();

@@ -43,7 +43,8 @@ class Tokenizer {
 // - tokenizer.json, Hugging Face's, or the directory that holds it;
 // - GPT-2's vocab.bpe (merges.txt) or encoder.json (vocab.json), each with the other beside it, or their directory;
 // - a tiktoken rank file, with `pattern` gpt2, cl100k_base or o200k_base (empty: as its name or its size tells);
-// - llama2.c's tokenizer.bin (tok512.bin).
+// - llama2.c's tokenizer.bin (tok512.bin);
+// - a GGUF file.
 // Throws Error naming what is wrong with it.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& spec, const std::string& pattern = "");
 

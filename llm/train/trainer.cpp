@@ -291,8 +291,10 @@ LogEntry Trainer::finish_step(const StepResult& result, double seconds, double p
     if (!device_.cuda()) entry.wait_ms = step_waited_ * 1e3;
   }
   entry.tokens = state_.tokens, entry.ms = seconds * 1e3, entry.tokens_per_second = tokens / seconds;
-  if (peak_gflops > 0)
-    entry.mfu = training_flops_per_token(model_, options_.context) * tokens / seconds / (peak_gflops * 1e9);
+  if (peak_gflops > 0) {
+    const double mfu = training_flops_per_token(model_, options_.context) * tokens / seconds / (peak_gflops * 1e9);
+    if (mfu <= 1) entry.mfu = mfu;  // else the machine was busy when its peak was measured
+  }
   return entry;
 }
 
