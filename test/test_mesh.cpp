@@ -90,7 +90,7 @@ std::vector<double> losses_of(const std::string& run) {
 
 std::string state_of(const std::string& run, int64_t step) {
   const std::string place = run + "/checkpoints/" + std::to_string(step) + "/";
-  return read_file(place + "model.safetensors") + read_file(place + "optimizer.safetensors");
+  return read_file(place + "model.safetensors") + read_file(place + "optimizer.state");
 }
 
 // The first moments after a step, which are a tenth of the gradients, by parameter.
