@@ -53,10 +53,10 @@ void Staging::flush() {
 float* Staging::values(const std::string& name, int64_t elements) {
   flush();
   if (float* values = in_place(name)) return values;
-  if (is_quantized(layout_.dtype(name))) fail("the tensor ", name, " is quantized, and its values are not given back");
   floats_.resize(static_cast<size_t>(elements));
   const Piece piece = piece_of(name, floats_.size());
   if (piece.count == 0) return floats_.data();
+  if (is_quantized(layout_.dtype(name))) fail("the tensor ", name, " is quantized, and its values are not given back");
   const auto to = floats_.begin() + piece.first;
   if (layout_.dtype(name) == DType::bf16) {
     rounded_.resize(static_cast<size_t>(piece.count));
