@@ -199,7 +199,7 @@ TEST_CASE("cli: a run with experts, its log, and its checkpoint") {
   std::filesystem::copy(folder / "whole", folder / "again", std::filesystem::copy_options::recursive);
   std::filesystem::remove_all(folder / "again/checkpoints/10");
   run_well(folder, {"train", "--resume", "--out", folder / "again"});
-  for (const char* file : {"model.safetensors", "optimizer.safetensors"})
+  for (const char* file : {"model.safetensors", "optimizer.state"})
     CHECK(read_file(folder / "again/checkpoints/10/" + std::string(file)) ==
           read_file(folder / "whole/checkpoints/10/" + std::string(file)));
   CHECK(has(run_well(folder, {"graph", folder / "whole", "--batch", "2"}), "grouped_linear"));

@@ -158,6 +158,7 @@ TEST_CASE("gguf: wrong files are refused by one line that names what is wrong") 
   config.rope_kind = RopeKind::yarn, config.rope_factor = 2;
   CHECK(has(error_of([&] { save(folder / "no.gguf", config, GgmlType::F32); }), "yarn"));
   CHECK(has(error_of([&] { save(folder / "no.gguf", small_config("mix"), GgmlType::F32); }), "no architecture"));
+  CHECK(has(error_of([&] { save(folder / "no.gguf", small_config("experts"), GgmlType::F32); }), "experts"));
 }
 
 TEST_CASE("gguf: a model comes back, bit for bit in F32 and to a block's rounding in others") {

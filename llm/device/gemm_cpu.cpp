@@ -184,10 +184,11 @@ int64_t gemm_workspace(int64_t m, int64_t n, int64_t k, int threads, bool row_in
 }
 
 int64_t gemm_workspace_up_to(int64_t m, int64_t n, int64_t k, int threads, bool row_invariant) {
-  if (row_invariant) return gemm_rows_workspace(m, k, threads);
+  if (row_invariant) return gemm_rows_workspace_up_to(m, k, threads);
   const int64_t panels = std::min(ceil_div(n, kColumns), std::max(kPanelsRowMajor, kPanelsTransposed));
   const int64_t depth = round_up(std::min(k, std::max(kDepthRowMajor, kDepthTransposed)), 16);
-  return std::max(gemm_rows_workspace(std::min(m, kMostRowsUnasked), k, threads), threads * panels * kColumns * depth) +
+  return std::max(gemm_rows_workspace_up_to(std::min(m, kMostRowsUnasked), k, threads),
+                  threads * panels * kColumns * depth) +
          16;
 }
 

@@ -233,6 +233,13 @@ int64_t gemm_rows_workspace(int64_t m, int64_t k, int threads) {
   return m <= few_rows(true) ? std::max(floats, few_rows_workspace(m, k)) : floats;
 }
 
+int64_t gemm_rows_workspace_up_to(int64_t m, int64_t k, int threads) {
+  int64_t floats = gemm_rows_workspace(m, k, threads);
+  for (int64_t rows = 1; rows <= std::min<int64_t>(m, few_rows(true)); ++rows)
+    floats = std::max(floats, gemm_rows_workspace(rows, k, threads));
+  return floats;
+}
+
 void gemm_rows(ThreadTeam& threads, const Gemm& g, bool alone, float* workspace) {
   const bool few = g.m <= few_rows(g.packed_b);
   const MatrixView filled = few ? fill_up_rows(g, workspace) : g.a;

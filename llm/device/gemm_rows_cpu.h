@@ -12,6 +12,8 @@ bool sums_by_rows(const Gemm& g);
 
 // Floats, for a team of `threads`.
 int64_t gemm_rows_workspace(int64_t m, int64_t k, int threads);
+// The same for every m and k up to these.
+int64_t gemm_rows_workspace_up_to(int64_t m, int64_t k, int threads);
 
 // `alone`: on the calling thread, without the team.
 void gemm_rows(ThreadTeam& threads, const Gemm& g, bool alone, float* workspace);

@@ -5,8 +5,9 @@
 namespace llm {
 
 DType type_of(const Parameter& p, DType dtype, std::optional<DType> weights) {
-  for (const char* matrix : {"qkv.weight", "attention_out.weight", "mlp_in.weight", "mlp_out.weight", "head.weight",
-                             "token_embedding.weight"})
+  for (const char* matrix :
+       {"qkv.weight", "attention_out.weight", "mlp_in.weight", "mlp_out.weight", "experts_in.weight",
+        "experts_out.weight", "shared_in.weight", "shared_out.weight", "head.weight", "token_embedding.weight"})
     if (p.shape.rank() == 2 && p.name.ends_with(matrix)) return weights.value_or(dtype);
   return dtype;
 }

@@ -4,10 +4,12 @@
 //   grouped_linear_backward_input:  dy (1, N, O), W (E O, I), counts -> dx (1, N, I)
 //   grouped_linear_backward_weight: dy (1, N, O), x (1, N, I), counts -> dW (E O, I)
 // Expert e's rows of W are [e O, (e + 1) O), its rows of x the counts[e] behind those of the experts before it. Where
-// all counts together are less than N, the rows behind them become zeros. The attribute "row_invariant", a flag, of
-// `grouped_linear`: the sums have one order for any number of rows.
+// all counts together are less than N, the rows behind them become zeros.
+// The attribute "row_invariant", a flag, of `grouped_linear`: the sums have one order for any number of rows. On the
+// CPU W may then be packed rows (llm/base/packed_rows.h).
 #include <algorithm>
 
+#include "llm/base/packed_rows.h"
 #include "llm/device/gemm_cpu.h"
 #include "llm/graph/autodiff.h"
 #include "llm/ops/cuda_kernels.h"
@@ -82,17 +84,23 @@ int64_t for_experts(const KernelCall& call, Work&& work) {
 void multiply(const KernelCall& call, bool backwards) {
   const int64_t in = call.in_shape(0).last(), out = call.out_shape(0).last();
   const bool row_invariant = call.node.attributes.flag("row_invariant");
+  const DType dtype = call.in_dtype(1);
+  const std::byte* const packed = dtype == DType::fp32 ? nullptr : call.in<std::byte>(1);
   const int64_t rows = for_experts(call, [&](int64_t e, int64_t first, int64_t count) {
-    const float* w = call.in(1) + e * in * out;
+    const float* w = packed ? nullptr : call.in(1) + e * in * out;
     gemm(call.threads,
          {.m = count,
           .n = out,
           .k = in,
           .a = row_major(call.in(0) + first * in, in),
-          .b = backwards ? row_major(w, out) : transposed(w, in),
+          .b = packed      ? MatrixView{}
+               : backwards ? row_major(w, out)
+                           : transposed(w, in),
           .c = call.out(0) + first * out,
           .c_stride = out,
-          .row_invariant = row_invariant},
+          .row_invariant = row_invariant,
+          .packed_b = packed ? packed + e * out * packed_row_bytes(dtype, in) : nullptr,
+          .packed_dtype = dtype},
          call.workspace());
   });
   std::fill(call.out(0) + rows * out, call.out(0) + call.out_shape(0).elements(), 0.0f);
@@ -149,7 +157,8 @@ std::vector<Op> grouped_linear_ops() {
            .cuda = cuda::grouped_linear,
            .workspace = workspace,
            .examples = examples,
-           .recompute = Recompute::block},
+           .recompute = Recompute::block,
+           .packed_input = 1},
           {.name = "grouped_linear_backward_input",
            .summary = "dx = dy W of each expert's rows",
            .infer = infer_backward_input,
