@@ -53,13 +53,14 @@ TrainOptions options_of(const Recipe& recipe, const Layout& layout, const std::s
   o.data = {run + "/tokens"}, o.out = run, o.grad_accum = kMicroSteps, o.steps = 10, o.lr = 0.01, o.grad_clip = 0;
   o.batch = kSequences, o.optimizer = recipe.optimizer, o.dtype = recipe.dtype, o.dropout = recipe.dropout;
   o.virtual_ranks = recipe.virtual_ranks, o.zero = layout.zero, o.mesh = layout.mesh, o.pipeline = layout.pipeline;
-  o.chunks = layout.chunks, o.eval_every = 5, o.save_every = 1, o.sample_every = 0, o.keep_last = 0, o.warmup = 0, o.guard_deviations = 0;
+  o.chunks = layout.chunks, o.eval_every = 5, o.save_every = 1, o.sample_every = 0, o.keep_last = 0, o.warmup = 0,
+  o.guard_deviations = 0;
   return o;
 }
 
 // Trains to step `steps`, from the checkpoint of step `from` where that is not 0.
 void train(const std::string& run, const std::string& text, const Recipe& recipe, const Layout& layout, int64_t steps,
-           int64_t from = 0, const std::function<void(Trainer&)>& look = {}) {
+           int64_t from = 0, const std::function<void(Trainer&)>& look = {}, size_t memory_budget = 0) {
   {
     ThreadTeam team(1);
     open_dataset(text, run + "/tokens", team);
@@ -70,7 +71,7 @@ void train(const std::string& run, const std::string& text, const Recipe& recipe
     TrainOptions o = options_of(recipe, layout, run);
     const ModelConfig model = model_of(recipe.model);
     apply_rules(o, model, 1000);
-    o.steps = steps;
+    o.steps = steps, o.memory_budget = memory_budget;
     Trainer trainer(model, o, open_dataset(run + "/tokens", "", team), device, ranks);
     trainer.allocate(ranks);
     from ? trainer.load(run + "/checkpoints/" + std::to_string(from)) : trainer.initialise();
@@ -305,7 +306,15 @@ TEST_CASE("mesh: what a rank holds gets less, and a budget that one rank cannot 
   const size_t one = bytes_on({});
   CHECK(bytes_on({{.tensor = 2}}) < one);
   CHECK(bytes_on({{.tensor = 4}}) < bytes_on({{.tensor = 2}}));
-  CHECK(bytes_on({{.data = 2, .stage = 2, .tensor = 2}, 2}) < one);
+  const Layout all{{.data = 2, .stage = 2, .tensor = 2}, 2};
+  const size_t eight = bytes_on(all);
+  CHECK(eight < one);
+  const auto within = [&](const Layout& layout, size_t budget) {
+    return error_of([&] { train(folder / "budget", folder / "text", recipe, layout, 2, 0, {}, budget); });
+  };
+  CHECK(has(within({}, eight), "is too small: however much is recomputed"));
+  CHECK(within(all, eight) == "no error");
+  CHECK(has(within(all, eight / 4), "is too small for stage"));
 }
 
 TEST_CASE("mesh: what does not divide the model says what would do") {

@@ -53,7 +53,7 @@ class Caster {
   static bool reads_packed(const Node& node, TensorId id) {
     const int i = node.op->packed_input;
     return i >= 0 && node.input(static_cast<size_t>(i)) == id &&
-           (!node.op->factors || node.attributes.flag("row_invariant"));
+           (!node.op->packed_where_row_invariant || node.attributes.flag("row_invariant"));
   }
 
   TensorId widen(const Node& node, TensorId id) {

@@ -246,6 +246,7 @@ std::vector<Op> linear_ops() {
            .recompute = Recompute::block,
            .products = products,
            .packed_input = 1,
+           .packed_where_row_invariant = true,
            .cpu_takes_strides = true},
           {.name = "linear_backward_input",
            .summary = "dx = dy W",

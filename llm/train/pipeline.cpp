@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "llm/base/bytes.h"
 #include "llm/base/error.h"
 #include "llm/device/communicator.h"
 
@@ -48,7 +49,14 @@ Pipeline::Pipeline(PipelineGraphs& graphs, const PipelineShape& shape, const Dat
       own.memory_budget = of_part.bytes() + std::max<size_t>(1, left / all_slots);
     }
     const std::vector<TensorId> results = part.results();
-    chunk.compiled = std::make_shared<const Compiled>(compile(std::move(part.graph), results, target, own));
+    try {
+      chunk.compiled = std::make_shared<const Compiled>(compile(std::move(part.graph), results, target, own));
+    } catch (const Error&) {
+      if (!options.memory_budget) throw;
+      fail("the memory budget of ", format_bytes(options.memory_budget), " is too small for stage ", stage_,
+           ", which keeps ", static_cast<int64_t>(all_slots), " micro-batches beside ", format_bytes(layout.bytes()),
+           ", however much is recomputed; a smaller --batch, more stages or tensor-parallel ranks would do");
+    }
     chunk.ids = part;
     chunk.part = c * shape.stages + stage_;
     for (size_t s = 0; s < slots_of(actions_, c, parallel.splits_backward); ++s) {

@@ -20,8 +20,12 @@ enum class PipelineKind { gpipe, one_forward_one_backward, interleaved, zero_bub
 template <>
 inline constexpr std::array kNames<PipelineKind> = {"gpipe", "1f1b", "interleaved", "zero-bubble"};
 
+enum class PipelinePass { forward, backward, weights };
+template <>
+inline constexpr std::array kNames<PipelinePass> = {"forward", "backward", "weights"};
+
 struct PipelineAction {
-  enum class Pass { forward, backward, weights };
+  using Pass = PipelinePass;
   Pass pass;
   int chunk;  // of the stage's own; chunk c of stage s is part c * stages + s of the model
   int micro;

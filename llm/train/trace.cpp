@@ -45,6 +45,24 @@ std::string trace_events(const Graph& graph, const std::vector<NodeTime>& times,
   return events;
 }
 
+std::string pass_events(const std::vector<Pipeline::PassTime>& passes, double begin, int rank) {
+  std::string events;
+  for (const Pipeline::PassTime& pass : passes) {
+    const PipelineAction& a = pass.action;
+    events += Json({{"name", concat(name_of(a.pass), " ", a.micro)},
+                    {"cat", "pass"},
+                    {"ph", "X"},
+                    {"pid", rank},
+                    {"tid", 2},
+                    {"ts", (pass.begin - begin) * 1e6},
+                    {"dur", (pass.end - pass.begin) * 1e6},
+                    {"args", {{"chunk", a.chunk}, {"micro_batch", a.micro}}}})
+                  .dump() +
+              ",\n";
+  }
+  return events;
+}
+
 void write_trace(const std::string& path, const std::string& events, Communicator* ranks) {
   std::string all;
   if (!ranks) {

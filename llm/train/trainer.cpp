@@ -222,7 +222,11 @@ void Trainer::start_steps(int64_t& started, bool stop_requested) {
       step_sent_ = static_cast<int64_t>(device_ranks_->bytes_sent() - sent);
       step_waited_ = device_ranks_->seconds_waited() - waited;
     }
-    if (is_traced) write_trace(options_.trace, trace_events(training_->graph(), times, begin, parallel_.rank), ranks_);
+    if (is_traced) {
+      std::string events = trace_events(training_->graph(), times, begin, parallel_.run_rank);
+      if (pipeline_) events += pass_events(pipeline_->times(), begin, parallel_.run_rank);
+      write_trace(options_.trace, events, ranks_);
+    }
     ++started;
   }
 }
