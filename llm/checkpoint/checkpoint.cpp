@@ -199,7 +199,7 @@ CheckpointInfo find_checkpoint(const std::string& path, Which which) {
   if (const std::string gguf = gguf_of_model(path); !gguf.empty()) return {.path = gguf, .skipped = ""};
   if (!fs::is_directory(status))
     fail(path,
-         ": neither a directory nor a GGUF file; a run, a checkpoint, a Hugging Face directory or a GGUF file is "
+         ": not a directory, nor a GGUF file; a run, a checkpoint, a Hugging Face directory or a GGUF file is "
          "needed");
 
   if (fs::is_directory(checkpoints_of(path), error)) {
