@@ -31,8 +31,7 @@ class CudaHostCopies final : public HostCopies {
     check_cuda(cudaStreamWaitEvent(stream(), ready_, 0), "let a stream wait");
   }
   void add(void* to, const void* from, size_t bytes) override {
-    check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream()),
-               "copy ", bytes, " bytes beside kernels");
+    check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream()), "copy ", bytes, " bytes beside kernels");
   }
   void end(int transfer) override { check_cuda(cudaEventRecord(done(transfer), stream()), "record an event"); }
   void wait(int transfer) override {

@@ -105,9 +105,9 @@ PipelineGraphs build_pipeline_graphs(const ModelConfig& config, int64_t batch, i
   if (has_copy) all.head_gradient = add_gradient(tied + ".grad", add(tied));
   for (const Parameter& p : table)
     if (p.group == LearningRateGroup::router)
-      t.router_statistics.push_back(g.add_tensor(
-          router_statistics_of(p.layer), DType::fp32, forward.shape(forward.find(router_statistics_of(p.layer))),
-          Role::accumulator));
+      t.router_statistics.push_back(g.add_tensor(router_statistics_of(p.layer), DType::fp32,
+                                                 forward.shape(forward.find(router_statistics_of(p.layer))),
+                                                 Role::accumulator));
   t.loss = g.add_tensor("loss", DType::fp32, {1}, Role::accumulator);
   const Partition partition = partition_of(table, options.kind, parallel.ranks);
   const Reduced reduced = add_reduction(g, table, t.gradients, t.loss, parallel, partition, sliced);
