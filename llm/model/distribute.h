@@ -55,6 +55,8 @@ Partition partition_of(const std::vector<Parameter>& table, OptimizerKind kind, 
 std::string embedding_gradient_of(const std::string& parameter);
 // Gives a graph, which autodiff has left, those two: `gradient` is that of the tied matrix. Returns the head's.
 TensorId separate_embedding_gradient(Graph& graph, TensorId gradient);
+// To a graph that has the head's gradient of a tied matrix, what adds the embedding's of the graph `of`, where that has one.
+void add_embedding_gradients(Graph& graph, const Graph& of);
 
 // Numbers of channels (llm/device/communicator.h). Those of one kind must be used equally often by all ranks that share any
 // of them, so stages, whose graphs differ, do not share the numbers of other kinds: messages between stages come first.
