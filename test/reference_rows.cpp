@@ -197,7 +197,12 @@ Arrays dropout(const Attributes& a, const Arrays& in, const StepState& step) {
   const int64_t row = y.shape.elements() / y.shape[0];
   for (int64_t i = 0; i < y.shape.elements(); ++i) {
     const int64_t e = i % row;
-    y[i] *= mask.bits(step, i / row + a.integer("first_row", 0), e / 4 + a.integer("first_group", 0))[static_cast<size_t>(e % 4)] / 4294967296.0 >= p ? 1 / (1 - p) : 0;
+    y[i] *= mask.bits(step, i / row + a.integer("first_row", 0),
+                      e / 4 + a.integer("first_group", 0))[static_cast<size_t>(e % 4)] /
+                        4294967296.0 >=
+                    p
+                ? 1 / (1 - p)
+                : 0;
   }
   return {y};
 }

@@ -437,8 +437,8 @@ void train_on(Arguments a, const Given& given, const RankPlace& place) {
   if (place.ranks && device.cuda()) {
     run->gpus = open_nccl_ranks(*device.cuda(), *place.ranks);
     if (o.mesh.stage > 1)
-      run->forward = open_nccl_ranks(*device.cuda(), *place.ranks),
-      run->backward = open_nccl_ranks(*device.cuda(), *place.ranks);
+      run->forward = open_nccl_ranks(*device.cuda(), *place.ranks, true),
+      run->backward = open_nccl_ranks(*device.cuda(), *place.ranks, true);
   }
   in_turn(place, [&] { load(*run, o, place, voice); });
 

@@ -44,7 +44,8 @@ void cpu(const KernelCall& call) {
 }
 
 std::vector<Example> examples() {
-  return {{{{"probability", 0.25}, {"stream", 3}}, {{{3, 37}}}}, {{{"probability", 0.5}, {"stream", 0}}, {{{64}}}},
+  return {{{{"probability", 0.25}, {"stream", 3}}, {{{3, 37}}}},
+          {{{"probability", 0.5}, {"stream", 0}}, {{{64}}}},
           {{{"probability", 0.3}, {"stream", 5}, {"first_row", 2}, {"first_group", 3}}, {{{2, 24}}}}};
 }
 
