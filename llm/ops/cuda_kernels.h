@@ -51,6 +51,9 @@ namespace llm::cuda {
 [[gnu::weak]] void gradient_norm(const KernelCall& call);
 [[gnu::weak]] void ordered_sum(const KernelCall& call);
 [[gnu::weak]] void sum_partials(const KernelCall& call);
+[[gnu::weak]] void fetch_start(const KernelCall& call);
+[[gnu::weak]] void store_start(const KernelCall& call);
+[[gnu::weak]] void copy_wait(const KernelCall& call);
 [[gnu::weak]] void copy_parts(const KernelCall& call);
 [[gnu::weak]] void fold(const KernelCall& call);
 [[gnu::weak]] void step_guard(const KernelCall& call);

@@ -7,14 +7,11 @@
 //   copy_wait     what is to arrive, then what is being read -> the first "arrivals" inputs, in place
 #include <algorithm>
 
-#include "llm/device/cuda.h"
-#include "llm/device/host_copies.h"
+#include "llm/ops/cuda_kernels.h"
 #include "llm/ops/ops.h"
 
 namespace llm {
 namespace {
-
-int transfer_of(const KernelCall& call) { return static_cast<int>(call.node.attributes.integer("transfer")); }
 
 void infer_fetch(Graph& g, Node& node) {
   for (const TensorId id : std::vector<TensorId>(node.inputs)) {
@@ -64,17 +61,6 @@ void copy_on_cpu(const KernelCall& call) {
 }
 void wait_on_cpu(const KernelCall&) {}
 
-void copy_on_gpu(const KernelCall& call, HostCopies::Direction direction) {
-  HostCopies& copies = call.cuda->host_copies();
-  copies.begin(direction);
-  for (size_t i = 0; i < call.node.outputs.size(); ++i)
-    copies.add(call.out<std::byte>(i), call.in<std::byte>(i), call.graph.tensor(call.node.outputs[i]).bytes());
-  copies.end(transfer_of(call));
-}
-void fetch_to_gpu(const KernelCall& call) { copy_on_gpu(call, HostCopies::Direction::from_host); }
-void store_from_gpu(const KernelCall& call) { copy_on_gpu(call, HostCopies::Direction::to_host); }
-void wait_on_gpu(const KernelCall& call) { call.cuda->host_copies().wait(transfer_of(call)); }
-
 constexpr Example::Input fixed(Shape shape) { return {.shape = shape, .differentiable = false, .keeps_fp32 = true}; }
 
 std::vector<Example> fetch_examples() { return {{{{"transfer", 1}}, {fixed({3, 4}), fixed({5})}}}; }
@@ -91,7 +77,7 @@ std::vector<Op> host_copy_ops() {
            .infer = infer_fetch,
            .cost = cost_of_copy,
            .cpu = copy_on_cpu,
-           .cuda = cuda_is_built_in() ? fetch_to_gpu : nullptr,
+           .cuda = cuda::fetch_start,
            .examples = fetch_examples,
            .cpu_takes_bf16 = true},
           {.name = "store_start",
@@ -99,7 +85,7 @@ std::vector<Op> host_copy_ops() {
            .infer = infer_store,
            .cost = cost_of_copy,
            .cpu = copy_on_cpu,
-           .cuda = cuda_is_built_in() ? store_from_gpu : nullptr,
+           .cuda = cuda::store_start,
            .examples = store_examples,
            .cpu_takes_bf16 = true},
           {.name = "copy_wait",
@@ -107,7 +93,7 @@ std::vector<Op> host_copy_ops() {
            .infer = infer_wait,
            .cost = cost_of_wait,
            .cpu = wait_on_cpu,
-           .cuda = cuda_is_built_in() ? wait_on_gpu : nullptr,
+           .cuda = cuda::copy_wait,
            .examples = wait_examples,
            .cpu_takes_bf16 = true}};
 }
