@@ -300,8 +300,10 @@ void read_floats(const GgufTensor& tensor, std::span<float> to) {
     std::memcpy(&half, from, 2);
     const float scale = float_of_half(half);
     for (size_t i = 0; i < kBlockValues; ++i) {
-      int number = static_cast<int8_t>(from[2 + i]);
-      if (tensor.type == GgmlType::Q4_0) {
+      int number;
+      if (tensor.type != GgmlType::Q4_0) {
+        number = static_cast<int8_t>(from[2 + i]);
+      } else {
         const auto two = static_cast<unsigned>(from[2 + i % (kBlockValues / 2)]);
         number = static_cast<int>(i < kBlockValues / 2 ? two & 15 : two >> 4) - 8;
       }

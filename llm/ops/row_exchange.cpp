@@ -171,7 +171,7 @@ RankGroup group_of(const Attributes& a) {
           static_cast<int>(a.integer("first", 0)), static_cast<int>(a.integer("stride", 1))};
 }
 
-TensorId gather_rows(Graph& g, TensorId own, const Shape& all, const RankGroup& group, const std::string& name) {
+TensorId gather_rows(Graph& g, TensorId own, Shape all, const RankGroup& group, const std::string& name) {
   Attributes a = group_attributes(group);
   a.set("channel", ++g.channels);
   a.set("shape", list_of(all));
@@ -182,7 +182,7 @@ TensorId gather_rows(Graph& g, TensorId own, const Shape& all, const RankGroup& 
   return g.add("exchange_wait", a, {arriving, own}, name)[0];
 }
 
-TensorId sum_rows(Graph& g, TensorId partial, TensorId bias, const Shape& own, const RankGroup& group,
+TensorId sum_rows(Graph& g, TensorId partial, TensorId bias, Shape own, const RankGroup& group,
                   const std::string& name) {
   Attributes a = group_attributes(group);
   a.set("channel", ++g.channels);

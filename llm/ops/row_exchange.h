@@ -9,10 +9,10 @@
 namespace llm {
 
 // own rows (b, t, C) -> all rows (B, T, C): those of all ranks, in their order; the shape is `all`.
-TensorId gather_rows(Graph& graph, TensorId own, const Shape& all, const RankGroup& group, const std::string& name);
+TensorId gather_rows(Graph& graph, TensorId own, Shape all, const RankGroup& group, const std::string& name);
 // partial (B, T, C), of which each rank has another -> own rows (b, t, C) of the sum over the ranks, in their order, plus
 // `bias` (C), if there is one; the shape is `own`.
-TensorId sum_rows(Graph& graph, TensorId partial, TensorId bias, const Shape& own, const RankGroup& group,
+TensorId sum_rows(Graph& graph, TensorId partial, TensorId bias, Shape own, const RankGroup& group,
                   const std::string& name);
 
 // Attributes by which ops know their group: "rank", "ranks", "first", "stride".
