@@ -6,7 +6,7 @@
 #include "llm/model/own_pieces.h"
 #include "llm/model/shard.h"
 #include "llm/model/stages.h"
-#include "llm/ops/row_exchange.h"
+#include "llm/ops/exchange.h"
 
 namespace llm {
 namespace {
@@ -99,11 +99,8 @@ class BlockGatherer {
         stages_ > 1 ? kGatherChannels + 2 * static_cast<int64_t>(first_read_) + level : ++g_.channels;
     Attributes a = group_attributes(group);
     a.set("bounds", bounds), a.set("shapes", shapes), a.set("bf16", bf16), a.set("channel", channel);
-    std::vector<TensorId> waited = g_.add("piece_gather_start", a, pieces, "gather." + std::to_string(channel));
-    const auto arrivals = static_cast<int64_t>(waited.size());
-    for (const TensorId id : pieces)
-      if (id != kNone) waited.push_back(id);
-    return g_.add("exchange_wait", {{"channel", channel}, {"arrivals", arrivals}}, waited, "gathered");
+    const std::vector<TensorId> started = g_.add("piece_gather_start", a, pieces, "gather." + std::to_string(channel));
+    return wait_for_exchange(g_, channel, started, pieces, "gathered");
   }
 
   int stage_of(const Parameter& p) const { return stages_ > 1 ? part_of(p, p_.cuts) % stages_ : 0; }

@@ -8,8 +8,8 @@
 #include "llm/base/rounding.h"
 #include "llm/graph/autodiff.h"
 #include "llm/model/own_pieces.h"
+#include "llm/ops/exchange.h"
 #include "llm/ops/ordered_sum.h"
-#include "llm/ops/row_exchange.h"
 #include "llm/ops/square_sums.h"
 
 namespace llm {
@@ -192,16 +192,14 @@ class Reducer {
 
   void finish(const Started& s) {
     const int layer = std::exchange(g_.layer, s.layer);
-    std::vector<TensorId> waited = {s.received};
-    waited.insert(waited.end(), s.own.begin(), s.own.end());
-    const TensorId arrived = g_.add("exchange_wait", {{"channel", s.channel}, {"arrivals", 1}}, waited, "arrived")[0];
+    std::vector<TensorId> summed = wait_for_exchange(g_, s.channel, {s.received}, s.own, "arrived");
+    summed.insert(summed.end(), s.own.begin(), s.own.end());
     Attributes a = attributes(s.bounds);
     a.set("sums", sums_), a.set("merges", merges_);
     // Where the whole gradient need not stay, the loss alone does.
     const size_t freed = p_.zero >= 2 && p_.sends_at_once() ? s.parameters.size() : 0;
     a.set("in_place", static_cast<int64_t>(s.tensors.size() - freed));
-    waited.front() = arrived;
-    const std::vector<TensorId> sums = g_.add("ordered_sum", a, waited, "sum");
+    const std::vector<TensorId> sums = g_.add("ordered_sum", a, summed, "sum");
     for (size_t k = 0; k < s.parameters.size(); ++k) {
       results_[s.parameters[k]] = sums[k];
       if (sums[k] != kNone) g_.tensor(sums[k]).name = table_[s.parameters[k]].name + ".grad.sum";
@@ -240,17 +238,16 @@ class Reducer {
     ++g_.channels;
     Attributes a = attributes(bounds, group);
     a.set("sums", List(static_cast<size_t>(group.ranks), 1));
-    std::vector<TensorId> waited = {
-        g_.add("reduce_scatter_start", a, tensors, "tokens." + std::to_string(g_.channels))[0]};
-    waited.insert(waited.end(), tensors.begin(), tensors.end());
-    waited[0] = g_.add("exchange_wait", {{"channel", g_.channels}, {"arrivals", 1}}, waited, "arrived")[0];
+    const std::vector<TensorId> started =
+        g_.add("reduce_scatter_start", a, tensors, "tokens." + std::to_string(g_.channels));
+    std::vector<TensorId> summed = wait_for_exchange(g_, g_.channels, started, tensors, "arrived");
+    summed.insert(summed.end(), tensors.begin(), tensors.end());
     a.set("merges", merges), a.set("in_place", static_cast<int64_t>(tensors.size()));
-    g_.add("ordered_sum", a, waited, "sum");
+    g_.add("ordered_sum", a, summed, "sum");
     ++g_.channels;
     const std::vector<TensorId> whole =
         g_.add("all_gather_start", attributes(bounds, group), tensors, "tokens." + std::to_string(g_.channels));
-    g_.add("exchange_wait", {{"channel", g_.channels}, {"arrivals", static_cast<int64_t>(whole.size())}}, whole,
-           "tokens");
+    wait_for_exchange(g_, g_.channels, whole, {}, "tokens");
   }
 
   TensorId loss_of(const Started& s) const { return s.tensors.back(); }
@@ -259,6 +256,13 @@ class Reducer {
     Gather all{++g_.channels, {}, g_.layer};
     all.tensors = g_.add("all_gather_start", attributes(bounds), tensors, "gather." + std::to_string(all.channel));
     gathers_.push_back(std::move(all));
+  }
+
+  // A tensor of which each rank of the group has its piece, with all of them.
+  TensorId gather_now(TensorId id, const List& bounds, const RankGroup& group, int64_t channel, const char* name) {
+    Attributes a = attributes(bounds, group);
+    a.set("channel", channel);
+    return wait_for_exchange(g_, channel, g_.add("all_gather_start", a, {id}, name), {}, name)[0];
   }
 
   // The norm of the sums and the loss, for which all ranks wait for each other; and, without ZeRO, all sums.
@@ -275,9 +279,7 @@ class Reducer {
     }
     const Mesh::Place place = p_.mesh.place_of(p_.run_rank);
     // What a phase starts it also waits for, so that each phase is a whole for a GPU that replays it.
-    for (const Gather& gather : gathers_)
-      g_.add("exchange_wait", {{"channel", gather.channel}, {"arrivals", static_cast<int64_t>(gather.tensors.size())}},
-             gather.tensors, "gathered");
+    for (const Gather& gather : gathers_) wait_for_exchange(g_, gather.channel, gather.tensors, {}, "gathered");
     g_.phase = Phase::optimizer;
     for (size_t i = 0; i < table_.size(); ++i) {
       if (table_[i].group == LearningRateGroup::balance) continue;  // what it has is no gradient
@@ -293,11 +295,7 @@ class Reducer {
       const RankGroup stages = p_.mesh.stage_group(p_.run_rank);
       List last(static_cast<size_t>(stages.ranks) + 1, 0);
       last.back() = 1;
-      Attributes a = attributes(last, stages);
-      a.set("channel", int64_t{kStageLossChannel});
-      loss_ = g_.add("all_gather_start", a, {loss_}, "loss")[0];
-      loss_ = g_.add("exchange_wait", {{"channel", int64_t{kStageLossChannel}}, {"arrivals", 1}}, {loss_}, "loss")[0];
-      r.loss = loss_;
+      loss_ = gather_now(loss_, last, stages, kStageLossChannel, "loss");
     }
     const RankGroup run = p_.all();
     TensorId squares = g_.add(
@@ -306,11 +304,7 @@ class Reducer {
     if (!run.is_alone()) {
       List rows;
       for (int rank = 0; rank <= run.ranks; ++rank) rows.push_back(rank * slots);
-      const int64_t channel = p_.mesh.stage > 1 ? kWorldChannel : ++g_.channels;
-      Attributes a = attributes(rows, run);
-      a.set("channel", channel);
-      squares = g_.add("all_gather_start", a, {squares}, "squares")[0];
-      squares = g_.add("exchange_wait", {{"channel", channel}, {"arrivals", 1}}, {squares}, "squares")[0];
+      squares = gather_now(squares, rows, run, p_.mesh.stage > 1 ? kWorldChannel : ++g_.channels, "squares");
     }
     r.norm = g_.add("gradient_norm", {}, {squares}, "gradient_norm")[0];
     r.loss = loss_;

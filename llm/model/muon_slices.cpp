@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
+#include "llm/ops/exchange.h"
 #include "llm/ops/pieces.h"
-#include "llm/ops/row_exchange.h"
 
 namespace llm {
 namespace {
@@ -44,10 +44,8 @@ std::vector<TensorId> gather_gradients(Graph& g, const std::vector<SlicedMatrix>
   a.set("bounds", bounds), a.set("channel", channel);
   a.set("sums", List(static_cast<size_t>(tensor.ranks), 1));
   const Pieces pieces(a);
-  std::vector<TensorId> waited = {g.add("reduce_scatter_start", a, sent, name + ".slices")[0]};
-  waited.insert(waited.end(), sent.begin(), sent.end());
-  const TensorId received =
-      g.add("exchange_wait", {{"channel", a.integer("channel")}, {"arrivals", 1}}, waited, name + ".slices")[0];
+  const std::vector<TensorId> started = g.add("reduce_scatter_start", a, sent, name + ".slices");
+  const TensorId received = wait_for_exchange(g, channel, started, sent, name + ".slices")[0];
   std::vector<TensorId> wholes;
   for (size_t k = 0; k < matrices.size(); ++k) {
     wholes.push_back(kNone);
@@ -84,12 +82,8 @@ std::vector<TensorId> share_updates(Graph& g, const std::vector<SlicedMatrix>& m
   Attributes a = group_attributes(tensor);
   a.set("bounds", bounds), a.set("shapes", shapes), a.set("bf16", bf16);
   a.set("channel", channel);
-  std::vector<TensorId> waited = g.add("piece_gather_start", a, sent, name + ".updates");
-  const auto arrivals = static_cast<int64_t>(waited.size());
-  for (const TensorId id : sent)
-    if (id != kNone) waited.push_back(id);
-  const std::vector<TensorId> wholes =
-      g.add("exchange_wait", {{"channel", a.integer("channel")}, {"arrivals", arrivals}}, waited, name + ".updates");
+  const std::vector<TensorId> started = g.add("piece_gather_start", a, sent, name + ".updates");
+  const std::vector<TensorId> wholes = wait_for_exchange(g, channel, started, sent, name + ".updates");
 
   std::vector<TensorId> slices;
   auto next = wholes.begin();

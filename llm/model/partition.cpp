@@ -4,7 +4,7 @@
 
 #include "llm/base/error.h"
 #include "llm/model/distribute.h"
-#include "llm/ops/row_exchange.h"
+#include "llm/ops/exchange.h"
 #include "llm/ops/square_sums.h"
 
 namespace llm {
@@ -106,9 +106,7 @@ void add_parameter_gather(Graph& graph, const std::vector<Parameter>& table, con
     started.emplace_back(channel, graph.add("all_gather_start", a, tensors, "parameters." + std::to_string(channel)));
   }
   graph.layer = -1;
-  for (auto& [number, tensors] : started)
-    graph.add("exchange_wait", {{"channel", number}, {"arrivals", static_cast<int64_t>(tensors.size())}}, tensors,
-              "parameters");
+  for (auto& [number, tensors] : started) wait_for_exchange(graph, number, tensors, {}, "parameters");
 }
 
 }  // namespace llm

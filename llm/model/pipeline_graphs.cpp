@@ -4,7 +4,7 @@
 
 #include "llm/graph/autodiff.h"
 #include "llm/model/shard.h"
-#include "llm/ops/row_exchange.h"
+#include "llm/ops/exchange.h"
 
 namespace llm {
 namespace {
@@ -122,7 +122,7 @@ PipelineGraphs build_pipeline_graphs(const ModelConfig& config, int64_t batch, i
     Attributes a = group_attributes(ends);
     a.set("bounds", std::vector<int64_t>{0, elements, elements}), a.set("channel", int64_t{kTiedHeadChannel});
     const std::vector<TensorId> sent = g.add("all_gather_start", a, {g.find(tied)}, "tied_head");
-    g.add("exchange_wait", {{"channel", int64_t{kTiedHeadChannel}}, {"arrivals", 1}}, sent, "tied_head");
+    wait_for_exchange(g, kTiedHeadChannel, sent, {}, "tied_head");
   }
   return all;
 }

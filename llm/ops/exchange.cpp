@@ -9,6 +9,8 @@
 //   exchange_wait          what is to arrive, then what is being sent -> the first "arrivals" inputs, in place
 // A reduce-scatter is an all-to-all of pieces and the op ordered_sum. Its attribute "sums" says how many sums each rank
 // contributes (llm/base/tree_sum.h): the inputs are all tensors of the first sum, then all of the second and so on.
+#include "llm/ops/exchange.h"
+
 #include "llm/device/communicator.h"
 #include "llm/graph/autodiff.h"
 #include "llm/ops/ops.h"
@@ -21,13 +23,6 @@ namespace {
 std::byte* piece_of(const KernelCall& call, size_t input, int64_t first) {
   auto* const tensor = const_cast<std::byte*>(call.in<std::byte>(input));
   return tensor + static_cast<size_t>(first) * size_of(call.in_dtype(input));
-}
-
-Communicator& ranks_of(const KernelCall& call, const Pieces& pieces) {
-  if (!call.ranks || call.ranks->rank() != pieces.in_run(pieces.rank()) ||
-      call.ranks->size() <= pieces.in_run(pieces.ranks() - 1))
-    fail("the graph of rank ", pieces.in_run(pieces.rank()), " runs elsewhere");
-  return *call.ranks;
 }
 
 void check_bounds(const Graph& g, const Node& node, const Pieces& pieces) {
@@ -67,7 +62,7 @@ Cost cost_reduce_scatter(const Graph& g, const Node& node) {
 
 void reduce_scatter(const KernelCall& call) {
   const Pieces pieces(call.node.attributes);
-  Communicator& ranks = ranks_of(call, pieces);
+  Communicator& ranks = ranks_of(call);
   const auto sums = call.node.attributes.list("sums");
   const auto channel = static_cast<int>(call.node.attributes.integer("channel"));
   Exchange& exchange = ranks.prepare(channel);
@@ -115,7 +110,7 @@ Cost cost_all_gather(const Graph& g, const Node& node) {
 // owner). An own piece that lies elsewhere is sent to this rank as well.
 template <class Mine, class Place>
 void start_gather(const KernelCall& call, const Pieces& pieces, bool lies_elsewhere, Mine mine, Place place) {
-  Communicator& ranks = ranks_of(call, pieces);
+  Communicator& ranks = ranks_of(call);
   const auto channel = static_cast<int>(call.node.attributes.integer("channel"));
   Exchange& exchange = ranks.prepare(channel);
   for (int64_t r = 0; r < pieces.ranks(); ++r) {
@@ -179,25 +174,12 @@ void piece_gather(const KernelCall& call) {
       call, pieces, true, [&](size_t t) { return piece_of(call, t, 0); }, place);
 }
 
-void infer_wait(Graph& g, Node& node) {
-  const std::vector<TensorId> inputs = node.inputs;
-  for (int64_t i = 0; i < node.attributes.integer("arrivals"); ++i) {
-    const TensorId id = inputs.at(static_cast<size_t>(i));
-    const Tensor arriving = g.tensor(id);
-    const TensorId out = g.add_output(node, "", arriving.dtype, arriving.shape);
-    g.tensor(out).alias = id, g.tensor(out).role = arriving.role;
-  }
-}
-
 // Of a wait for all ranks' rows (row_exchange.h): each rank's gradients of this rank's rows are added.
 void backward_of_wait(Graph& g, const Node& node, Gradients& gradients) {
   if (!node.attributes.flag("gathers_rows")) fail("exchange_wait: what was exchanged has no gradient");
   gradients.contribute(node.inputs[1], sum_rows(g, gradients.of(node.outputs[0]), kNone, g.shape(node.inputs[1]),
                                                 group_of(node.attributes), g.tensor(node.inputs[1]).name + ".grad"));
 }
-
-// All that it moves has been counted where it was started.
-Cost cost_of_wait(const Graph&, const Node&) { return {0, 0, 1}; }
 
 void wait(const KernelCall& call) {
   if (call.ranks) call.ranks->wait(static_cast<int>(call.node.attributes.integer("channel")));
@@ -213,6 +195,43 @@ std::vector<Example> all_gather_examples() {
 std::vector<Example> wait_examples() { return {{{{"channel", 1}, {"arrivals", 1}}, {fixed({3, 4}), fixed({5})}}}; }
 
 }  // namespace
+
+Attributes group_attributes(const RankGroup& group) {
+  return {{"rank", group.rank}, {"ranks", group.ranks}, {"first", group.first}, {"stride", group.stride}};
+}
+
+RankGroup group_of(const Attributes& a) {
+  return {static_cast<int>(a.integer("rank")), static_cast<int>(a.integer("ranks")),
+          static_cast<int>(a.integer("first", 0)), static_cast<int>(a.integer("stride", 1))};
+}
+
+std::vector<TensorId> wait_for_exchange(Graph& g, int64_t channel, std::vector<TensorId> arriving,
+                                        const std::vector<TensorId>& sent, const std::string& name) {
+  const auto arrivals = static_cast<int64_t>(arriving.size());
+  for (const TensorId id : sent)
+    if (id != kNone) arriving.push_back(id);
+  return g.add("exchange_wait", {{"channel", channel}, {"arrivals", arrivals}}, arriving, name);
+}
+
+void infer_arrivals(Graph& g, Node& node) {
+  const std::vector<TensorId> inputs = node.inputs;
+  for (int64_t i = 0; i < node.attributes.integer("arrivals"); ++i) {
+    const TensorId id = inputs.at(static_cast<size_t>(i));
+    const Tensor arriving = g.tensor(id);
+    const TensorId out = g.add_output(node, "", arriving.dtype, arriving.shape);
+    g.tensor(out).alias = id, g.tensor(out).role = arriving.role;
+  }
+}
+
+Cost cost_of_wait(const Graph&, const Node&) { return {0, 0, 1}; }
+
+Communicator& ranks_of(const KernelCall& call) {
+  const RankGroup group = group_of(call.node.attributes);
+  if (!call.ranks || call.ranks->rank() != group.in_run(group.rank) ||
+      call.ranks->size() <= group.in_run(group.ranks - 1))
+    fail("the graph of rank ", group.in_run(group.rank), " runs elsewhere");
+  return *call.ranks;
+}
 
 std::vector<Op> exchange_ops() {
   return {{.name = "reduce_scatter_start",
@@ -238,7 +257,7 @@ std::vector<Op> exchange_ops() {
            .cpu_takes_bf16 = true},
           {.name = "exchange_wait",
            .summary = "waits for what other ranks send",
-           .infer = infer_wait,
+           .infer = infer_arrivals,
            .backward = backward_of_wait,
            .cost = cost_of_wait,
            .cpu = wait,

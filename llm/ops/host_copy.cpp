@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "llm/ops/cuda_kernels.h"
+#include "llm/ops/exchange.h"
 #include "llm/ops/ops.h"
 
 namespace llm {
@@ -31,24 +32,12 @@ void infer_store(Graph& g, Node& node) {
   }
 }
 
-void infer_wait(Graph& g, Node& node) {
-  for (int64_t i = 0; i < node.attributes.integer("arrivals"); ++i) {
-    const TensorId id = node.inputs.at(static_cast<size_t>(i));
-    const Tensor arriving = g.tensor(id);
-    const TensorId out = g.add_output(node, "", arriving.dtype, arriving.shape);
-    g.tensor(out).alias = id, g.tensor(out).role = arriving.role;
-  }
-}
-
 Cost cost_of_copy(const Graph& g, const Node& node) {
   Cost c;
   for (const TensorId id : node.outputs) c.bytes_written += static_cast<double>(g.tensor(id).bytes());
   c.bytes_read = c.bytes_written;
   return c;
 }
-
-// All that it moves has been counted where it was started.
-Cost cost_of_wait(const Graph&, const Node&) { return {0, 0, 1}; }
 
 // From input i to output i. On a CPU all memory is the host's.
 void copy_on_cpu(const KernelCall& call) {
@@ -90,7 +79,7 @@ std::vector<Op> host_copy_ops() {
            .cpu_takes_bf16 = true},
           {.name = "copy_wait",
            .summary = "waits for a copy between the device and the host's memory",
-           .infer = infer_wait,
+           .infer = infer_arrivals,
            .cost = cost_of_wait,
            .cpu = wait_on_cpu,
            .cuda = cuda::copy_wait,

@@ -11,6 +11,7 @@
 #include "llm/device/communicator.h"
 #include "llm/graph/autodiff.h"
 #include "llm/ops/cuda_kernels.h"
+#include "llm/ops/exchange.h"
 #include "llm/ops/ops.h"
 #include "llm/ops/rows.h"
 
@@ -91,17 +92,10 @@ Cost cost_of_sum(const Graph& g, const Node& node) {
   return {elements * (ranks - 1), own * ranks, own};
 }
 
-Communicator& ranks_of(const KernelCall& call, const RankGroup& group) {
-  if (!call.ranks || call.ranks->rank() != group.in_run(group.rank) ||
-      call.ranks->size() <= group.in_run(group.ranks - 1))
-    fail("the graph of rank ", group.in_run(group.rank), " runs elsewhere");
-  return *call.ranks;
-}
-
 // From this rank's rows to all ranks' buffers; its own rows are copied to their place by a message to itself.
 void start_gather(const KernelCall& call) {
   const RankGroup group = group_of(call.node.attributes);
-  Communicator& ranks = ranks_of(call, group);
+  Communicator& ranks = ranks_of(call);
   const auto channel = static_cast<int>(call.node.attributes.integer("channel"));
   Exchange& exchange = ranks.prepare(channel);
   const size_t bytes = call.graph.tensor(call.node.inputs[0]).bytes();
@@ -115,7 +109,7 @@ void start_gather(const KernelCall& call) {
 
 void start_scatter(const KernelCall& call) {
   const RankGroup group = group_of(call.node.attributes);
-  Communicator& ranks = ranks_of(call, group);
+  Communicator& ranks = ranks_of(call);
   const auto channel = static_cast<int>(call.node.attributes.integer("channel"));
   Exchange& exchange = ranks.prepare(channel);
   const size_t bytes = call.graph.tensor(call.node.inputs[0]).bytes() / static_cast<size_t>(group.ranks);
@@ -162,15 +156,6 @@ std::vector<Example> sum_examples() {
 
 }  // namespace
 
-Attributes group_attributes(const RankGroup& group) {
-  return {{"rank", group.rank}, {"ranks", group.ranks}, {"first", group.first}, {"stride", group.stride}};
-}
-
-RankGroup group_of(const Attributes& a) {
-  return {static_cast<int>(a.integer("rank")), static_cast<int>(a.integer("ranks")),
-          static_cast<int>(a.integer("first", 0)), static_cast<int>(a.integer("stride", 1))};
-}
-
 TensorId gather_rows(Graph& g, TensorId own, Shape all, const RankGroup& group, const std::string& name) {
   Attributes a = group_attributes(group);
   a.set("channel", ++g.channels);
@@ -188,8 +173,7 @@ TensorId sum_rows(Graph& g, TensorId partial, TensorId bias, Shape own, const Ra
   a.set("channel", ++g.channels);
   a.set("shape", list_of(own));
   const TensorId arriving = g.add("rows_scatter_start", a, {partial}, name + ".start")[0];
-  const TensorId received = g.add("exchange_wait", {{"channel", a.integer("channel")}, {"arrivals", 1}},
-                                  {arriving, partial}, name + ".received")[0];
+  const TensorId received = wait_for_exchange(g, a.integer("channel"), {arriving}, {partial}, name + ".received")[0];
   Attributes sums = group_attributes(group);
   sums.set("shape", list_of(own));
   return g.add("sum_partials", sums, {received, partial, bias}, name)[0];

@@ -2,7 +2,7 @@
 #include "llm/device/cuda.h"
 #include "llm/device/simt.h"
 #include "llm/ops/cuda_kernels.h"
-#include "llm/ops/row_exchange.h"
+#include "llm/ops/exchange.h"
 
 namespace llm::cuda {
 namespace {

@@ -15,8 +15,4 @@ TensorId gather_rows(Graph& graph, TensorId own, Shape all, const RankGroup& gro
 TensorId sum_rows(Graph& graph, TensorId partial, TensorId bias, Shape own, const RankGroup& group,
                   const std::string& name);
 
-// Attributes by which ops know their group: "rank", "ranks", "first", "stride".
-Attributes group_attributes(const RankGroup& group);
-RankGroup group_of(const Attributes& attributes);
-
 }  // namespace llm
