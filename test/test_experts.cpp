@@ -119,6 +119,7 @@ TEST_CASE("experts: the loss and the bias both spread the tokens") {
   const double alone = load_after(reference::small_config("experts"), 0);
   const double by_loss = load_after(reference::small_config("experts"), 0.05), by_bias = load_after(with_bias(), 0);
   MESSAGE("largest load ", alone, ", with the loss ", by_loss, ", with the bias ", by_bias);
+  CHECK(by_loss < 1.3);
   // How far apart they are depends on last bits, and so on the compiler.
   CHECK(by_loss < alone - 0.1);
   CHECK(by_bias < alone - 0.1);

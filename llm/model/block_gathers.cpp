@@ -155,10 +155,10 @@ class BlockGatherer {
       const Parameter whole = whole_of(p);
       List parts, shape;
       for (int s = 0; s < p.slices; ++s)
-        for (CopiedPart part : parts_of_slice(whole, p.slices, s)) {
-          std::swap(part.from, part.to), std::swap(part.from_stride, part.to_stride);
-          part.from += s * p.shape.elements();
-          add_part(parts, part);
+        for (const CopiedPart& part : parts_of_slice(whole, p.slices, s)) {
+          CopiedPart back = turned(part);
+          back.from += s * p.shape.elements();
+          add_part(parts, back);
         }
       for (int axis = 0; axis < whole.shape.rank(); ++axis) shape.push_back(whole.shape[axis]);
       arrived[k] = g_.add("copy_parts", {{"shape", shape}, {"parts", parts}}, {*next++}, p.name + ".joined")[0];

@@ -234,13 +234,22 @@ Graph build_forward(const ModelConfig& config, int64_t batch, int64_t tokens, DT
   return g;
 }
 
+void add_step_end(TrainingGraph& t, const std::vector<Parameter>& table, const std::vector<Parameter>& all,
+                  const OptimizerOptions& options, const DataParallel& parallel) {
+  const Partition partition = partition_of(table, options.kind, parallel.ranks);
+  const Reduced reduced = add_reduction(t.graph, table, t.gradients, t.loss, parallel, partition, all);
+  t.gradient_norm = reduced.norm;
+  t.guarded_norm = add_optimizer(t.graph, table, reduced.stepped, reduced.norm, reduced.loss, options,
+                                 parallel.mesh.tensor_group(parallel.run_rank));
+  add_parameter_gather(t.graph, table, parallel, partition);
+}
+
 TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int64_t tokens,
                                    const OptimizerOptions& options, DType dtype, const RecipeOptions& recipe,
                                    const DataParallel& parallel) {
   TrainingGraph t;
   Graph& g = t.graph = build_forward(config, batch, tokens, dtype, recipe, parallel);
-  const std::vector<Parameter> all = sliced_table(parameter_table(config, recipe.parametrization), parallel.mesh);
-  const std::vector<Parameter>& table = all;
+  const std::vector<Parameter> table = sliced_table(parameter_table(config, recipe.parametrization), parallel.mesh);
   t.tokens = g.find("tokens"), t.targets = g.find("targets"), t.loss_weights = g.find("loss_weights");
   t.losses = g.find("losses"), t.loss = g.find("loss");
   const TensorId weights = g.nodes.back().inputs[1];
@@ -255,12 +264,7 @@ TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int
   if (config.tied_head && parallel.micro_steps > 1)
     for (size_t i = 0; i < table.size(); ++i)
       if (table[i].name == head_weight(config)) t.gradients[i] = separate_embedding_gradient(g, t.gradients[i]);
-  const Partition partition = partition_of(table, options.kind, parallel.ranks);
-  const Reduced reduced = add_reduction(g, table, t.gradients, t.loss, parallel, partition, all);
-  t.gradient_norm = reduced.norm;
-  t.guarded_norm = add_optimizer(g, table, reduced.stepped, reduced.norm, reduced.loss, options,
-                                 parallel.mesh.tensor_group(parallel.run_rank));
-  add_parameter_gather(g, table, parallel, partition);
+  add_step_end(t, table, table, options, parallel);
   return t;
 }
 

@@ -41,6 +41,10 @@ std::string router_loss_of(int64_t layer);
 // The forward pass of a rank, to the losses and their mean: tensors "tokens", "targets", "loss_weights", "losses", "loss".
 Graph build_forward(const ModelConfig& config, int64_t batch, int64_t tokens, DType dtype, const RecipeOptions& recipe,
                     const DataParallel& parallel);
+// Appends a step's end, to a graph that has the gradients and the loss of its micro-steps: the sums over the ranks, and the
+// steps of the parameters. `table`: this rank's parameters, in the order of the gradients; `all`: those of all stages.
+void add_step_end(TrainingGraph& training, const std::vector<Parameter>& table, const std::vector<Parameter>& all,
+                  const OptimizerOptions& options, const DataParallel& parallel);
 TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int64_t tokens,
                                    const OptimizerOptions& options, DType dtype = DType::fp32,
                                    const RecipeOptions& recipe = {}, const DataParallel& parallel = {});

@@ -53,8 +53,8 @@ std::vector<TensorId> gather_gradients(Graph& g, const std::vector<SlicedMatrix>
     const Parameter whole = whole_of(*matrices[k].slice);
     List parts;
     for (int s = 0; s < tensor.ranks; ++s)
-      for (CopiedPart p : parts_of_slice(whole, tensor.ranks, s)) {
-        std::swap(p.from, p.to), std::swap(p.from_stride, p.to_stride);
+      for (const CopiedPart& part : parts_of_slice(whole, tensor.ranks, s)) {
+        CopiedPart p = turned(part);
         p.input = s == tensor.rank ? 1 : 0;
         if (s != tensor.rank) p.from += (s - (s > tensor.rank ? 1 : 0)) * g.shape(received)[1] + pieces.place(k);
         add_part(parts, p);

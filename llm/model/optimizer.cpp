@@ -242,6 +242,13 @@ class StepBuilder {
     TensorId gradient;
     std::vector<int64_t> rows;      // of its parts
     std::vector<TensorId> updates;  // of each, or of this rank's slice of it
+
+    // Takes its updates from a list of several matrices'; returns the place behind them.
+    auto take(std::vector<TensorId>::const_iterator next) {
+      const auto end = next + static_cast<std::ptrdiff_t>(rows.size());
+      updates.assign(next, end);
+      return end;
+    }
   };
 
   void muon(const std::vector<Part>& parts, int64_t channel, const std::string& name) {
@@ -267,9 +274,7 @@ class StepBuilder {
       const std::vector<TensorId> slices = share_updates(g_, cut, updates, bf16_, tensor_, channel + 1, name);
       auto next = slices.begin();
       for (Matrix& m : matrices)
-        if (is_cut(m.i))
-          m.updates.assign(next, next + static_cast<std::ptrdiff_t>(m.rows.size())),
-              next += static_cast<std::ptrdiff_t>(m.rows.size());
+        if (is_cut(m.i)) next = m.take(next);
     }
     apply(matrices, name);
   }
@@ -293,9 +298,7 @@ class StepBuilder {
         orthogonal({outputs.end() - static_cast<std::ptrdiff_t>(all_rows.size()), outputs.end()}, name);
     auto next = x.begin();
     for (Matrix& m : matrices)
-      if (has_momentum(m.i))
-        m.updates.assign(next, next + static_cast<std::ptrdiff_t>(m.rows.size())),
-            next += static_cast<std::ptrdiff_t>(m.rows.size());
+      if (has_momentum(m.i)) next = m.take(next);
   }
 
   void apply(const std::vector<Matrix>& matrices, const std::string& name) {

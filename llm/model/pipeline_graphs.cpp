@@ -109,12 +109,7 @@ PipelineGraphs build_pipeline_graphs(const ModelConfig& config, int64_t batch, i
                                                  forward.shape(forward.find(router_statistics_of(p.layer))),
                                                  Role::accumulator));
   t.loss = g.add_tensor("loss", DType::fp32, {1}, Role::accumulator);
-  const Partition partition = partition_of(table, options.kind, parallel.ranks);
-  const Reduced reduced = add_reduction(g, table, t.gradients, t.loss, parallel, partition, sliced);
-  t.gradient_norm = reduced.norm;
-  t.guarded_norm = add_optimizer(g, table, reduced.stepped, reduced.norm, reduced.loss, options,
-                                 parallel.mesh.tensor_group(parallel.run_rank));
-  add_parameter_gather(g, table, parallel, partition);
+  add_step_end(t, table, sliced, options, parallel);
   if (config.tied_head && (is_first || is_last)) {
     RankGroup ends = parallel.mesh.stage_group(parallel.run_rank);
     ends = {is_first ? 0 : 1, 2, ends.first, ends.stride * (stages - 1)};

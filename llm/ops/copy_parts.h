@@ -39,6 +39,11 @@ class CopiedParts {
 
 inline CopiedParts parts_of(const Attributes& attributes) { return CopiedParts(attributes.list("parts")); }
 
+// The same rectangle the other way.
+inline CopiedPart turned(const CopiedPart& p) {
+  return {p.input, p.to, p.to_stride, p.from, p.from_stride, p.rows, p.columns};
+}
+
 inline void add_part(std::vector<int64_t>& list, const CopiedPart& p) {
   list.insert(list.end(), {p.input, p.from, p.from_stride, p.to, p.to_stride, p.rows, p.columns});
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include "llm/base/bytes.h"
 #include "llm/base/error.h"
@@ -35,9 +36,14 @@ Pipeline::Pipeline(PipelineGraphs& graphs, const PipelineShape& shape, const Dat
       run_rank_(parallel.run_rank),
       stage_(parallel.mesh.place_of(parallel.run_rank).stage),
       actions_(make_schedule(shape)[static_cast<size_t>(stage_)]),
-      under_way_(static_cast<size_t>(kMostPipelineChannels) + 1, false) {
-  size_t base = placed_bytes(layout.bytes()), all_slots = 0;
-  for (int c = 0; c < shape.chunks; ++c) all_slots += slots_of(actions_, c, parallel.splits_backward);
+      under_way_(static_cast<size_t>(kMostPipelineChannels) + 1, nullptr) {
+  const size_t fixed = placed_bytes(layout.bytes());
+  size_t base = fixed, all_slots = 0;
+  std::vector<size_t> slots;  // by chunk
+  for (int c = 0; c < shape.chunks; ++c) {
+    slots.push_back(slots_of(actions_, c, parallel.splits_backward));
+    all_slots += slots.back();
+  }
   for (int c = 0; c < shape.chunks; ++c) {
     PipelinePart& part = graphs.parts[static_cast<size_t>(c)];
     Chunk& chunk = chunks_.emplace_back();
@@ -45,7 +51,7 @@ Pipeline::Pipeline(PipelineGraphs& graphs, const PipelineShape& shape, const Dat
     if (options.memory_budget) {
       PersistentLayout of_part;
       of_part.add(part.graph);
-      const size_t left = options.memory_budget > base ? options.memory_budget - placed_bytes(layout.bytes()) : 0;
+      const size_t left = options.memory_budget > fixed ? options.memory_budget - fixed : 0;
       own.memory_budget = of_part.bytes() + std::max<size_t>(1, left / all_slots);
     }
     const std::vector<TensorId> results = part.results();
@@ -59,7 +65,7 @@ Pipeline::Pipeline(PipelineGraphs& graphs, const PipelineShape& shape, const Dat
     }
     chunk.ids = part;
     chunk.part = c * shape.stages + stage_;
-    for (size_t s = 0; s < slots_of(actions_, c, parallel.splits_backward); ++s) {
+    for (size_t s = 0; s < slots[static_cast<size_t>(c)]; ++s) {
       chunk.slots.push_back(std::make_unique<Program>(chunk.compiled, layout, base));
       base += placed_bytes(chunk.compiled->plan.bytes);
     }
@@ -83,18 +89,17 @@ int Pipeline::channel(int boundary, bool back, int micro) const {
   return 1 + (2 * boundary + (back ? 1 : 0)) * each + micro % each;
 }
 
-void Pipeline::wait_for_sent(Communicator& by, int channel) {
-  if (under_way_[static_cast<size_t>(channel)]) by.wait(channel);
-  under_way_[static_cast<size_t>(channel)] = false;
+void Pipeline::wait_for_sent(int channel) {
+  if (Communicator* const by = std::exchange(under_way_[static_cast<size_t>(channel)], nullptr)) by->wait(channel);
 }
 
 void Pipeline::send(Communicator& by, int stage, int channel, Program& program, TensorId id) {
-  wait_for_sent(by, channel);
+  wait_for_sent(channel);
   Mesh::Place to = mesh_.place_of(run_rank_);
   to.stage = stage;
   by.prepare(channel).sends.push_back({mesh_.rank_of(to), program.data<void>(id), program.graph().tensor(id).bytes()});
   by.start(channel);
-  under_way_[static_cast<size_t>(channel)] = true;
+  under_way_[static_cast<size_t>(channel)] = &by;
 }
 
 void Pipeline::receive(Communicator& by, int stage, int channel, Program& program, TensorId id) {
@@ -116,8 +121,8 @@ void Pipeline::pass(const PipelineAction& a, const StepState& state, const Provi
   if (a.pass == Pass::forward) {
     // What the slot's last micro-batch sent has left.
     if (const int last = a.micro - slots; last >= 0) {
-      if (ids.sent != kNone) wait_for_sent(*forward_, channel(chunk.part, false, last));
-      if (ids.received != kNone) wait_for_sent(*backward_, channel(chunk.part - 1, true, last));
+      if (ids.sent != kNone) wait_for_sent(channel(chunk.part, false, last));
+      if (ids.received != kNone) wait_for_sent(channel(chunk.part - 1, true, last));
     }
     const auto address = [&](TensorId id) { return id == kNone ? nullptr : program.data<void>(id); };
     if (ids.tokens != kNone || ids.targets != kNone)
@@ -143,12 +148,7 @@ void Pipeline::run(StepState state, int64_t first_sample, int64_t batch, const P
     state.first_sample = first_sample + a.micro * batch;
     pass(a, state, provide);
   }
-  for (size_t c = 1; c < under_way_.size(); ++c) {
-    if (!under_way_[c]) continue;
-    const int each = static_cast<int>(kMostPipelineChannels) / (2 * shape_.stages * shape_.chunks);
-    const bool back = (static_cast<int>(c) - 1) / each % 2 == 1;
-    wait_for_sent(back ? *backward_ : *forward_, static_cast<int>(c));
-  }
+  for (size_t c = 0; c < under_way_.size(); ++c) wait_for_sent(static_cast<int>(c));
   if (head_gradient_ == MemoryPlan::kNowhere) return;
   // The last stage's gradient of a tied head goes to the first, which has the embedding's.
   Mesh::Place other = mesh_.place_of(run_rank_);

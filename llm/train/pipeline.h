@@ -48,7 +48,7 @@ class Pipeline {
   int channel(int boundary, bool back, int micro) const;
   void send(Communicator& by, int stage, int channel, Program& program, TensorId id);
   void receive(Communicator& by, int stage, int channel, Program& program, TensorId id);
-  void wait_for_sent(Communicator& by, int channel);
+  void wait_for_sent(int channel);
 
   PipelineShape shape_;
   Mesh mesh_;
@@ -59,7 +59,7 @@ class Pipeline {
   size_t head_gradient_ = MemoryPlan::kNowhere, head_gradient_bytes_ = 0;  // where a tied head's gradient lies
   const Arena* arena_ = nullptr;
   Communicator *forward_ = nullptr, *backward_ = nullptr;
-  std::vector<bool> under_way_;  // by channel: what was sent there may not have left
+  std::vector<Communicator*> under_way_;  // by channel: who carries what may not have left; null: nothing
   std::vector<PassTime> times_;
 };
 

@@ -9,13 +9,9 @@
 namespace llm {
 namespace {
 
-// Copies rectangles, from the whole to the slice or back.
-void copy(const std::vector<CopiedPart>& parts, const float* from, float* to, bool back) {
-  for (const CopiedPart& p : parts)
-    for (int64_t row = 0; row < p.rows; ++row) {
-      const int64_t whole = p.from + row * p.from_stride, slice = p.to + row * p.to_stride;
-      std::copy_n(from + (back ? slice : whole), p.columns, to + (back ? whole : slice));
-    }
+void copy(const CopiedPart& p, const float* from, float* to) {
+  for (int64_t row = 0; row < p.rows; ++row)
+    std::copy_n(from + p.from + row * p.from_stride, p.columns, to + p.to + row * p.to_stride);
 }
 
 }  // namespace
@@ -25,11 +21,11 @@ Placement::Placement(const std::vector<Parameter>& whole, const DataParallel& pa
     : parallel_(parallel),
       whole_(whole),
       sliced_(sliced_table(whole, parallel.mesh)),
-      stage_(parallel.mesh.place_of(parallel.run_rank).stage) {
+      place_(parallel.mesh.place_of(parallel.run_rank)) {
   const int stages = parallel.mesh.stage;
   std::map<std::string, size_t> number;
   for (size_t p = 0; p < whole_.size(); ++p) number[whole_[p].name] = p;
-  if (tied_head && stages > 1 && stage_ + 1 == stages) tied_copy_ = "token_embedding.weight";
+  if (tied_head && stages > 1 && place_.stage + 1 == stages) tied_copy_ = "token_embedding.weight";
   for (int stage = 0; stage < stages; ++stage) {
     DataParallel there = parallel;
     there.run_rank = parallel.mesh.rank_of({parallel.rank, stage, 0, 0});
@@ -55,40 +51,41 @@ std::vector<CopiedPart> Placement::parts_of(const Tensor& t, int slice) const {
   return parts_of_slice(whole_[t.parameter], t.slices, slice);
 }
 
+void Placement::take_slice(const Tensor& t, const float* whole, float* slice) const {
+  for (const CopiedPart& part : parts_of(t, place_.tensor)) copy(part, whole, slice);
+}
+
 bool Placement::is_here(const std::string& name) const {
   const auto found = tensors_.find(name);
   if (found == tensors_.end()) return true;
   const Tensor& t = found->second;
   if (name == tied_copy_) return true;
-  return t.stage == stage_ && (t.owner < 0 || t.owner == parallel_.mesh.place_of(parallel_.run_rank).tensor);
+  return t.stage == place_.stage && (t.owner < 0 || t.owner == place_.tensor);
+}
+
+Piece Placement::piece_on(const Tensor& t, int data) const {
+  const Partition& partition = partitions_[static_cast<size_t>(t.stage)];
+  const int64_t count = partition.count(t.in_stage, data);
+  // A momentum that one tensor-parallel rank has for all is whole, and so is what it belongs to.
+  return t.owner >= 0 ? Piece{0, count ? elements_of(t) : 0} : Piece{partition.first(t.in_stage, data), count};
 }
 
 Piece Placement::piece_of(const std::string& name) const {
   const auto found = tensors_.find(name);
-  if (found == tensors_.end() || !found->second.is_divided) return {};
-  const Tensor& t = found->second;
-  const Partition& partition = partitions_[static_cast<size_t>(t.stage)];
-  const int64_t first = partition.first(t.in_stage, parallel_.rank),
-                count = partition.count(t.in_stage, parallel_.rank);
-  // A momentum that one tensor-parallel rank has for all is whole, and so is what it belongs to.
-  return t.owner >= 0 ? Piece{0, count ? elements_of(t) : 0} : Piece{first, count};
+  return found == tensors_.end() || !found->second.is_divided ? Piece{} : piece_on(found->second, parallel_.rank);
 }
 
 std::vector<Placement::Source> Placement::sources_of(const std::string& name) const {
   const auto found = tensors_.find(name);
   if (found == tensors_.end()) return {};
   const Tensor& t = found->second;
-  const Partition& partition = partitions_[static_cast<size_t>(t.stage)];
   std::vector<Source> sources;
   for (int slice = 0; slice < t.slices; ++slice)
-    for (int d = 0; d < parallel_.ranks; ++d) {
-      int64_t first = 0, count = d == 0 ? elements_of(t) : 0;
-      if (t.is_divided) first = partition.first(t.in_stage, d), count = partition.count(t.in_stage, d);
-      if (t.is_divided && t.owner >= 0) first = 0, count = count ? elements_of(t) : 0;
-      Mesh mesh = parallel_.mesh;
-      if (mesh.ranks() == 1) mesh.data = parallel_.ranks;
-      if (count > 0)
-        sources.push_back({mesh.rank_of({d, t.stage, 0, t.owner >= 0 ? t.owner : slice}), slice, first, count});
+    for (int d = 0; d < (t.is_divided ? parallel_.ranks : 1); ++d) {
+      const Piece piece = t.is_divided ? piece_on(t, d) : Piece{0, elements_of(t)};
+      const int tensor = t.owner >= 0 ? t.owner : slice;
+      if (piece.count > 0)
+        sources.push_back({parallel_.mesh.rank_of({d, t.stage, 0, tensor}), slice, piece.first, piece.count});
     }
   return sources;
 }
@@ -110,8 +107,7 @@ void WholeTensors::flush() {
   if (!placement_.is_here(name)) return;
   const Placement::Tensor& t = placement_.tensors_.at(name);
   float* const slice = staging_.room(name, placement_.elements_of(t));
-  copy(placement_.parts_of(t, placement_.parallel_.mesh.place_of(placement_.parallel_.run_rank).tensor), whole_.data(),
-       slice, false);
+  placement_.take_slice(t, whole_.data(), slice);
   staging_.flush();
 }
 
@@ -119,8 +115,7 @@ const float* WholeTensors::slice_of(const std::string& name, const float* whole)
   const Placement::Tensor& t = placement_.tensors_.at(name);
   if (t.slices == 1) return whole;
   slice_.resize(static_cast<size_t>(placement_.elements_of(t)));
-  copy(placement_.parts_of(t, placement_.parallel_.mesh.place_of(placement_.parallel_.run_rank).tensor), whole,
-       slice_.data(), false);
+  placement_.take_slice(t, whole, slice_.data());
   return slice_.data();
 }
 
@@ -154,7 +149,8 @@ const float* WholeTensors::values(const std::string& name, int64_t elements) {
   if (rank != 0 || t.slices == 1) return slice_.data();
   whole_.resize(static_cast<size_t>(elements));
   for (int slice = 0; slice < t.slices; ++slice)
-    copy(placement_.parts_of(t, slice), slice_.data() + slice * each, whole_.data(), true);
+    for (const CopiedPart& part : placement_.parts_of(t, slice))
+      copy(turned(part), slice_.data() + slice * each, whole_.data());
   return whole_.data();
 }
 

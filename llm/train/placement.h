@@ -21,7 +21,7 @@ class Placement {
   // The parameters of all stages, sliced as ranks have them; and how the data-parallel ranks of this one's stage share
   // the steps of those that it has.
   const std::vector<Parameter>& sliced() const { return sliced_; }
-  const Partition& partition() const { return partitions_[static_cast<size_t>(stage_)]; }
+  const Partition& partition() const { return partitions_[static_cast<size_t>(place_.stage)]; }
   bool is_here(const std::string& name) const;  // whether this rank has anything of a tensor
   // What this rank has of a tensor's slice.
   Piece piece_of(const std::string& name) const;
@@ -42,12 +42,14 @@ class Placement {
     int64_t first, count;  // elements of the slice
   };
   std::vector<Source> sources_of(const std::string& name) const;
-  int64_t elements_of(const Tensor& tensor) const;  // of a slice
+  int64_t elements_of(const Tensor& tensor) const;       // of a slice
+  Piece piece_on(const Tensor& tensor, int data) const;  // of one that is divided, on a data-parallel rank
+  void take_slice(const Tensor& tensor, const float* whole, float* slice) const;  // this rank's
   std::vector<CopiedPart> parts_of(const Tensor& tensor, int slice) const;
 
   DataParallel parallel_;
   std::vector<Parameter> whole_, sliced_;
-  int stage_;
+  Mesh::Place place_;                  // of this rank
   std::vector<Partition> partitions_;  // by stage
   std::string tied_copy_;  // of the first stage's parameters, the one that this stage has as well; empty: none
   std::map<std::string, Tensor> tensors_;

@@ -81,20 +81,23 @@ void StepRunner::start(StepState state, int64_t first_sample, std::vector<NodeTi
   for (int64_t i = 0; i < idle; ++i)
     run_micro_step(state, first_sample + mine.first * each, kMicroStep, first_sample + mine.first * each);
   for (int64_t v = mine.first; v < mine.last; ++v) {
-    if (pipeline_)
-      pipeline_->run(state, first_sample + v * each, batch_,
-                     [this](int64_t sample, void* a, void* b, void* c) { provide(sample, a, b, c); });
-    for (state.micro_step = 0; state.micro_step < parallel_.micro_steps && !pipeline_; ++state.micro_step) {
-      const int64_t sample = first_sample + v * each + state.micro_step * batch_;
-      const bool is_last = sample == last;
-      // The last backward pass is also when the sums are sent to other ranks.
-      run_micro_step(state, sample, is_last ? kMicroStep | Phase::reduce : kMicroStep,
-                     is_last ? next_step : sample + batch_);
+    const int64_t first = first_sample + v * each;
+    if (pipeline_) {
+      pipeline_->run(state, first, batch_, [this](int64_t sample, void* tokens, void* targets, void* weights) {
+        provide(sample, tokens, targets, weights);
+      });
+    } else {
+      for (state.micro_step = 0; state.micro_step < parallel_.micro_steps; ++state.micro_step) {
+        const int64_t sample = first + state.micro_step * batch_;
+        const bool is_last = sample == last;
+        // The last backward pass is also when the sums are sent to other ranks.
+        run_micro_step(state, sample, is_last ? kMicroStep | Phase::reduce : kMicroStep,
+                       is_last ? next_step : sample + batch_);
+      }
     }
     if (v + 1 < mine.last) sums_.add(static_cast<size_t>(v - mine.first));
   }
   if (pipeline_) {
-    state.micro_step = 0;
     program_.step = state;
     run(Phase::reduce);
   }
