@@ -7,11 +7,13 @@
 #include <condition_variable>
 #include <deque>
 #include <exception>
+#include <map>
 #include <mutex>
 #include <thread>
 
 #include "llm/base/error.h"
 #include "llm/device/check_cuda.h"
+#include "llm/device/cuda_event.h"
 
 namespace llm {
 namespace {
@@ -39,10 +41,6 @@ class NcclRanks : public Communicator {
       add_job(nullptr, nullptr);
       sender_.join();
     }
-    for (const Channel& channel : channels_) {
-      if (channel.ready) cudaEventDestroy(channel.ready);
-      if (channel.done) cudaEventDestroy(channel.done);
-    }
     cudaStreamDestroy(stream_);
     if (!aborts) ncclCommDestroy(ranks_);
   }
@@ -51,8 +49,8 @@ class NcclRanks : public Communicator {
   // The messages begin when the kernels so far have run, and run beside those that follow. A captured walk has both ends:
   // the stream of messages forks from that of kernels here, and joins it in wait().
   void start(int channel, Exchange& exchange) override {
-    Channel& c = channel_of(channel);
-    check_cuda(cudaEventRecord(c.ready, device_.stream()), "an event");
+    Channel& c = channels_[channel];
+    c.ready.record(device_.stream());
     sender_.joinable() ? add_job(&c, &exchange) : hand_over(c, exchange);
   }
   void wait(int channel, Exchange&) override {
@@ -60,37 +58,37 @@ class NcclRanks : public Communicator {
     ncclResult_t error = ncclSuccess;
     check_nccl(ncclCommGetAsyncError(ranks_, &error), "asking for errors");
     check_nccl(error, "another rank is lost");
-    check_cuda(cudaStreamWaitEvent(device_.stream(), channel_of(channel).done, 0), "waiting for messages");
+    channels_[channel].done.hold_back(device_.stream());
   }
 
  private:
   struct Channel {
-    cudaEvent_t ready = nullptr, done = nullptr;
+    CudaEvent ready, done;
   };
 
-  void hand_over(const Channel& c, const Exchange& exchange) {
-    check_cuda(cudaStreamWaitEvent(stream_, c.ready, 0), "waiting for kernels");
+  void hand_over(Channel& c, const Exchange& exchange) {
+    c.ready.hold_back(stream_);
     check_nccl(ncclGroupStart(), "a group of messages");
     for (const Message& m : exchange.sends)
       check_nccl(ncclSend(m.address, m.bytes, ncclChar, m.peer, ranks_, stream_), "sending");
     for (const Message& m : exchange.receives)
       check_nccl(ncclRecv(m.address, m.bytes, ncclChar, m.peer, ranks_, stream_), "receiving");
     check_nccl(ncclGroupEnd(), "a group of messages");
-    check_cuda(cudaEventRecord(c.done, stream_), "an event");
+    c.done.record(stream_);
   }
 
   // What the sender's thread does, in order.
   struct Job {
-    const Channel* channel;  // null: the end
+    Channel* channel;  // null: the end
     const Exchange* exchange;
   };
-  void add_job(const Channel* channel, const Exchange* exchange) {
+  void add_job(Channel* channel, const Exchange* exchange) {
     const std::lock_guard lock(mutex_);
     jobs_.push_back({channel, exchange});
     changed_.notify_all();
   }
   void wait_for_job(int channel) {
-    const Channel* const mine = &channel_of(channel);
+    const Channel* const mine = &channels_[channel];
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] {
       return error_ || std::none_of(jobs_.begin(), jobs_.end(), [&](const Job& job) { return job.channel == mine; });
@@ -118,18 +116,10 @@ class NcclRanks : public Communicator {
     }
   }
 
-  Channel& channel_of(int channel) {
-    const auto c = static_cast<size_t>(channel);
-    if (channels_.size() <= c) channels_.resize(c + 1);
-    for (cudaEvent_t* event : {&channels_[c].ready, &channels_[c].done})
-      if (!*event) check_cuda(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "an event");
-    return channels_[c];
-  }
-
   CudaDevice& device_;
   ncclComm_t ranks_ = nullptr;
   cudaStream_t stream_ = nullptr;
-  std::deque<Channel> channels_;  // in a deque they stay where they are
+  std::map<int, Channel> channels_;  // in a map they stay where they are
   // Of the sender's thread, where there is one.
   std::thread sender_;
   std::mutex mutex_;

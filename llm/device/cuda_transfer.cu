@@ -8,35 +8,11 @@
 #include "llm/device/arena.h"
 #include "llm/device/check_cuda.h"
 #include "llm/device/cuda.h"
+#include "llm/device/cuda_event.h"
 #include "llm/device/simt.h"
 
 namespace llm {
 namespace {
-
-// A point in a stream's work.
-class Event {
- public:
-  explicit Event(unsigned flags = cudaEventDisableTiming) {
-    check_cuda(cudaEventCreateWithFlags(&event_, flags), "make an event");
-  }
-  ~Event() {
-    if (event_) cudaEventDestroy(event_);
-  }
-  Event(Event&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
-  Event& operator=(Event&&) = delete;
-
-  void record(cudaStream_t stream) { check_cuda(cudaEventRecord(event_, stream), "record an event"); }
-  void hold_back(cudaStream_t stream) { check_cuda(cudaStreamWaitEvent(stream, event_, 0), "let a stream wait"); }
-  void wait(const char* what) { check_cuda(cudaEventSynchronize(event_), what); }
-  double milliseconds_since(const Event& earlier) const {
-    float milliseconds = 0;
-    check_cuda(cudaEventElapsedTime(&milliseconds, earlier.event_, event_), "read a measurement");
-    return static_cast<double>(milliseconds);
-  }
-
- private:
-  cudaEvent_t event_ = nullptr;
-};
 
 // The host's memory, from and to which copies run in the background.
 class Pinned {
@@ -88,7 +64,7 @@ class CudaUpload final : public Upload {
   size_t bytes_;
   Pinned pinned_[2];
   Arena staged_;
-  Event copied_[2], consumed_;
+  CudaEvent copied_[2], consumed_;
   int next_ = 0;
 };
 
@@ -122,7 +98,7 @@ class CudaDownload final : public Download {
   CudaDevice& device_;
   cudaStream_t stream_;
   Pinned pinned_[2];
-  Event made_, arrived_[2];
+  CudaEvent made_, arrived_[2];
   int submitted_ = 0, taken_ = 0;
 };
 
@@ -139,7 +115,7 @@ class CudaStopwatch final : public Stopwatch {
 
  private:
   CudaDevice& device_;
-  std::vector<Event> events_;
+  std::vector<CudaEvent> events_;
 };
 
 // The first run is made kernel by kernel: then products choose their algorithms, which cannot be captured.
