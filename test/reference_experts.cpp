@@ -58,7 +58,7 @@ struct Terms {
 };
 Terms terms_of(const Attributes& a, const Arrays& in, int64_t row) {
   const int64_t E = in[0].shape.last();
-  const auto choices = static_cast<double>(in[0].shape.rows() * a.integer("chosen"));
+  const auto choices = static_cast<double>(in[0].shape.rows() * a.integer("chosen") * a.integer("ranks", 1));
   Terms t;
   double sum = 0;
   for (int64_t e = 0; e < E; ++e) sum += std::exp(in[0][row * E + e]);
@@ -89,6 +89,19 @@ Arrays router_statistics(const Attributes& a, const Arrays& in, const StepState&
     sums[E] += t.balance, sums[E + 1] += t.square, sums[E + 2] += t.entropy;
   }
   return {sums};
+}
+
+Arrays expert_counts(const Attributes& a, const Arrays& in, const StepState&) {
+  const int64_t E = in[0].shape.last(), each = E / a.integer("ranks");
+  Array own = zeros({each}), all = zeros({E});
+  for (int64_t row = 0; row < in[0].shape.rows(); ++row)
+    for (int64_t e = 0; e < E; ++e) {
+      all[e] += in[0][row * E + e];
+      const int64_t from_first = row - a.integer("first_row"), distance = a.integer("row_distance");
+      const bool shares = from_first >= 0 && from_first % distance == 0 && from_first / distance < a.integer("ranks");
+      if (shares && e / each == a.integer("rank")) own[e % each] += in[0][row * E + e];
+    }
+  return {own, all};
 }
 
 Arrays expert_order(const Attributes& a, const Arrays& in, const StepState&) {
@@ -221,6 +234,7 @@ void add_expert_references(References& table) {
   table["expert_load"] = expert_load;
   table["router_loss"] = router_loss;
   table["router_statistics"] = router_statistics;
+  table["expert_counts"] = expert_counts;
   table["expert_order"] = expert_order;
   table["expert_rows"] = expert_rows;
   table["expert_sum"] = expert_sum;

@@ -30,6 +30,7 @@ ModelConfig model_of(const std::string& kind) {
   c.hidden = 64;
   if (kind == "llama") c.kv_heads = 2;
   if (kind == "gpt2") c.tied_head = true;
+  if (kind == "experts") c.experts = 4, c.experts_per_token = 2, c.hidden = 32, c.kv_heads = 2;
   return c;
 }
 
@@ -159,12 +160,13 @@ double error_of_all(const std::vector<double>& a, const std::vector<double>& b) 
 }  // namespace
 
 TEST_CASE("mesh: ranks have places, and groups of those that share one thing") {
-  const Mesh mesh{.data = 2, .stage = 3, .context = 2, .tensor = 4};
-  CHECK(mesh.ranks() == 48);
+  const Mesh mesh{.data = 2, .stage = 3, .context = 2, .tensor = 4, .expert = 3};
+  CHECK(mesh.ranks() == 144);
   for (int rank = 0; rank < mesh.ranks(); ++rank) {
     CHECK(mesh.rank_of(mesh.place_of(rank)) == rank);
     for (const RankGroup& group : {mesh.data_group(rank), mesh.stage_group(rank), mesh.context_group(rank),
-                                   mesh.tensor_group(rank), mesh.token_group(rank), mesh.all(rank)})
+                                   mesh.tensor_group(rank), mesh.token_group(rank), mesh.expert_group(rank),
+                                   mesh.same_matrices(rank), mesh.same_experts(rank), mesh.all(rank)})
       CHECK(group.in_run(group.rank) == rank);
   }
 }
@@ -210,8 +212,12 @@ TEST_CASE("mesh: gradients and losses of all meshes are those of one rank") {
                             {{.data = 2, .stage = 2}, 2, PipelineKind::gpipe},
                             {{.tensor = 2}},
                             {{.data = 2, .tensor = 2}, 3},
-                            {{.data = 2, .stage = 2, .tensor = 2}, 2, PipelineKind::zero_bubble}};
-  for (const char* kind : {"gpt2", "llama", "qwen3"}) {
+                            {{.data = 2, .stage = 2, .tensor = 2}, 2, PipelineKind::zero_bubble},
+                            {{.expert = 4}},
+                            {{.data = 2, .expert = 2}, 3},
+                            {{.tensor = 2, .expert = 2}},
+                            {{.stage = 2, .expert = 2}, 1, PipelineKind::zero_bubble}};
+  for (const std::string kind : {"gpt2", "llama", "qwen3", "experts"}) {
     const Folder folder;
     write_file_atomically(folder / "text", pattern_text(300));
     const Recipe recipe{.model = kind};
@@ -224,13 +230,13 @@ TEST_CASE("mesh: gradients and losses of all meshes are those of one rank") {
       plain += error_of_all(one[i], exact[i]) / static_cast<double>(table.size());
     CHECK(plain < 1e-5);
     for (const Layout& layout : layouts) {
-      if (kSanitized && layout.mesh.ranks() != 4) continue;
+      if ((kSanitized && layout.mesh.ranks() != 4) || (layout.mesh.expert > 1 && kind != "experts")) continue;
       CAPTURE(kind);
       CAPTURE(layout.mesh.text());
       CAPTURE(name_of(layout.pipeline));
       const std::string run = folder / concat("mesh", &layout - layouts);
       train(run, folder / "text", recipe, layout, 10);
-      if (layout.mesh.tensor == 1) {
+      if (layout.mesh.sharing() == 1) {
         CHECK(losses_of(run) == losses);
         CHECK(state_of(run, 10) == state_of(folder / "one", 10));
         continue;
@@ -268,6 +274,32 @@ TEST_CASE("mesh: Muon, bf16, dropout; how many ranks share samples or layers doe
     if (dtype == Precision::bf16) continue;  // between stages the residual stream is rounded, where one rank keeps fp32
     train(folder / "pipe", folder / "text", recipe, {{.stage = 2, .tensor = 2}}, 3);
     CHECK(state_of(folder / "pipe", 3) == state);
+  }
+}
+
+TEST_CASE("mesh: where ranks share experts, how many share samples or layers does not matter; checkpoints go on anywhere") {
+  for (const Precision dtype : {Precision::fp32, Precision::bf16}) {
+    const Folder folder;
+    write_file_atomically(folder / "text", pattern_text(300));
+    const Recipe recipe{.model = "experts", .optimizer = OptimizerKind::muon, .dtype = dtype, .dropout = 0.1};
+    train(folder / "one", folder / "text", recipe, {}, 3);
+    train(folder / "cut", folder / "text", recipe, {{.expert = 2}, 0}, 3);
+    const auto a = losses_of(folder / "one"), b = losses_of(folder / "cut");
+    for (size_t i = 0; i < a.size(); ++i)
+      CHECK(std::abs(a[i] - b[i]) < (dtype == Precision::fp32 ? 1e-4 : 1e-2) * a[i]);
+    const std::string state = state_of(folder / "cut", 3);
+    for (const int zero : {0, 1, 2, 3}) {
+      CAPTURE(zero);
+      const std::string run = folder / concat("zero", zero);
+      train(run, folder / "text", recipe, {{.data = 2, .expert = 2}, zero}, 3);
+      CHECK(state_of(run, 3) == state);
+    }
+    if (dtype == Precision::bf16) continue;
+    train(folder / "pipe", folder / "text", recipe, {{.stage = 2, .expert = 2}}, 3);
+    CHECK(state_of(folder / "pipe", 3) == state);
+    train(folder / "cut", folder / "text", recipe, {{.expert = 4}}, 3, 1);
+    train(folder / "cut", folder / "text", recipe, {}, 3, 2);
+    for (size_t i = 0; i < a.size(); ++i) CHECK(std::abs(losses_of(folder / "cut")[i] - a[i]) < 1e-4 * a[i]);
   }
 }
 
@@ -326,6 +358,11 @@ TEST_CASE("mesh: what does not divide the model says what would do") {
   CHECK(has(refused({.tensor = 4}, 4), "2 key-value heads; 2 would do"));
   CHECK(has(refused({.tensor = 2}, 3), "a batch of 4 would do"));
   CHECK(refused({.tensor = 2}, 1) == "no error");
+  CHECK(refused({.expert = 2}, 2) == "a model without experts has nothing for 2 expert-parallel ranks");
+  model = model_of("experts");
+  CHECK(refused({.expert = 3}, 3) == "3 expert-parallel ranks do not divide 4 experts; 2 would do");
+  CHECK(has(refused({.expert = 4}, 6), "a batch of 8 would do"));
+  CHECK(has(refused({.tensor = 2, .expert = 2}, 6), "a batch of 8 would do"));
   model = model_of("gpt2");
   CHECK(has(refused({.tensor = 2}, 1), "a batch of 2 would do"));
   CHECK(has(error_of([&] { cut_layers(model, 16, 5); }),

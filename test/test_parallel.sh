@@ -73,24 +73,26 @@ for recipe in "--architecture gpt2 --optimizer adamw --dropout 0.1" "--optimizer
   # shellcheck disable=SC2086
   common=(train --data "$work/text" --layers 4 --channels 128 --heads 4 --context 32 --batch 2 --grad-accum 4 --virtual-ranks 2
     --steps 3 --save-every 3 --eval-every 0 --sample-every 0 $threads $recipe)
-  for tensor in 1 2; do
-    [[ "$recipe" = *experts* && $tensor = 2 ]] && continue
+  for cut in "" "--tensor 2" "--expert-ranks 2"; do
+    [[ "$cut" = *expert* && "$recipe" != *experts* ]] && continue
+    each=${cut##* }
+    each=${each:-1}
     # shellcheck disable=SC2086
-    $launch "$binary" "${common[@]}" --ranks $tensor --tensor $tensor --out "$work/alone" >"$work/said" 2>&1 || { cat "$work/said"; exit 1; }
+    $launch "$binary" "${common[@]}" --ranks $each $cut --out "$work/alone" >"$work/said" 2>&1 || { cat "$work/said"; exit 1; }
     reference=$(hash_of "$work/alone")
     rm -rf "$work/alone"
-    echo "$recipe, matrices cut in $tensor: $reference"
+    echo "$recipe ${cut:-uncut}: $reference"
     for data in 1 2; do
       for how in "--stages 2 --pipeline gpipe" "--stages 2" "--stages 4 --pipeline zero-bubble" \
         "--stages 2 --pipeline interleaved --zero 0" "--stages 2 --zero 2"; do
         stages=$(echo "$how" | cut -d' ' -f2)
-        ranks=$((data * stages * tensor))
+        ranks=$((data * stages * each))
         # shellcheck disable=SC2086
-        compare "data $data, $how" "$reference" $launch "$binary" "${common[@]}" --tensor $tensor --ranks $ranks $how
+        compare "data $data, $how" "$reference" $launch "$binary" "${common[@]}" $cut --ranks $ranks $how
       done
       # shellcheck disable=SC2086
-      [ -z "$mpirun" ] || compare "data $data, --stages 2, MPI" "$reference" $mpirun $((data * 2 * tensor)) $launch "$binary" \
-        "${common[@]}" --tensor $tensor --stages 2
+      [ -z "$mpirun" ] || compare "data $data, --stages 2, MPI" "$reference" $mpirun $((data * 2 * each)) $launch "$binary" \
+        "${common[@]}" $cut --stages 2
     done
   done
 done

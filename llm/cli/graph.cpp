@@ -28,7 +28,7 @@ struct GraphFlags {
   TrainOptions recipe;
   DeviceOptions device;  // only named: nothing of it is opened, so it need not be there
   std::string format = "text";
-  int64_t ranks = 1, zero = 0, tensor = 1, stages = 1, micro_batches = 0;
+  int64_t ranks = 1, zero = 0, tensor = 1, expert = 1, stages = 1, micro_batches = 0;
   int64_t batch = 0;           // 0: by rule
   uint64_t memory_budget = 0;  // 0: none
   bool no_fusion = false, all = false, ops = false, parameters = false, evaluation = false, generation = false;
@@ -149,14 +149,16 @@ Compiled compile_for(const GraphFlags& flags, const ModelConfig& config, std::st
   }
   *title = "a training step of " + batch + " x " + context + " tokens";
   DataParallel parallel;
-  if (flags.ranks % flags.tensor) fail_usage("--tensor ", flags.tensor, " does not divide --ranks ", flags.ranks);
-  parallel.mesh.data = static_cast<int>(flags.ranks / flags.tensor),
-  parallel.mesh.tensor = static_cast<int>(flags.tensor);
+  parallel.mesh.tensor = static_cast<int>(flags.tensor), parallel.mesh.expert = static_cast<int>(flags.expert);
+  const int each = parallel.mesh.ranks();
+  if (flags.ranks % each) fail_usage("a mesh of ", parallel.mesh.text(), " does not divide --ranks ", flags.ranks);
+  parallel.mesh.data = static_cast<int>(flags.ranks / each);
   check_mesh(parallel.mesh, config, sequences, tokens);
   parallel.ranks = parallel.mesh.data, parallel.zero = static_cast<int>(flags.zero);
   parallel.virtual_ranks = std::max<int64_t>(parallel.ranks, flags.recipe.virtual_ranks);
   if (flags.ranks > 1) *title += concat(" on rank 0 of ", flags.ranks, ", ZeRO ", flags.zero);
   if (flags.tensor > 1) *title += concat(", ", flags.tensor, " of which share matrices");
+  if (flags.expert > 1) *title += concat(", ", flags.expert, " of which share experts");
   TrainingGraph g = build_training_graph(config, sequences, tokens, optimizer_of(flags.recipe), dtype,
                                          recipe_without_data(flags.recipe, config), parallel);
   return compile(std::move(g.graph), g.results(), target, options);
@@ -201,6 +203,7 @@ Command graph_command() {
            .between(1, 256)
            .with_default(),
        Option("--tensor", &f.tensor, "of these, so many share each matrix").between(1, 256).with_default(),
+       Option("--expert-ranks", &f.expert, "of these, so many share each layer's experts").between(1, 256).with_default(),
        Option("--stages", &f.stages, "print the schedule of a pipeline of so many stages instead")
            .between(1, 256)
            .with_default(),

@@ -58,6 +58,10 @@ Options train_options(Arguments& a) {
        Option("--tensor", &a.mesh.tensor, "Of the ranks, so many share each matrix and the tokens of a micro-step")
            .between(1, 256)
            .with_default(),
+       Option("--expert-ranks", &a.mesh.expert,
+              "Of the ranks, so many share the experts of each layer and the sequences of a micro-step")
+           .between(1, 256)
+           .with_default(),
        Option("--stages", &a.mesh.stage,
               "Of the ranks, so many share the layers: a pipeline, whose micro-batches are the --grad-accum of a step")
            .between(1, 256)
@@ -284,7 +288,7 @@ Mesh mesh_of(const Mesh& wanted, int ranks) {
   mesh.data = 1;
   const int each = mesh.ranks();
   if (ranks % each)
-    fail_usage("--tensor ", mesh.tensor, mesh.stage > 1 ? concat(" with --stages ", mesh.stage) : "", " takes ", each,
+    fail_usage("a mesh of ", mesh.text(), " takes ", each,
                " ranks at a time, and ", ranks, " are no multiple of that; ", std::max(each, ranks / each * each),
                " would do");
   mesh.data = ranks / each;

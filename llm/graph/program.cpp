@@ -1,5 +1,6 @@
 #include "llm/graph/program.h"
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -91,14 +92,21 @@ void Program::walk(Phases phases) const {
     if (phases.contain(call.node.phase)) call.node.op->kernel(compiled_->target)(call);
 }
 
+bool Program::waits_for_device(Phases phases) const {
+  return compiled_->target.cuda && std::any_of(calls_.begin(), calls_.end(), [&](const KernelCall& call) {
+           return phases.contain(call.node.phase) && call.node.op->waits_for_device;
+         });
+}
+
 void Program::prepare(Phases phases) {
   hand_over_step();
-  replay(phases).prepare([this, phases] { walk(phases); });
+  if (!waits_for_device(phases)) replay(phases).prepare([this, phases] { walk(phases); });
 }
 
 void Program::run(Phases phases, std::vector<double>* seconds) {
   if (!seconds) {
     hand_over_step();
+    if (waits_for_device(phases)) return walk(phases);
     return replay(phases).run([this, phases] { walk(phases); });
   }
   std::vector<NodeTime> times;

@@ -91,6 +91,7 @@ class Program {
   Replay& replay(Phases phases);
   void hand_over_step();
   void walk(Phases phases) const;
+  bool waits_for_device(Phases phases) const;
 
   std::shared_ptr<const Compiled> compiled_;
   size_t base_;

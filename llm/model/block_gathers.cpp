@@ -72,7 +72,8 @@ class BlockGatherer {
     const size_t nodes = g_.nodes.size();
     first_read_ = read[0];
     if (p_.divides_parameters()) arrived = gather_pieces(read, arrived);
-    if (is_here(table_[read[0]])) join_slices(read, arrived);
+    if (is_here(table_[read[0]]))
+      for (const bool experts : {false, true}) join_slices(read, arrived, experts);
     if (stages_ > 1) arrived = share_among_stages(read, arrived);
     for (size_t n = nodes; n < g_.nodes.size(); ++n) {
       g_.nodes[n].attributes.set("again", true);
@@ -96,7 +97,7 @@ class BlockGatherer {
   std::vector<TensorId> exchange(const std::vector<TensorId>& pieces, const List& bounds, const List& shapes, bool bf16,
                                  const RankGroup& group, int level) {
     const int64_t channel =
-        stages_ > 1 ? kGatherChannels + 2 * static_cast<int64_t>(first_read_) + level : ++g_.channels;
+        stages_ > 1 ? kGatherChannels + 3 * static_cast<int64_t>(first_read_) + level : ++g_.channels;
     Attributes a = group_attributes(group);
     a.set("bounds", bounds), a.set("shapes", shapes), a.set("bf16", bf16), a.set("channel", channel);
     const std::vector<TensorId> started = g_.add("piece_gather_start", a, pieces, "gather." + std::to_string(channel));
@@ -134,24 +135,27 @@ class BlockGatherer {
     return exchange(pieces, bounds, shapes, bf16, p_.group(), 0);
   }
 
-  // From the slices that tensor-parallel ranks have to whole parameters.
-  void join_slices(const std::vector<size_t>& read, std::vector<TensorId>& arrived) {
+  // From the slices that tensor-parallel ranks have, or with `experts` expert-parallel ranks, to whole parameters.
+  void join_slices(const std::vector<size_t>& read, std::vector<TensorId>& arrived, bool experts) {
+    const auto is_joined = [&](const Parameter& p) { return is_sliced(p) && (p.experts > 0) == experts; };
     List bounds, shapes;
     std::vector<TensorId> sent;
     for (size_t k = 0; k < read.size(); ++k) {
       const Parameter& p = table_[read[k]];
-      if (!is_sliced(p)) continue;
+      if (!is_joined(p)) continue;
       sent.push_back(arrived[k]);
       for (int64_t s = 0; s <= p.slices; ++s) bounds.push_back(s * p.shape.elements());
       add_shape(shapes, {p.slices, p.shape.elements()});
     }
     if (sent.empty()) return;
     const bool bf16 = g_.dtype(sent[0]) == DType::bf16;
-    const std::vector<TensorId> slices = exchange(sent, bounds, shapes, bf16, p_.mesh.tensor_group(p_.run_rank), 0);
+    const std::vector<TensorId> slices = exchange(
+        sent, bounds, shapes, bf16, 
+        experts ? p_.mesh.expert_group(p_.run_rank) : p_.mesh.tensor_group(p_.run_rank), experts ? 2 : 0);
     auto next = slices.begin();
     for (size_t k = 0; k < read.size(); ++k) {
       const Parameter& p = table_[read[k]];
-      if (!is_sliced(p)) continue;
+      if (!is_joined(p)) continue;
       const Parameter whole = whole_of(p);
       List parts, shape;
       for (int s = 0; s < p.slices; ++s)

@@ -8,6 +8,7 @@
 #include "llm/base/rounding.h"
 #include "llm/graph/autodiff.h"
 #include "llm/model/own_pieces.h"
+#include "llm/model/shard.h"
 #include "llm/ops/exchange.h"
 #include "llm/ops/ordered_sum.h"
 #include "llm/ops/square_sums.h"
@@ -213,13 +214,16 @@ class Reducer {
   }
   // What ranks with other tokens or slices have in common, they add up, piece by piece.
   void add_over_tokens(const std::vector<size_t>& parameters, bool with_loss) {
-    const RankGroup same_slice = p_.mesh.context_group(p_.run_rank), any_slice = p_.mesh.token_group(p_.run_rank);
-    for (const bool cut : {false, true}) {
+    enum Kind { whole, matrices, experts };
+    const RankGroup groups[] = {p_.mesh.token_group(p_.run_rank), p_.mesh.same_matrices(p_.run_rank),
+                                p_.mesh.same_experts(p_.run_rank)};
+    for (const Kind kind : {whole, matrices, experts}) {
       std::vector<TensorId> pieces;
       for (const size_t i : parameters)
-        if ((table_[i].slices > 1) == cut && results_[i] != kNone) pieces.push_back(results_[i]);
-      if (with_loss && !cut) pieces.push_back(loss_);
-      add_over(pieces, cut ? same_slice : any_slice);
+        if ((table_[i].slices == 1 ? whole : table_[i].experts ? experts : matrices) == kind && results_[i] != kNone)
+          pieces.push_back(results_[i]);
+      if (with_loss && kind == whole) pieces.push_back(loss_);
+      add_over(pieces, groups[kind]);
     }
   }
 
@@ -284,11 +288,12 @@ class Reducer {
     for (size_t i = 0; i < table_.size(); ++i) {
       if (table_[i].group == LearningRateGroup::balance) continue;  // what it has is no gradient
       // Of what several ranks have, the first speaks.
-      const bool is_cut = table_[i].slices > 1;
-      const bool counts = place.context == 0 && (is_cut || place.tensor == 0);
-      pieces.push_back(counts ? results_[i] : kNone);
-      first_slots.push_back(slot_of.at(table_[i].name) +
-                            (is_cut ? place.tensor * square_sum_blocks(table_[i].shape.elements()) : 0) +
+      const int slice = table_[i].slices > 1 ? slice_at(table_[i], place) : 0;
+      const bool is_first = table_[i].slices == 1    ? p_.mesh.token_group(p_.run_rank).rank == 0
+                            : table_[i].experts > 0 ? place.context == 0 && place.tensor == 0
+                                                    : place.context == 0 && place.expert == 0;
+      pieces.push_back(is_first ? results_[i] : kNone);
+      first_slots.push_back(slot_of.at(table_[i].name) + slice * square_sum_blocks(table_[i].shape.elements()) +
                             partition_.first(i, p_.rank) / kGradientNormBlock);
     }
     if (p_.mesh.stage > 1) {

@@ -2,6 +2,7 @@
 
 #include "llm/base/rounding.h"
 #include "llm/graph/autodiff.h"
+#include "llm/model/expert_ranks.h"
 #include "llm/model/shard.h"
 #include "llm/ops/rope_frequency.h"
 
@@ -223,14 +224,22 @@ Graph build_forward(const ModelConfig& config, int64_t batch, int64_t tokens, DT
   Graph g;
   ForwardBuilder builder(g, config, dtype);
   builder.watch_routers(recipe.balance_weight, recipe.router_z_loss);
-  const TensorId ids = add_input(g, "tokens", DType::int32, batch, tokens);
-  const TensorId targets = add_input(g, "targets", DType::int32, batch, tokens);
-  const TensorId weights = add_input(g, "loss_weights", DType::fp32, batch, tokens);
+  const Mesh& mesh = parallel.mesh;
+  const int64_t sequences = batch / mesh.expert;
+  const TensorId ids = add_input(g, "tokens", DType::int32, sequences, tokens);
+  const TensorId targets = add_input(g, "targets", DType::int32, sequences, tokens);
+  const TensorId weights = add_input(g, "loss_weights", DType::fp32, sequences, tokens);
   const TensorId losses = builder.losses(builder.body(ids, recipe.end_of_text, recipe.dropout), targets, recipe.z_loss);
   g.add("mean_loss", {}, {losses, weights}, "loss");
-  if (parallel.mesh.tensor > 1)
-    g = shard(g, sliced_table(parameter_table(config, recipe.parametrization), parallel.mesh),
-              parallel.mesh.tensor_group(parallel.run_rank), kPartChannels);
+  const std::vector<Parameter> sliced = sliced_table(parameter_table(config, recipe.parametrization), mesh);
+  if (mesh.tensor > 1) {
+    Mesh all_experts = mesh;
+    all_experts.expert = 1;
+    g = shard(g, sliced_table(parameter_table(config, recipe.parametrization), all_experts),
+              mesh.tensor_group(parallel.run_rank), kPartChannels);
+  }
+  if (config.experts && mesh.sharing() > 1)
+    g = share_experts(g, sliced, mesh, parallel.run_rank, std::max(g.channels, kPartChannels));
   return g;
 }
 

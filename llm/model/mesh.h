@@ -1,6 +1,7 @@
-// How the ranks of a run share a model and its batches: a mesh of data x stage x context x tensor ranks. Ranks that differ
-// in `data` alone have the same part of the model and other samples; `stage`: other layers; `context`: other tokens of each
-// sequence; `tensor`: other slices of each matrix. Ranks that talk most have neighbouring numbers: tensor varies fastest.
+// How the ranks of a run share a model and its batches: a mesh of data x stage x context x tensor x expert ranks. Ranks that
+// differ in `data` alone have the same part of the model and other samples; `stage`: other layers; `context`: other tokens
+// of each sequence; `tensor`: other slices of each matrix; `expert`: other experts, and other sequences of a micro-step.
+// Ranks that talk most have neighbouring numbers: tensor varies fastest, then context, expert, data and stage.
 #pragma once
 #include <string>
 
@@ -10,45 +11,61 @@
 namespace llm {
 
 struct Mesh {
-  int data = 1, stage = 1, context = 1, tensor = 1;
+  int data = 1, stage = 1, context = 1, tensor = 1, expert = 1;
 
   struct Place {
-    int data = 0, stage = 0, context = 0, tensor = 0;
+    int data = 0, stage = 0, context = 0, tensor = 0, expert = 0;
   };
-  int ranks() const { return data * stage * context * tensor; }
+  int ranks() const { return data * stage * context * tensor * expert; }
   bool is_data_alone() const { return ranks() == data; }
   Place place_of(int rank) const {
-    return {rank / (tensor * context) % data, rank / (tensor * context * data), rank / tensor % context, rank % tensor};
+    const int tokens = rank % sharing();
+    return {rank / sharing() % data, rank / (sharing() * data), tokens / tensor % context, tokens % tensor,
+            tokens / (tensor * context)};
   }
-  int rank_of(const Place& p) const { return ((p.stage * data + p.data) * context + p.context) * tensor + p.tensor; }
+  int rank_of(const Place& p) const {
+    return (((p.stage * data + p.data) * expert + p.expert) * context + p.context) * tensor + p.tensor;
+  }
 
   // The ranks that differ from this one in one coordinate alone.
   RankGroup data_group(int rank) const {
     const Place p = place_of(rank);
-    return {p.data, data, rank_of({0, p.stage, p.context, p.tensor}), context * tensor};
+    return {p.data, data, rank_of({0, p.stage, p.context, p.tensor, p.expert}), sharing()};
   }
   RankGroup stage_group(int rank) const {
     const Place p = place_of(rank);
-    return {p.stage, stage, rank_of({p.data, 0, p.context, p.tensor}), data * context * tensor};
+    return {p.stage, stage, rank_of({p.data, 0, p.context, p.tensor, p.expert}), data * sharing()};
   }
   RankGroup context_group(int rank) const {
     const Place p = place_of(rank);
-    return {p.context, context, rank_of({p.data, p.stage, 0, p.tensor}), tensor};
+    return {p.context, context, rank_of({p.data, p.stage, 0, p.tensor, p.expert}), tensor};
   }
   RankGroup tensor_group(int rank) const {
     const Place p = place_of(rank);
-    return {p.tensor, tensor, rank_of({p.data, p.stage, p.context, 0}), 1};
+    return {p.tensor, tensor, rank_of({p.data, p.stage, p.context, 0, p.expert}), 1};
   }
-  // Those that share the tokens of a micro-step: they differ in `context` and `tensor`.
-  RankGroup token_group(int rank) const {
+  RankGroup expert_group(int rank) const {
     const Place p = place_of(rank);
-    return {p.context * tensor + p.tensor, context * tensor, rank_of({p.data, p.stage, 0, 0}), 1};
+    return {p.expert, expert, rank_of({p.data, p.stage, p.context, p.tensor, 0}), context * tensor};
+  }
+  // Those that share the tokens of a micro-step: they differ in `expert`, `context` and `tensor`.
+  RankGroup token_group(int rank) const { return {rank % sharing(), sharing(), rank / sharing() * sharing(), 1}; }
+  // Of those, the ranks with this one's slices of the matrices; and those with this one's experts.
+  RankGroup same_matrices(int rank) const {
+    const Place p = place_of(rank);
+    return {p.expert * context + p.context, expert * context, rank_of({p.data, p.stage, 0, p.tensor, 0}), tensor};
+  }
+  RankGroup same_experts(int rank) const {
+    const Place p = place_of(rank);
+    return {p.context * tensor + p.tensor, context * tensor, rank_of({p.data, p.stage, 0, 0, p.expert}), 1};
   }
   RankGroup all(int rank) const { return {rank, ranks(), 0, 1}; }
 
   std::string text() const {
-    return concat("data ", data, " x stage ", stage, " x context ", context, " x tensor ", tensor);
+    return concat("data ", data, " x stage ", stage, " x context ", context, " x tensor ", tensor,
+                  expert > 1 ? concat(" x expert ", expert) : "");
   }
+  int sharing() const { return expert * context * tensor; }  // ranks that share the tokens of a micro-step
   friend bool operator==(const Mesh&, const Mesh&) = default;
 };
 

@@ -24,7 +24,7 @@ std::vector<int> muon_owners(const std::vector<Parameter>& sliced, OptimizerKind
   std::vector<int> owners;
   for (const Parameter& p : sliced) {
     owners.push_back(-1);
-    if (p.slices == 1 || !takes_muon(p, kind)) continue;
+    if (p.slices == 1 || p.experts || !takes_muon(p, kind)) continue;
     const auto least = std::min_element(load.begin(), load.end());
     *least += muon_flops(whole_of(p));
     owners.back() = static_cast<int>(least - load.begin());

@@ -13,6 +13,9 @@ namespace llm {
 // By parameter of a sliced table: the tensor-parallel rank that has its momentum; -1 where it is not cut, or not Muon's.
 std::vector<int> muon_owners(const std::vector<Parameter>& sliced, OptimizerKind kind, int tensor_ranks);
 
+// What one rank steps of a parameter that is cut: its own experts' matrices, or all of a matrix.
+inline Parameter stepped_by_muon(const Parameter& sliced) { return sliced.experts ? sliced : whole_of(sliced); }
+
 struct SlicedMatrix {
   const Parameter* slice;  // its table entry
   int owner;

@@ -133,7 +133,7 @@ class StepBuilder {
       if (!takes_muon(table_[i], o_.kind))
         add(".first_moment", stepped_[i].shape), add(".second_moment", stepped_[i].shape);
       else if (has_momentum(i))
-        add(".momentum", whole_of(table_[i]).shape);
+        add(".momentum", stepped_by_muon(table_[i]).shape);
       if (bf16_) add(".master", stepped_[i].shape);
     }
     t.arriving = g_.add("fetch_start", {{"transfer", t.number}}, t.on_host, concat("fetch.", t.number));
@@ -175,7 +175,7 @@ class StepBuilder {
   TensorId momentum(size_t i) {
     const std::string name = table_[i].name + ".momentum";
     if (o_.offload) return fetched_.at(name);
-    return g_.add_tensor(name, DType::fp32, whole_of(table_[i]).shape, Role::state);
+    return g_.add_tensor(name, DType::fp32, stepped_by_muon(table_[i]).shape, Role::state);
   }
   TensorId master(size_t i) { return bf16_ ? state(i, master_of(table_[i].name)) : kNone; }
 
@@ -255,7 +255,7 @@ class StepBuilder {
     std::vector<Matrix> matrices;
     std::vector<SlicedMatrix> cut;
     for (const Part& part : parts) {
-      const Parameter whole = whole_of(table_[part.i]);
+      const Parameter whole = stepped_by_muon(table_[part.i]);
       matrices.push_back(
           {part.i, stepped_[part.i].gradient, whole.joined.empty() ? std::vector{whole.shape[0]} : whole.joined, {}});
       if (is_cut(part.i)) cut.push_back({&table_[part.i], owners_[part.i], stepped_[part.i].gradient});
@@ -304,7 +304,8 @@ class StepBuilder {
   void apply(const std::vector<Matrix>& matrices, const std::string& name) {
     using Settings = std::tuple<double, int, int>;  // rate, slices of rows, slices of columns
     const auto settings_of = [](const Parameter& p) {
-      return Settings{p.muon_rate, p.shard_axis == 0 ? p.slices : 1, p.shard_axis == 1 ? p.slices : 1};
+      const int slices = p.experts ? 1 : p.slices;
+      return Settings{p.muon_rate, p.shard_axis == 0 ? slices : 1, p.shard_axis == 1 ? slices : 1};
     };
     std::vector<Settings> all;
     for (const Matrix& m : matrices) add_if_new(all, settings_of(table_[m.i]));

@@ -65,7 +65,9 @@ struct Parameter {
   int64_t experts = 0;  // how many experts' matrices, of as many rows each, lie here one behind another; 0: it is none
   std::vector<FilePart> file_parts = {};
   std::vector<int64_t> joined = {};  // the rows of each matrix, where several are one parameter
-  int slices = 1;  // among how many tensor-parallel ranks it is cut; `shape` and `joined` are then a slice's (shard.h)
+  // Among how many tensor-parallel ranks it is cut, or expert-parallel ranks where it has experts; `shape`, `joined` and
+  // `experts` are then a slice's (shard.h).
+  int slices = 1;
 };
 
 std::vector<Parameter> parameter_table(const ModelConfig& config, const Parametrization& parametrization = {});

@@ -124,27 +124,40 @@ class Sharder {
 }  // namespace
 
 void check_mesh(const Mesh& mesh, const ModelConfig& c, int64_t batch, int64_t tokens) {
-  const int n = mesh.tensor;
-  const auto divides = [&](int64_t value, const char* what) {
-    if (value % n == 0) return;
-    int64_t would_do = n;
+  const auto divides = [&](int ranks, const char* kind, int64_t value, const char* what) {
+    if (value % ranks == 0) return;
+    int64_t would_do = ranks;
     while (value % would_do) --would_do;
-    fail_usage(n, " tensor-parallel ranks do not divide ", value, " ", what, "; ", would_do, " would do");
+    fail_usage(ranks, " ", kind, "-parallel ranks do not divide ", value, " ", what, "; ", would_do, " would do");
   };
-  divides(c.heads, "heads");
-  divides(c.kv_heads, "key-value heads");
-  divides(c.hidden, "columns of the MLP");
+  if (mesh.expert > 1) {
+    if (!c.experts) fail_usage("a model without experts has nothing for ", mesh.expert, " expert-parallel ranks");
+    divides(mesh.expert, "expert", c.experts, "experts");
+    if (batch % mesh.expert)
+      fail_usage("a micro-step of ", batch, " sequences cannot be shared among ", mesh.expert,
+                 " expert-parallel ranks; a batch of ", (batch + mesh.expert - 1) / mesh.expert * mesh.expert,
+                 " would do");
+    batch /= mesh.expert;
+  }
+  const int n = mesh.tensor;
+  divides(n, "tensor", c.heads, "heads");
+  divides(n, "tensor", c.kv_heads, "key-value heads");
+  divides(n, "tensor", c.hidden, "columns of the MLP");
   if (batch % n && (n % batch || tokens % (n / batch) || c.positions == Positions::learned))
     fail_usage("a micro-step of ", batch, " sequences cannot be shared among ", n,
-               " tensor-parallel ranks; a batch of ", (batch + n - 1) / n * n, " would do");
+               " tensor-parallel ranks; a batch of ", (batch + n - 1) / n * n * mesh.expert, " would do");
 }
 
 std::vector<Parameter> sliced_table(const std::vector<Parameter>& table, const Mesh& mesh) {
   std::vector<Parameter> sliced = table;
-  if (mesh.tensor == 1) return sliced;
   for (Parameter& p : sliced) {
-    if (p.layer < 0 || p.shard_axis < 0 || p.experts) continue;  // each rank has all experts, for its own tokens
-    p.slices = mesh.tensor;
+    if (p.layer < 0 || p.shard_axis < 0) continue;
+    p.slices = p.experts ? mesh.expert : mesh.tensor;  // tensor-parallel ranks have the same experts, for their own tokens
+    if (p.experts) {
+      p.shape = {p.shape[0] / p.slices, p.shape[1]};
+      p.experts /= p.slices, p.joined.resize(p.joined.size() / static_cast<size_t>(p.slices));
+      continue;
+    }
     if (p.shard_axis == 1)
       p.shape = {p.shape[0], p.shape[1] / p.slices};
     else
@@ -158,6 +171,13 @@ Parameter whole_of(const Parameter& sliced) {
   Parameter whole = sliced;
   whole.slices = 1;
   if (sliced.slices == 1) return whole;
+  if (sliced.experts) {
+    whole.shape = {sliced.shape[0] * sliced.slices, sliced.shape[1]};
+    whole.experts *= sliced.slices;
+    for (int s = 1; s < sliced.slices; ++s)
+      whole.joined.insert(whole.joined.end(), sliced.joined.begin(), sliced.joined.end());
+    return whole;
+  }
   const int64_t rows = sliced.shape[0] * (sliced.shard_axis == 0 ? sliced.slices : 1);
   whole.shape = sliced.shape.rank() == 1 ? Shape{rows}
                                          : Shape{rows, sliced.shape[1] * (sliced.shard_axis == 1 ? sliced.slices : 1)};
@@ -168,6 +188,10 @@ Parameter whole_of(const Parameter& sliced) {
 std::vector<CopiedPart> parts_of_slice(const Parameter& whole, int slices, int slice) {
   const int64_t rows = whole.shape[0], columns = whole.shape.rank() == 1 ? 1 : whole.shape[1];
   if (slices == 1) return {{0, 0, columns, 0, columns, rows, columns}};
+  if (whole.experts) {
+    const int64_t own = rows / slices * columns;
+    return {{0, slice * own, own, 0, own, 1, own}};
+  }
   if (whole.shard_axis == 1) {
     const int64_t own = columns / slices;
     return {{0, slice * own, columns, 0, own, rows, own}};

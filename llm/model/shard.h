@@ -24,6 +24,12 @@ std::vector<Parameter> sliced_table(const std::vector<Parameter>& table, const M
 // The table entry of the whole parameter, of which `sliced` is a slice's.
 Parameter whole_of(const Parameter& sliced);
 
+// The ranks that have the slices of a parameter, and of these the slice that a place has.
+inline RankGroup slice_group(const Parameter& p, const Mesh& mesh, int rank) {
+  return p.experts ? mesh.expert_group(rank) : mesh.tensor_group(rank);
+}
+inline int slice_at(const Parameter& p, const Mesh::Place& place) { return p.experts ? place.expert : place.tensor; }
+
 // The rectangles of a whole parameter that make up slice number `slice` of it.
 std::vector<CopiedPart> parts_of_slice(const Parameter& whole, int slices, int slice);
 

@@ -72,6 +72,8 @@ namespace llm::cuda {
 [[gnu::weak]] void expert_rows_backward(const KernelCall& call);
 [[gnu::weak]] void expert_sum(const KernelCall& call);
 [[gnu::weak]] void expert_sum_backward(const KernelCall& call);
+[[gnu::weak]] void expert_counts(const KernelCall& call);
+[[gnu::weak]] void expert_exchange(const KernelCall& call);
 [[gnu::weak]] void grouped_linear(const KernelCall& call);
 [[gnu::weak]] void grouped_linear_backward_input(const KernelCall& call);
 [[gnu::weak]] void grouped_linear_backward_weight(const KernelCall& call);

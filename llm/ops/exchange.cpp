@@ -13,6 +13,7 @@
 
 #include "llm/device/communicator.h"
 #include "llm/graph/autodiff.h"
+#include "llm/ops/expert_messages.h"
 #include "llm/ops/ops.h"
 #include "llm/ops/pieces.h"
 #include "llm/ops/row_exchange.h"
@@ -174,8 +175,11 @@ void piece_gather(const KernelCall& call) {
       call, pieces, true, [&](size_t t) { return piece_of(call, t, 0); }, place);
 }
 
-// Of a wait for all ranks' rows (row_exchange.h): each rank's gradients of this rank's rows are added.
+// Of a wait for all ranks' rows (row_exchange.h), each rank's gradients of this rank's rows are added; of one for the rows
+// of experts (expert_exchange.h), they are exchanged back.
 void backward_of_wait(Graph& g, const Node& node, Gradients& gradients) {
+  if (node.attributes.has("row_distance"))
+    return gradients.contribute(node.inputs[1], exchange_gradient(g, node, gradients.of(node.outputs[0])));
   if (!node.attributes.flag("gathers_rows")) fail("exchange_wait: what was exchanged has no gradient");
   gradients.contribute(node.inputs[1], sum_rows(g, gradients.of(node.outputs[0]), kNone, g.shape(node.inputs[1]),
                                                 group_of(node.attributes), g.tensor(node.inputs[1]).name + ".grad"));

@@ -13,7 +13,7 @@
   _(route) _(router_loss) _(expert_order) _(expert_rows) _(grouped_linear)                                     \
   _(dropout) _(linear) _(bias_gradient) _(quantize) _(product_fp8) _(activation) _(swiglu) _(softcap) _(scale) \
   _(cross_entropy) _(head_loss) _(mean_loss) _(sample) _(square_sums) _(step_guard) _(adamw)                   \
-  _(muon) _(combine) _(exchange) _(row_exchange) _(copy_parts) _(host_copy) _(ordered_sum)
+  _(muon) _(combine) _(exchange) _(row_exchange) _(expert_exchange) _(copy_parts) _(host_copy) _(ordered_sum)
 // clang-format on
 
 namespace llm {

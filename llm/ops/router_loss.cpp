@@ -3,7 +3,7 @@
 //   router_loss: logits (B, T, E), counts (E) int32 of the choices -> losses (B, T) fp32 = balance_weight balance +
 //     z_weight log_sum_exp^2. The counts have no gradient.
 //     backward: (d_losses, logits, counts) -> d_logits
-//     Attributes of both: chosen K, balance_weight, z_weight.
+//     Attributes of both: chosen K, balance_weight, z_weight, ranks (1): the counts are those of as many tokens on each.
 //   router_statistics: logits (B, T, E), counts (E) int32 -> (E + 3), added up over the micro-steps: the counts, and
 //     the
 //     sums over all tokens of balance, log_sum_exp^2 and entropy. Attribute: chosen K.
@@ -43,7 +43,7 @@ Cost cost(const Graph& g, const Node& node) {
 
 // One choice's part of all.
 float share_of(const Shape& logits, const Node& node) {
-  return 1 / static_cast<float>(logits.rows() * node.attributes.integer("chosen"));
+  return 1 / static_cast<float>(logits.rows() * node.attributes.integer("chosen") * node.attributes.integer("ranks", 1));
 }
 
 void cpu(const KernelCall& call) {
@@ -130,7 +130,7 @@ Example example(Shape logits, Attributes attributes) {
 
 std::vector<Example> examples() {
   return {example({2, 5, 8}, {{"chosen", 2}, {"balance_weight", 0.5}, {"z_weight", 0.25}}),
-          example({1, 300, 37}, {{"chosen", 4}, {"balance_weight", 1}, {"z_weight", 0}}),
+          example({1, 300, 37}, {{"chosen", 4}, {"balance_weight", 1}, {"z_weight", 0}, {"ranks", 3}}),
           example({3, 1, 3}, {{"chosen", 3}, {"balance_weight", 0}, {"z_weight", 1}})};
 }
 

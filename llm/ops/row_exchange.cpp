@@ -32,31 +32,31 @@ Shape shape_of(const Node& node) {
   return {s[0], s[1], s[2]};
 }
 
-void check_rows(const Graph& g, const Node& node, const Shape& own, const Shape& all) {
+void check_rows(const Node& node, const Shape& own, const Shape& all) {
   const RankGroup group = group_of(node.attributes);
   if (own.elements() * group.ranks != all.elements() || own.last() != all.last())
     fail(node.op->name, ": ", own.text(), " are not the rows of one of ", group.ranks, " ranks that share ",
          all.text());
-  if (g.dtype(node.inputs[0]) == DType::int32) fail(node.op->name, ": it takes fp32 or bf16");
 }
 
 void infer_gather(Graph& g, Node& node) {
   const Shape all = shape_of(node), own = g.shape(node.inputs[0]);
-  check_rows(g, node, own, all);
+  check_rows(node, own, all);
   g.add_output(node, "", g.dtype(node.inputs[0]), all);
 }
 
 void infer_scatter(Graph& g, Node& node) {
   const RankGroup group = group_of(node.attributes);
   const Shape own = shape_of(node), all = g.shape(node.inputs[0]);
-  check_rows(g, node, own, all);
+  check_rows(node, own, all);
+  if (g.dtype(node.inputs[0]) == DType::int32) fail(node.op->name, ": it takes fp32 or bf16");
   g.add_output(node, "", g.dtype(node.inputs[0]), {std::max(1, group.ranks - 1), own.elements()});
 }
 
 void infer_sum(Graph& g, Node& node) {
   const RankGroup group = group_of(node.attributes);
   const Shape own = shape_of(node);
-  check_rows(g, node, own, g.shape(node.inputs[1]));
+  check_rows(node, own, g.shape(node.inputs[1]));
   if (g.shape(node.inputs[0]) != Shape{std::max(1, group.ranks - 1), own.elements()})
     fail("sum_partials: what other ranks sent is ", g.shape(node.inputs[0]).text());
   if (node.input(2) != kNone && g.shape(node.inputs[2]) != Shape{own.last()}) fail("sum_partials: the bias is (C)");

@@ -8,7 +8,7 @@
 
 namespace llm {
 
-// own rows (b, t, C) -> all rows (B, T, C): those of all ranks, in their order; the shape is `all`.
+// own rows (b, t, C), of any type -> all rows (B, T, C): those of all ranks, in their order; the shape is `all`.
 TensorId gather_rows(Graph& graph, TensorId own, Shape all, const RankGroup& group, const std::string& name);
 // partial (B, T, C), of which each rank has another -> own rows (b, t, C) of the sum over the ranks, in their order, plus
 // `bias` (C), if there is one; the shape is `own`.

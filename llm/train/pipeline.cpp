@@ -125,7 +125,7 @@ void Pipeline::pass(const PipelineAction& a, const StepState& state, const Provi
       if (ids.received != kNone) wait_for_sent(channel(chunk.part - 1, true, last));
     }
     const auto address = [&](TensorId id) { return id == kNone ? nullptr : program.data<void>(id); };
-    if (ids.tokens != kNone || ids.targets != kNone)
+    if (ids.tokens != kNone || ids.targets != kNone || ids.loss_weights != kNone)
       provide(state.first_sample, address(ids.tokens), address(ids.targets), address(ids.loss_weights));
     if (ids.received != kNone)
       receive(*forward_, before, channel(chunk.part - 1, false, a.micro), program, ids.received);

@@ -52,7 +52,7 @@ std::vector<CopiedPart> Placement::parts_of(const Tensor& t, int slice) const {
 }
 
 void Placement::take_slice(const Tensor& t, const float* whole, float* slice) const {
-  for (const CopiedPart& part : parts_of(t, place_.tensor)) copy(part, whole, slice);
+  for (const CopiedPart& part : parts_of(t, slice_at(whole_[t.parameter], place_))) copy(part, whole, slice);
 }
 
 bool Placement::is_here(const std::string& name) const {
@@ -83,9 +83,9 @@ std::vector<Placement::Source> Placement::sources_of(const std::string& name) co
   for (int slice = 0; slice < t.slices; ++slice)
     for (int d = 0; d < (t.is_divided ? parallel_.ranks : 1); ++d) {
       const Piece piece = t.is_divided ? piece_on(t, d) : Piece{0, elements_of(t)};
-      const int tensor = t.owner >= 0 ? t.owner : slice;
-      if (piece.count > 0)
-        sources.push_back({parallel_.mesh.rank_of({d, t.stage, 0, tensor}), slice, piece.first, piece.count});
+      Mesh::Place place{.data = d, .stage = t.stage};
+      (whole_[t.parameter].experts ? place.expert : place.tensor) = t.owner >= 0 ? t.owner : slice;
+      if (piece.count > 0) sources.push_back({parallel_.mesh.rank_of(place), slice, piece.first, piece.count});
     }
   return sources;
 }

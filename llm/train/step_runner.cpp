@@ -51,7 +51,7 @@ void StepRunner::run_micro_step(const StepState& state, int64_t first_sample, Ph
 void StepRunner::provide(int64_t first_sample, void* tokens, void* targets, void* weights) {
   if (prefetched_ != first_sample) prefetch(first_sample);
   const auto bytes = static_cast<size_t>(batch_ * tokens_) * 4;
-  void* const some = tokens ? tokens : targets;
+  void* const some = tokens ? tokens : targets ? targets : weights;
   const auto piece = [&](void* to, size_t offset) { return TransferPiece{to ? to : some, offset, to ? bytes : 0}; };
   upload_->consume({piece(tokens, 0), piece(targets, bytes), piece(weights, 2 * bytes)});
   prefetched_ = -1;
@@ -118,7 +118,7 @@ void StepRunner::start(StepState state, int64_t first_sample, std::vector<NodeTi
 // `statistics`: of all layers, as router_statistics has them.
 std::optional<StepRunner::Routers> StepRunner::routers(const float* statistics) const {
   if (tensors_.router_statistics.empty()) return {};
-  const auto tokens = static_cast<double>(parallel_.micro_steps * batch_ * tokens_ / parallel_.mesh.tensor);
+  const auto tokens = static_cast<double>(parallel_.micro_steps * batch_ * tokens_ / parallel_.mesh.sharing());
   Routers mean;
   for (const TensorId id : tensors_.router_statistics) {
     const int64_t experts = program_.graph().shape(id)[0] - kRouterSums;
