@@ -17,6 +17,7 @@
 #include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
 #include "llm/checkpoint/checkpoint.h"
+#include "llm/device/communicator_threads.h"
 #include "llm/model/huggingface.h"
 #include "test/helpers.h"
 
@@ -198,6 +199,56 @@ TEST_CASE("checkpoints: saved and found again") {
   fs::remove(folder / "hf/optimizer.state");
   CHECK(find_checkpoint(folder / "hf").step == -1);
   CHECK(!find_checkpoint(folder / "hf").has_trainer_state);
+}
+
+TEST_CASE("checkpoints: ranks write the pieces that they have, or the first one everything, and the files are the same") {
+  const Folder folder;
+  const std::string alone = save_checkpoint(folder / "alone", content_at(5));
+  const auto save = [&](const std::string& run, bool together) {
+    ThreadRanks(3).run([&](Communicator& ranks) {
+      CheckpointContent content = content_at(5);
+      // Of every tensor rank 2 has the first element, rank 0 the rest but for the last, rank 1 that one.
+      const auto piece_of = [&](const float* all, int64_t elements) {
+        const int64_t bounds[] = {1, elements - 1, elements, 0, 1};
+        const int rank = ranks.rank();
+        const int64_t first = rank == 2 ? 0 : bounds[rank], end = rank == 2 ? 1 : bounds[rank + 1];
+        return std::vector<TensorPiece>{{first, all + first, end - first}};
+      };
+      if (together) {
+        content.parameter_pieces = [&](size_t i) {
+          return piece_of(content.parameter(i), content.table[i].shape.elements());
+        };
+        content.optimizer_pieces = [&](size_t i) {
+          return piece_of(content.optimizer_tensor(i), content.optimizer[i].shape.elements());
+        };
+      }
+      save_checkpoint(run, content, 0, &ranks);
+    });
+  };
+  for (const bool together : {false, true}) {
+    CAPTURE(together);
+    const std::string run = folder / (together ? "together" : "first");
+    save(run, together);
+    CHECK(entries(run + "/checkpoints") == 1);
+    CHECK(steps_of(run) == Steps{5});
+    for (const char* file : {"model.safetensors", "optimizer.state", "config.json", "trainer.json"})
+      CHECK(read_file(run + "/checkpoints/5/" + file) == read_file(alone + "/" + file));
+  }
+  // One that cannot write what it has leaves nothing behind.
+  const std::string run = folder / "failed";
+  const std::string error = error_of([&] {
+    ThreadRanks(2).run([&](Communicator& ranks) {
+      CheckpointContent content = content_at(5);
+      content.parameter_pieces = [&](size_t) -> std::vector<TensorPiece> {
+        if (ranks.rank() == 1) fail("no memory for it");
+        return {};
+      };
+      content.optimizer_pieces = [](size_t) { return std::vector<TensorPiece>{}; };
+      save_checkpoint(run, content, 0, &ranks);
+    });
+  });
+  CHECK(has(error, "no memory for it"));
+  CHECK(entries(run + "/checkpoints") == 0);
 }
 
 TEST_CASE("checkpoints: one of an earlier version, whose optimizer state had the suffix of weights, is read") {

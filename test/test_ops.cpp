@@ -224,7 +224,8 @@ TEST_CASE("ops: every row of the table") {
   }
   for (const Subject& subject : fused_subjects()) check(subject, executed);
   // These take several ranks: test_ranks.cpp and test_mesh.cpp.
-  executed.insert({"reduce_scatter_start", "piece_gather_start", "rows_gather_start", "rows_scatter_start"});
+  executed.insert({"reduce_scatter_start", "piece_gather_start", "rows_gather_start", "rows_scatter_start",
+                   "expert_exchange_start"});
   for (const Op& op : op_table())
     CHECK_MESSAGE(executed.contains(op.name), "no example runs the op ", op.name,
                   ", by itself or as another's backward");

@@ -76,6 +76,26 @@ std::string set_aside(const std::string& parent, const std::string& name) {
 
 }  // namespace
 
+SharedFile::SharedFile(std::string path) : path_(std::move(path)) {
+  file_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+  if (file_ < 0) fail_with("write", path_, errno);
+}
+
+SharedFile::~SharedFile() { ::close(file_); }
+
+void SharedFile::write(size_t at, const void* data, size_t bytes) {
+  const char* next = static_cast<const char*>(data);
+  while (bytes > 0) {
+    const ssize_t written = ::pwrite(file_, next, std::min(bytes, size_t{1} << 30), static_cast<off_t>(at));
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) fail_with("write", path_, written < 0 ? errno : EIO);
+    next += written, at += static_cast<size_t>(written);
+    bytes -= static_cast<size_t>(written);
+  }
+}
+
+void SharedFile::sync() { llm::sync(file_, path_); }
+
 AtomicFile::AtomicFile(std::string path) : path_(std::move(path)) {
   const std::string parent = parent_of(path_);
   const std::string name = path_.substr(path_.rfind('/') + 1);

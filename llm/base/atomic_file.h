@@ -8,6 +8,22 @@
 
 namespace llm {
 
+// One file that several processes write at once, each of them other ranges of its bytes, within an AtomicDirectory.
+class SharedFile {
+ public:
+  explicit SharedFile(std::string path);  // creates the file where no other process has
+  ~SharedFile();
+  SharedFile(const SharedFile&) = delete;
+  SharedFile& operator=(const SharedFile&) = delete;
+
+  void write(size_t at, const void* data, size_t bytes);
+  void sync();  // to the disk, what this process has written
+
+ private:
+  std::string path_;
+  int file_ = -1;
+};
+
 class AtomicFile {
  public:
   explicit AtomicFile(std::string path);  // creates the temporary; an existing file at `path` stays until commit()

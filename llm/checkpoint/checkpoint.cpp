@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <optional>
 #include <set>
 
 #include "llm/base/atomic_file.h"
@@ -142,6 +143,30 @@ void prune(const std::string& run, int keep_last) {
     if (i != best) remove_directory(checkpoints_of(run), fs::path(checkpoints[i].path).filename().string());
 }
 
+// The files of weights and of optimizer state.
+void write_tensors(const std::string& directory, const CheckpointContent& content, Communicator* ranks) {
+  std::vector<FloatTensor> state;
+  for (const StateTensor& t : content.optimizer) {
+    state.push_back({.name = t.name, .shape = {}});
+    for (int i = 0; i < t.shape.rank(); ++i) state.back().shape.push_back(t.shape[i]);
+  }
+  const std::string weights = directory + "/" + kWeights, optimizer = directory + "/" + kOptimizer;
+  const bool is_first = !ranks || ranks->rank() == 0;
+  if (ranks && content.parameter_pieces && !any(*ranks, !fs::exists(directory))) {
+    save_parameters_together(weights, content.table, is_first, content.parameter_pieces);
+    if (!state.empty()) write_safetensors_together(optimizer, state, is_first, content.optimizer_pieces);
+    barrier(*ranks);
+    return;
+  }
+  if (is_first) {
+    save_parameters(weights, content.table, content.parameter);
+    if (!state.empty()) write_safetensors(optimizer, state, content.optimizer_tensor);
+    return;
+  }
+  for (size_t i = 0; i < content.table.size(); ++i) content.parameter(i);
+  for (size_t i = 0; i < content.optimizer.size(); ++i) content.optimizer_tensor(i);
+}
+
 std::string joined(const std::vector<Broken>& broken, int64_t after) {
   std::string text;
   for (const Broken& b : broken)
@@ -151,25 +176,24 @@ std::string joined(const std::vector<Broken>& broken, int64_t after) {
 
 }  // namespace
 
-std::string save_checkpoint(const std::string& run, const CheckpointContent& content, int keep_last) {
+std::string save_checkpoint(const std::string& run, const CheckpointContent& content, int keep_last,
+                            Communicator* ranks) {
   const std::string parent = checkpoints_of(run), name = std::to_string(content.state.step);
   const std::string path = parent + "/" + name;
+  const bool is_first = !ranks || ranks->rank() == 0;
   try {
-    make_directories(parent);
-    remove_abandoned(parent);
-    AtomicDirectory directory(parent, name);
-    const auto put = [&](const std::string& file, const std::string& text) {
-      write_file_atomically(directory.path() + "/" + file, text);
-    };
-    save_parameters(directory.path() + "/" + kWeights, content.table, content.parameter);
-    if (!content.optimizer.empty()) {
-      std::vector<FloatTensor> tensors;
-      for (const StateTensor& t : content.optimizer) {
-        tensors.push_back({.name = t.name, .shape = {}});
-        for (int i = 0; i < t.shape.rank(); ++i) tensors.back().shape.push_back(t.shape[i]);
-      }
-      write_safetensors(directory.path() + "/" + kOptimizer, tensors, content.optimizer_tensor);
+    std::optional<AtomicDirectory> made;
+    if (is_first) {
+      make_directories(parent);
+      remove_abandoned(parent);
+      made.emplace(parent, name);
     }
+    const std::string directory = ranks ? all_gather(*ranks, is_first ? made->path() : "").front() : made->path();
+    write_tensors(directory, content, ranks);
+    if (!is_first) return path;
+    const auto put = [&](const std::string& file, const std::string& text) {
+      write_file_atomically(directory + "/" + file, text);
+    };
     put("config.json", config_json(content.config, content.end_tokens));
     if (!content.tokenizer_json.empty()) {
       put("tokenizer.json", content.tokenizer_json);
@@ -177,8 +201,8 @@ std::string save_checkpoint(const std::string& run, const CheckpointContent& con
     }
     if (!content.end_tokens.eos.empty()) put("generation_config.json", generation_config_json(content.end_tokens));
     for (auto& [file, text] : content.extra_files) put(file, text);
-    put(kTrainer, trainer_json(content.state, directory.path()));
-    directory.commit();
+    put(kTrainer, trainer_json(content.state, directory));
+    made->commit();
   } catch (const std::exception& e) {
     fail("checkpoint ", path, " was not saved (earlier ones are as they were): ", e.what());
   }

@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "llm/device/communicator.h"
 #include "llm/model/config.h"
 #include "llm/model/huggingface.h"
 #include "llm/model/optimizer.h"
@@ -35,8 +36,10 @@ struct TrainerState {
   std::string settings_json = "{}";  // the training options: any JSON; kept, but for its white space
 };
 
-// What a checkpoint is made of. Each callback is called once for each index, in order; its pointer must stay valid
-// until the next call, so that the memory of a device can pass through one staging buffer.
+// What a checkpoint is made of. Each callback is called once for each index, in order; its pointers must stay valid
+// until the next call, so that the memory of a device can pass through one staging buffer. With several ranks either all
+// of them write what they have themselves, and the callbacks for pieces are called, or the first one writes everything,
+// and the others' callbacks for whole tensors are called as well, though what they return is not used.
 struct CheckpointContent {
   TrainerState state;
   ModelConfig config;
@@ -44,6 +47,7 @@ struct CheckpointContent {
   std::function<const float*(size_t index)> parameter;
   std::vector<StateTensor> optimizer;
   std::function<const float*(size_t index)> optimizer_tensor;
+  std::function<std::vector<TensorPiece>(size_t index)> parameter_pieces, optimizer_pieces;
   std::string tokenizer_json;  // empty: none
   EndTokens end_tokens = {};
   std::vector<std::pair<std::string, std::string>> extra_files;  // name, content
@@ -60,7 +64,9 @@ struct CheckpointInfo {
 // Removes the leftovers of killed processes, writes RUN/checkpoints/STEP/ in place of an earlier one of the same step,
 // and removes all whole checkpoints but the newest `keep_last` and the one with the lowest validation loss (0: keeps
 // all). Returns the path of the new one. Throws Error when it was not saved; earlier ones are then as they were.
-std::string save_checkpoint(const std::string& run, const CheckpointContent& content, int keep_last = 0);
+// `ranks`, null where there is one: all of them call it, and all write where all see the first one's files.
+std::string save_checkpoint(const std::string& run, const CheckpointContent& content, int keep_last = 0,
+                            Communicator* ranks = nullptr);
 
 // The whole checkpoints of a run by ascending step; none for a run without any. `skipped`, if given, gets one line that
 // says what is wrong with the others; empty: nothing.

@@ -169,25 +169,59 @@ void load_parameters(const std::string& path, const std::vector<Parameter>& tabl
   }
 }
 
-void save_parameters(const std::string& path, const std::vector<Parameter>& table,
-                     const std::function<const float*(size_t index)>& source) {
-  struct Piece {
+namespace {
+
+// The tensors of a file that holds the parameters of a table, and which part of which parameter each is.
+struct ParameterFile {
+  struct Part {
     size_t parameter;
     int64_t offset;
   };
   std::vector<FloatTensor> tensors;
-  std::vector<Piece> pieces;
-  for (size_t i = 0; i < table.size(); ++i) {
-    for (const FilePart& part : table[i].file_parts) {
-      tensors.push_back({part.name, dims(part.shape), part.transposed});
-      pieces.push_back({i, offset_of(table[i], part)});
-    }
+  std::vector<Part> parts;
+
+  explicit ParameterFile(const std::vector<Parameter>& table) {
+    for (size_t i = 0; i < table.size(); ++i)
+      for (const FilePart& part : table[i].file_parts) {
+        tensors.push_back({part.name, dims(part.shape), part.transposed});
+        parts.push_back({i, offset_of(table[i], part)});
+      }
   }
+  bool begins_parameter(size_t i) const { return i == 0 || parts[i].parameter != parts[i - 1].parameter; }
+};
+
+}  // namespace
+
+void save_parameters(const std::string& path, const std::vector<Parameter>& table,
+                     const std::function<const float*(size_t index)>& source) {
+  const ParameterFile file(table);
   const float* data = nullptr;
-  write_safetensors(path, tensors, [&](size_t i) {
-    if (i == 0 || pieces[i].parameter != pieces[i - 1].parameter) data = source(pieces[i].parameter);
-    return data + pieces[i].offset;
+  write_safetensors(path, file.tensors, [&](size_t i) {
+    if (file.begins_parameter(i)) data = source(file.parts[i].parameter);
+    return data + file.parts[i].offset;
   });
+}
+
+void save_parameters_together(const std::string& path, const std::vector<Parameter>& table, bool begins,
+                              const std::function<std::vector<TensorPiece>(size_t index)>& pieces) {
+  const ParameterFile file(table);
+  std::vector<TensorPiece> of_parameter;
+  write_safetensors_together(path, file.tensors, begins, [&](size_t i) {
+    if (file.begins_parameter(i)) of_parameter = pieces(file.parts[i].parameter);
+    std::vector<TensorPiece> of_tensor;
+    int64_t elements = 1;
+    for (const int64_t length : file.tensors[i].shape) elements *= length;
+    for (const TensorPiece& p : of_parameter) {
+      const int64_t offset = file.parts[i].offset, begin = std::max(p.first, offset),
+                    end = std::min(p.first + p.count, offset + elements);
+      if (begin < end) of_tensor.push_back({begin - offset, p.values + (begin - p.first), end - begin});
+    }
+    return of_tensor;
+  });
+}
+
+bool has_transposed_parts(const Parameter& p) {
+  return std::any_of(p.file_parts.begin(), p.file_parts.end(), [](const FilePart& part) { return part.transposed; });
 }
 
 }  // namespace llm

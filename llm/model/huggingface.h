@@ -8,6 +8,7 @@
 
 #include "llm/model/config.h"
 #include "llm/model/parameters.h"
+#include "llm/model/safetensors.h"
 
 namespace llm {
 
@@ -50,5 +51,10 @@ void load_parameters(const std::string& path, const std::vector<Parameter>& tabl
 // parameter, in order; its pointer must stay valid until the next call.
 void save_parameters(const std::string& path, const std::vector<Parameter>& table,
                      const std::function<const float*(size_t index)>& source);
+// The same by several processes at once, as write_safetensors_together() does. `pieces(i)` is called once for each parameter,
+// in order; of one that has_transposed_parts() a piece is all of it.
+void save_parameters_together(const std::string& path, const std::vector<Parameter>& table, bool begins,
+                              const std::function<std::vector<TensorPiece>(size_t index)>& pieces);
+bool has_transposed_parts(const Parameter& parameter);
 
 }  // namespace llm

@@ -112,8 +112,11 @@ void convert(const std::byte* from, std::span<float> to, Convert convert_one) {
   }
 }
 
-// Writes the transpose (rows, columns) of the matrix `data` (columns, rows), some rows, or a part of one, at a time.
-void write_transposed(AtomicFile& file, const float* data, size_t rows, size_t columns, std::vector<float>& buffer) {
+// The transpose of the matrix `data`, whose shape in the file is that of `t`, some rows, or a part of one, at a time: each
+// block is put into `buffer`, and write(its first byte in the tensor, its bytes) is called.
+template <class Write>
+void for_transposed_blocks(const FloatTensor& t, const float* data, std::vector<float>& buffer, Write write) {
+  const auto rows = static_cast<size_t>(t.shape[0]), columns = static_cast<size_t>(t.shape[1]);
   const size_t width = std::min(columns, kBufferFloats);
   const size_t height = std::max<size_t>(1, width == 0 ? 1 : kBufferFloats / width);
   buffer.resize(std::max(buffer.size(), std::min(rows, height) * width));
@@ -126,9 +129,39 @@ void write_transposed(AtomicFile& file, const float* data, size_t rows, size_t c
         for (size_t r = 0; r < block_rows; ++r)
           for (size_t c = strip; c < std::min(strip + 16, block_columns); ++c)
             buffer[r * block_columns + c] = data[(column + c) * rows + row + r];
-      file.write(buffer.data(), block_rows * block_columns * sizeof(float));
+      write((row * columns + column) * sizeof(float), block_rows * block_columns * sizeof(float));
     }
   }
+}
+
+// Of a file that is to be written.
+struct FileLayout {
+  std::string header;           // with its length in front
+  std::vector<size_t> offsets;  // of the tensors behind the header, and of their end
+  size_t bytes_of(size_t i) const { return offsets[i + 1] - offsets[i]; }
+};
+
+FileLayout layout_of(const std::string& path, std::span<const FloatTensor> tensors) {
+  std::string header = R"({"__metadata__":{"format":"pt"})";
+  FileLayout layout{.header = "", .offsets = {0}};
+  std::set<std::string> names;
+  for (const FloatTensor& t : tensors) {
+    if (!names.insert(t.name).second || t.name == "__metadata__")
+      fail(path, ": two tensors named ", shown_name(t.name));
+    if (t.transposed && t.shape.size() != 2) fail(path, ": only a matrix can be transposed, not ", shown_name(t.name));
+    size_t count = 1;
+    for (int64_t d : t.shape) count *= static_cast<size_t>(d);
+    const size_t begin = layout.offsets.back(), end = begin + count * sizeof(float);
+    header += "," + Json(t.name).dump() + R"(:{"dtype":"F32","shape":)" + Json(t.shape).dump() +
+              concat(R"(,"data_offsets":[)", begin, ",", end, "]}");
+    layout.offsets.push_back(end);
+  }
+  header += "}";
+  header.resize((header.size() + 7) / 8 * 8, ' ');  // so that the data is aligned in a mapped file
+  const uint64_t length = header.size();
+  layout.header.assign(reinterpret_cast<const char*>(&length), sizeof length);
+  layout.header += header;
+  return layout;
 }
 
 }  // namespace
@@ -246,40 +279,37 @@ void read_floats(const SafetensorsEntry& entry, int64_t first, std::span<float> 
 
 void write_safetensors(const std::string& path, std::span<const FloatTensor> tensors,
                        const std::function<const float*(size_t index)>& source) {
-  std::string header = R"({"__metadata__":{"format":"pt"})";
-  std::vector<size_t> elements;
-  size_t offset = 0;
-  std::set<std::string> names;
-  for (const FloatTensor& t : tensors) {
-    if (!names.insert(t.name).second || t.name == "__metadata__")
-      fail(path, ": two tensors named ", shown_name(t.name));
-    if (t.transposed && t.shape.size() != 2) fail(path, ": only a matrix can be transposed, not ", shown_name(t.name));
-    size_t count = 1;
-    for (int64_t d : t.shape) count *= static_cast<size_t>(d);
-    const size_t end = offset + count * sizeof(float);
-    header += "," + Json(t.name).dump() + R"(:{"dtype":"F32","shape":)" + Json(t.shape).dump() +
-              concat(R"(,"data_offsets":[)", offset, ",", end, "]}");
-    elements.push_back(count);
-    offset = end;
-  }
-  header += "}";
-  header.resize((header.size() + 7) / 8 * 8, ' ');  // so that the data is aligned in a mapped file
-
+  const FileLayout layout = layout_of(path, tensors);
   AtomicFile file(path);
-  const uint64_t length = header.size();
-  file.write(&length, sizeof length);
-  file.write(header);
+  file.write(layout.header);
   std::vector<float> buffer;
   for (size_t i = 0; i < tensors.size(); ++i) {
     const float* data = source(i);
-    if (!tensors[i].transposed) {
-      file.write(data, elements[i] * sizeof(float));
-    } else {
-      const auto& shape = tensors[i].shape;
-      write_transposed(file, data, static_cast<size_t>(shape[0]), static_cast<size_t>(shape[1]), buffer);
-    }
+    if (tensors[i].transposed)
+      for_transposed_blocks(tensors[i], data, buffer, [&](size_t, size_t bytes) { file.write(buffer.data(), bytes); });
+    else
+      file.write(data, layout.bytes_of(i));
   }
   file.commit();
+}
+
+void write_safetensors_together(const std::string& path, std::span<const FloatTensor> tensors, bool begins,
+                                const std::function<std::vector<TensorPiece>(size_t index)>& pieces) {
+  const FileLayout layout = layout_of(path, tensors);
+  SharedFile file(path);
+  if (begins) file.write(0, layout.header.data(), layout.header.size());
+  std::vector<float> buffer;
+  for (size_t i = 0; i < tensors.size(); ++i)
+    for (const TensorPiece& piece : pieces(i)) {
+      const size_t at = layout.header.size() + layout.offsets[i];
+      if (tensors[i].transposed)
+        for_transposed_blocks(tensors[i], piece.values, buffer,
+                              [&](size_t from, size_t bytes) { file.write(at + from, buffer.data(), bytes); });
+      else
+        file.write(at + static_cast<size_t>(piece.first) * sizeof(float), piece.values,
+                   static_cast<size_t>(piece.count) * sizeof(float));
+    }
+  file.sync();
 }
 
 }  // namespace llm

@@ -82,4 +82,17 @@ struct FloatTensor {
 void write_safetensors(const std::string& path, std::span<const FloatTensor> tensors,
                        const std::function<const float*(size_t index)>& source);
 
+// Elements [first, first + count) of a tensor, in its order in memory.
+struct TensorPiece {
+  int64_t first;
+  const float* values;
+  int64_t count;
+};
+// Writes the pieces that one of several processes has of the tensors, all of which write the same file at once: it is
+// complete when all have returned, and lies in an AtomicDirectory until then. `begins`: this process writes the header.
+// `pieces(i)` is called once for each tensor, in order; the pointers must stay valid until the next call. Of a transposed
+// tensor a piece is all of it.
+void write_safetensors_together(const std::string& path, std::span<const FloatTensor> tensors, bool begins,
+                                const std::function<std::vector<TensorPiece>(size_t index)>& pieces);
+
 }  // namespace llm

@@ -123,6 +123,38 @@ int64_t WholeTensors::slice_elements(const std::string& name) const {
   return placement_.elements_of(placement_.tensors_.at(name));
 }
 
+std::vector<TensorPiece> WholeTensors::own_pieces(const std::string& name, int64_t elements) {
+  flush();
+  std::vector<TensorPiece> pieces;
+  const auto found = placement_.tensors_.find(name);
+  const int rank = ranks_ ? ranks_->rank() : 0;
+  if (found == placement_.tensors_.end()) {  // one that all ranks have
+    if (rank == 0) pieces.push_back({0, staging_.values(name, elements), elements});
+    return pieces;
+  }
+  const auto add = [&](int64_t first, const float* values, int64_t count) {
+    const bool goes_on = !pieces.empty() && pieces.back().first + pieces.back().count == first &&
+                         pieces.back().values + pieces.back().count == values;
+    if (goes_on)
+      pieces.back().count += count;
+    else
+      pieces.push_back({first, values, count});
+  };
+  const Placement::Tensor& t = found->second;
+  const float* own = nullptr;
+  for (const Placement::Source& s : placement_.sources_of(name)) {
+    if (s.rank != rank) continue;
+    if (!own) own = staging_.values(name, placement_.elements_of(t));
+    for (const CopiedPart& part : placement_.parts_of(t, s.slice))
+      for (int64_t row = 0; row < part.rows; ++row) {
+        const int64_t first = part.to + row * part.to_stride, begin = std::max(first, s.first),
+                      end = std::min(first + part.columns, s.first + s.count);
+        if (begin < end) add(part.from + row * part.from_stride + (begin - first), own + begin, end - begin);
+      }
+  }
+  return pieces;
+}
+
 const float* WholeTensors::values(const std::string& name, int64_t elements) {
   flush();
   const std::vector<Placement::Source> sources = placement_.sources_of(name);

@@ -9,6 +9,7 @@
 #include "llm/device/communicator.h"
 #include "llm/graph/staging.h"
 #include "llm/model/distribute.h"
+#include "llm/model/safetensors.h"
 #include "llm/model/shard.h"
 
 namespace llm {
@@ -69,6 +70,8 @@ class WholeTensors {
   void flush();
   // All ranks' parts of a tensor, which all ranks ask for; complete on rank 0 alone, and valid until the next call.
   const float* values(const std::string& name, int64_t elements);
+  // Of a tensor, what this rank alone writes: all ranks' pieces together are the tensor. Valid until the next call.
+  std::vector<TensorPiece> own_pieces(const std::string& name, int64_t elements);
   // Of whole values, this rank's slice; valid until the next call, but not longer than `whole`.
   const float* slice_of(const std::string& name, const float* whole);
   int64_t slice_elements(const std::string& name) const;

@@ -339,7 +339,6 @@ Sample Trainer::sample() {
   return sample;
 }
 
-// All ranks hand their pieces to rank 0, which writes them.
 void Trainer::save(double val_loss) {
   state_.val_loss = val_loss;
   CheckpointContent content;
@@ -353,16 +352,20 @@ void Trainer::save(double val_loss) {
   content.optimizer_tensor = [&](size_t i) {
     return tensors.values(content.optimizer[i].name, content.optimizer[i].shape.elements());
   };
-  if (!is_first()) {
-    for (size_t i = 0; i < table_.size(); ++i) content.parameter(i);
-    for (size_t i = 0; i < content.optimizer.size(); ++i) content.optimizer_tensor(i);
-    return;
-  }
+  content.parameter_pieces = [&](size_t i) -> std::vector<TensorPiece> {
+    const int64_t elements = table_[i].shape.elements();
+    if (!has_transposed_parts(table_[i])) return tensors.own_pieces(weights_of(table_[i]), elements);
+    const float* const all = tensors.values(weights_of(table_[i]), elements);
+    return is_first() ? std::vector<TensorPiece>{{0, all, elements}} : std::vector<TensorPiece>{};
+  };
+  content.optimizer_pieces = [&](size_t i) {
+    return tensors.own_pieces(content.optimizer[i].name, content.optimizer[i].shape.elements());
+  };
   if (dataset_.tokenizer) {
     content.tokenizer_json = dataset_.tokenizer->json();
     content.end_tokens = dataset_.tokenizer->end_of_text();
   }
-  save_checkpoint(options_.out, content, static_cast<int>(options_.keep_last));
+  save_checkpoint(options_.out, content, static_cast<int>(options_.keep_last), ranks_);
 }
 
 Trainer::Outcome Trainer::run(double peak_gflops, TrainingObserver& observer) {
