@@ -201,7 +201,8 @@ TEST_CASE("checkpoints: saved and found again") {
   CHECK(!find_checkpoint(folder / "hf").has_trainer_state);
 }
 
-TEST_CASE("checkpoints: ranks write the pieces that they have, or the first one everything, and the files are the same") {
+TEST_CASE(
+    "checkpoints: ranks write the pieces that they have, or the first one everything, and the files are the same") {
   const Folder folder;
   const std::string alone = save_checkpoint(folder / "alone", content_at(5));
   const auto save = [&](const std::string& run, bool together) {

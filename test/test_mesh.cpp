@@ -28,7 +28,7 @@ ModelConfig model_of(const std::string& kind) {
   c.vocabulary = 257, c.context = kTokensOfSequence, c.layers = 4, c.heads = c.kv_heads = 4, c.channels = 32,
   c.head_size = 8;
   c.hidden = 64;
-  if (kind == "llama") c.kv_heads = 2;
+  if (kind == "llama" || kind == "grouped") c.kv_heads = 2;
   if (kind == "gpt2") c.tied_head = true;
   if (kind == "experts") c.experts = 4, c.experts_per_token = 2, c.hidden = 32, c.kv_heads = 2;
   return c;
@@ -83,12 +83,13 @@ void train(const std::string& run, const std::string& text, const Recipe& recipe
   ThreadRanks(layout.mesh.ranks()).run([&](Communicator& ranks) { train_rank(&ranks); });
 }
 
-std::vector<double> losses_of(const std::string& run) {
-  std::vector<double> losses;
+std::vector<double> logged(const std::string& run, const char* what) {
+  std::vector<double> values;
   std::istringstream log(read_file(run + "/log.jsonl"));
-  for (std::string line; std::getline(log, line);) losses.push_back(parse_json(line, run)["loss"].get<double>());
-  return losses;
+  for (std::string line; std::getline(log, line);) values.push_back(parse_json(line, run)[what].get<double>());
+  return values;
 }
+std::vector<double> losses_of(const std::string& run) { return logged(run, "loss"); }
 
 std::string state_of(const std::string& run, int64_t step) {
   const std::string place = run + "/checkpoints/" + std::to_string(step) + "/";
@@ -213,6 +214,8 @@ TEST_CASE("mesh: gradients and losses of all meshes are those of one rank") {
                             {{.tensor = 2}},
                             {{.data = 2, .tensor = 2}, 3},
                             {{.data = 2, .stage = 2, .tensor = 2}, 2, PipelineKind::zero_bubble},
+                            {{.tensor = 4}},
+                            {{.data = 2, .tensor = 4}, 3},
                             {{.expert = 4}},
                             {{.data = 2, .expert = 2}, 3},
                             {{.tensor = 2, .expert = 2}},
@@ -247,9 +250,11 @@ TEST_CASE("mesh: gradients and losses of all meshes are those of one rank") {
         const double own = error_of_all(one[i], exact[i]);
         CHECK(error_of_all(cut[i], exact[i]) <= 2 * std::max(plain, own));
       }
-      const std::vector<double> ours = losses_of(run);
-      REQUIRE(ours.size() == losses.size());
-      for (size_t i = 0; i < losses.size(); ++i) CHECK(std::abs(ours[i] - losses[i]) < 1e-4 * losses[i]);
+      for (const auto& [what, tolerance] : {std::pair{"loss", 1e-4}, {"grad_norm", 1e-3}}) {
+        const std::vector<double> ours = logged(run, what), theirs = logged(folder / "one", what);
+        REQUIRE(ours.size() == theirs.size());
+        for (size_t i = 0; i < ours.size(); ++i) CHECK(std::abs(ours[i] - theirs[i]) < tolerance * theirs[i]);
+      }
     }
   }
 }
@@ -258,12 +263,19 @@ TEST_CASE("mesh: Muon, bf16, dropout; how many ranks share samples or layers doe
   for (const Precision dtype : {Precision::fp32, Precision::bf16}) {
     const Folder folder;
     write_file_atomically(folder / "text", pattern_text(300));
-    const Recipe recipe{.model = "modern", .optimizer = OptimizerKind::muon, .dtype = dtype, .dropout = 0.1};
+    const Recipe recipe{.model = "grouped", .optimizer = OptimizerKind::muon, .dtype = dtype, .dropout = 0.1};
     train(folder / "one", folder / "text", recipe, {}, 3);
+    // Two ranks have each key-value head.
+    train(folder / "shared", folder / "text", recipe, {{.tensor = 4}, 0}, 3);
+    for (const int zero : {1, 3}) {
+      train(folder / concat("shared", zero), folder / "text", recipe, {{.data = 2, .tensor = 4}, zero}, 3);
+      CHECK(state_of(folder / concat("shared", zero), 3) == state_of(folder / "shared", 3));
+    }
     train(folder / "cut", folder / "text", recipe, {{.tensor = 2}, 0}, 3);
-    const auto a = losses_of(folder / "one"), b = losses_of(folder / "cut");
-    for (size_t i = 0; i < a.size(); ++i)
-      CHECK(std::abs(a[i] - b[i]) < (dtype == Precision::fp32 ? 1e-4 : 1e-2) * a[i]);
+    const auto a = losses_of(folder / "one");
+    for (const char* run : {"cut", "shared"})
+      for (size_t i = 0; i < a.size(); ++i)
+        CHECK(std::abs(a[i] - losses_of(folder / run)[i]) < (dtype == Precision::fp32 ? 1e-4 : 1e-2) * a[i]);
     const std::string state = state_of(folder / "cut", 3);
     for (const int zero : {0, 1, 2, 3}) {
       CAPTURE(zero);
@@ -277,7 +289,8 @@ TEST_CASE("mesh: Muon, bf16, dropout; how many ranks share samples or layers doe
   }
 }
 
-TEST_CASE("mesh: where ranks share experts, how many share samples or layers does not matter; checkpoints go on anywhere") {
+TEST_CASE(
+    "mesh: where ranks share experts, how many share samples or layers does not matter; checkpoints go on anywhere") {
   for (const Precision dtype : {Precision::fp32, Precision::bf16}) {
     const Folder folder;
     write_file_atomically(folder / "text", pattern_text(300));
@@ -355,7 +368,10 @@ TEST_CASE("mesh: what does not divide the model says what would do") {
     return error_of([&] { check_mesh(mesh, model, batch, kTokensOfSequence); });
   };
   CHECK(refused({.tensor = 3}, 6) == "3 tensor-parallel ranks do not divide 4 heads; 2 would do");
-  CHECK(has(refused({.tensor = 4}, 4), "2 key-value heads; 2 would do"));
+  CHECK(refused({.tensor = 4}, 4) == "no error");
+  model.heads = 12, model.kv_heads = 4, model.hidden = 96;
+  CHECK(has(refused({.tensor = 6}, 6), "6 tensor-parallel ranks and 4 key-value heads: one must be a multiple"));
+  model = model_of("llama");
   CHECK(has(refused({.tensor = 2}, 3), "a batch of 4 would do"));
   CHECK(refused({.tensor = 2}, 1) == "no error");
   CHECK(refused({.expert = 2}, 2) == "a model without experts has nothing for 2 expert-parallel ranks");

@@ -203,7 +203,9 @@ Command graph_command() {
            .between(1, 256)
            .with_default(),
        Option("--tensor", &f.tensor, "of these, so many share each matrix").between(1, 256).with_default(),
-       Option("--expert-ranks", &f.expert, "of these, so many share each layer's experts").between(1, 256).with_default(),
+       Option("--expert-ranks", &f.expert, "of these, so many share each layer's experts")
+           .between(1, 256)
+           .with_default(),
        Option("--stages", &f.stages, "print the schedule of a pipeline of so many stages instead")
            .between(1, 256)
            .with_default(),

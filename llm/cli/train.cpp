@@ -288,9 +288,8 @@ Mesh mesh_of(const Mesh& wanted, int ranks) {
   mesh.data = 1;
   const int each = mesh.ranks();
   if (ranks % each)
-    fail_usage("a mesh of ", mesh.text(), " takes ", each,
-               " ranks at a time, and ", ranks, " are no multiple of that; ", std::max(each, ranks / each * each),
-               " would do");
+    fail_usage("a mesh of ", mesh.text(), " takes ", each, " ranks at a time, and ", ranks,
+               " are no multiple of that; ", std::max(each, ranks / each * each), " would do");
   mesh.data = ranks / each;
   return mesh;
 }

@@ -149,9 +149,9 @@ class BlockGatherer {
     }
     if (sent.empty()) return;
     const bool bf16 = g_.dtype(sent[0]) == DType::bf16;
-    const std::vector<TensorId> slices = exchange(
-        sent, bounds, shapes, bf16, 
-        experts ? p_.mesh.expert_group(p_.run_rank) : p_.mesh.tensor_group(p_.run_rank), experts ? 2 : 0);
+    const std::vector<TensorId> slices =
+        exchange(sent, bounds, shapes, bf16,
+                 experts ? p_.mesh.expert_group(p_.run_rank) : p_.mesh.tensor_group(p_.run_rank), experts ? 2 : 0);
     auto next = slices.begin();
     for (size_t k = 0; k < read.size(); ++k) {
       const Parameter& p = table_[read[k]];
@@ -159,7 +159,7 @@ class BlockGatherer {
       const Parameter whole = whole_of(p);
       List parts, shape;
       for (int s = 0; s < p.slices; ++s)
-        for (const CopiedPart& part : parts_of_slice(whole, p.slices, s)) {
+        for (const CopiedPart& part : parts_of_slice(whole, p.slices, s, true)) {
           CopiedPart back = turned(part);
           back.from += s * p.shape.elements();
           add_part(parts, back);

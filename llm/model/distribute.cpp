@@ -225,6 +225,34 @@ class Reducer {
       if (with_loss && kind == whole) pieces.push_back(loss_);
       add_over(pieces, groups[kind]);
     }
+    // Ranks with the same key-value heads have the gradients of their own query heads.
+    RankGroup sharing;
+    std::vector<TensorId> pieces;
+    for (const size_t i : parameters) {
+      if (!table_[i].shares_rows()) continue;
+      sharing = sharing_group(table_[i], p_.mesh, p_.run_rank);
+      if (const auto [own, shared] = divided(i); shared.id != kNone) pieces.push_back(shared.id);
+    }
+    add_over(pieces, sharing);
+  }
+
+  // Of the summed gradient that this rank has of a parameter: what no other tensor-parallel rank has, and what it has in
+  // common with others; kNone where it has none of them. `first`: of the slice's elements.
+  struct Portion {
+    TensorId id = kNone;
+    int64_t first = 0;
+  };
+  std::pair<Portion, Portion> divided(size_t i) {
+    if (results_[i] == kNone) return {};
+    const int64_t begin = partition_.first(i, p_.rank);
+    const int64_t end = begin + g_.shape(results_[i]).elements();
+    const int64_t border = table_[i].shares_rows() ? std::clamp(first_shared(table_[i]), begin, end) : end;
+    const auto portion = [&](int64_t from, int64_t to, const char* name) -> Portion {
+      if (from == to) return {};
+      if (from == begin && to == end) return {results_[i], from};
+      return {g_.add_view(table_[i].name + name, results_[i], {to - from}, from - begin), from};
+    };
+    return {portion(begin, border, ".grad.own"), portion(border, end, ".grad.shared")};
   }
 
   // Each rank of the group gets the sums of all their tensors.
@@ -269,6 +297,11 @@ class Reducer {
     return wait_for_exchange(g_, channel, g_.add("all_gather_start", a, {id}, name), {}, name)[0];
   }
 
+  // One more where a slice is summed up in two portions, which need not meet at the end of a block.
+  static int64_t slots_of_slice(const Parameter& p) {
+    return square_sum_blocks(p.shape.elements()) + (p.shares_rows() ? 1 : 0);
+  }
+
   // The norm of the sums and the loss, for which all ranks wait for each other; and, without ZeRO, all sums.
   Reduced all_together() {
     Reduced r;
@@ -279,7 +312,7 @@ class Reducer {
     for (const Parameter& p : all_) {
       if (p.group == LearningRateGroup::balance) continue;
       slot_of[p.name] = slots;
-      slots += p.slices * square_sum_blocks(p.shape.elements());
+      slots += p.slices * slots_of_slice(p);
     }
     const Mesh::Place place = p_.mesh.place_of(p_.run_rank);
     // What a phase starts it also waits for, so that each phase is a whole for a GPU that replays it.
@@ -289,12 +322,19 @@ class Reducer {
       if (table_[i].group == LearningRateGroup::balance) continue;  // what it has is no gradient
       // Of what several ranks have, the first speaks.
       const int slice = table_[i].slices > 1 ? slice_at(table_[i], place) : 0;
-      const bool is_first = table_[i].slices == 1    ? p_.mesh.token_group(p_.run_rank).rank == 0
+      const bool is_first = table_[i].slices == 1   ? p_.mesh.token_group(p_.run_rank).rank == 0
                             : table_[i].experts > 0 ? place.context == 0 && place.tensor == 0
                                                     : place.context == 0 && place.expert == 0;
-      pieces.push_back(is_first ? results_[i] : kNone);
-      first_slots.push_back(slot_of.at(table_[i].name) + slice * square_sum_blocks(table_[i].shape.elements()) +
-                            partition_.first(i, p_.rank) / kGradientNormBlock);
+      const bool is_first_with_shared =
+          is_first && (!table_[i].shares_rows() || sharing_group(table_[i], p_.mesh, p_.run_rank).rank == 0);
+      const int64_t first_slot = slot_of.at(table_[i].name) + slice * slots_of_slice(table_[i]);
+      const auto [own, shared] = divided(i);
+      const auto add = [&](const Portion& portion, bool counts, int64_t slot) {
+        pieces.push_back(counts ? portion.id : kNone);
+        first_slots.push_back(slot + portion.first / kGradientNormBlock);
+      };
+      add(own, is_first, first_slot);
+      if (table_[i].shares_rows()) add(shared, is_first_with_shared, first_slot + 1);
     }
     if (p_.mesh.stage > 1) {
       const RankGroup stages = p_.mesh.stage_group(p_.run_rank);

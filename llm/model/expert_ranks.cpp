@@ -12,8 +12,7 @@ namespace {
 
 class ExpertSharer {
  public:
-  ExpertSharer(const Graph& forward, const std::vector<Parameter>& sliced, const Mesh& mesh, int rank,
-               int64_t channels)
+  ExpertSharer(const Graph& forward, const std::vector<Parameter>& sliced, const Mesh& mesh, int rank, int64_t channels)
       : from_(forward), tokens_(mesh.token_group(rank)), ids_(forward.tensors.size(), kNone) {
     const Mesh::Place place = mesh.place_of(rank);
     g_.channels = channels;
@@ -105,8 +104,8 @@ class ExpertSharer {
   ExpertRanks experts_;
   std::map<std::string, Shape> shape_;  // of parameters
   Graph g_;
-  std::vector<TensorId> ids_;                   // by tensor of the graph it is made from
-  std::map<TensorId, TensorId> own_sequences_;  // of inputs; kNone: not made yet
+  std::vector<TensorId> ids_;                                          // by tensor of the graph it is made from
+  std::map<TensorId, TensorId> own_sequences_;                         // of inputs; kNone: not made yet
   TensorId counts_ = kNone, own_counts_ = kNone, all_counts_ = kNone;  // of the layer that is being added
 };
 

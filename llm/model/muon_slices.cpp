@@ -53,7 +53,7 @@ std::vector<TensorId> gather_gradients(Graph& g, const std::vector<SlicedMatrix>
     const Parameter whole = whole_of(*matrices[k].slice);
     List parts;
     for (int s = 0; s < tensor.ranks; ++s)
-      for (const CopiedPart& part : parts_of_slice(whole, tensor.ranks, s)) {
+      for (const CopiedPart& part : parts_of_slice(whole, tensor.ranks, s, true)) {
         CopiedPart p = turned(part);
         p.input = s == tensor.rank ? 1 : 0;
         if (s != tensor.rank) p.from += (s - (s > tensor.rank ? 1 : 0)) * g.shape(received)[1] + pieces.place(k);
@@ -89,9 +89,11 @@ std::vector<TensorId> share_updates(Graph& g, const std::vector<SlicedMatrix>& m
   auto next = wholes.begin();
   for (const SlicedMatrix& m : matrices) {
     const int axis = m.slice->shard_axis;
-    for (const int64_t own_rows : parts_of(*m.slice)) {
-      const int64_t columns = m.slice->shape[1], stride = g.shape(*next)[1];
-      const int64_t first = axis == 0 ? tensor.rank * own_rows * stride : tensor.rank * columns;
+    const List own_parts = parts_of(*m.slice);
+    for (size_t k = 0; k < own_parts.size(); ++k) {
+      const int64_t own_rows = own_parts[k], columns = m.slice->shape[1], stride = g.shape(*next)[1];
+      const int64_t which = tensor.rank * m.slice->different_slices(k, tensor.ranks) / tensor.ranks;
+      const int64_t first = axis == 0 ? which * own_rows * stride : tensor.rank * columns;
       List part;
       add_part(part, {0, first, stride, 0, columns, own_rows, columns});
       slices.push_back(g.add("copy_parts", {{"shape", List{own_rows, columns}}, {"parts", part}}, {*next++},

@@ -302,15 +302,18 @@ class StepBuilder {
   }
 
   void apply(const std::vector<Matrix>& matrices, const std::string& name) {
-    using Settings = std::tuple<double, int, int>;  // rate, slices of rows, slices of columns
+    // Rate, slices of rows, slices of columns, slices of rows of all parts but the first.
+    using Settings = std::tuple<double, int, int, int>;
     const auto settings_of = [](const Parameter& p) {
       const int slices = p.experts ? 1 : p.slices;
-      return Settings{p.muon_rate, p.shard_axis == 0 ? slices : 1, p.shard_axis == 1 ? slices : 1};
+      const int rows = p.shard_axis == 0 ? slices : 1;
+      return Settings{p.muon_rate, rows, p.shard_axis == 1 ? slices : 1,
+                      p.heads.empty() ? rows : static_cast<int>(p.different_slices(1, rows))};
     };
     std::vector<Settings> all;
     for (const Matrix& m : matrices) add_if_new(all, settings_of(table_[m.i]));
     for (const Settings& settings : all) {
-      const auto [rate, row_slices, column_slices] = settings;
+      const auto [rate, row_slices, column_slices, other_row_slices] = settings;
       std::vector<TensorId> applied = {norm_};
       for (const Matrix& m : matrices) {
         if (settings_of(table_[m.i]) != settings) continue;
@@ -319,6 +322,7 @@ class StepBuilder {
       }
       Attributes a = {{"weight_decay", o_.weight_decay / rate}, {"rms", kUpdateSize}, {"learning_rate_scale", rate}};
       if (row_slices * column_slices > 1) a.set("row_slices", row_slices), a.set("column_slices", column_slices);
+      if (other_row_slices != row_slices) a.set("other_row_slices", other_row_slices);
       g_.add("muon_apply", a, applied, name + ".apply");
     }
   }

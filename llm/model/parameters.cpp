@@ -65,6 +65,8 @@ class Table {
       linear(name + "qkv", {c_.qkv_width(), c}, std(c), 0,
              {{attention + "q_proj", q}, {attention + "k_proj", kv}, {attention + "v_proj", kv}}, {q, kv, kv});
     }
+    for (Parameter& p : table_)
+      if (p.layer == layer_ && p.name.starts_with(name + "qkv.")) p.heads = {c_.heads, c_.kv_heads, c_.kv_heads};
     if (c_.qk_norm) {
       vector(name + "query_norm.weight", c_.head_size, Parameter::Init::ones, file + "self_attn.q_norm.weight");
       vector(name + "key_norm.weight", c_.head_size, Parameter::Init::ones, file + "self_attn.k_norm.weight");

@@ -2,6 +2,7 @@
 // axis, and where each parameter lies in a Hugging Face checkpoint. Graph builder, optimizer, initialisation,
 // checkpoints and sharding all read this table.
 #pragma once
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <vector>
@@ -65,9 +66,20 @@ struct Parameter {
   int64_t experts = 0;  // how many experts' matrices, of as many rows each, lie here one behind another; 0: it is none
   std::vector<FilePart> file_parts = {};
   std::vector<int64_t> joined = {};  // the rows of each matrix, where several are one parameter
+  // Into how many slices of rows each of those can be cut, its heads; more ranks have some of them in common. Empty: any.
+  std::vector<int64_t> heads = {};
   // Among how many tensor-parallel ranks it is cut, or expert-parallel ranks where it has experts; `shape`, `joined` and
   // `experts` are then a slice's (shard.h).
   int slices = 1;
+
+  // How many different slices of matrix number `part` of those `among` so many ranks have.
+  int64_t different_slices(size_t part, int64_t among) const {
+    return heads.empty() ? among : std::min(among, heads[part]);
+  }
+  // Whether some of the ranks have a slice of a matrix in common.
+  bool shares_rows() const {
+    return std::any_of(heads.begin(), heads.end(), [&](int64_t n) { return n < slices; });
+  }
 };
 
 std::vector<Parameter> parameter_table(const ModelConfig& config, const Parametrization& parametrization = {});

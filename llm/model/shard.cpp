@@ -1,6 +1,8 @@
 #include "llm/model/shard.h"
 
+#include <algorithm>
 #include <map>
+#include <numeric>
 
 #include "llm/base/error.h"
 #include "llm/graph/op.h"
@@ -53,7 +55,7 @@ class Sharder {
     if (op == "linear") return finish(node, linear(node, inputs), true);
     Attributes attributes = node.attributes;
     for (const char* heads : {"heads", "kv_heads"})
-      if (attributes.has(heads)) attributes.set(heads, attributes.integer(heads) / group_.ranks);
+      if (attributes.has(heads)) attributes.set(heads, std::max<int64_t>(1, attributes.integer(heads) / group_.ranks));
     bool is_own = false;
     for (const TensorId id : inputs) is_own = is_own || is_shared(id);
     if (op == "embedding") {
@@ -141,7 +143,9 @@ void check_mesh(const Mesh& mesh, const ModelConfig& c, int64_t batch, int64_t t
   }
   const int n = mesh.tensor;
   divides(n, "tensor", c.heads, "heads");
-  divides(n, "tensor", c.kv_heads, "key-value heads");
+  if (c.kv_heads % n && n % c.kv_heads)
+    fail_usage(n, " tensor-parallel ranks and ", c.kv_heads, " key-value heads: one must be a multiple of the other; ",
+               std::gcd(n, c.kv_heads), " ranks would do");
   divides(n, "tensor", c.hidden, "columns of the MLP");
   if (batch % n && (n % batch || tokens % (n / batch) || c.positions == Positions::learned))
     fail_usage("a micro-step of ", batch, " sequences cannot be shared among ", n,
@@ -152,17 +156,20 @@ std::vector<Parameter> sliced_table(const std::vector<Parameter>& table, const M
   std::vector<Parameter> sliced = table;
   for (Parameter& p : sliced) {
     if (p.layer < 0 || p.shard_axis < 0) continue;
-    p.slices = p.experts ? mesh.expert : mesh.tensor;  // tensor-parallel ranks have the same experts, for their own tokens
+    p.slices =
+        p.experts ? mesh.expert : mesh.tensor;  // tensor-parallel ranks have the same experts, for their own tokens
     if (p.experts) {
       p.shape = {p.shape[0] / p.slices, p.shape[1]};
       p.experts /= p.slices, p.joined.resize(p.joined.size() / static_cast<size_t>(p.slices));
       continue;
     }
-    if (p.shard_axis == 1)
+    if (p.shard_axis == 1) {
       p.shape = {p.shape[0], p.shape[1] / p.slices};
-    else
-      p.shape = p.shape.rank() == 1 ? Shape{p.shape[0] / p.slices} : Shape{p.shape[0] / p.slices, p.shape[1]};
-    for (int64_t& rows : p.joined) rows /= p.shard_axis == 0 ? p.slices : 1;
+      continue;
+    }
+    int64_t rows = p.joined.empty() ? p.shape[0] / p.slices : 0;
+    for (size_t k = 0; k < p.joined.size(); ++k) rows += p.joined[k] /= p.different_slices(k, p.slices);
+    p.shape = p.shape.rank() == 1 ? Shape{rows} : Shape{rows, p.shape[1]};
   }
   return sliced;
 }
@@ -178,14 +185,17 @@ Parameter whole_of(const Parameter& sliced) {
       whole.joined.insert(whole.joined.end(), sliced.joined.begin(), sliced.joined.end());
     return whole;
   }
-  const int64_t rows = sliced.shape[0] * (sliced.shard_axis == 0 ? sliced.slices : 1);
-  whole.shape = sliced.shape.rank() == 1 ? Shape{rows}
-                                         : Shape{rows, sliced.shape[1] * (sliced.shard_axis == 1 ? sliced.slices : 1)};
-  for (int64_t& part : whole.joined) part *= sliced.shard_axis == 0 ? sliced.slices : 1;
+  if (sliced.shard_axis == 1) {
+    whole.shape = {sliced.shape[0], sliced.shape[1] * sliced.slices};
+    return whole;
+  }
+  int64_t rows = sliced.joined.empty() ? sliced.shape[0] * sliced.slices : 0;
+  for (size_t k = 0; k < whole.joined.size(); ++k) rows += whole.joined[k] *= sliced.different_slices(k, sliced.slices);
+  whole.shape = sliced.shape.rank() == 1 ? Shape{rows} : Shape{rows, sliced.shape[1]};
   return whole;
 }
 
-std::vector<CopiedPart> parts_of_slice(const Parameter& whole, int slices, int slice) {
+std::vector<CopiedPart> parts_of_slice(const Parameter& whole, int slices, int slice, bool once) {
   const int64_t rows = whole.shape[0], columns = whole.shape.rank() == 1 ? 1 : whole.shape[1];
   if (slices == 1) return {{0, 0, columns, 0, columns, rows, columns}};
   if (whole.experts) {
@@ -198,12 +208,29 @@ std::vector<CopiedPart> parts_of_slice(const Parameter& whole, int slices, int s
   }
   std::vector<CopiedPart> parts;
   int64_t first = 0, to = 0;
-  for (const int64_t part : whole.joined.empty() ? std::vector{rows} : whole.joined) {
-    const int64_t own = part / slices;
-    parts.push_back({0, (first + slice * own) * columns, own * columns, to * columns, own * columns, 1, own * columns});
-    first += part, to += own;
+  const std::vector<int64_t> joined = whole.joined.empty() ? std::vector{rows} : whole.joined;
+  for (size_t k = 0; k < joined.size(); ++k) {
+    const int64_t different = whole.different_slices(k, slices), own = joined[k] / different;
+    const int64_t which = slice * different / slices;
+    if (!once || which * slices == slice * different)
+      parts.push_back(
+          {0, (first + which * own) * columns, own * columns, to * columns, own * columns, 1, own * columns});
+    first += joined[k], to += own;
   }
   return parts;
+}
+
+int64_t first_shared(const Parameter& sliced) {
+  const int64_t columns = sliced.shape.rank() == 1 ? 1 : sliced.shape[1];
+  int64_t rows = 0;
+  for (size_t k = 0; k < sliced.joined.size() && sliced.heads[k] >= sliced.slices; ++k) rows += sliced.joined[k];
+  return rows * columns;
+}
+
+RankGroup sharing_group(const Parameter& sliced, const Mesh& mesh, int rank) {
+  const RankGroup all = mesh.tensor_group(rank);
+  const int ranks = static_cast<int>(sliced.slices / sliced.heads.back());
+  return {all.rank % ranks, ranks, rank - all.rank % ranks * all.stride, all.stride};
 }
 
 Graph shard(const Graph& whole, const std::vector<Parameter>& sliced, const RankGroup& tensor, int64_t channels) {

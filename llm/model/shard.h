@@ -30,8 +30,14 @@ inline RankGroup slice_group(const Parameter& p, const Mesh& mesh, int rank) {
 }
 inline int slice_at(const Parameter& p, const Mesh::Place& place) { return p.experts ? place.expert : place.tensor; }
 
-// The rectangles of a whole parameter that make up slice number `slice` of it.
-std::vector<CopiedPart> parts_of_slice(const Parameter& whole, int slices, int slice);
+// The rectangles of a whole parameter that make up slice number `slice` of it. `once`: but for those that an earlier slice
+// has as well.
+std::vector<CopiedPart> parts_of_slice(const Parameter& whole, int slices, int slice, bool once = false);
+
+// Of a sliced parameter whose ranks have rows in common (Parameter::shares_rows): the first element of these in a slice,
+// where all elements behind it are shared as well; and the ranks that have the same.
+int64_t first_shared(const Parameter& sliced);
+RankGroup sharing_group(const Parameter& sliced, const Mesh& mesh, int rank);
 
 // From a forward graph of a whole model to that of a rank. Inputs stay whole: all ranks of the group are given the same
 // tokens, targets and weights. `channels`: the number of the last exchange before the first one here.

@@ -24,7 +24,8 @@ Attributes attributes_of(const ExpertRanks& experts) {
 
 void check_counts(const Graph& g, const Node& node, const Shape& counts) {
   const RankGroup group = group_of(node.attributes);
-  const int64_t last = node.attributes.integer("first_row") + (group.ranks - 1) * node.attributes.integer("row_distance");
+  const int64_t last =
+      node.attributes.integer("first_row") + (group.ranks - 1) * node.attributes.integer("row_distance");
   if (counts.rank() != 3 || last >= counts.rows() || counts.last() % group.ranks)
     fail(node.op->name, ": counts ", counts.text(), " of the experts of ", group.ranks, " ranks");
   if (g.dtype(node.inputs.back()) != DType::int32) fail(node.op->name, ": counts are int32");
@@ -67,8 +68,8 @@ void infer_exchange(Graph& g, Node& node) {
 Cost cost_of_exchange(const Graph& g, const Node& node) {
   const double rows = static_cast<double>(std::min(g.shape(node.inputs[0]).rows(), node.attributes.integer("rows")));
   const double ranks = group_of(node.attributes).ranks;
-  const auto row_bytes = static_cast<double>(g.shape(node.inputs[0]).last()) *
-                         static_cast<double>(size_of(g.dtype(node.inputs[0])));
+  const auto row_bytes =
+      static_cast<double>(g.shape(node.inputs[0]).last()) * static_cast<double>(size_of(g.dtype(node.inputs[0])));
   Cost c{0, rows * row_bytes, rows * row_bytes};
   c.bytes_sent = rows * row_bytes * (ranks - 1) / ranks;
   return c;

@@ -12,8 +12,8 @@ namespace {
 constexpr int kThreads = 128;
 
 struct Counts {
-  const int32_t* counts;         // (rows, E)
-  int32_t *own, *all;            // (E / ranks), (E)
+  const int32_t* counts;  // (rows, E)
+  int32_t *own, *all;     // (E / ranks), (E)
   int experts, rows;
   int rank, ranks, first, distance;
 };
@@ -44,8 +44,8 @@ void expert_counts(const KernelCall& call) {
                     group.ranks,
                     static_cast<int>(a.integer("first_row")),
                     static_cast<int>(a.integer("row_distance"))};
-  simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>((c.experts + kThreads - 1) / kThreads)), dim3(kThreads), 0,
-               counts_kernel, c);
+  simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>((c.experts + kThreads - 1) / kThreads)), dim3(kThreads),
+               0, counts_kernel, c);
 }
 
 void expert_exchange(const KernelCall& call) {

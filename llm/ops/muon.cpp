@@ -19,7 +19,8 @@
 //   the factor changes to `rms`: about that of AdamW's updates, so that one learning rate and decay serve both
 //   optimizers (Liu et al. 2025, "Muon is scalable for LLM training").
 //   Masters and their rounding are as in adamw.cpp. Attributes: weight_decay, rms, learning_rate_scale; where parameters are
-//   slices of matrices, "row_slices" or "column_slices", how many each has.
+//   slices of matrices, "row_slices" or "column_slices", how many each has; "other_row_slices", where all parts but the
+//   first have another number of them.
 //
 // If the norm is not finite, momentum, parameters and masters stay as they were, and every x is zero.
 #include <cmath>
@@ -168,7 +169,7 @@ void cpu_apply(const KernelCall& call) {
     int64_t first = 0;
     for (size_t k = 0; k < matrix.parts; ++k) {
       const size_t in = matrix.input + 2 + k;
-      const auto step = static_cast<float>(learning_rate * muon_step_size(a, call.in_shape(in)));
+      const auto step = static_cast<float>(learning_rate * muon_step_size(a, call.in_shape(in), k));
       const int64_t count = call.in_shape(in).elements();
       const bool is_bf16 = call.in_dtype(in) == DType::bf16;
       call.threads.for_blocks(count, kBlock, [&](int64_t begin, int64_t end) {
@@ -234,8 +235,10 @@ std::vector<Example> apply_examples() {
 
 }  // namespace
 
-double muon_step_size(const Attributes& a, const Shape& part) {
-  const int64_t rows = part[0] * a.integer("row_slices", 1), columns = part[1] * a.integer("column_slices", 1);
+double muon_step_size(const Attributes& a, const Shape& part, size_t number) {
+  const int64_t slices = a.integer("row_slices", 1);
+  const int64_t rows = part[0] * (number ? a.integer("other_row_slices", slices) : slices),
+                columns = part[1] * a.integer("column_slices", 1);
   return a.number("rms") * std::sqrt(static_cast<double>(std::max(rows, columns)));
 }
 

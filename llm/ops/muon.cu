@@ -268,7 +268,7 @@ void apply_as(const KernelCall& call) {
       parts.stream[i] = stream;
       parts.first[i] = first;
       parts.elements[i] = call.in_shape(in).elements();
-      parts.size[i] = static_cast<float>(muon_step_size(a, call.in_shape(in)));
+      parts.size[i] = static_cast<float>(muon_step_size(a, call.in_shape(in), k));
       parts.first_block[i] = blocks;
       blocks += static_cast<int>(square_sum_blocks(parts.elements[i]));
       first += parts.elements[i];

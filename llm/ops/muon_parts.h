@@ -59,7 +59,8 @@ void for_muon_matrices(const Graph& graph, const Node& node, Body&& body) {
   }
 }
 
-// The size of the step of a part (rows, columns) as a multiple of the learning rate: rms sqrt(max(rows, columns)).
-double muon_step_size(const Attributes& attributes, const Shape& part);
+// The size of the step of part number `number` (rows, columns) of a parameter as a multiple of the learning rate: rms
+// sqrt(max(rows, columns)).
+double muon_step_size(const Attributes& attributes, const Shape& part, size_t number);
 
 }  // namespace llm

@@ -43,7 +43,8 @@ Cost cost(const Graph& g, const Node& node) {
 
 // One choice's part of all.
 float share_of(const Shape& logits, const Node& node) {
-  return 1 / static_cast<float>(logits.rows() * node.attributes.integer("chosen") * node.attributes.integer("ranks", 1));
+  return 1 /
+         static_cast<float>(logits.rows() * node.attributes.integer("chosen") * node.attributes.integer("ranks", 1));
 }
 
 void cpu(const KernelCall& call) {

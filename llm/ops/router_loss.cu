@@ -19,7 +19,7 @@ struct Settings {
 
 Settings settings_of(const KernelCall& call, const Shape& logits) {
   const Attributes& a = call.node.attributes;
-  return {logits.rows(), static_cast<int>(logits.last()), 
+  return {logits.rows(), static_cast<int>(logits.last()),
           1 / static_cast<float>(logits.rows() * a.integer("chosen") * a.integer("ranks", 1)),
           static_cast<float>(a.number("balance_weight", 0)), static_cast<float>(a.number("z_weight", 0))};
 }

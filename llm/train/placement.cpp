@@ -45,10 +45,12 @@ Placement::Placement(const std::vector<Parameter>& whole, const DataParallel& pa
   }
 }
 
-int64_t Placement::elements_of(const Tensor& t) const { return whole_[t.parameter].shape.elements() / t.slices; }
+int64_t Placement::elements_of(const Tensor& t) const {
+  return (t.slices > 1 ? sliced_ : whole_)[t.parameter].shape.elements();
+}
 
-std::vector<CopiedPart> Placement::parts_of(const Tensor& t, int slice) const {
-  return parts_of_slice(whole_[t.parameter], t.slices, slice);
+std::vector<CopiedPart> Placement::parts_of(const Tensor& t, int slice, bool once) const {
+  return parts_of_slice(whole_[t.parameter], t.slices, slice, once);
 }
 
 void Placement::take_slice(const Tensor& t, const float* whole, float* slice) const {
@@ -145,7 +147,7 @@ std::vector<TensorPiece> WholeTensors::own_pieces(const std::string& name, int64
   for (const Placement::Source& s : placement_.sources_of(name)) {
     if (s.rank != rank) continue;
     if (!own) own = staging_.values(name, placement_.elements_of(t));
-    for (const CopiedPart& part : placement_.parts_of(t, s.slice))
+    for (const CopiedPart& part : placement_.parts_of(t, s.slice, true))
       for (int64_t row = 0; row < part.rows; ++row) {
         const int64_t first = part.to + row * part.to_stride, begin = std::max(first, s.first),
                       end = std::min(first + part.columns, s.first + s.count);
@@ -181,7 +183,7 @@ const float* WholeTensors::values(const std::string& name, int64_t elements) {
   if (rank != 0 || t.slices == 1) return slice_.data();
   whole_.resize(static_cast<size_t>(elements));
   for (int slice = 0; slice < t.slices; ++slice)
-    for (const CopiedPart& part : placement_.parts_of(t, slice))
+    for (const CopiedPart& part : placement_.parts_of(t, slice, true))
       copy(turned(part), slice_.data() + slice * each, whole_.data());
   return whole_.data();
 }

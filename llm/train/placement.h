@@ -46,7 +46,7 @@ class Placement {
   int64_t elements_of(const Tensor& tensor) const;       // of a slice
   Piece piece_on(const Tensor& tensor, int data) const;  // of one that is divided, on a data-parallel rank
   void take_slice(const Tensor& tensor, const float* whole, float* slice) const;  // this rank's
-  std::vector<CopiedPart> parts_of(const Tensor& tensor, int slice) const;
+  std::vector<CopiedPart> parts_of(const Tensor& tensor, int slice, bool once = false) const;
 
   DataParallel parallel_;
   std::vector<Parameter> whole_, sliced_;
