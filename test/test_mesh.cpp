@@ -385,6 +385,14 @@ TEST_CASE("mesh: what a rank holds gets less, and a budget that one rank cannot 
   CHECK(has(within({}, eight), "is too small: however much is recomputed"));
   CHECK(within(all, eight) == "no error");
   CHECK(has(within(all, eight / 4), "is too small for stage"));
+  // Gathered keys and values are gathered again where they cannot be kept, which changes no bit.
+  const Layout shared{{.context = 2}};
+  for (const size_t less : {size_t{0}, bytes_on(shared) / 8})
+    train(
+        folder / concat("less", less > 0), folder / "text", recipe, shared, 2, 0,
+        [&](Trainer& trainer) { CHECK((less == 0 || trainer.arena_bytes() <= bytes_on(shared) - less)); },
+        less ? bytes_on(shared) - less : 0);
+  CHECK(state_of(folder / "less1", 2) == state_of(folder / "less0", 2));
 }
 
 TEST_CASE("mesh: what does not divide the model says what would do") {

@@ -239,7 +239,7 @@ TensorId gather_chunks(Graph& g, TensorId own, const RankGroup& group, const std
   Attributes a = group_attributes(group);
   a.set("channel", ++g.channels);
   a.set("zigzag", true);
-  a.set("recompute", static_cast<int64_t>(Recompute::attention));
+  a.set("recompute", static_cast<int64_t>(Recompute::norms));
   const TensorId arriving = g.add("rows_gather_start", a, {own}, name + ".start")[0];
   a.set("arrivals", int64_t{1});
   a.set("gathers_rows", true);
