@@ -332,6 +332,39 @@ std::vector<Subject> cuda_subjects() {
        {Heads{2, 1, 64, 70}, {1, 1, 64, 300}, {2, 2, 32, 130}, {1, 1, 96, 70}, {2, 1, 128, 150}, {1, 1, 40, 130}})
     for (const int64_t length : {9, 80})
       if (h.T < 300 || length > 9) subjects.push_back(document_subject(h.T < 300 ? 2 : 1, h.T, h.H, h.K, h.D, length));
+  // Chunks of queries: of lengths and at positions that Hopper's kernels take, and of others; keys that no query sees.
+  struct Chunks {
+    int64_t H, K, D, T, keys;
+    std::vector<int64_t> firsts;
+    int64_t document = 0;  // its length; 0: there is one
+  };
+  for (const Chunks& c : std::initializer_list<Chunks>{{3, 1, 64, 128, 256, {64, 128}},
+                                                       {2, 1, 64, 128, 320, {0, 192}, 50},
+                                                       {1, 1, 64, 256, 512, {128, 256}},
+                                                       {1, 1, 64, 70, 134, {64}},
+                                                       {2, 2, 128, 128, 256, {64, 128}},
+                                                       {1, 1, 128, 128, 320, {64, 192}, 80},
+                                                       {2, 1, 64, 40, 80, {20, 40}},
+                                                       {2, 1, 64, 40, 90, {20, 50}, 30},
+                                                       {1, 1, 128, 66, 100, {7, 60}},
+                                                       {1, 1, 32, 74, 150, {5, 90}, 40},
+                                                       {1, 1, 96, 33, 73, {40}},
+                                                       {2, 1, 40, 26, 91, {13, 65}},
+                                                       {2, 2, 40, 86, 200, {0, 70}, 60},
+                                                       {1, 1, 256, 34, 60, {9, 40}}}) {
+    Attributes a = heads({c.H, c.K, c.D, c.T});
+    a.set("firsts", c.firsts);
+    const int64_t B = c.T < 100 ? 2 : 1;
+    Example::Input starts;
+    if (c.document) {
+      starts = {.shape = {B, c.keys}, .dtype = DType::int32};
+      for (int64_t t = 0; t < B * c.keys; ++t)
+        starts.values.push_back(static_cast<double>(t % c.keys / c.document * c.document));
+    }
+    add("attention", a,
+        {{{B, c.T, c.H * c.D}, DType::fp32, -2, 2}, starts, {{B, c.keys, 2 * c.K * c.D}, DType::fp32, -2, 2}},
+        concat(named({c.H, c.K, c.D, c.T}), " of ", c.keys, c.document ? " in documents" : ""));
+  }
   for (const Heads& h : {Heads{4, 2, 64, 1}, {2, 2, 128, 17}, {3, 1, 64, 40}, {2, 1, 37, 5}, {8, 1, 64, 2}}) {
     // The end of one sequence and a token of another, behind enough keys for several parts.
     const int64_t rows = h.T + 1, first = 290 - h.T;
@@ -375,6 +408,7 @@ std::vector<Subject> cuda_subjects() {
     }
   for (const int64_t n : {4096, 4099}) {
     add("dropout", {{"probability", 0.1}, {"stream", 5}}, {{{n}}}, concat(n));
+    add("split_heads", {{"heads", 3}, {"kv_heads", 1}, {"head_size", n / 8}}, {{{1, 7, 5 * (n / 8)}}}, concat(n / 8));
     add("softcap", {{"cap", 3}}, {{{n}, DType::fp32, -9, 9}}, concat(n));
     for (const char* op : {"gelu", "relu2"}) add(op, {}, {{{n}, DType::fp32, -5, 5}}, concat(n));
     add("add", {}, {{{n}}, {{n}}}, concat(n));
@@ -385,6 +419,11 @@ std::vector<Subject> cuda_subjects() {
     add("cast", {{"bf16", bf16}}, {{.shape = {4096}, .dtype = DType::bf16}}, "4096 from bf16");
   }
 
+  add("dropout",
+      {{"probability", 0.1}, {"stream", 5}, {"firsts", std::vector<int64_t>{40, 90}}, {"chunk", int64_t{20}}},
+      {{{2, 40, 64}}}, "chunks");
+  add("embedding", {{"firsts", std::vector<int64_t>{40, 90}}},
+      {ids({3, 40}, 0, 50), parameter({50, 64}), parameter({112, 64})}, "chunks");
   // Many tokens, most of which occur several times; rows of two strides.
   for (const int64_t C : {64, 37}) {
     add("embedding", {}, {ids({4, 300}, 0, 50), parameter({500, C}), parameter({303, C})}, concat("few tokens, ", C));

@@ -113,6 +113,7 @@ Arrays rope_backward(const Attributes& a, const Arrays& in, const StepState& ste
 Arrays attention_backward(const Attributes& a, const Arrays& in, const StepState&) {
   const int64_t H = a.integer("heads"), K = a.integer("kv_heads"), D = a.integer("head_size");
   const Array &dout = in[0], &qkv = in[1], &out = in[2], &log_sum_exp = in[3];
+  if (present(in, 5)) throw std::logic_error("attention_backward: the reference takes packed heads");
   const int64_t B = qkv.shape[0], T = qkv.shape[1], width = qkv.shape[2];
   const double scale = 1 / std::sqrt(static_cast<double>(D));
   Array d = zeros(qkv.shape);

@@ -55,21 +55,30 @@ double attend(const Array& query, int64_t query_at, const Array& keys, Key key, 
   return top + std::log(sum);
 }
 
+// The position of query t of T, where these are chunks of a sequence.
+int64_t query_position(const Attributes& a, bool is_packed, int64_t T, int64_t t) {
+  if (is_packed) return t;
+  const auto firsts = a.list("firsts");
+  const int64_t chunk = T / static_cast<int64_t>(firsts.size());
+  return firsts[static_cast<size_t>(t / chunk)] + t % chunk;
+}
+
 Arrays attention(const Attributes& a, const Arrays& in, const StepState&) {
   const int64_t H = a.integer("heads"), K = a.integer("kv_heads"), D = a.integer("head_size");
-  const Array& qkv = in[0];
-  const int64_t B = qkv.shape[0], T = qkv.shape[1], width = qkv.shape[2];
+  const bool is_packed = in.size() < 3 || !in[2].present();
+  const Array &q = in[0], &kv = is_packed ? in[0] : in[2];
+  const int64_t B = q.shape[0], T = q.shape[1], keys = kv.shape[1], before = is_packed ? H : 0;
   Array out = zeros({B, T, H * D}), log_sum_exp = zeros({B, H, T});
   const bool has_starts = in.size() > 1 && in[1].present();
   for (int64_t b = 0; b < B; ++b)
     for (int64_t h = 0; h < H; ++h)
       for (int64_t t = 0; t < T; ++t) {
-        const int64_t kv = h / (H / K);
-        const auto key = [&](int64_t s) { return (b * T + s) * width + (H + kv) * D; };
-        const auto value = [&](int64_t s) { return (b * T + s) * width + (H + K + kv) * D; };
+        const int64_t of_group = h / (H / K), position = query_position(a, is_packed, T, t);
+        const auto key = [&](int64_t s) { return (b * keys + s) * kv.shape[2] + (before + of_group) * D; };
+        const auto value = [&](int64_t s) { return key(s) + K * D; };
         log_sum_exp[(b * H + h) * T + t] =
-            attend(qkv, (b * T + t) * width + h * D, qkv, key, qkv, value, t + 1, D, out, (b * T + t) * H * D + h * D,
-                   has_starts ? static_cast<int64_t>(in[1][b * T + t]) : 0);
+            attend(q, (b * T + t) * q.shape[2] + h * D, kv, key, kv, value, position + 1, D, out,
+                   ((b * T + t) * H + h) * D, has_starts ? static_cast<int64_t>(in[1][b * keys + position]) : 0);
       }
   return {out, log_sum_exp};
 }

@@ -70,13 +70,22 @@ Arrays first_half(const Attributes&, const Arrays& in, const StepState&) {
 }
 
 Arrays sum_partials(const Attributes& a, const Arrays& in, const StepState&) {
-  const auto s = a.list("shape");
-  Array sum = zeros({s[0], s[1], s[2]});
+  const Shape all = in[1].shape;
+  const int64_t rank = a.integer("rank"), ranks = a.integer("ranks");
+  const bool zigzag = a.flag("zigzag");
+  Array sum = zeros(zigzag ? Shape{all[0], all[1] / ranks, all[2]}
+                           : Shape{a.list("shape")[0], a.list("shape")[1], a.list("shape")[2]});
   const auto elements = static_cast<int64_t>(sum.values.size());
   for (int64_t i = 0; i < elements; ++i) {
-    sum[i] = in[1][a.integer("rank") * elements + i];
-    for (int64_t r = 0; r + 1 < a.integer("ranks"); ++r) sum[i] += in[0][r * elements + i];
-    if (in.size() > 2 && !in[2].values.empty()) sum[i] += in[2][i % s[2]];
+    int64_t mine = rank * elements + i;
+    if (zigzag) {
+      const int64_t row = i / all[2], own = all[1] / ranks, chunk = own / 2, t = row % own;
+      const int64_t position = t < chunk ? rank * chunk + t : (2 * ranks - 1 - rank) * chunk + t - chunk;
+      mine = (row / own * all[1] + position) * all[2] + i % all[2];
+    }
+    sum[i] = in[1][mine];
+    for (int64_t r = 0; r + 1 < ranks; ++r) sum[i] += in[0][r * elements + i];
+    if (in.size() > 2 && !in[2].values.empty()) sum[i] += in[2][i % all[2]];
   }
   return {sum};
 }

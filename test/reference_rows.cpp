@@ -14,7 +14,14 @@ namespace {
 
 using Arrays = std::vector<Array>;
 
-Arrays embedding(const Attributes&, const Arrays& in, const StepState&) {
+// The position of token t of T, which are some chunks of a sequence where the attributes say so.
+int64_t position_of(const Attributes& a, int64_t T, int64_t t) {
+  if (!a.has("firsts")) return t;
+  const int64_t chunk = T / static_cast<int64_t>(a.list("firsts").size());
+  return a.list("firsts")[static_cast<size_t>(t / chunk)] + t % chunk;
+}
+
+Arrays embedding(const Attributes& a, const Arrays& in, const StepState&) {
   const int64_t B = in[0].shape[0], T = in[0].shape[1], C = in[1].shape[1];
   const bool positions = in.size() > 2 && in[2].present();
   Array x = zeros({B, T, C});
@@ -22,7 +29,8 @@ Arrays embedding(const Attributes&, const Arrays& in, const StepState&) {
     for (int64_t t = 0; t < T; ++t)
       for (int64_t c = 0; c < C; ++c) {
         const auto token = static_cast<int64_t>(in[0][b * T + t]);
-        const int64_t at = in.size() > 3 ? std::max<int64_t>(0, static_cast<int64_t>(in[3][b * T + t])) : t;
+        const int64_t at =
+            in.size() > 3 ? std::max<int64_t>(0, static_cast<int64_t>(in[3][b * T + t])) : position_of(a, T, t);
         x[(b * T + t) * C + c] = in[1][token * C + c] + (positions ? in[2][at * C + c] : 0.0);
       }
   return {x};
@@ -122,11 +130,22 @@ Arrays rope_angles(const Attributes& a, const Arrays& in, const StepState&) {
   Array angles = zeros({T, D});
   for (int64_t t = 0; t < T; ++t)
     for (int64_t i = 0; i < D / 2; ++i) {
-      const double turn = (in.empty() ? static_cast<double>(t) : in[0][t]) * frequencies[static_cast<size_t>(i)];
+      const double turn =
+          (in.empty() ? static_cast<double>(position_of(a, T, t)) : in[0][t]) * frequencies[static_cast<size_t>(i)];
       angles[t * D + i] = a.number("magnitude", 1) * std::cos(turn);
       angles[t * D + D / 2 + i] = a.number("magnitude", 1) * std::sin(turn);
     }
   return {angles};
+}
+
+Arrays split_heads(const Attributes& a, const Arrays& in, const StepState&) {
+  const int64_t D = a.integer("head_size"), queries = a.integer("heads") * D, keys = 2 * a.integer("kv_heads") * D;
+  const Shape s = in[0].shape;
+  Array q = zeros({s[0], s[1], queries}), kv = zeros({s[0], s[1], keys});
+  for (int64_t r = 0; r < s.rows(); ++r)
+    for (int64_t c = 0; c < queries + keys; ++c)
+      (c < queries ? q[r * queries + c] : kv[r * keys + c - queries]) = in[0][r * (queries + keys) + c];
+  return {q, kv};
 }
 
 Arrays rope(const Attributes& a, const Arrays& in, const StepState&) {
@@ -196,11 +215,13 @@ Arrays dropout(const Attributes& a, const Arrays& in, const StepState& step) {
   Array y = in[0];
   const int64_t row = y.shape.elements() / y.shape[0];
   for (int64_t i = 0; i < y.shape.elements(); ++i) {
-    const int64_t e = i % row;
-    y[i] *= mask.bits(step, i / row + a.integer("first_row", 0),
-                      e / 4 + a.integer("first_group", 0))[static_cast<size_t>(e % 4)] /
-                        4294967296.0 >=
-                    p
+    const int64_t e = i % row, C = y.shape.last();
+    int64_t group = e / 4 + a.integer("first_group", 0);
+    if (a.has("firsts")) {
+      const int64_t token = 4 * group / C, chunk = a.integer("chunk");
+      group += (a.list("firsts")[static_cast<size_t>(token / chunk)] - token / chunk * chunk) * C / 4;
+    }
+    y[i] *= mask.bits(step, i / row + a.integer("first_row", 0), group)[static_cast<size_t>(e % 4)] / 4294967296.0 >= p
                 ? 1 / (1 - p)
                 : 0;
   }
@@ -252,6 +273,7 @@ void add_row_references(References& table) {
   table["qk_norm"] = qk_norm;
   table["rope_angles"] = rope_angles;
   table["rope"] = rope;
+  table["split_heads"] = split_heads;
   table["gelu"] = gelu;
   table["relu2"] = relu2;
   table["swiglu"] = swiglu;

@@ -1,5 +1,5 @@
-// The CPU's attention against the naive formula in double precision: outputs, gradients, the cache, and that its bits
-// depend on nothing that they should not.
+// The CPU's attention against the naive formula in double precision: outputs, gradients, parts of sequences, and that its
+// bits depend on nothing that they should not.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -90,18 +90,19 @@ struct Reference {
 // Buffers start as NaN, which shows what a kernel leaves out or reads too early.
 std::vector<float> nans(int64_t count) { return std::vector<float>(static_cast<size_t>(count), std::nanf("")); }
 
-Result run(const AttentionShape& s, const std::vector<float>& qkv, const std::vector<float>& d_out, int threads) {
+Result run(const AttentionShape& s, const std::vector<float>& qkv, const std::vector<float>& d_out, int threads,
+           const int32_t* starts = nullptr) {
   ThreadTeam team(threads);
   Result r{nans(s.batch * s.tokens * s.heads * s.head_size), nans(s.batch * s.heads * s.tokens),
            nans(static_cast<int64_t>(qkv.size()))};
   auto workspace = nans(attention_workspace(s, threads) + 1);
   workspace.back() = 1.0f;
-  attention_forward(team, s, qkv.data(), r.out.data(), r.log_sum_exp.data(), workspace.data());
+  attention_forward(team, s, qkv.data(), r.out.data(), r.log_sum_exp.data(), workspace.data(), starts);
   CHECK(workspace.back() == 1.0f);
   workspace = nans(attention_backward_workspace(s, threads) + 1);
   workspace.back() = 1.0f;
   attention_backward(team, s, qkv.data(), r.out.data(), r.log_sum_exp.data(), d_out.data(), r.d_qkv.data(),
-                     workspace.data());
+                     workspace.data(), starts);
   CHECK(workspace.back() == 1.0f);
   return r;
 }
@@ -132,6 +133,85 @@ TEST_CASE("attention and its gradients agree with the naive formula") {
     CHECK(largest_error(r.log_sum_exp, reference.log_sum_exp) < 3e-6);
     CHECK(largest_error(r.d_qkv, reference.d_qkv) < 2e-5);
   }
+}
+
+// What a rank with two chunks of each sequence computes, whose keys and values lie by themselves.
+struct PartOfRank {
+  AttentionShape shape;
+  std::vector<float> queries, keys_values, d_out;
+
+  PartOfRank(const AttentionShape& whole, int64_t rank, int64_t ranks, const std::vector<float>& qkv,
+             const std::vector<float>& d_out_whole)
+      : shape(whole) {
+    const int64_t T = whole.tokens, chunk = T / (2 * ranks), out_stride = whole.heads * whole.head_size;
+    shape.tokens = 2 * chunk, shape.keys = T, shape.chunks = 2, shape.firsts = {rank * chunk, T - (rank + 1) * chunk};
+    for (int64_t b = 0; b < whole.batch; ++b) {
+      for (int64_t t = 0; t < shape.tokens; ++t) {
+        const auto row = qkv.begin() + (b * T + position(t)) * stride_of(whole);
+        queries.insert(queries.end(), row, row + out_stride);
+        const auto d = d_out_whole.begin() + (b * T + position(t)) * out_stride;
+        d_out.insert(d_out.end(), d, d + out_stride);
+      }
+      for (int64_t t = 0; t < T; ++t) {
+        const auto row = qkv.begin() + (b * T + t) * stride_of(whole);
+        keys_values.insert(keys_values.end(), row + out_stride, row + stride_of(whole));
+      }
+    }
+  }
+  int64_t position(int64_t t) const { return t + shape.shift(t / shape.chunk()); }
+};
+
+TEST_CASE(
+    "attention of chunks of sequences is that of whole ones, and their gradients of keys and values add up to it") {
+  for (const auto& [s, ranks] :
+       {std::pair{AttentionShape{2, 66, 4, 2, 20}, 3}, {{1, 600, 2, 1, 24}, 2}, {{1, 1040, 2, 2, 16}, 4}})
+    for (const bool documents : {false, true}) {
+      CAPTURE(s.tokens);
+      CAPTURE(documents);
+      const int64_t T = s.tokens, D = s.head_size, out_stride = s.heads * D, key_stride = 2 * s.kv_heads * D;
+      const auto qkv = numbers(s.batch * T * stride_of(s), 1, 2.0f), d_out = numbers(s.batch * T * out_stride, 2, 1.0f);
+      std::vector<int32_t> starts;
+      for (int64_t b = 0; b < s.batch; ++b)
+        for (int64_t t = 0; t < T; ++t) starts.push_back(static_cast<int32_t>(t / 47 * 47));
+      const int32_t* given = documents ? starts.data() : nullptr;
+      const Result whole = run(s, qkv, d_out, 1, given);
+      std::vector<double> d_keys_values(static_cast<size_t>(s.batch * T * key_stride), 0.0);
+      double error = 0, gradient_error = 0;
+      const auto note = [](double& largest, double difference) {
+        if (!(std::abs(difference) <= largest)) largest = std::isnan(difference) ? 1 : std::abs(difference);
+      };
+      for (int64_t rank = 0; rank < ranks; ++rank) {
+        const PartOfRank part(s, rank, ranks, qkv, d_out);
+        const AttentionShape& own = part.shape;
+        ThreadTeam team(2);
+        auto out = nans(s.batch * own.tokens * out_stride), log_sum_exp = nans(s.batch * s.heads * own.tokens);
+        auto d_queries = nans(s.batch * own.tokens * out_stride), d_keys = nans(s.batch * T * key_stride);
+        auto workspace = nans(attention_workspace(own, 2));
+        attention_forward(team, own, part.queries.data(), out.data(), log_sum_exp.data(), workspace.data(), given,
+                          part.keys_values.data());
+        workspace = nans(attention_backward_workspace(own, 2));
+        attention_backward(team, own, part.queries.data(), out.data(), log_sum_exp.data(), part.d_out.data(),
+                           d_queries.data(), workspace.data(), given, part.keys_values.data(), d_keys.data());
+        for (size_t i = 0; i < d_keys.size(); ++i) d_keys_values[i] += d_keys[i];
+        for (int64_t b = 0; b < s.batch; ++b)
+          for (int64_t t = 0; t < own.tokens; ++t)
+            for (int64_t c = 0; c < out_stride; ++c) {
+              const auto at = static_cast<size_t>((b * own.tokens + t) * out_stride + c);
+              const auto of_whole = static_cast<size_t>((b * T + part.position(t)) * out_stride + c);
+              const auto of_qkv = static_cast<size_t>((b * T + part.position(t)) * stride_of(s) + c);
+              note(error, out[at] - whole.out[of_whole]);
+              note(gradient_error, d_queries[at] - whole.d_qkv[of_qkv]);
+            }
+      }
+      for (int64_t row = 0; row < s.batch * T; ++row)
+        for (int64_t c = 0; c < key_stride; ++c) {
+          const double sum = d_keys_values[static_cast<size_t>(row * key_stride + c)];
+          const double expected = whole.d_qkv[static_cast<size_t>(row * stride_of(s) + out_stride + c)];
+          note(gradient_error, sum - expected);
+        }
+      CHECK(error < 3e-6);
+      CHECK(gradient_error < 2e-5);
+    }
 }
 
 TEST_CASE("attention stays finite and exact for large scores") {

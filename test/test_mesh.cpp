@@ -47,7 +47,21 @@ struct Recipe {
   Precision dtype = Precision::fp32;
   double dropout = 0;
   int64_t virtual_ranks = 2;
+  bool documents = false;  // each is seen by itself
 };
+
+// Text for a recipe, which is the whole of a file or many documents.
+std::string text_for(const Recipe& recipe, const Folder& folder) {
+  if (!recipe.documents) {
+    write_file_atomically(folder / "text", pattern_text(300));
+    return folder / "text";
+  }
+  std::string lines;
+  for (int i = 0; i < 300; ++i)
+    lines += "{\"text\": \"" + std::string("words of a text").substr(0, static_cast<size_t>(3 + i * i % 11)) + "\"}\n";
+  write_file_atomically(folder / "text.jsonl", lines);
+  return folder / "text.jsonl";
+}
 
 TrainOptions options_of(const Recipe& recipe, const Layout& layout, const std::string& run) {
   TrainOptions o;
@@ -55,7 +69,7 @@ TrainOptions options_of(const Recipe& recipe, const Layout& layout, const std::s
   o.batch = kSequences, o.optimizer = recipe.optimizer, o.dtype = recipe.dtype, o.dropout = recipe.dropout;
   o.virtual_ranks = recipe.virtual_ranks, o.zero = layout.zero, o.mesh = layout.mesh, o.pipeline = layout.pipeline;
   o.chunks = layout.chunks, o.eval_every = 5, o.save_every = 1, o.sample_every = 0, o.keep_last = 0, o.warmup = 0,
-  o.guard_deviations = 0;
+  o.guard_deviations = 0, o.document_mask = recipe.documents;
   return o;
 }
 
@@ -118,8 +132,8 @@ std::vector<std::vector<double>> moments_in_double(const std::string& run, const
   const std::vector<Parameter> table = parameter_table(model, parametrization_of(o));
   const Dataset data = open_dataset(run + "/tokens", "", team);
   Loader loader(data.train, kTokensOfSequence, o.seed, model.vocabulary, data.mixture);
-  const TrainingGraph t =
-      build_training_graph(model, kSequences, kTokensOfSequence, optimizer_of(o), DType::fp32, recipe_of(o, -1));
+  const TrainingGraph t = build_training_graph(model, kSequences, kTokensOfSequence, optimizer_of(o), DType::fp32,
+                                               recipe_of(o, recipe.documents ? data.tokenizer->end_of_text() : -1));
   Graph g = t.graph;
   std::erase_if(g.nodes, [](const Node& node) { return node.phase > Phase::backward; });
   std::vector<std::vector<double>> moments(table.size());
@@ -219,12 +233,16 @@ TEST_CASE("mesh: gradients and losses of all meshes are those of one rank") {
                             {{.expert = 4}},
                             {{.data = 2, .expert = 2}, 3},
                             {{.tensor = 2, .expert = 2}},
-                            {{.stage = 2, .expert = 2}, 1, PipelineKind::zero_bubble}};
+                            {{.stage = 2, .expert = 2}, 1, PipelineKind::zero_bubble},
+                            {{.context = 2, .expert = 2}},
+                            {{.context = 4}, 0},
+                            {{.data = 2, .context = 2, .tensor = 2}, 3},
+                            {{.stage = 2, .context = 4}, 1, PipelineKind::zero_bubble}};
   for (const std::string kind : {"gpt2", "llama", "qwen3", "experts"}) {
     const Folder folder;
-    write_file_atomically(folder / "text", pattern_text(300));
-    const Recipe recipe{.model = kind};
-    train(folder / "one", folder / "text", recipe, {}, 10);
+    const Recipe recipe{.model = kind, .documents = kind == "llama"};
+    const std::string text = text_for(recipe, folder);
+    train(folder / "one", text, recipe, {}, 10);
     const std::vector<Parameter> table = parameter_table(model_of(kind));
     const auto one = moments_of(folder / "one", table), exact = moments_in_double(folder / "one", recipe);
     const std::vector<double> losses = losses_of(folder / "one");
@@ -238,7 +256,7 @@ TEST_CASE("mesh: gradients and losses of all meshes are those of one rank") {
       CAPTURE(layout.mesh.text());
       CAPTURE(name_of(layout.pipeline));
       const std::string run = folder / concat("mesh", &layout - layouts);
-      train(run, folder / "text", recipe, layout, 10);
+      train(run, text, recipe, layout, 10);
       if (layout.mesh.sharing() == 1) {
         CHECK(losses_of(run) == losses);
         CHECK(state_of(run, 10) == state_of(folder / "one", 10));
@@ -272,8 +290,12 @@ TEST_CASE("mesh: Muon, bf16, dropout; how many ranks share samples or layers doe
       CHECK(state_of(folder / concat("shared", zero), 3) == state_of(folder / "shared", 3));
     }
     train(folder / "cut", folder / "text", recipe, {{.tensor = 2}, 0}, 3);
+    train(folder / "chunks", folder / "text", recipe, {{.context = 2}, 0}, 3);
+    train(folder / "chunks of more", folder / "text", recipe, {{.data = 2, .context = 2}, 2}, 3);
+    CHECK(state_of(folder / "chunks of more", 3) == state_of(folder / "chunks", 3));
+    train(folder / "all", folder / "text", recipe, {{.context = 2, .tensor = 4}}, 3);
     const auto a = losses_of(folder / "one");
-    for (const char* run : {"cut", "shared"})
+    for (const char* run : {"cut", "shared", "chunks", "all"})
       for (size_t i = 0; i < a.size(); ++i)
         CHECK(std::abs(a[i] - losses_of(folder / run)[i]) < (dtype == Precision::fp32 ? 1e-4 : 1e-2) * a[i]);
     const std::string state = state_of(folder / "cut", 3);
@@ -286,6 +308,8 @@ TEST_CASE("mesh: Muon, bf16, dropout; how many ranks share samples or layers doe
     if (dtype == Precision::bf16) continue;  // between stages the residual stream is rounded, where one rank keeps fp32
     train(folder / "pipe", folder / "text", recipe, {{.stage = 2, .tensor = 2}}, 3);
     CHECK(state_of(folder / "pipe", 3) == state);
+    train(folder / "chunks in a pipe", folder / "text", recipe, {{.stage = 2, .context = 2}}, 3);
+    CHECK(state_of(folder / "chunks in a pipe", 3) == state_of(folder / "chunks", 3));
   }
 }
 
@@ -329,7 +353,7 @@ TEST_CASE("mesh: a checkpoint goes on on any mesh") {
   CHECK(state_of(run, 4) == state_of(folder / "alone", 4));
   // Through slices of matrices and back.
   train(folder / "cut", folder / "text", recipe, {{.tensor = 4}}, 4);
-  train(folder / "cut", folder / "text", recipe, {{.stage = 2, .tensor = 2}}, 4, 2);
+  train(folder / "cut", folder / "text", recipe, {{.stage = 2, .context = 2, .tensor = 2}}, 4, 2);
   train(folder / "cut", folder / "text", recipe, {}, 4, 3);
   const auto a = losses_of(folder / "alone"), b = losses_of(folder / "cut");
   for (size_t i = 0; i < a.size(); ++i) CHECK(std::abs(a[i] - b[i]) < 1e-4 * a[i]);
@@ -351,6 +375,7 @@ TEST_CASE("mesh: what a rank holds gets less, and a budget that one rank cannot 
   const size_t one = bytes_on({});
   CHECK(bytes_on({{.tensor = 2}}) < one);
   CHECK(bytes_on({{.tensor = 4}}) < bytes_on({{.tensor = 2}}));
+  CHECK(bytes_on({{.context = 2}}) < one);
   const Layout all{{.data = 2, .stage = 2, .tensor = 2}, 2};
   const size_t eight = bytes_on(all);
   CHECK(eight < one);
@@ -360,6 +385,14 @@ TEST_CASE("mesh: what a rank holds gets less, and a budget that one rank cannot 
   CHECK(has(within({}, eight), "is too small: however much is recomputed"));
   CHECK(within(all, eight) == "no error");
   CHECK(has(within(all, eight / 4), "is too small for stage"));
+  // Gathered keys and values are gathered again where they cannot be kept, which changes no bit.
+  const Layout shared{{.context = 2}};
+  for (const size_t less : {size_t{0}, bytes_on(shared) / 8})
+    train(
+        folder / concat("less", less > 0), folder / "text", recipe, shared, 2, 0,
+        [&](Trainer& trainer) { CHECK((less == 0 || trainer.arena_bytes() <= bytes_on(shared) - less)); },
+        less ? bytes_on(shared) - less : 0);
+  CHECK(state_of(folder / "less1", 2) == state_of(folder / "less0", 2));
 }
 
 TEST_CASE("mesh: what does not divide the model says what would do") {
@@ -374,6 +407,12 @@ TEST_CASE("mesh: what does not divide the model says what would do") {
   model = model_of("llama");
   CHECK(has(refused({.tensor = 2}, 3), "a batch of 4 would do"));
   CHECK(refused({.tensor = 2}, 1) == "no error");
+  CHECK(
+      refused({.context = 3}, 1) ==
+      "3 context-parallel ranks have two equal chunks each of a sequence, and 6 do not divide 16 tokens; 2 ranks would "
+      "do, or --context 12");
+  CHECK(refused({.context = 8, .tensor = 2}, 1) == "no error");
+  CHECK(has(refused({.context = 8, .tensor = 2}, 3), "a batch of 4 would do"));
   CHECK(refused({.expert = 2}, 2) == "a model without experts has nothing for 2 expert-parallel ranks");
   model = model_of("experts");
   CHECK(refused({.expert = 3}, 3) == "3 expert-parallel ranks do not divide 4 experts; 2 would do");

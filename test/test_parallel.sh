@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The contract of bits, in full: losses and weights of a run are the same on 1, 2, 3, 4 and 8 ranks, with each ZeRO stage,
-# with threads and with MPI, with buckets of any size. Prints a table of hashes; exit status 1 where one differs.
+# with threads and with MPI, with buckets of any size. And that all meshes of 8 ranks learn alike. Prints a table of hashes,
+# and one of errors; exit status 1 where one differs.
 #
 #   test/test_parallel.sh BINARY [--launch COMMAND]     COMMAND: what goes in front of the binary, e.g. an emulator of GPUs
 #
@@ -73,7 +74,7 @@ for recipe in "--architecture gpt2 --optimizer adamw --dropout 0.1" "--optimizer
   # shellcheck disable=SC2086
   common=(train --data "$work/text" --layers 4 --channels 128 --heads 4 --context 32 --batch 2 --grad-accum 4 --virtual-ranks 2
     --steps 3 --save-every 3 --eval-every 0 --sample-every 0 $threads $recipe)
-  for cut in "" "--tensor 2" "--expert-ranks 2"; do
+  for cut in "" "--tensor 2" "--expert-ranks 2" "--context-ranks 2"; do
     [[ "$cut" = *expert* && "$recipe" != *experts* ]] && continue
     each=${cut##* }
     each=${each:-1}
@@ -96,5 +97,32 @@ for recipe in "--architecture gpt2 --optimizer adamw --dropout 0.1" "--optimizer
     done
   done
 done
-[ $failed = 0 ] && echo "all hashes are equal" || echo "$failed hashes differ"
+
+# All meshes of 8 ranks: losses within rounding of those of one rank.
+losses_of() { grep -o '"loss":[^,]*' "$1/log.jsonl" | cut -d: -f2; }
+for recipe in "--architecture gpt2 --dropout 0.1" "--architecture llama" "--architecture qwen3 --optimizer muon"; do
+  # shellcheck disable=SC2086
+  common=(train --data "$work/text" --layers 8 --channels 64 --heads 8 --context 32 --batch 8 --grad-accum 2 --virtual-ranks 8
+    --steps 3 --save-every 0 --eval-every 0 --sample-every 0 $threads $recipe)
+  # shellcheck disable=SC2086
+  $launch "$binary" "${common[@]}" --ranks 1 --out "$work/alone" >"$work/said" 2>&1 || { cat "$work/said"; exit 1; }
+  losses_of "$work/alone" >"$work/losses"
+  rm -rf "$work/alone"
+  echo "$recipe, 8 ranks: losses $(paste -sd ' ' "$work/losses")"
+  for stages in 1 2 4 8; do for tensor in 1 2 4 8; do for context in 1 2 4 8; do
+    [ $((stages * tensor * context)) -gt 8 ] && continue
+    mesh="--stages $stages --tensor $tensor --context-ranks $context"
+    rm -rf "$work/run"
+    # shellcheck disable=SC2086
+    if $launch "$binary" "${common[@]}" --ranks 8 $mesh --out "$work/run" >"$work/said" 2>&1; then
+      error=$(losses_of "$work/run" | paste "$work/losses" - |
+        awk '{ d = ($1 - $2) / $1; d = d < 0 ? -d : d; if (d > most) most = d } END { printf "%.1e %d", most, NR == 3 && most < 1e-4 }')
+    else
+      error="failed: $(tail -n 1 "$work/said") 0"
+    fi
+    [ "${error##* }" = 1 ] || failed=$((failed + 1))
+    printf '  %-50s %s%s\n' "$mesh" "${error% *}" "$([ "${error##* }" = 1 ] || echo "  DIFFERS")"
+  done; done; done
+done
+[ $failed = 0 ] && echo "all are equal" || echo "$failed differ"
 [ $failed = 0 ]

@@ -205,7 +205,7 @@ TEST_CASE("ranks: a run has the same bits on any number of ranks, whatever they 
   const Recipe recipes[] = {
       {},
       {.optimizer = OptimizerKind::muon, .dtype = Precision::bf16, .tied = true},
-      {.dtype = Precision::bf16, .grad_accum = 2, .virtual_ranks = 6, .dropout = 0},
+      {.dtype = Precision::bf16, .grad_accum = 2, .virtual_ranks = 6, .dropout = 0, .tied = true},
       {.optimizer = OptimizerKind::muon, .experts = true},
   };
   const Layout layouts[] = {{2, 0},

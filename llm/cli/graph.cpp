@@ -28,7 +28,7 @@ struct GraphFlags {
   TrainOptions recipe;
   DeviceOptions device;  // only named: nothing of it is opened, so it need not be there
   std::string format = "text";
-  int64_t ranks = 1, zero = 0, tensor = 1, expert = 1, stages = 1, micro_batches = 0;
+  int64_t ranks = 1, zero = 0, tensor = 1, context_ranks = 1, expert = 1, stages = 1, micro_batches = 0;
   int64_t batch = 0;           // 0: by rule
   uint64_t memory_budget = 0;  // 0: none
   bool no_fusion = false, all = false, ops = false, parameters = false, evaluation = false, generation = false;
@@ -150,6 +150,7 @@ Compiled compile_for(const GraphFlags& flags, const ModelConfig& config, std::st
   *title = "a training step of " + batch + " x " + context + " tokens";
   DataParallel parallel;
   parallel.mesh.tensor = static_cast<int>(flags.tensor), parallel.mesh.expert = static_cast<int>(flags.expert);
+  parallel.mesh.context = static_cast<int>(flags.context_ranks);
   const int each = parallel.mesh.ranks();
   if (flags.ranks % each) fail_usage("a mesh of ", parallel.mesh.text(), " does not divide --ranks ", flags.ranks);
   parallel.mesh.data = static_cast<int>(flags.ranks / each);
@@ -159,6 +160,7 @@ Compiled compile_for(const GraphFlags& flags, const ModelConfig& config, std::st
   if (flags.ranks > 1) *title += concat(" on rank 0 of ", flags.ranks, ", ZeRO ", flags.zero);
   if (flags.tensor > 1) *title += concat(", ", flags.tensor, " of which share matrices");
   if (flags.expert > 1) *title += concat(", ", flags.expert, " of which share experts");
+  if (flags.context_ranks > 1) *title += concat(", ", flags.context_ranks, " of which share sequences");
   TrainingGraph g = build_training_graph(config, sequences, tokens, optimizer_of(flags.recipe), dtype,
                                          recipe_without_data(flags.recipe, config), parallel);
   return compile(std::move(g.graph), g.results(), target, options);
@@ -204,6 +206,9 @@ Command graph_command() {
            .with_default(),
        Option("--tensor", &f.tensor, "of these, so many share each matrix").between(1, 256).with_default(),
        Option("--expert-ranks", &f.expert, "of these, so many share each layer's experts")
+           .between(1, 256)
+           .with_default(),
+       Option("--context-ranks", &f.context_ranks, "of these, so many share the tokens of each sequence")
            .between(1, 256)
            .with_default(),
        Option("--stages", &f.stages, "print the schedule of a pipeline of so many stages instead")

@@ -58,6 +58,10 @@ Options train_options(Arguments& a) {
        Option("--tensor", &a.mesh.tensor, "Of the ranks, so many share each matrix and the tokens of a micro-step")
            .between(1, 256)
            .with_default(),
+       Option("--context-ranks", &a.mesh.context,
+              "Of the ranks, so many share the tokens of each sequence, for long ones (--context)")
+           .between(1, 256)
+           .with_default(),
        Option("--expert-ranks", &a.mesh.expert,
               "Of the ranks, so many share the experts of each layer and the sequences of a micro-step")
            .between(1, 256)

@@ -14,8 +14,11 @@ namespace {
 // A gather of divided parameters is always made again: keeping what it brought would be as if nothing was divided.
 bool is_gather(const Node& node) { return node.attributes.flag("again"); }
 
+// The level is the op's, or the node's own.
 bool recomputes(Recompute level, const Node& node) {
-  return is_gather(node) || (node.op->recompute != Recompute::none && level >= node.op->recompute);
+  const auto from =
+      static_cast<Recompute>(node.attributes.integer("recompute", static_cast<int64_t>(node.op->recompute)));
+  return is_gather(node) || (from != Recompute::none && level >= from);
 }
 
 class Recomputer {

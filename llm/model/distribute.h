@@ -70,6 +70,10 @@ inline constexpr int64_t kTiedHeadChannel = kMostPipelineChannels + 1, kTiedGrad
 // its partner in the tree.
 std::string saved_sum(const std::string& name, size_t place);
 
+// A graph that adds the embedding's gradient of a tied matrix to the head's, where the training graph `of` has them apart;
+// else it has no nodes. It runs once when a virtual rank's micro-steps are over.
+Graph embedding_sum_graph(const Graph& of, const std::vector<TensorId>& gradients);
+
 // A graph that adds saved sums number `place` to gradients and loss, or, with `save`, saves these there. Its tensors are
 // those of the training graph `of`, by name.
 Graph fold_graph(const Graph& of, const std::vector<TensorId>& gradients, TensorId loss, size_t place, bool save);

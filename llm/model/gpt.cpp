@@ -4,6 +4,7 @@
 #include "llm/graph/autodiff.h"
 #include "llm/model/expert_ranks.h"
 #include "llm/model/shard.h"
+#include "llm/model/split_context.h"
 #include "llm/ops/rope_frequency.h"
 
 namespace llm {
@@ -232,11 +233,12 @@ Graph build_forward(const ModelConfig& config, int64_t batch, int64_t tokens, DT
   const TensorId losses = builder.losses(builder.body(ids, recipe.end_of_text, recipe.dropout), targets, recipe.z_loss);
   g.add("mean_loss", {}, {losses, weights}, "loss");
   const std::vector<Parameter> sliced = sliced_table(parameter_table(config, recipe.parametrization), mesh);
+  if (mesh.context > 1) g = split_context(g, mesh.context_group(parallel.run_rank), kPartChannels);
   if (mesh.tensor > 1) {
     Mesh all_experts = mesh;
     all_experts.expert = 1;
     g = shard(g, sliced_table(parameter_table(config, recipe.parametrization), all_experts),
-              mesh.tensor_group(parallel.run_rank), kPartChannels);
+              mesh.tensor_group(parallel.run_rank), std::max(g.channels, kPartChannels));
   }
   if (config.experts && mesh.sharing() > 1)
     g = share_experts(g, sliced, mesh, parallel.run_rank, std::max(g.channels, kPartChannels));

@@ -65,6 +65,18 @@ void add_embedding_gradients(Graph& g, const Graph& of) {
   }
 }
 
+Graph embedding_sum_graph(const Graph& of, const std::vector<TensorId>& gradients) {
+  Graph g;
+  for (const TensorId id : gradients) {
+    Tensor tensor = of.tensor(of.storage(id));
+    tensor.alias = kNone;
+    if (of.find(tensor.name + ".embedding") != kNone) g.tensors.push_back(tensor);
+  }
+  g.phase = Phase::reduce;
+  add_embedding_gradients(g, of);
+  return g;
+}
+
 Graph fold_graph(const Graph& of, const std::vector<TensorId>& gradients, TensorId loss, size_t place, bool save) {
   Graph g;
   std::vector<TensorId> pairs, all = gradients;
@@ -80,7 +92,6 @@ Graph fold_graph(const Graph& of, const std::vector<TensorId>& gradients, Tensor
     }
   }
   g.phase = Phase::reduce;
-  add_embedding_gradients(g, of);
   g.add("fold", {{"save", save}}, pairs, save ? "save" : "fold");
   return g;
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <numeric>
+#include <set>
 
 #include "llm/base/error.h"
 #include "llm/graph/op.h"
@@ -65,9 +66,9 @@ class Sharder {
       inputs[0] = own_view(inputs[0]);
       is_own = true;
     } else if (is_own) {
-      // Targets and weights of losses.
+      // Targets and weights of losses: inputs, or what ranks that share sequences have of them.
       for (TensorId& id : inputs)
-        if (id != kNone && g_.tensor(id).role == Role::input) id = own_view(id);
+        if (id != kNone && (g_.tensor(id).role == Role::input || parts_of_inputs_.contains(id))) id = own_view(id);
     }
     if (op == "dropout" && is_own) {
       const Shape own = g_.shape(inputs[0]), all = whole_.shape(node.inputs[0]);
@@ -76,7 +77,9 @@ class Sharder {
       attributes.set("first_row", first / sample);
       attributes.set("first_group", first % sample / 4);
     }
-    finish(node, g_.add(op, attributes, inputs, name_of(node)), is_own);
+    const std::vector<TensorId> outputs = g_.add(op, attributes, inputs, name_of(node));
+    if (op == "copy_parts") parts_of_inputs_.insert(outputs[0]);
+    finish(node, outputs, is_own);
   }
 
   std::vector<TensorId> linear(const Node& node, std::vector<TensorId> inputs) {
@@ -120,12 +123,21 @@ class Sharder {
   Graph g_;
   std::vector<TensorId> ids_;  // by tensor of the whole graph
   std::map<TensorId, bool> shared_;
+  std::set<TensorId> parts_of_inputs_;
   bool whole_rows_ = false;  // the product that was added last has all tokens
 };
 
 }  // namespace
 
 void check_mesh(const Mesh& mesh, const ModelConfig& c, int64_t batch, int64_t tokens) {
+  if (const int64_t N = mesh.context; N > 1 && tokens % (2 * N)) {
+    int64_t would_do = N;
+    while (would_do > 1 && tokens % (2 * would_do)) --would_do;
+    fail_usage(N, " context-parallel ranks have two equal chunks each of a sequence, and ", 2 * N, " do not divide ",
+               tokens, " tokens; ", would_do, would_do == 1 ? " rank" : " ranks", " would do, or --context ",
+               std::max<int64_t>(1, tokens / (2 * N)) * 2 * N);
+  }
+  tokens /= mesh.context;
   const auto divides = [&](int ranks, const char* kind, int64_t value, const char* what) {
     if (value % ranks == 0) return;
     int64_t would_do = ranks;

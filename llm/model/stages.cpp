@@ -73,7 +73,8 @@ ModelPart cut_part(const Graph& whole, const std::vector<int>& cuts, int part) {
   ModelPart result{.graph = whole};
   Graph& g = result.graph;
   std::vector<bool> kept(whole.nodes.size(), false);
-  std::set<TensorId> read;  // by storage
+  // By storage. Any part may have losses of its own (of routers), which the weights are the gradient of.
+  std::set<TensorId> read = {whole.storage(whole.nodes.back().inputs[1])};
   for (size_t n = whole.nodes.size(); n-- > 0;) {
     const Node& node = whole.nodes[n];
     const bool is_read = std::any_of(node.outputs.begin(), node.outputs.end(),
@@ -97,8 +98,8 @@ ModelPart cut_part(const Graph& whole, const std::vector<int>& cuts, int part) {
     }
   // What each part makes for itself is not sent.
   for (size_t n = 0; n < whole.nodes.size(); ++n)
-    for (const TensorId id : whole.nodes[n].outputs)
-      if (places.is_free[n]) sent.erase(id);
+    for (const TensorId made : whole.nodes[n].outputs)
+      if (places.is_free[n]) std::erase_if(sent, [&](TensorId id) { return whole.storage(id) == made; });
   if (received.size() > 1 || sent.size() > 1) fail("more than the residual stream passes between parts of the model");
   if (!received.empty()) {
     result.received = *received.begin();

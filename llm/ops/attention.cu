@@ -14,17 +14,15 @@ void check_shape(const AttentionShape& s) {
     fail("attention: the CUDA kernels have head sizes up to ", kPlainHeadSize, ", not ", s.head_size,
          "; use more heads or the CPU");
   // The kernels number the tokens of a batch with 32 bits.
-  if (s.batch * s.tokens > INT32_MAX)
-    fail("attention: a batch of ", s.batch, " x ", s.tokens,
+  if (s.batch * s.key_rows() > INT32_MAX)
+    fail("attention: a batch of ", s.batch, " x ", s.key_rows(),
          " tokens is too large for the CUDA kernels; use a smaller batch");
 }
 
 }  // namespace
 
-AttentionShape attention_shape(const KernelCall& call, size_t qkv) {
-  const Shape& s = call.in_shape(qkv);
-  const Attributes& a = call.node.attributes;
-  return {s[0], s[1], a.integer("heads"), a.integer("kv_heads"), a.integer("head_size")};
+AttentionShape attention_shape(const KernelCall& call, size_t queries) {
+  return llm::attention_shape(call.graph, call.node, queries == 0 ? kAttentionInputs : kAttentionBackwardInputs);
 }
 
 void attention(const KernelCall& call) {
@@ -32,9 +30,9 @@ void attention(const KernelCall& call) {
   check_shape(s);
   if (s.batch * s.tokens == 0) return;
   const bool flash = call.in_dtype(0) == DType::bf16 && has_flash_attention(s.head_size) && aligned(call.in<bf16>(0)) &&
-                     aligned(call.out<bf16>(0));
+                     aligned(call.in<bf16>(2)) && aligned(call.out<bf16>(0));
   if (!flash) return attention_plain(call);
-  has_flash_attention_hopper(*call.cuda, s.head_size) ? flash_attention_hopper(call) : flash_attention(call);
+  has_flash_attention_hopper(*call.cuda, s) ? flash_attention_hopper(call) : flash_attention(call);
 }
 
 void attention_backward(const KernelCall& call) {
@@ -42,10 +40,10 @@ void attention_backward(const KernelCall& call) {
   check_shape(s);
   if (s.batch * s.tokens == 0) return;
   const bool flash = call.in_dtype(1) == DType::bf16 && has_flash_attention(s.head_size) && aligned(call.in<bf16>(0)) &&
-                     aligned(call.in<bf16>(1)) && aligned(call.in<bf16>(2)) && aligned(call.out<bf16>(0));
+                     aligned(call.in<bf16>(1)) && aligned(call.in<bf16>(2)) && aligned(call.in<bf16>(5)) &&
+                     aligned(call.out<bf16>(0)) && aligned(call.out<bf16>(2));
   if (!flash) return attention_backward_plain(call);
-  has_flash_attention_hopper(*call.cuda, s.head_size) ? flash_attention_backward_hopper(call)
-                                                      : flash_attention_backward(call);
+  has_flash_attention_hopper(*call.cuda, s) ? flash_attention_backward_hopper(call) : flash_attention_backward(call);
 }
 
 }  // namespace llm::cuda

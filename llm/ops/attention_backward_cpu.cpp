@@ -28,26 +28,26 @@ int64_t query_splits(const AttentionShape& s) {
 
 // The buffers of one thread. B: the right operand of the product for the matrix that is named.
 struct Scratch {
-  float* key_columns;    // (T, D), B for dQ, if it must be packed
+  float* key_columns;    // (T', D), B for dQ, if it must be packed
   float* query_panels;   // (2, D, kColumns), multiplied by the scale, B for the scores
   float* d_out_panels;   // (2, D, kColumns), B for dP
   float* query_columns;  // (kQueryBlock, D), B for dK, if it must be packed
   float* d_out_columns;  // (kQueryBlock, D), B for dV, if it must be packed
   float* probabilities;  // (kKeyBlock, kQueryBlock)
   float* d_scores;       // (kKeyBlock, kQueryBlock)
-  float* d_keys_values;  // (2, T, D)
+  float* d_keys_values;  // (2, T', D)
 
   template <class Take>
   void lay_out(const AttentionShape& s, Take take) {
-    const int64_t tokens = s.tokens, size = s.head_size, stride = (s.heads + 2 * s.kv_heads) * size;
-    key_columns = take(packed_floats(tokens, size, stride));
+    const int64_t keys = s.key_rows(), size = s.head_size;
+    key_columns = take(packed_floats(keys, size, s.key_width()));
     query_panels = take(2 * size * kColumns);
     d_out_panels = take(2 * size * kColumns);
-    query_columns = take(packed_floats(kQueryBlock, size, stride));
+    query_columns = take(packed_floats(kQueryBlock, size, s.query_width()));
     d_out_columns = take(packed_floats(kQueryBlock, size, s.heads * size));
     probabilities = take(kKeyBlock * kQueryBlock);
     d_scores = take(kKeyBlock * kQueryBlock);
-    d_keys_values = take(2 * tokens * size);
+    d_keys_values = take(2 * keys * size);
   }
   Scratch(float* p, const AttentionShape& s) {
     lay_out(s, [&](int64_t floats) { return std::exchange(p, p + round_up(floats, 16)); });
@@ -63,12 +63,13 @@ struct Scratch {
   }
 };
 
+// A query head in one chunk, whose queries are numbered by their positions t.
 struct Head {
   HeadRows queries, keys, values, out, d_out;
-  const float* log_sum_exp;  // (T)
-  float* d_queries;          // rows at d_queries + t * d_stride
+  const float* log_sum_exp;  // (T), that of query t at t - queries.shift
+  float* d_queries;          // rows at d_queries + (t - queries.shift) * d_stride
   int64_t d_stride;
-  const int32_t* starts;  // (T), or null
+  const int32_t* starts;  // (T'), or null
 };
 
 // For one vector of queries and keys [begin, end): scores become probabilities, and d_scores, which holds dP, becomes
@@ -101,13 +102,13 @@ float dot(const float* a, const float* b, int64_t count) {
 
 // The gradients from queries [first, first + count) of one head, count <= kQueryBlock.
 template <bool kDocuments>
-void backward_block(const Head& head, Columns key_columns, int64_t tokens, int64_t first, int64_t count,
+void backward_block(const Head& head, Columns key_columns, int64_t keys, int64_t first, int64_t count,
                     const Scratch& scratch, RowsAhead& ahead) {
-  const int64_t size = head.queries.size, panel = size * kColumns;
+  const int64_t size = head.queries.size, panel = size * kColumns, first_row = first - head.queries.shift;
   const float scale = 1.0f / std::sqrt(static_cast<float>(size));
   alignas(64) float log_sum_exp[kQueryBlock] = {}, row_sum[kQueryBlock] = {};
   for (int64_t i = 0; i < count; ++i) {
-    log_sum_exp[i] = head.log_sum_exp[first + i];
+    log_sum_exp[i] = head.log_sum_exp[first_row + i];
     row_sum[i] = dot(head.out.row(first + i), head.d_out.row(first + i), size);
   }
   const int64_t panels = ceil_div(count, kColumns);
@@ -123,12 +124,14 @@ void backward_block(const Head& head, Columns key_columns, int64_t tokens, int64
 
   const int64_t limit = first + count;
   float* d_keys = scratch.d_keys_values;
-  float* d_values = d_keys + tokens * size;
+  float* d_values = d_keys + keys * size;
   const int64_t first_key = kDocuments ? first_key_of(head.starts, first) : 0;
   for (int64_t key = first_key; key < limit; key += kKeyBlock) {
     const int64_t key_end = std::min(limit, key + kKeyBlock);
     for (int64_t j = 0; j < panels; ++j) {
-      const int64_t query = first + j * kColumns, seen = std::min(key_end, query + kColumns);
+      const int64_t query = first + j * kColumns;
+      // To the end of the last panel of keys that this tile sees a part of.
+      const int64_t seen = std::min(key_end, round_up(query + kColumns, kColumns));
       if (seen <= key) continue;
       float* scores = scratch.probabilities + j * kColumns;
       float* d_scores = scratch.d_scores + j * kColumns;
@@ -152,7 +155,7 @@ void backward_block(const Head& head, Columns key_columns, int64_t tokens, int64
       const int64_t seen = std::min(key_end, first + i + rows) - key;
       if (seen > 0)
         multiply_channels(rows, seen, scratch.d_scores + i, 1, kQueryBlock, key_columns.from_row(key), size,
-                          head.d_queries + (first + i) * head.d_stride, head.d_stride, key > first_key);
+                          head.d_queries + (first_row + i) * head.d_stride, head.d_stride, key > first_key);
     });
   }
 }
@@ -161,68 +164,76 @@ void backward_block(const Head& head, Columns key_columns, int64_t tokens, int64
 
 int64_t attention_backward_workspace(const AttentionShape& s, int threads) {
   const int64_t splits = query_splits(s);
-  const int64_t partial = splits > 1 ? splits * s.batch * s.kv_heads * 2 * s.tokens * s.head_size : 0;
+  const int64_t partial = splits > 1 ? splits * s.batch * s.kv_heads * 2 * s.key_rows() * s.head_size : 0;
   return threads * Scratch::floats(s) + partial + 16;
 }
 
 void attention_backward(ThreadTeam& threads, const AttentionShape& s, const float* qkv, const float* out,
                         const float* log_sum_exp, const float* d_out, float* d_qkv, float* workspace,
-                        const int32_t* starts) {
-  const int64_t T = s.tokens, D = s.head_size, group = s.heads / s.kv_heads;
-  const int64_t stride = (s.heads + 2 * s.kv_heads) * D, out_stride = s.heads * D;
+                        const int32_t* starts, const float* keys_values, float* d_keys_values) {
+  const int64_t T = s.tokens, keys = s.key_rows(), D = s.head_size, group = s.heads / s.kv_heads;
+  const int64_t stride = s.query_width(), key_stride = s.key_width(), out_stride = s.heads * D;
   const int64_t splits = query_splits(s), kv_heads = s.batch * s.kv_heads, items = kv_heads * splits;
+  if (!s.keys) keys_values = qkv, d_keys_values = d_qkv;
   workspace = aligned(workspace);
-  float* partial = workspace + threads.size() * Scratch::floats(s);  // (B K, splits, 2, T, D)
+  float* partial = workspace + threads.size() * Scratch::floats(s);  // (B K, splits, 2, T', D)
 
-  // Writes rows [begin, end) of dK and dV of a key-value head to d_qkv: the sum of the parts of its items.
+  // Writes rows [begin, end) of dK and dV of a key-value head: the sum of the parts of its items.
   const auto store = [&](int64_t kv, const float* parts, int64_t count, int64_t begin, int64_t end) {
     for (int part = 0; part < 2; ++part)
       for (int64_t t = begin; t < end; ++t) {
-        float* to = d_qkv + (kv / s.kv_heads * T + t) * stride + (s.heads + part * s.kv_heads + kv % s.kv_heads) * D;
-        const float* from = parts + (part * T + t) * D;
+        float* to = d_keys_values + (kv / s.kv_heads * keys + t) * key_stride +
+                    (s.first_key_head() + part * s.kv_heads + kv % s.kv_heads) * D;
+        const float* from = parts + (part * keys + t) * D;
         std::copy_n(from, D, to);
         for (int64_t split = 1; split < count; ++split)
-          for (int64_t c = 0; c < D; ++c) to[c] += from[split * 2 * T * D + c];
+          for (int64_t c = 0; c < D; ++c) to[c] += from[split * 2 * keys * D + c];
       }
   };
 
   threads.for_items(items, [&](int64_t item, int rank) {
     Scratch scratch(workspace + rank * Scratch::floats(s), s);
     const int64_t kv = item / splits, split = item % splits, batch = kv / s.kv_heads, kv_head = kv % s.kv_heads;
-    const auto head_at = [&](int64_t of_batch, int64_t head) {
-      const auto rows = [&](const float* data, int64_t row_stride, int64_t column) {
-        return HeadRows{data + of_batch * T * row_stride + column * D, row_stride, D};
+    const auto head_at = [&](int64_t of_batch, int64_t head, int64_t chunk) {
+      const auto rows = [&](const float* data, int64_t row_stride) {
+        return HeadRows{data + of_batch * T * row_stride + head * D, row_stride, D, s.shift(chunk)};
       };
-      return Head{rows(qkv, stride, head),
-                  rows(qkv, stride, s.heads + head / group),
-                  rows(qkv, stride, s.heads + s.kv_heads + head / group),
-                  rows(out, out_stride, head),
-                  rows(d_out, out_stride, head),
+      const auto key_rows = [&](int64_t column) {
+        return HeadRows{keys_values + of_batch * keys * key_stride + (s.first_key_head() + column) * D, key_stride, D};
+      };
+      return Head{rows(qkv, stride),
+                  key_rows(head / group),
+                  key_rows(s.kv_heads + head / group),
+                  rows(out, out_stride),
+                  rows(d_out, out_stride),
                   log_sum_exp + (of_batch * s.heads + head) * T,
                   d_qkv + of_batch * T * stride + head * D,
                   stride,
-                  starts ? starts + of_batch * T : nullptr};
+                  starts ? starts + of_batch * keys : nullptr};
     };
     RowsAhead ahead;
     if (const int64_t following = (item + 1) / splits; following < kv_heads) {
-      const Head head = head_at(following / s.kv_heads, following % s.kv_heads * group);
-      for (const HeadRows& rows : {head.queries, head.keys, head.values, head.out, head.d_out}) ahead.add(rows, T);
+      const Head head = head_at(following / s.kv_heads, following % s.kv_heads * group, 0);
+      ahead.add(head.queries.by_number(), T), ahead.add(head.keys, keys), ahead.add(head.values, keys);
+      ahead.add(head.out.by_number(), T), ahead.add(head.d_out.by_number(), T);
     }
-    if (splits > 1) scratch.d_keys_values = partial + item * 2 * T * D;
-    std::fill_n(scratch.d_keys_values, 2 * T * D, 0.0f);
-    const Columns key_columns = columns_of(head_at(batch, kv_head * group).keys, 0, T, scratch.key_columns);
-    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-      const Head task = head_at(batch, head);
-      for (int64_t first = split * kQueryBlock; first < T; first += splits * kQueryBlock)
-        (starts ? backward_block<true> : backward_block<false>)(task, key_columns, T, first,
-                                                                std::min(kQueryBlock, T - first), scratch, ahead);
-    }
-    if (splits == 1) store(kv, scratch.d_keys_values, 1, 0, T);
+    if (splits > 1) scratch.d_keys_values = partial + item * 2 * keys * D;
+    std::fill_n(scratch.d_keys_values, 2 * keys * D, 0.0f);
+    const Columns key_columns = columns_of(head_at(batch, kv_head * group, 0).keys, 0, keys, scratch.key_columns);
+    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head)
+      for (int64_t chunk = 0; chunk < s.chunks; ++chunk) {
+        const Head task = head_at(batch, head, chunk);
+        const int64_t begin = s.firsts[static_cast<size_t>(chunk)], end = begin + s.chunk();
+        for (int64_t first = begin + split * kQueryBlock; first < end; first += splits * kQueryBlock)
+          (starts ? backward_block<true> : backward_block<false>)(task, key_columns, keys, first,
+                                                                  std::min(kQueryBlock, end - first), scratch, ahead);
+      }
+    if (splits == 1) store(kv, scratch.d_keys_values, 1, 0, keys);
   });
   if (splits > 1)
-    threads.for_blocks(kv_heads * T, 64, [&](int64_t begin, int64_t end) {
+    threads.for_blocks(kv_heads * keys, 64, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
-        store(row / T, partial + row / T * splits * 2 * T * D, splits, row % T, row % T + 1);
+        store(row / keys, partial + row / keys * splits * 2 * keys * D, splits, row % keys, row % keys + 1);
     });
 }
 

@@ -18,13 +18,13 @@ using namespace attention;
 constexpr int64_t kKeyBlock = 512;    // the tile of scores, 64 KiB with 32 queries, stays in L2
 constexpr int64_t kQueryChunk = 128;  // the fewest queries of an item of work
 
-// One query head. Query t sees the keys up to t.
+// The queries of a head in one chunk. Query t, which is at position t, sees the keys up to t.
 struct HeadTask {
   HeadRows queries, keys, values;
-  float* out;  // row t at out + t * out_stride
+  float* out;  // row t at out + (t - queries.shift) * out_stride
   int64_t out_stride;
-  float* log_sum_exp;               // (T), or null
-  const int32_t* starts = nullptr;  // (T), or null: where the document of each query begins
+  float* log_sum_exp;               // (T), or null: that of query t at t - queries.shift
+  const int32_t* starts = nullptr;  // (T'), or null: where the document of each position begins
 };
 
 struct ForwardScratch {
@@ -110,36 +110,38 @@ void forward_tile(const HeadTask& task, int64_t begin, int64_t end, Columns valu
     });
   }
   for (int j = 0; j < 2; ++j) simd::store(factors + j * kLanes, simd::broadcast(1.0f) / sum[j]);
+  const int64_t first_row = begin - task.queries.shift;
   for (int64_t i = 0; i < count; ++i)
     for (int64_t c = 0; c < size; ++c)
-      task.out[(begin + i) * task.out_stride + c] = scratch.sums[i * size + c] * factors[i];
+      task.out[(first_row + i) * task.out_stride + c] = scratch.sums[i * size + c] * factors[i];
   if (task.log_sum_exp)
     for (int64_t i = 0; i < count; ++i)
-      task.log_sum_exp[begin + i] = maximum[i / kLanes][i % kLanes] + std::log(sum[i / kLanes][i % kLanes]);
+      task.log_sum_exp[first_row + i] = maximum[i / kLanes][i % kLanes] + std::log(sum[i / kLanes][i % kLanes]);
 }
 
-// Into how many chunks the queries of a head are cut, so that the whole team has work. The bits do not depend on it.
-int64_t query_chunks(const AttentionShape& s, int threads) {
+// Into how many parts a chunk's queries of a head are cut, so that the whole team has work. The bits do not depend on it.
+int64_t query_parts(const AttentionShape& s, int threads) {
   const int64_t heads = std::max<int64_t>(1, s.batch * s.kv_heads);
-  return std::clamp<int64_t>(ceil_div(8 * threads, heads), 1, std::max<int64_t>(1, s.tokens / kQueryChunk));
+  return std::clamp<int64_t>(ceil_div(8 * threads, heads), 1, std::max<int64_t>(1, s.chunk() / kQueryChunk));
 }
 
-// Computes all heads; make_task(batch, head) describes one query head. The query heads of a group share keys and
+// Computes all heads; make_task(batch, head, chunk) describes one query head. The query heads of a group share keys and
 // values.
 template <class MakeTask>
 void forward_all(ThreadTeam& threads, const AttentionShape& s, float* workspace, MakeTask make_task) {
-  const int64_t group = s.heads / s.kv_heads, chunks = query_chunks(s, threads.size());
-  const int64_t chunk = round_up(ceil_div(s.tokens, chunks), kColumns);
-  const int64_t items = s.batch * s.kv_heads * chunks;
-  const int64_t floats = ForwardScratch::floats(s.tokens, s.head_size, make_task(int64_t{0}, int64_t{0}).values.stride);
+  const int64_t group = s.heads / s.kv_heads, parts = query_parts(s, threads.size());
+  const int64_t length = round_up(ceil_div(s.chunk(), parts), kColumns);  // of a part
+  const int64_t items = s.batch * s.kv_heads * parts * s.chunks;
+  const int64_t floats = ForwardScratch::floats(s.key_rows(), s.head_size, s.key_width());
   workspace = aligned(workspace);
   struct Item {
-    int64_t begin, end, batch, kv_head;
+    int64_t chunk, begin, end, batch, kv_head;  // begin, end: positions
   };
   const auto item_at = [&](int64_t index) {
-    // The last chunks have the most keys. They come first, so that no thread is still busy with one at the end.
-    const int64_t begin = (chunks - 1 - index / (s.batch * s.kv_heads)) * chunk;
-    return Item{begin, std::min(s.tokens, begin + chunk), index % (s.batch * s.kv_heads) / s.kv_heads,
+    // The last parts have the most keys. They come first, so that no thread is still busy with one at the end.
+    const int64_t part = parts * s.chunks - 1 - index / (s.batch * s.kv_heads), chunk = part / parts;
+    const int64_t first = s.firsts[static_cast<size_t>(chunk)], begin = first + part % parts * length;
+    return Item{chunk, begin, std::min(first + s.chunk(), begin + length), index % (s.batch * s.kv_heads) / s.kv_heads,
                 index % s.kv_heads};
   };
   threads.for_items(items, [&](int64_t index, int rank) {
@@ -149,14 +151,14 @@ void forward_all(ThreadTeam& threads, const AttentionShape& s, float* workspace,
     RowsAhead ahead;
     if (index + 1 < items) {
       const Item following = item_at(index + 1);
-      const HeadTask task = make_task(following.batch, following.kv_head * group);
-      ahead.add(task.queries, following.end), ahead.add(task.keys, following.end);
+      const HeadTask task = make_task(following.batch, following.kv_head * group, following.chunk);
+      ahead.add(task.queries.by_number(), following.end - task.queries.shift), ahead.add(task.keys, following.end);
       ahead.add(task.values, following.end);
     }
-    const HeadTask first = make_task(item.batch, item.kv_head * group);
+    const HeadTask first = make_task(item.batch, item.kv_head * group, item.chunk);
     const Columns values = columns_of(first.values, 0, item.end, scratch.values);
     for (int64_t head = item.kv_head * group; head < (item.kv_head + 1) * group; ++head) {
-      const HeadTask task = make_task(item.batch, head);
+      const HeadTask task = make_task(item.batch, head, item.chunk);
       for (int64_t query = item.begin; query < item.end; query += kColumns)
         (task.starts ? forward_tile<true> : forward_tile<false>)(task, query, std::min(item.end, query + kColumns),
                                                                  values, scratch, ahead);
@@ -167,25 +169,26 @@ void forward_all(ThreadTeam& threads, const AttentionShape& s, float* workspace,
 }  // namespace
 
 int64_t attention_workspace(const AttentionShape& s, int threads) {
-  const int64_t stride = (s.heads + 2 * s.kv_heads) * s.head_size;
-  return threads * ForwardScratch::floats(s.tokens, s.head_size, stride) + 16;
+  return threads * ForwardScratch::floats(s.key_rows(), s.head_size, s.key_width()) + 16;
 }
 
 void attention_forward(ThreadTeam& threads, const AttentionShape& s, const float* qkv, float* out, float* log_sum_exp,
-                       float* workspace, const int32_t* starts) {
-  const int64_t stride = (s.heads + 2 * s.kv_heads) * s.head_size, group = s.heads / s.kv_heads;
-  forward_all(threads, s, workspace, [&](int64_t batch, int64_t head) {
-    const auto rows = [&](int64_t column) {
-      return HeadRows{qkv + batch * s.tokens * stride + column * s.head_size, stride, s.head_size};
+                       float* workspace, const int32_t* starts, const float* keys_values) {
+  const int64_t group = s.heads / s.kv_heads;
+  if (!s.keys) keys_values = qkv;
+  forward_all(threads, s, workspace, [&](int64_t batch, int64_t head, int64_t chunk) {
+    const auto keys = [&](int64_t kv_head) {
+      return HeadRows{keys_values + batch * s.key_rows() * s.key_width() + (s.first_key_head() + kv_head) * s.head_size,
+                      s.key_width(), s.head_size};
     };
-    const int64_t kv_head = head / group;
-    return HeadTask{rows(head),
-                    rows(s.heads + kv_head),
-                    rows(s.heads + s.kv_heads + kv_head),
-                    out + (batch * s.tokens * s.heads + head) * s.head_size,
-                    s.heads * s.head_size,
-                    log_sum_exp + (batch * s.heads + head) * s.tokens,
-                    starts ? starts + batch * s.tokens : nullptr};
+    return HeadTask{
+        {qkv + batch * s.tokens * s.query_width() + head * s.head_size, s.query_width(), s.head_size, s.shift(chunk)},
+        keys(head / group),
+        keys(s.kv_heads + head / group),
+        out + (batch * s.tokens * s.heads + head) * s.head_size,
+        s.heads * s.head_size,
+        log_sum_exp + (batch * s.heads + head) * s.tokens,
+        starts ? starts + batch * s.key_rows() : nullptr};
   });
 }
 

@@ -4,9 +4,14 @@
 // Queries, keys and values lie in one packed tensor `qkv` (B, T, (H + 2 K) D): H query heads, then K key heads, then K
 // value heads, of D channels each; query head h reads key-value head h / (H / K). Scores are multiplied by 1 / sqrt(D).
 //
-// `starts` (B, T), may be null: the first position that each token sees, where its document begins (Llama 3, section
-// 3.2). A start is at most the token's own position and never falls along T.
+// Where the queries are only a part of their sequences (context parallelism), they have a tensor (B, T, H D) of their own,
+// and keys and values of the whole sequences another, (B, T', 2 K D). The queries of a sequence are then one or two chunks
+// of neighbouring tokens; a query sees the keys up to its own position.
+//
+// `starts` (B, T'), may be null: the first position that each token sees, where its document begins (Llama 3, section
+// 3.2). A start is at most the token's own position and never falls along T'.
 #pragma once
+#include <array>
 #include <cstdint>
 
 #include "llm/base/threads.h"
@@ -15,19 +20,34 @@ namespace llm {
 
 struct AttentionShape {
   int64_t batch, tokens, heads, kv_heads, head_size;  // B, T, H, K, D
+  int64_t keys = 0;                                   // T'; 0: packed with the queries
+  // The queries are so many chunks of equal length; the positions of their first queries, which rise.
+  int64_t chunks = 1;
+  std::array<int64_t, 2> firsts = {};
+
+  int64_t chunk() const { return tokens / chunks; }
+  int64_t key_rows() const { return keys ? keys : tokens; }
+  // Channels in a row of the queries' tensor, and of that of keys and values; in the latter, the first key head.
+  int64_t query_width() const { return (heads + (keys ? 0 : 2 * kv_heads)) * head_size; }
+  int64_t key_width() const { return ((keys ? 0 : heads) + 2 * kv_heads) * head_size; }
+  int64_t first_key_head() const { return keys ? 0 : heads; }
+  // How far the positions of a chunk's queries are from the numbers of their rows.
+  int64_t shift(int64_t number) const { return firsts[static_cast<size_t>(number)] - number * chunk(); }
 };
 
 int64_t attention_workspace(const AttentionShape& s, int threads);           // floats
 int64_t attention_backward_workspace(const AttentionShape& s, int threads);  // floats
 
 // out (B, T, H D); log_sum_exp (B, H, T): the natural logarithm of the softmax's denominator, the sum of exp(scaled
-// score).
+// score). `keys_values`: where they are not packed.
 void attention_forward(ThreadTeam& threads, const AttentionShape& s, const float* qkv, float* out, float* log_sum_exp,
-                       float* workspace, const int32_t* starts = nullptr);
+                       float* workspace, const int32_t* starts = nullptr, const float* keys_values = nullptr);
 
-// Overwrites d_qkv (B, T, (H + 2 K) D), from d_out (B, T, H D). The bits do not depend on the number of threads.
+// Overwrites d_qkv (and d_keys_values, where they are not packed), from d_out (B, T, H D). The bits do not depend on the
+// number of threads.
 void attention_backward(ThreadTeam& threads, const AttentionShape& s, const float* qkv, const float* out,
                         const float* log_sum_exp, const float* d_out, float* d_qkv, float* workspace,
-                        const int32_t* starts = nullptr);
+                        const int32_t* starts = nullptr, const float* keys_values = nullptr,
+                        float* d_keys_values = nullptr);
 
 }  // namespace llm

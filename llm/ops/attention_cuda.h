@@ -13,7 +13,18 @@
 namespace llm {
 
 class CudaDevice;
+struct Graph;
 struct KernelCall;
+struct Node;
+
+// Which of the inputs of attention, and of attention_backward, are the queries, and keys and values where these have a
+// tensor of their own.
+struct AttentionInputs {
+  size_t queries, keys;
+};
+inline constexpr AttentionInputs kAttentionInputs = {0, 2}, kAttentionBackwardInputs = {1, 5};
+// Throws Error where the inputs do not fit each other.
+AttentionShape attention_shape(const Graph& graph, const Node& node, AttentionInputs inputs);
 
 // attention_paged on the CPU and on the GPU cuts the keys of a sequence into parts of so many, each with a softmax of its
 // own. Up to kPagedFewRows rows the kernel leaves the parts, (R, H, parts, D + 2) floats, in the workspace.
@@ -36,38 +47,78 @@ inline size_t attention_backward_workspace_cuda(const AttentionShape& s, DType) 
 
 namespace cuda {
 
-// Where the heads lie in a row of qkv, ((H + 2 K) D): H query heads, K key heads, K value heads.
-struct PackedHeads {
-  int tokens, heads, kv_heads, head_size;  // T, H, K, D
-
-  explicit PackedHeads(const AttentionShape& s)
-      : tokens(static_cast<int>(s.tokens)),
-        heads(static_cast<int>(s.heads)),
-        kv_heads(static_cast<int>(s.kv_heads)),
-        head_size(static_cast<int>(s.head_size)) {}
-
-  LLM_HOST_DEVICE int64_t width() const { return int64_t{heads + 2 * kv_heads} * head_size; }
-  LLM_HOST_DEVICE int64_t out_width() const { return int64_t{heads} * head_size; }
-  LLM_HOST_DEVICE int64_t query(int head) const { return int64_t{head} * head_size; }
-  LLM_HOST_DEVICE int64_t key(int kv_head) const { return int64_t{heads + kv_head} * head_size; }
-  LLM_HOST_DEVICE int64_t value(int kv_head) const { return int64_t{heads + kv_heads + kv_head} * head_size; }
-  LLM_HOST_DEVICE int group() const { return heads / kv_heads; }
-  float scale() const { return 1 / std::sqrt(static_cast<float>(head_size)); }
+// Queries of a chunk that one block of threads takes: the number of the first among the T queries of its sequence, its
+// position, and the number behind the chunk's last.
+struct QueryTile {
+  int row, position, end_row;
+  // The position behind the last query of `queries` from the first on.
+  LLM_HOST_DEVICE int end_position(int queries) const {
+    return position + (row + queries < end_row ? queries : end_row - row);
+  }
 };
 
-// Where the documents of a row of a batch begin. Without kDocuments the row is one document, and nothing is read.
+// Where the heads lie: in a row of the queries' tensor H query heads; in a row of that of keys and values K key heads, then
+// K value heads. Packed, both are one tensor, and its rows hold all of them. And where the queries are in their sequences:
+// tiles of queries are numbered chunk by chunk, and so in the order of their positions.
+struct AttentionHeads {
+  int tokens, keys, heads, kv_heads, head_size;  // T, T', H, K, D
+  int query_heads_before_keys;                   // in a row of keys and values
+  int query_row, key_row;                        // heads in a row
+  int chunk, chunks, firsts[2];                  // queries of a chunk; positions
+
+  explicit AttentionHeads(const AttentionShape& s)
+      : tokens(static_cast<int>(s.tokens)),
+        keys(static_cast<int>(s.key_rows())),
+        heads(static_cast<int>(s.heads)),
+        kv_heads(static_cast<int>(s.kv_heads)),
+        head_size(static_cast<int>(s.head_size)),
+        query_heads_before_keys(static_cast<int>(s.first_key_head())),
+        query_row(static_cast<int>(s.query_width() / s.head_size)),
+        key_row(static_cast<int>(s.key_width() / s.head_size)),
+        chunk(static_cast<int>(s.chunk())),
+        chunks(static_cast<int>(s.chunks)),
+        firsts{static_cast<int>(s.firsts[0]), static_cast<int>(s.firsts[1])} {}
+
+  LLM_HOST_DEVICE int64_t query_width() const { return int64_t{query_row} * head_size; }
+  LLM_HOST_DEVICE int64_t key_width() const { return int64_t{key_row} * head_size; }
+  LLM_HOST_DEVICE int64_t out_width() const { return int64_t{heads} * head_size; }
+  LLM_HOST_DEVICE int64_t query(int head) const { return int64_t{head} * head_size; }
+  LLM_HOST_DEVICE int64_t key(int kv_head) const { return int64_t{query_heads_before_keys + kv_head} * head_size; }
+  LLM_HOST_DEVICE int64_t value(int kv_head) const { return key(kv_head + kv_heads); }
+  LLM_HOST_DEVICE int group() const { return heads / kv_heads; }
+  float scale() const { return 1 / std::sqrt(static_cast<float>(head_size)); }
+
+  // Of `size` queries each.
+  LLM_HOST_DEVICE int tiles(int size) const { return (chunk + size - 1) / size * chunks; }
+  LLM_HOST_DEVICE QueryTile tile(int number, int size) const {
+    const int each = (chunk + size - 1) / size;
+    const bool is_second = number >= each;
+    const int at = (is_second ? number - each : number) * size, first_row = is_second ? chunk : 0;
+    return {first_row + at, (is_second ? firsts[1] : firsts[0]) + at, first_row + chunk};
+  }
+  // The first tile with a query at position `key` or behind it, which sees that key; tiles(size): there is none.
+  LLM_HOST_DEVICE int first_tile_seeing(int key, int size) const {
+    const int each = (chunk + size - 1) / size;
+    for (int i = 0; i < chunks; ++i)
+      if (key < firsts[i] + chunk) return i * each + (key > firsts[i] ? (key - firsts[i]) / size : 0);
+    return each * chunks;
+  }
+};
+
+// Where the documents of a sequence begin. Without kDocuments the sequence is one document, and nothing is read.
 template <bool kDocuments>
 struct DocumentStarts {
-  const int32_t* starts;  // (T), of the row
+  const int32_t* starts;  // (T'), of the sequence
   int tokens;
 
-  LLM_HOST_DEVICE DocumentStarts(const int32_t* all, int64_t batch, int row_tokens)
-      : starts(kDocuments ? all + batch * row_tokens : nullptr), tokens(row_tokens) {}
-  // The start of a token's document; 0 for tokens beyond the row's end.
+  LLM_HOST_DEVICE DocumentStarts(const int32_t* all, int64_t batch, int sequence_tokens)
+      : starts(kDocuments ? all + batch * sequence_tokens : nullptr), tokens(sequence_tokens) {}
+  // The start of the document of the token at a position; 0 beyond the sequence's end.
   LLM_HOST_DEVICE int of(int token) const { return kDocuments && token < tokens ? starts[token] : 0; }
 };
 
-AttentionShape attention_shape(const KernelCall& call, size_t qkv);  // from the attributes and input number `qkv`
+// Of a node whose queries are that input.
+AttentionShape attention_shape(const KernelCall& call, size_t queries);
 
 // The plain kernels: arithmetic in fp32, head sizes up to kPlainHeadSize.
 inline constexpr int64_t kPlainHeadSize = 256;
@@ -79,8 +130,9 @@ bool has_flash_attention(int64_t head_size);
 void flash_attention(const KernelCall& call);
 void flash_attention_backward(const KernelCall& call);
 
-// The same with wgmma and TMA, where the device is a Hopper and the binary has code for sm_90a.
-bool has_flash_attention_hopper(const CudaDevice& device, int64_t head_size);
+// The same with wgmma and TMA, where the device is a Hopper and the binary has code for sm_90a. Chunks of queries must
+// begin and end at multiples of 64 tokens.
+bool has_flash_attention_hopper(const CudaDevice& device, const AttentionShape& shape);
 void flash_attention_hopper(const KernelCall& call);
 void flash_attention_backward_hopper(const KernelCall& call);
 

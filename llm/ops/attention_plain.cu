@@ -20,35 +20,37 @@ struct ForwardShared {
   ScoreTile<kTile> p;
 };
 
-// qkv (B, T, (H + 2 K) D), starts (B, T) -> out (B, T, H D), log_sum_exp (B, H, T). Grid (B H, tiles of queries, the
-// longest first). kDocuments: a query sees no key before its start; otherwise `starts` is not used.
+// The tensors of queries q and of keys and values kv (AttentionHeads), starts (B, T') -> out (B, T, H D), log_sum_exp (B,
+// H, T). Grid (B H, tiles of queries, the longest first). kDocuments: a query sees no key before its start; otherwise
+// `starts` is not used.
 template <class T, int kTile, int kHead, bool kDocuments>
 __global__ void __launch_bounds__(kThreads)
-    forward_kernel(PackedHeads heads, float scale, bool packed, const T* __restrict__ qkv,
+    forward_kernel(AttentionHeads heads, float scale, bool packed, const T* __restrict__ q, const T* __restrict__ kv,
                    const int32_t* __restrict__ starts, T* __restrict__ out, float* __restrict__ log_sum_exp,
                    uint32_t* largest_out) {
   constexpr int kRows = kTile / kSide;
   auto& shared = simt::shared_memory<ForwardShared<kTile, kHead>>();
   const int head = static_cast<int>(blockIdx.x) % heads.heads, kv_head = head / heads.group();
   const int64_t batch = static_cast<int>(blockIdx.x) / heads.heads;
-  const int first_query = static_cast<int>(gridDim.y - 1 - blockIdx.y) * kTile;
-  const T* const sequence = qkv + batch * heads.tokens * heads.width();
+  const auto [first_row, first_query, end_row] = heads.tile(static_cast<int>(gridDim.y - 1 - blockIdx.y), kTile);
+  const int end_key = first_query + min(kTile, end_row - first_row);
+  const T* const keys = kv + batch * heads.keys * heads.key_width();
   const int x = thread_x(), y = thread_y();
 
-  load_tile<T, kTile, kHead>(shared.queries, sequence + heads.query(head), heads.width(), first_query, heads.tokens,
-                             heads.head_size, packed);
+  load_tile<T, kTile, kHead>(shared.queries, q + batch * heads.tokens * heads.query_width() + heads.query(head),
+                             heads.query_width(), first_row, end_row, heads.head_size, packed);
   float largest[kRows], sum[kRows], accumulated[kRows][kHead / kSide] = {};
 #pragma unroll
   for (int i = 0; i < kRows; ++i) largest[i] = -INFINITY, sum[i] = 0;
-  const DocumentStarts<kDocuments> documents(starts, batch, heads.tokens);
+  const DocumentStarts<kDocuments> documents(starts, batch, heads.keys);
   int row_start[kRows];
 #pragma unroll
   for (int i = 0; i < kRows; ++i) row_start[i] = documents.of(first_query + y + kSide * i);
 
-  for (int first_key = documents.of(first_query) / kTile * kTile; first_key <= first_query; first_key += kTile) {
+  for (int first_key = documents.of(first_query) / kTile * kTile; first_key < end_key; first_key += kTile) {
     __syncthreads();
-    load_tile<T, kTile, kHead>(shared.keys_then_values, sequence + heads.key(kv_head), heads.width(), first_key,
-                               heads.tokens, heads.head_size, packed);
+    load_tile<T, kTile, kHead>(shared.keys_then_values, keys + heads.key(kv_head), heads.key_width(), first_key,
+                               heads.keys, heads.head_size, packed);
     __syncthreads();
     float s[kRows][kRows];
     score_product<kTile, kHead>(s, shared.queries, shared.keys_then_values);
@@ -77,17 +79,17 @@ __global__ void __launch_bounds__(kThreads)
     }
     store_scores<kTile>(shared.p, s);
     __syncthreads();
-    load_tile<T, kTile, kHead>(shared.keys_then_values, sequence + heads.value(kv_head), heads.width(), first_key,
-                               heads.tokens, heads.head_size, packed);
+    load_tile<T, kTile, kHead>(shared.keys_then_values, keys + heads.value(kv_head), heads.key_width(), first_key,
+                               heads.keys, heads.head_size, packed);
     __syncthreads();
     output_product<kTile, kHead>(accumulated, shared.p, shared.keys_then_values);
   }
   float most = 0;
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
-    const int query = first_query + y + kSide * i;
+    const int query = first_row + y + kSide * i;  // its number
     const float total = sum_over_x(sum[i]);
-    if (simt::in_bounds(query < heads.tokens)) {
+    if (simt::in_bounds(query < end_row)) {
       T* const row = out + (batch * heads.tokens + query) * heads.out_width() + heads.query(head);
       most = fmaxf(most, store_row<T>(row, accumulated[i], 1 / total, heads.head_size, packed));
       if (x == 0) log_sum_exp[int64_t{blockIdx.x} * heads.tokens + query] = largest[i] + logf(total);
@@ -99,14 +101,15 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, int kTile, int kHead>
 void forward(const KernelCall& call) {
   const AttentionShape s = attention_shape(call, 0);
-  const PackedHeads heads(s);
-  const T* qkv = call.in<T>(0);
+  const AttentionHeads heads(s);
+  const T *queries = call.in<T>(0), *keys = s.keys ? call.in<T>(2) : queries;
   T* out = call.out<T>(0);
-  const bool packed = simt::packs(qkv, s.head_size) && simt::packs(out, s.head_size);
-  simt::launch(call.cuda->stream(), grid_of(s.batch * s.heads, s.tokens, kTile), dim3(kThreads),
+  const bool packed =
+      simt::packs(queries, s.head_size) && simt::packs(keys, s.head_size) && simt::packs(out, s.head_size);
+  simt::launch(call.cuda->stream(), grid_of(s.batch * s.heads, heads.tiles(kTile)), dim3(kThreads),
                sizeof(ForwardShared<kTile, kHead>),
                call.has_input(1) ? forward_kernel<T, kTile, kHead, true> : forward_kernel<T, kTile, kHead, false>,
-               heads, heads.scale(), packed, qkv, call.in_int(1), out, call.out(1), largest_of(call));
+               heads, heads.scale(), packed, queries, keys, call.in_int(1), out, call.out(1), largest_of(call));
 }
 
 }  // namespace

@@ -156,17 +156,17 @@ __device__ inline float max_over_x(float value) {
   return value;
 }
 
-inline dim3 grid_of(int64_t heads, int64_t tokens, int tile) {
-  return dim3(static_cast<unsigned>(heads), static_cast<unsigned>((tokens + tile - 1) / tile));
+inline dim3 grid_of(int64_t heads, int64_t tiles) {
+  return dim3(static_cast<unsigned>(heads), static_cast<unsigned>(tiles));
 }
 
-// Calls run<T, kTile, kHead>() for the type and the head size of qkv, input `qkv`: heads of up to 64, 128 or 256
+// Calls run<T, kTile, kHead>() for the type and the head size of the queries, input `queries`: heads of up to 64, 128 or 256
 // channels, with the tile that goes with each.
 template <int kTile64, int kTile128, int kTile256, class Run>
-void with_tiles(const KernelCall& call, size_t qkv, Run&& run) {
-  with_type(call.in_dtype(qkv), [&](auto typed) {
+void with_tiles(const KernelCall& call, size_t queries, Run&& run) {
+  with_type(call.in_dtype(queries), [&](auto typed) {
     using T = decltype(typed);
-    const int64_t head_size = attention_shape(call, qkv).head_size;
+    const int64_t head_size = attention_shape(call, queries).head_size;
     if (head_size <= 64) return run.template operator()<T, kTile64, 64>();
     if (head_size <= 128) return run.template operator()<T, kTile128, 128>();
     run.template operator()<T, kTile256, 256>();

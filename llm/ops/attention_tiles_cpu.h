@@ -27,11 +27,13 @@ inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 // document raises the maximum.
 inline constexpr float kHidden = -1e30f;
 
-// The rows of one head: row t is at data + t * stride and has `size` channels.
+// The rows of one head, which have `size` channels: that of position t is at data + (t - shift) * stride.
 struct HeadRows {
   const float* data;
   int64_t stride, size;
-  const float* row(int64_t t) const { return data + t * stride; }
+  int64_t shift = 0;
+  const float* row(int64_t t) const { return data + (t - shift) * stride; }
+  HeadRows by_number() const { return {data, stride, size}; }  // row t has number t
 };
 
 // The rows that a thread is likely to need next, after the current head: pieces of a few cache lines that lie far
@@ -64,8 +66,7 @@ class RowsAhead {
 };
 
 // Calls work(first row, number of rows) for panels of nearly equal height in [begin, end). The panels are cut from runs
-// of kColumns rows counted from `begin`, a multiple of kColumns. Since a tile has kColumns queries, the end of the keys
-// that it sees never lies inside a panel.
+// of kColumns rows counted from `begin`, a multiple of kColumns.
 template <class Work>
 inline void for_panels(int64_t begin, int64_t end, Work&& work) {
   for (int64_t block = begin; block < end; block += kColumns) {

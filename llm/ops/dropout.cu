@@ -11,14 +11,14 @@ namespace {
 constexpr int kThreads = 256;
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) dropout_kernel(DropoutMask mask, int64_t first_row, int64_t first_group,
-                                                           float scale, const StepState* __restrict__ step, const T* x,
-                                                           T* y,                // (rows, elements)
-                                                           int64_t elements) {  // of a row
+__global__ void __launch_bounds__(kThreads)
+    dropout_kernel(DropoutMask mask, DropoutPlace place, float scale, const StepState* __restrict__ step, const T* x,
+                   T* y,                // (rows, elements)
+                   int64_t elements) {  // of a row
   using Four = simt::Pack<T, 4>;
   const int64_t row = blockIdx.x, group = int64_t{blockIdx.y} * kThreads + threadIdx.x;
   const int64_t first = row * elements + 4 * group, end = (row + 1) * elements;
-  const auto bits = mask.bits(*step, row + first_row, group + first_group);
+  const auto bits = mask.bits(*step, place.row(row), place.group(group));
   const auto masked = [&](float value, int i) {
     return bits[static_cast<size_t>(i)] >= mask.threshold ? value * scale : 0;
   };
@@ -40,9 +40,9 @@ void run(const KernelCall& call) {
   const DropoutGroups of(call.out_shape(0));
   const dim3 grid(static_cast<unsigned>(of.rows), static_cast<unsigned>((of.groups + kThreads - 1) / kThreads));
   simt::launch(call.cuda->stream(), grid, dim3(kThreads), 0, dropout_kernel<T>,
-               DropoutMask(a.number("probability"), a.integer("stream")), a.integer("first_row", 0),
-               a.integer("first_group", 0), static_cast<float>(1 / (1 - a.number("probability"))), call.device_step,
-               call.in<T>(0), call.out<T>(0), of.elements);
+               DropoutMask(a.number("probability"), a.integer("stream")), DropoutPlace(a, call.out_shape(0).last()),
+               static_cast<float>(1 / (1 - a.number("probability"))), call.device_step, call.in<T>(0), call.out<T>(0),
+               of.elements);
 }
 
 }  // namespace

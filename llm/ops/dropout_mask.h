@@ -31,6 +31,29 @@ struct DropoutMask {
   }
 };
 
+// Where in a batch of whole samples the groups of four elements are that a node has (dropout.cpp).
+class DropoutPlace {
+ public:
+  DropoutPlace(const Attributes& a, int64_t channels)
+      : first_row_(a.integer("first_row", 0)), first_group_(a.integer("first_group", 0)) {
+    if (!a.has("firsts")) return;
+    const auto firsts = a.list("firsts");
+    chunk_groups_ = a.integer("chunk") * channels / 4;
+    for (size_t i = 0; i < 2; ++i)
+      shifts_[i] = firsts[std::min(i, firsts.size() - 1)] * channels / 4 - static_cast<int64_t>(i) * chunk_groups_;
+  }
+  LLM_HOST_DEVICE int64_t row(int64_t own) const { return own + first_row_; }
+  LLM_HOST_DEVICE int64_t group(int64_t own) const {
+    const int64_t group = own + first_group_;
+    return group + (group < chunk_groups_ ? shifts_[0] : shifts_[1]);
+  }
+
+ private:
+  int64_t first_row_, first_group_;
+  int64_t chunk_groups_ = 0;    // of a chunk
+  int64_t shifts_[2] = {0, 0};  // from groups of the chunks together to those of the whole sample
+};
+
 // The rows of a batch, each cut into groups of four elements; the last group of a row may have fewer.
 struct DropoutGroups {
   int64_t rows, elements, groups;  // elements and groups: of a row

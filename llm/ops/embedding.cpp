@@ -1,6 +1,6 @@
 // embedding: x = token_table[token] (+ position_table[position]).
 //   tokens (B, T) int32, token_table (V, C), [position_table (context, C)], [positions (B, T) int32] -> x (B, T, C)
-// Without `positions` those of each sequence are 0, 1, ...; a negative position is taken for 0. The table may be packed
+// Without `positions` those of each sequence are 0, 1, ..., or of chunks (chunks.h); a negative position is taken for 0. The table may be packed
 // rows; with the attribute "widen", a flag, x is fp32 whatever the table is.
 // The backward pass on the CPU: a thread owns a block of channels and adds the gradients of all tokens in their order,
 // so that the bits do not depend on the number of threads.
@@ -8,6 +8,7 @@
 
 #include "llm/base/packed_rows.h"
 #include "llm/graph/autodiff.h"
+#include "llm/ops/chunks.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/cuda_workspaces.h"
 #include "llm/ops/ops.h"
@@ -21,8 +22,9 @@ void infer(Graph& g, Node& node) {
   if (tokens.rank() != 2 || g.tensor(node.inputs[0]).dtype != DType::int32)
     fail("embedding: tokens must be (B, T) int32");
   if (node.input(3) != kNone && g.shape(node.inputs[3]) != tokens) fail("embedding: one position a token");
-  if (node.input(2) != kNone && node.input(3) == kNone && g.shape(node.inputs[2])[0] < tokens[1])
-    fail("embedding: ", tokens[1], " tokens but only ", g.shape(node.inputs[2])[0], " positions");
+  const int64_t end = chunks_of(node.attributes, tokens[1]).end();
+  if (node.input(2) != kNone && node.input(3) == kNone && g.shape(node.inputs[2])[0] < end)
+    fail("embedding: ", end, " tokens but only ", g.shape(node.inputs[2])[0], " positions");
   const DType dtype = node.attributes.flag("widen") ? DType::fp32 : g.dtype(node.inputs[1]);
   if (is_quantized(dtype)) fail("embedding: of a quantized table comes fp32");
   g.add_output(node, "", dtype, {tokens[0], tokens[1], table[1]});
@@ -33,7 +35,12 @@ void backward(Graph& g, const Node& node, Gradients& gradients) {
   const TensorId dx = gradients.of(node.outputs[0]);
   std::vector<TensorId> inputs = {node.inputs[0], dx, node.inputs[1]};
   if (node.input(2) != kNone) inputs.push_back(node.inputs[2]);
-  const auto d = g.add("embedding_backward", {}, inputs);
+  Attributes chunks;
+  if (node.attributes.has("firsts")) {
+    const auto firsts = node.attributes.list("firsts");
+    chunks.set("firsts", std::vector<int64_t>(firsts.begin(), firsts.end()));
+  }
+  const auto d = g.add("embedding_backward", chunks, inputs);
   gradients.contribute(node.inputs[1], d[0]);
   if (node.input(2) != kNone) gradients.contribute(node.inputs[2], d[1]);
 }
@@ -59,11 +66,12 @@ void cpu(const KernelCall& call) {
   const int64_t T = call.in_shape(0)[1], C = call.in_shape(1)[1];
   const DType dtype = call.in_dtype(1);
   const int64_t row_bytes = packed_row_bytes(dtype, C);
+  const Chunks chunks = chunks_of(call.node.attributes, T);
   call.threads.for_blocks(call.out_shape(0).rows(), row_grain(C), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       unpack_row(dtype, table + tokens[row] * row_bytes, C, x + row * C);
       if (!position_table) continue;
-      const int64_t at = positions ? std::max(0, positions[row]) : row % T;
+      const int64_t at = positions ? std::max(0, positions[row]) : chunks.position(row % T);
       const float* position = position_table + at * C;
       for_vectors(C, [&](int64_t c, auto lanes) {
         lanes.store(x + row * C + c, lanes.load(x + row * C + c) + lanes.load(position + c));
@@ -102,6 +110,7 @@ void cpu_backward(const KernelCall& call) {
   const int64_t B = call.in_shape(0)[0], T = call.in_shape(0)[1];
   const bool add_table = call.accumulates(0), add_positions = d_positions && call.accumulates(1);
   const int64_t rows_of_positions = d_positions ? call.in_shape(3)[0] : 0;
+  const Chunks chunks = chunks_of(call.node.attributes, T);
   call.threads.for_blocks(C, 64, [&](int64_t begin, int64_t end) {
     const int64_t width = end - begin;
     if (!add_table)
@@ -111,7 +120,7 @@ void cpu_backward(const KernelCall& call) {
     for (int64_t row = 0; row < B * T; ++row) {
       const float* d = dx + row * C + begin;
       float* table_row = d_table + tokens[row] * C + begin;
-      float* position_row = d_positions ? d_positions + row % T * C + begin : nullptr;
+      float* position_row = d_positions ? d_positions + chunks.position(row % T) * C + begin : nullptr;
       for_vectors(width, [&](int64_t c, auto lanes) {
         const simd::Vec v = lanes.load(d + c);
         lanes.store(table_row + c, lanes.load(table_row + c) + v);
@@ -129,7 +138,8 @@ std::vector<Example> examples() {
   given.values = {3, 7, 0, 1, 6, 2, 2, 5, -1, 4};
   Example with_positions = {{}, {tokens, table, positions, given}};
   with_positions.inputs[1].differentiable = with_positions.inputs[2].differentiable = false;
-  return {{{}, {tokens, table}}, {{}, {tokens, table, positions}}, with_positions};
+  const Example chunks = {{{"firsts", std::vector<int64_t>{1, 5}}}, {{{2, 6}, DType::int32, 0, 7}, table, positions}};
+  return {{{}, {tokens, table}}, {{}, {tokens, table, positions}}, with_positions, chunks};
 }
 
 }  // namespace

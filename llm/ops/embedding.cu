@@ -6,6 +6,7 @@
 
 #include "llm/device/cuda.h"
 #include "llm/device/simt.h"
+#include "llm/ops/chunks.h"
 #include "llm/ops/cuda_kernels.h"
 
 namespace llm::cuda {
@@ -18,15 +19,17 @@ __global__ void __launch_bounds__(kMostThreads)
     embedding_kernel(const int32_t* __restrict__ tokens,     // (B, T)
                      const T* __restrict__ token_table,      // (V, C)
                      const T* __restrict__ position_table,   // (context, C) or null
-                     const int32_t* __restrict__ positions,  // (B, T), or null: 0, 1, ... for each sequence
-                     T* __restrict__ x,                      // (B, T, C)
+                     const int32_t* __restrict__ positions,  // (B, T), or null: those of chunks, in each sequence
+                     Chunks chunks,
+                     T* __restrict__ x,  // (B, T, C)
                      int64_t batch, int64_t channels) {
   using Pack = simt::Pack<T, kWidth>;
   const int64_t t = blockIdx.x, c = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * kWidth;
   const int64_t first = int64_t{blockIdx.z} * kSequences;
   if (simt::in_bounds(c < channels)) {
     Pack position{}, row[kSequences];
-    if (position_table && !positions) position = *reinterpret_cast<const Pack*>(position_table + t * channels + c);
+    if (position_table && !positions)
+      position = *reinterpret_cast<const Pack*>(position_table + chunks.position(t) * channels + c);
 #pragma unroll
     for (int i = 0; i < kSequences; ++i)
       if (simt::in_bounds(first + i < batch)) {
@@ -62,7 +65,7 @@ void embedding_as(const KernelCall& call) {
                     static_cast<unsigned>((batch + kSequences - 1) / kSequences)),
                dim3(static_cast<unsigned>(threads)), 0,
                packs ? embedding_kernel<T, simt::kPack<T>> : embedding_kernel<T, 1>, call.in_int(0), token_table,
-               position_table, call.in_int(3), x, batch, channels);
+               position_table, call.in_int(3), chunks_of(call.node.attributes, tokens), x, batch, channels);
 }
 
 }  // namespace

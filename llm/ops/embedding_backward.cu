@@ -15,6 +15,7 @@
 
 #include "llm/device/cuda.h"
 #include "llm/device/simt.h"
+#include "llm/ops/chunks.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/cuda_workspaces.h"
 
@@ -189,23 +190,23 @@ __global__ void __launch_bounds__(kSumThreads)
   }
 }
 
-// d_position_table[t] = the sum over the sequences of dx at t; 0 for positions beyond T.
+// d_position_table[p] = the sum over the sequences of dx at position p; 0 for positions that no token has.
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kSumThreads)
     sum_positions_kernel(const T* __restrict__ dx,       // (B, T, C)
                          float* __restrict__ positions,  // (context, C)
-                         int64_t batch, int64_t tokens, int64_t channels, bool add) {
-  const int64_t t = blockIdx.x, c = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * kWidth;
+                         int64_t batch, int64_t tokens, Chunks chunks, int64_t channels, bool add) {
+  const int64_t t = chunks.token_at(blockIdx.x), c = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * kWidth;
   if (simt::in_bounds(c < channels)) {
     Sum<kWidth> sum{};
-    if (t < tokens)
+    if (t >= 0)
 #pragma unroll 4
       for (int64_t b = 0; b < batch; ++b) {
         const auto d = *reinterpret_cast<const simt::Pack<T, kWidth>*>(dx + (b * tokens + t) * channels + c);
 #pragma unroll
         for (int k = 0; k < kWidth; ++k) sum.values[k] += d.get(k);
       }
-    sum.store(positions + t * channels + c, add);
+    sum.store(positions + int64_t{blockIdx.x} * channels + c, add);
   }
 }
 
@@ -248,7 +249,7 @@ void backward_by(const KernelCall& call) {
                add);
   if (positions)
     simt::launch(stream, grid(call.out_shape(1)[0]), threads, 0, sum_positions_kernel<T, kWidth>, dx, positions, batch,
-                 tokens, channels, call.accumulates(1));
+                 tokens, chunks_of(call.node.attributes, tokens), channels, call.accumulates(1));
 }
 
 template <class T>

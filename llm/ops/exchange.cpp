@@ -181,8 +181,11 @@ void backward_of_wait(Graph& g, const Node& node, Gradients& gradients) {
   if (node.attributes.has("row_distance"))
     return gradients.contribute(node.inputs[1], exchange_gradient(g, node, gradients.of(node.outputs[0])));
   if (!node.attributes.flag("gathers_rows")) fail("exchange_wait: what was exchanged has no gradient");
-  gradients.contribute(node.inputs[1], sum_rows(g, gradients.of(node.outputs[0]), kNone, g.shape(node.inputs[1]),
-                                                group_of(node.attributes), g.tensor(node.inputs[1]).name + ".grad"));
+  const TensorId own = node.inputs[1], d = gradients.of(node.outputs[0]);
+  const RankGroup group = group_of(node.attributes);
+  const std::string name = g.tensor(own).name + ".grad";
+  gradients.contribute(own, node.attributes.flag("zigzag") ? sum_chunks(g, d, group, name)
+                                                           : sum_rows(g, d, kNone, g.shape(own), group, name));
 }
 
 void wait(const KernelCall& call) {

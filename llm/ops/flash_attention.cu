@@ -93,31 +93,35 @@ struct RunningSoftmax {
   }
 };
 
-// qkv (B, T, (H + 2 K) D), starts (B, T) -> out (B, T, H D), log_sum_exp (B, H, T). Grid (B H, tiles of queries). With
-// kDocuments a query sees no key before its start; without it `starts` is not used.
+// The tensors of queries q and of keys and values kv (AttentionHeads), starts (B, T') -> out (B, T, H D), log_sum_exp (B,
+// H, T). Grid (B H, tiles of queries). With kDocuments a query sees no key before its start; without it `starts` is not
+// used.
 template <int kHead, int kRowTiles, int kKeys, bool kHeldQueries, bool kDocuments>
 __global__ void __launch_bounds__(kThreads)
-    flash_attention_kernel(PackedHeads heads, float scale, float scale_to_base_2, const bf16* __restrict__ qkv,
-                           const int32_t* __restrict__ starts, bf16* __restrict__ out, float* __restrict__ log_sum_exp,
-                           uint32_t* largest) {
+    flash_attention_kernel(AttentionHeads heads, float scale, float scale_to_base_2, const bf16* __restrict__ q,
+                           const bf16* __restrict__ kv, const int32_t* __restrict__ starts, bf16* __restrict__ out,
+                           float* __restrict__ log_sum_exp, uint32_t* largest) {
   constexpr int kQueries = 16 * kRowTiles * kWarps;
   auto& shared = simt::shared_memory<Shared<kQueries, kKeys, kHead>>();
   const int head = static_cast<int>(blockIdx.x) % heads.heads, kv_head = head / heads.group();
   const int batch = static_cast<int>(blockIdx.x) / heads.heads;
-  const int first_query = static_cast<int>(gridDim.y - 1 - blockIdx.y) * kQueries;
+  const QueryTile tile = heads.tile(static_cast<int>(gridDim.y - 1 - blockIdx.y), kQueries);
+  const int first_query = tile.position;
   const int warp_row = 16 * kRowTiles * warp(), warp_query = first_query + warp_row;
-  const int width = static_cast<int>(heads.width());
-  const int tokens = heads.tokens, first_token = batch * tokens, end_token = first_token + tokens;  // among B T rows
+  const int width = static_cast<int>(heads.key_width());
+  const int first_row = batch * heads.tokens + tile.row, end_row = batch * heads.tokens + tile.end_row;  // among B T
+  const int first_token = batch * heads.keys, end_token = first_token + heads.keys;  // of the sequence among B T' rows
 
   const auto copy_keys_and_values = [&](int stage, int first_key) {
-    copy_tile_async<kThreads>(shared.keys[stage], qkv + heads.key(kv_head), width, first_token + first_key, end_token);
-    copy_tile_async<kThreads>(shared.values[stage], qkv + heads.value(kv_head), width, first_token + first_key,
+    copy_tile_async<kThreads>(shared.keys[stage], kv + heads.key(kv_head), width, first_token + first_key, end_token);
+    copy_tile_async<kThreads>(shared.values[stage], kv + heads.value(kv_head), width, first_token + first_key,
                               end_token);
     simt::copy_commit();
   };
-  const DocumentStarts<kDocuments> documents(starts, batch, tokens);
+  const DocumentStarts<kDocuments> documents(starts, batch, heads.keys);
   const int begin_key = documents.of(first_query) / kKeys * kKeys;
-  copy_tile_async<kThreads>(shared.queries, qkv + heads.query(head), width, first_token + first_query, end_token);
+  copy_tile_async<kThreads>(shared.queries, q + heads.query(head), static_cast<int>(heads.query_width()), first_row,
+                            end_row);
   copy_keys_and_values(0, begin_key);
 
   simt::copy_wait<0>();
@@ -125,7 +129,7 @@ __global__ void __launch_bounds__(kThreads)
   RowOperand<kRowTiles, kQueries, kHead, kHeldQueries> queries(shared.queries, warp_row);
   RunningSoftmax<kRowTiles> softmax;
   float accumulated[kRowTiles][kHead / 8][4] = {};
-  const int end_key = min(first_query + kQueries, tokens);
+  const int end_key = tile.end_position(kQueries);
   for (int first_key = begin_key, stage = 0; first_key < end_key; first_key += kKeys, stage ^= 1) {
     simt::copy_wait<0>();
     __syncthreads();
@@ -137,7 +141,7 @@ __global__ void __launch_bounds__(kThreads)
     multiply_transposed(s, queries, shared.keys[stage], 0);
     if (first_key + kKeys - 1 > warp_query) mask_later_keys<false>(s, warp_query, first_key);
     if constexpr (kDocuments)
-      if (first_key < documents.of(min(warp_query + 16 * kRowTiles, tokens) - 1))
+      if (first_key < documents.of(min(warp_query + 16 * kRowTiles, heads.keys) - 1))
         mask_earlier_documents<false>(s, warp_query, first_key, documents);
     softmax.template add<kDocuments>(s, accumulated, scale_to_base_2);
     multiply(accumulated, s, shared.values[stage], 0);
@@ -148,29 +152,28 @@ __global__ void __launch_bounds__(kThreads)
   for (int m = 0; m < kRowTiles; ++m)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int query = warp_query + 16 * m + 8 * half + group();
+      const int query = tile.row + warp_row + 16 * m + 8 * half + group();  // its number
       const float total = group_sum(softmax.sum[m][half]);
       factor[m][half] = 1 / total;
-      if (simt::in_bounds(query < tokens) && member() == 0)
-        log_sum_exp[int64_t{blockIdx.x} * tokens + query] = softmax.largest[m][half] * scale + logf(total);
+      if (simt::in_bounds(query < tile.end_row) && member() == 0)
+        log_sum_exp[int64_t{blockIdx.x} * heads.tokens + query] = softmax.largest[m][half] * scale + logf(total);
     }
   const float most = store_rows(shared.queries, warp_row, accumulated, factor, out + heads.query(head),
-                                heads.out_width(), first_token + warp_query, end_token);
+                                heads.out_width(), first_row + warp_row, end_row);
   note_largest_over(most, largest, shared);
 }
 
 template <int kHead, int kRowTiles, int kKeys, bool kHeldQueries>
 void forward(const KernelCall& call) {
   const AttentionShape s = attention_shape(call, 0);
-  const PackedHeads heads(s);
+  const AttentionHeads heads(s);
   constexpr int kQueries = 16 * kRowTiles * kWarps;
-  const dim3 grid(static_cast<unsigned>(s.batch * s.heads),
-                  static_cast<unsigned>((s.tokens + kQueries - 1) / kQueries));
+  const dim3 grid(static_cast<unsigned>(s.batch * s.heads), static_cast<unsigned>(heads.tiles(kQueries)));
   simt::launch(call.cuda->stream(), grid, dim3(kThreads), sizeof(Shared<kQueries, kKeys, kHead>),
                call.has_input(1) ? flash_attention_kernel<kHead, kRowTiles, kKeys, kHeldQueries, true>
                                  : flash_attention_kernel<kHead, kRowTiles, kKeys, kHeldQueries, false>,
-               heads, heads.scale(), heads.scale() * kLog2E, call.in<bf16>(0), call.in_int(1), call.out<bf16>(0),
-               call.out(1), largest_of(call));
+               heads, heads.scale(), heads.scale() * kLog2E, call.in<bf16>(0), call.in<bf16>(s.keys ? 2 : 0),
+               call.in_int(1), call.out<bf16>(0), call.out(1), largest_of(call));
 }
 
 }  // namespace

@@ -74,37 +74,40 @@ __device__ void row_products(float (&sum)[M][2], const A& a, const B& b, int col
   }
 }
 
-// d_out, out (B, T, H D), qkv (B, T, (H + 2 K) D), log_sum_exp (B, H, T), starts (B, T) -> the query heads of d_qkv,
+// d_out, out (B, T, H D), q and kv (AttentionHeads), log_sum_exp (B, H, T), starts (B, T') -> the query heads of d_q,
 // delta (B, H, T). Grid (B H, tiles of queries, those with the most keys first). kDocuments as in the forward kernel.
 template <class Tiling, bool kDocuments>
 __global__ void __launch_bounds__(kThreads, 1)
-    flash_query_gradient_kernel(PackedHeads heads, float scale, float scale_to_base_2, const bf16* __restrict__ d_out,
-                                const bf16* __restrict__ qkv, const bf16* __restrict__ out,
-                                const float* __restrict__ log_sum_exp, const int32_t* __restrict__ starts,
-                                bf16* __restrict__ d_qkv, float* __restrict__ delta, uint32_t* largest) {
+    flash_query_gradient_kernel(AttentionHeads heads, float scale, float scale_to_base_2,
+                                const bf16* __restrict__ d_out, const bf16* __restrict__ q, const bf16* __restrict__ kv,
+                                const bf16* __restrict__ out, const float* __restrict__ log_sum_exp,
+                                const int32_t* __restrict__ starts, bf16* __restrict__ d_q, float* __restrict__ delta,
+                                uint32_t* largest) {
   constexpr int M = Tiling::kQueryTiles, kHead = Tiling::kHead, kQueries = Tiling::kQueries, kKeys = Tiling::kOthers;
   constexpr int kStep = Tiling::kStep;
   auto& shared = simt::shared_memory<QueryShared<Tiling>>();
   const int head = static_cast<int>(blockIdx.x) % heads.heads, kv_head = head / heads.group();
   const int batch = static_cast<int>(blockIdx.x) / heads.heads;
-  const int first_query = static_cast<int>(gridDim.y - 1 - blockIdx.y) * kQueries;
+  const QueryTile tile = heads.tile(static_cast<int>(gridDim.y - 1 - blockIdx.y), kQueries);
+  const int first_query = tile.position;
   const int warp_row = 16 * M * warp(), warp_query = first_query + warp_row;
-  const int tokens = heads.tokens, width = static_cast<int>(heads.width());
-  const int out_width = static_cast<int>(heads.out_width());
-  const int first_token = batch * tokens, end_token = first_token + tokens;  // of the sequence among B T rows
-  const int64_t of_statistic = int64_t{blockIdx.x} * tokens;
+  const int width = static_cast<int>(heads.key_width()), out_width = static_cast<int>(heads.out_width());
+  const int query_width = static_cast<int>(heads.query_width());
+  const int first_row = batch * heads.tokens + tile.row, end_row = batch * heads.tokens + tile.end_row;  // among B T
+  const int first_token = batch * heads.keys, end_token = first_token + heads.keys;  // of the sequence among B T' rows
+  const int64_t of_statistic = int64_t{blockIdx.x} * heads.tokens;
 
   const auto copy_keys_and_values = [&](int stage, int first_key) {
-    copy_tile_async<kThreads>(shared.stages[stage].keys, qkv + heads.key(kv_head), width, first_token + first_key,
+    copy_tile_async<kThreads>(shared.stages[stage].keys, kv + heads.key(kv_head), width, first_token + first_key,
                               end_token);
-    copy_tile_async<kThreads>(shared.stages[stage].values, qkv + heads.value(kv_head), width, first_token + first_key,
+    copy_tile_async<kThreads>(shared.stages[stage].values, kv + heads.value(kv_head), width, first_token + first_key,
                               end_token);
     simt::copy_commit();
   };
-  copy_tile_async<kThreads>(shared.queries, qkv + heads.query(head), width, first_token + first_query, end_token);
-  copy_tile_async<kThreads>(shared.d_outs, d_out + heads.query(head), out_width, first_token + first_query, end_token);
-  copy_tile_async<kThreads>(shared.outs(), out + heads.query(head), out_width, first_token + first_query, end_token);
-  const DocumentStarts<kDocuments> documents(starts, batch, tokens);
+  copy_tile_async<kThreads>(shared.queries, q + heads.query(head), query_width, first_row, end_row);
+  copy_tile_async<kThreads>(shared.d_outs, d_out + heads.query(head), out_width, first_row, end_row);
+  copy_tile_async<kThreads>(shared.outs(), out + heads.query(head), out_width, first_row, end_row);
+  const DocumentStarts<kDocuments> documents(starts, batch, heads.keys);
   const int begin_key = documents.of(first_query) / kKeys * kKeys;
   copy_keys_and_values(0, begin_key);
   simt::copy_wait<0>();
@@ -118,17 +121,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int m = 0; m < M; ++m)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int query = warp_query + 16 * m + 8 * half + group();
+      const int query = tile.row + warp_row + 16 * m + 8 * half + group();  // its number
       row_delta[m][half] = group_sum(row_delta[m][half]);
       row_log_sum_exp[m][half] = INFINITY;  // makes the probabilities of rows that do not exist 0
-      if (simt::in_bounds(query < tokens)) {
+      if (simt::in_bounds(query < tile.end_row)) {
         row_log_sum_exp[m][half] = log_sum_exp[of_statistic + query] * kLog2E;
         if (member() == 0) delta[of_statistic + query] = row_delta[m][half];
       }
     }
 
   float gradient[M][kHead / 8][4] = {};
-  const int end_key = min(first_query + kQueries, tokens);
+  const int end_key = tile.end_position(kQueries);
   for (int first_key = begin_key, stage = 0; first_key < end_key; first_key += kKeys, stage ^= 1) {
     simt::copy_wait<0>();
     __syncthreads();
@@ -143,7 +146,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       multiply_transposed(dp, d_outs, values, step);
       if (first_key + step + kStep - 1 > warp_query) mask_later_keys<false>(s, warp_query, first_key + step);
       if constexpr (kDocuments)
-        if (first_key + step < documents.of(min(warp_query + 16 * M, tokens) - 1))
+        if (first_key + step < documents.of(min(warp_query + 16 * M, heads.keys) - 1))
           mask_earlier_documents<false>(s, warp_query, first_key + step, documents);
 #pragma unroll
       for (int m = 0; m < M; ++m)
@@ -160,8 +163,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   float factor[M][2];
 #pragma unroll
   for (int m = 0; m < M; ++m) factor[m][0] = factor[m][1] = scale;
-  const float most = store_rows(shared.queries, warp_row, gradient, factor, d_qkv + heads.query(head), width,
-                                first_token + warp_query, end_token);
+  const float most = store_rows(shared.queries, warp_row, gradient, factor, d_q + heads.query(head), query_width,
+                                first_row + warp_row, end_row);
   note_largest_over(most, largest, shared);
 }
 
@@ -172,14 +175,15 @@ struct KeyShared {
   alignas(16) float statistics[2][2 * Tiling::kOthers];  // for each query log_sum_exp to base 2, then delta
 };
 
-// d_out (B, T, H D), qkv (B, T, (H + 2 K) D), log_sum_exp, delta (B, H, T), starts (B, T) -> the key and value heads of
-// d_qkv: sums over the group's query heads, in order. Grid (B K, tiles of keys, those with the most queries first).
+// d_out (B, T, H D), q and kv (AttentionHeads), log_sum_exp, delta (B, H, T), starts (B, T') -> the key and value heads of
+// d_kv: sums over the group's query heads, in order. Grid (B K, tiles of keys, those with the most queries first).
 template <class Tiling, bool kDocuments>
 __global__ void __launch_bounds__(kThreads, 1)
-    flash_key_value_gradient_kernel(PackedHeads heads, float scale, float scale_to_base_2,
-                                    const bf16* __restrict__ d_out, const bf16* __restrict__ qkv,
-                                    const float* __restrict__ log_sum_exp, const float* __restrict__ delta,
-                                    const int32_t* __restrict__ starts, bf16* __restrict__ d_qkv, uint32_t* largest) {
+    flash_key_value_gradient_kernel(AttentionHeads heads, float scale, float scale_to_base_2,
+                                    const bf16* __restrict__ d_out, const bf16* __restrict__ q,
+                                    const bf16* __restrict__ kv, const float* __restrict__ log_sum_exp,
+                                    const float* __restrict__ delta, const int32_t* __restrict__ starts,
+                                    bf16* __restrict__ d_kv, uint32_t* largest) {
   constexpr int M = Tiling::kKeyTiles, kHead = Tiling::kHead, kKeys = Tiling::kKeys, kQueries = Tiling::kOthers;
   constexpr int kStep = Tiling::kStep;
   static_assert(2 * kQueries == kThreads);
@@ -188,46 +192,56 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int batch = static_cast<int>(blockIdx.x) / heads.kv_heads;
   const int first_key = static_cast<int>(blockIdx.y) * kKeys;
   const int warp_row = 16 * M * warp(), warp_key = first_key + warp_row;
-  const int tokens = heads.tokens, width = static_cast<int>(heads.width());
+  const int width = static_cast<int>(heads.key_width()), query_width = static_cast<int>(heads.query_width());
   const int out_width = static_cast<int>(heads.out_width());
-  const int first_token = batch * tokens, end_token = first_token + tokens;  // of the sequence among B T rows
+  const int first_token = batch * heads.keys, end_token = first_token + heads.keys;  // of the sequence among B T' rows
+  const int first_row = batch * heads.tokens;                                        // of its queries among B T
 
   // The tile of queries that comes next: from the diagonal on, of each head of the group.
-  int head = kv_head * heads.group(), first_query = first_key;
-  const int end_head = head + heads.group();
-  const DocumentStarts<kDocuments> documents(starts, batch, tokens);
+  // What is known of it is computed again where it is needed, as there are no registers left to hold it.
+  int head = kv_head * heads.group(), tile = heads.first_tile_seeing(first_key, kQueries);
+  const int end_head = tile < heads.tiles(kQueries) ? head + heads.group() : head;
+  const DocumentStarts<kDocuments> documents(starts, batch, heads.keys);
   const auto copy_queries_and_d_outs = [&](int stage) {
-    copy_tile_async<kThreads>(shared.queries[stage], qkv + heads.query(head), width, first_token + first_query,
-                              end_token);
-    copy_tile_async<kThreads>(shared.d_outs[stage], d_out + heads.query(head), out_width, first_token + first_query,
-                              end_token);
+    const QueryTile next = heads.tile(tile, kQueries);
+    copy_tile_async<kThreads>(shared.queries[stage], q + heads.query(head), query_width, first_row + next.row,
+                              first_row + next.end_row);
+    copy_tile_async<kThreads>(shared.d_outs[stage], d_out + heads.query(head), out_width, first_row + next.row,
+                              first_row + next.end_row);
     simt::copy_commit();
   };
   // Each thread loads one number: even threads a log_sum_exp, odd threads a delta.
   const auto load_statistic = [&] {
     const bool is_delta = threadIdx.x % 2 == 1;
-    const int query = first_query + static_cast<int>(threadIdx.x) / 2;
+    const QueryTile next = heads.tile(tile, kQueries);
+    const int query = next.row + static_cast<int>(threadIdx.x) / 2;  // its number
     float value = is_delta ? 0.0f : INFINITY;  // makes the probabilities of queries that do not exist 0
-    if (simt::in_bounds(query < tokens))
-      value = (is_delta ? delta : log_sum_exp)[(int64_t{batch} * heads.heads + head) * tokens + query];
+    if (simt::in_bounds(query < next.end_row))
+      value = (is_delta ? delta : log_sum_exp)[(int64_t{batch} * heads.heads + head) * heads.tokens + query];
     return is_delta ? value : value * kLog2E;
   };
 
-  copy_tile_async<kThreads>(shared.keys, qkv + heads.key(kv_head), width, first_token + first_key, end_token);
-  copy_tile_async<kThreads>(shared.values, qkv + heads.value(kv_head), width, first_token + first_key, end_token);
-  copy_queries_and_d_outs(0);
-  shared.statistics[0][threadIdx.x] = load_statistic();
+  copy_tile_async<kThreads>(shared.keys, kv + heads.key(kv_head), width, first_token + first_key, end_token);
+  copy_tile_async<kThreads>(shared.values, kv + heads.value(kv_head), width, first_token + first_key, end_token);
+  if (head < end_head) {
+    copy_queries_and_d_outs(0);
+    shared.statistics[0][threadIdx.x] = load_statistic();
+  } else {  // no query sees these keys, whose gradients are 0 and pass through their tiles
+    simt::copy_commit();
+    simt::copy_wait<0>();
+    __syncthreads();
+  }
   const RowOperand<M, kKeys, kHead, false> keys(shared.keys, warp_row), values(shared.values, warp_row);
   float key_gradient[M][kHead / 8][4] = {}, value_gradient[M][kHead / 8][4] = {};
 
   for (int stage = 0; head < end_head; stage ^= 1) {
     simt::copy_wait<0>();
     __syncthreads();
-    const int first = first_query;
+    const int first = heads.tile(tile, kQueries).position;
     float next_statistic = 0;
-    first_query += kQueries;
     // The next head follows when the queries end, or when the next queries and all after them are in later documents.
-    if (first_query >= tokens || documents.of(first_query) >= first_key + kKeys) first_query = first_key, ++head;
+    if (++tile == heads.tiles(kQueries) || documents.of(heads.tile(tile, kQueries).position) >= first_key + kKeys)
+      tile = heads.first_tile_seeing(first_key, kQueries), ++head;
     if (head < end_head) {
       copy_queries_and_d_outs(stage ^ 1);
       next_statistic = load_statistic();
@@ -240,7 +254,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       multiply_transposed(ds, values, shared.d_outs[stage], step);
       if (first + step < warp_key + 16 * M - 1) mask_later_keys<true>(p, warp_key, first + step);
       if constexpr (kDocuments)
-        if (warp_key < documents.of(min(first + step + kStep, tokens) - 1))
+        if (warp_key < documents.of(min(first + step + kStep, heads.keys) - 1))
           mask_earlier_documents<true>(p, warp_key, first + step, documents);
 #pragma unroll
       for (int n = 0; n < kStep / 8; ++n) {
@@ -263,11 +277,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   float factor[M][2];
 #pragma unroll
   for (int m = 0; m < M; ++m) factor[m][0] = factor[m][1] = scale;
-  float most = store_rows(shared.keys, warp_row, key_gradient, factor, d_qkv + heads.key(kv_head), width,
+  float most = store_rows(shared.keys, warp_row, key_gradient, factor, d_kv + heads.key(kv_head), width,
                           first_token + warp_key, end_token);
 #pragma unroll
   for (int m = 0; m < M; ++m) factor[m][0] = factor[m][1] = 1;
-  most = fmaxf(most, store_rows(shared.values, warp_row, value_gradient, factor, d_qkv + heads.value(kv_head), width,
+  most = fmaxf(most, store_rows(shared.values, warp_row, value_gradient, factor, d_kv + heads.value(kv_head), width,
                                 first_token + warp_key, end_token));
   note_largest_over(most, largest, shared);
 }
@@ -276,20 +290,22 @@ template <int kHead, bool kDocuments>
 void backward_of(const KernelCall& call) {
   using T = Tiling<kHead>;
   const AttentionShape s = attention_shape(call, 1);
-  const PackedHeads heads(s);
-  const bf16 *d_out = call.in<bf16>(0), *qkv = call.in<bf16>(1), *out = call.in<bf16>(2);
+  const AttentionHeads heads(s);
+  const bf16 *d_out = call.in<bf16>(0), *q = call.in<bf16>(1), *out = call.in<bf16>(2),
+             *kv = s.keys ? call.in<bf16>(5) : q;
   const float* log_sum_exp = call.in(3);
   const int32_t* starts = call.in_int(4);
-  bf16* d_qkv = call.out<bf16>(0);
+  bf16 *d_q = call.out<bf16>(0), *d_kv = s.keys ? call.out<bf16>(2) : d_q;
   auto* delta = call.workspace();
-  uint32_t* largest = largest_of(call);
-  const auto tiles = [&](int tile) { return static_cast<unsigned>((s.tokens + tile - 1) / tile); };
-  simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>(s.batch * s.heads), tiles(T::kQueries)), dim3(kThreads),
+  uint32_t* largest = largest_of(call);  // in output 0
+  const auto query_tiles = static_cast<unsigned>(heads.tiles(T::kQueries)),
+             key_tiles = static_cast<unsigned>((s.key_rows() + T::kKeys - 1) / T::kKeys);
+  simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>(s.batch * s.heads), query_tiles), dim3(kThreads),
                sizeof(QueryShared<T>), flash_query_gradient_kernel<T, kDocuments>, heads, heads.scale(),
-               heads.scale() * kLog2E, d_out, qkv, out, log_sum_exp, starts, d_qkv, delta, largest);
-  simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>(s.batch * s.kv_heads), tiles(T::kKeys)), dim3(kThreads),
+               heads.scale() * kLog2E, d_out, q, kv, out, log_sum_exp, starts, d_q, delta, largest);
+  simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>(s.batch * s.kv_heads), key_tiles), dim3(kThreads),
                sizeof(KeyShared<T>), flash_key_value_gradient_kernel<T, kDocuments>, heads, heads.scale(),
-               heads.scale() * kLog2E, d_out, qkv, log_sum_exp, delta, starts, d_qkv, largest);
+               heads.scale() * kLog2E, d_out, q, kv, log_sum_exp, delta, starts, d_kv, d_kv == d_q ? largest : nullptr);
 }
 
 template <int kHead>

@@ -79,26 +79,21 @@ struct Softmax {
 
 template <class Tiling, bool kDocuments>
 __device__ __forceinline__ void produce(ForwardShared<Tiling>& shared, const simt::TensorMap& query_map,
-                                        const simt::TensorMap& key_map, const PackedHeads& heads,
+                                        const simt::TensorMap& key_map, const AttentionHeads& heads,
                                         const Schedule& schedule, const int32_t* starts) {
   constexpr int kQueries = Tiling::kQueries, kKeys = Tiling::kKeys;
   Place<Tiling::kItems> own;
   Place<Tiling::kStages> place;
-  // The tiles of queries are counted from the end, the last token rounded up to a warpgroup's 64 queries. So the first
-  // tile may begin before token 0.
-  const int end_query = round_up(heads.tokens, kGroupRows);
   int any_head, rank;
   for (int round = 0; schedule.next(round, any_head, rank);) {
     const int head = any_head % heads.heads, batch = any_head / heads.heads, kv_head = head / heads.group();
-    const DocumentStarts<kDocuments> documents(starts, batch, heads.tokens);
-    const int first_query = end_query - (rank + 1) * kQueries;
-    const int end_key = min(first_query + kQueries, heads.tokens);
-    const Item item = {batch, head, first_query, documents.of(max(first_query, 0)) / kKeys, (end_key - 1) / kKeys};
+    Item item = query_item<kQueries, kKeys, kDocuments>(heads, batch, rank, starts);
+    item.head = head;
     auto& queries_full = shared.queries_full[own.stage];
     simt::wait(shared.queries_empty[own.stage], own.parity ^ 1);
     shared.items[own.stage] = item;
     simt::arrive_expecting(queries_full, shared.queries[0].kBytes);
-    copy_tile(shared.queries[own.stage], query_map, heads.query(head), first_query, batch, queries_full);
+    copy_tile(shared.queries[own.stage], query_map, heads.query(head), item.first_row, batch, queries_full);
     own.advance();
 #pragma unroll 1
     for (int tile = item.last_tile; tile >= item.first_tile; --tile) {
@@ -118,7 +113,7 @@ __device__ __forceinline__ void produce(ForwardShared<Tiling>& shared, const sim
 }
 
 template <class Tiling, bool kDocuments>
-__device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const PackedHeads& heads, float scale,
+__device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const AttentionHeads& heads, float scale,
                                         float scale_to_base_2, const int32_t* starts, bf16* out, float* log_sum_exp,
                                         uint32_t* largest, int consumer) {
   constexpr int kHead = Tiling::kHead, kKeys = Tiling::kKeys, kGroups = Tiling::kGroups;
@@ -149,10 +144,10 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Pac
     simt::wait(shared.queries_full[own.stage], own.parity);
     const Item item = shared.items[own.stage];
     if (item.head == kNoItem) break;
-    const DocumentStarts<kDocuments> documents(starts, item.batch, tokens);
+    const DocumentStarts<kDocuments> documents(starts, item.batch, heads.keys);
     auto& queries = shared.queries[own.stage];
-    const int first_query = item.first_row + row, warp_query = item.first_row + warp_row;
-    if (first_query < 0) {
+    const int first_query = item.position + row, warp_query = item.position + warp_row;
+    if (first_query < item.chunk) {
 #pragma unroll 1
       for (int tile = item.last_tile; tile >= item.first_tile; --tile) skip_tile();
       __syncwarp();  // all lanes have read the item
@@ -162,7 +157,7 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Pac
     }
     const int first = max(item.first_tile, documents.of(first_query) / kKeys);
     const int last = min(item.last_tile, (first_query + kGroupRows - 1) / kKeys);
-    const int last_start = documents.of(min(warp_query + 16, tokens) - 1);
+    const int last_start = documents.of(min(warp_query + 16, heads.keys) - 1);
 #pragma unroll 1
     for (int tile = item.last_tile; tile > last; --tile) skip_tile();
 
@@ -226,7 +221,7 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Pac
     float factor[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int query = warp_query + 8 * half + group();
+      const int query = item.first_row + warp_row + 8 * half + group();  // its number
       const float total = group_sum(softmax.sum[half]);
       factor[half] = 1 / total;
       if (simt::in_bounds(query < tokens) && member() == 0)
@@ -242,7 +237,7 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Pac
     simt::meet(kStore + consumer, kWarpgroup);  // no product of the warpgroup reads the queries any more
     store_rows(queries, warp_row, accumulated, factor[0], factor[1],
                out + int64_t{item.batch} * tokens * heads.out_width() + heads.query(item.head), heads.out_width(),
-               warp_query, tokens, largest != nullptr, most);
+               item.first_row + warp_row, tokens, largest != nullptr, most);
     simt::fence_async_proxy();
     __syncwarp();
     release(shared.queries_empty[own.stage]);
@@ -252,15 +247,16 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Pac
   note_largest_of_warp(most, largest);
 }
 
-// qkv (B, T, (H + 2 K) D), starts (B, T) -> out (B, T, H D), log_sum_exp (B, H, T). With kDocuments a query sees no key
-// before its start; without it `starts` is not used. query_map and key_map are of qkv, with boxes of kQueries and kKeys
-// rows.
+// The tensors of queries, and of keys and values (AttentionHeads), starts (B, T') -> out (B, T, H D), log_sum_exp (B, H,
+// T). With kDocuments a query sees no key before its start; without it `starts` is not used. query_map and key_map are of
+// the two tensors, with boxes of kQueries and kKeys rows.
 template <class Tiling, bool kDocuments>
 __global__ void __launch_bounds__(Tiling::kThreads, 1)
     flash_attention_hopper_kernel(const __grid_constant__ simt::TensorMap query_map,
-                                  const __grid_constant__ simt::TensorMap key_map, PackedHeads heads, Schedule schedule,
-                                  float scale, float scale_to_base_2, const int32_t* __restrict__ starts,
-                                  bf16* __restrict__ out, float* __restrict__ log_sum_exp, uint32_t* largest) {
+                                  const __grid_constant__ simt::TensorMap key_map, AttentionHeads heads,
+                                  Schedule schedule, float scale, float scale_to_base_2,
+                                  const int32_t* __restrict__ starts, bf16* __restrict__ out,
+                                  float* __restrict__ log_sum_exp, uint32_t* largest) {
   if constexpr (simt::kHopperCode) {
     auto& shared = simt::tile_memory<ForwardShared<Tiling>>();
     if (threadIdx.x == 0) {
@@ -287,31 +283,35 @@ __global__ void __launch_bounds__(Tiling::kThreads, 1)
 }
 
 template <class Tiling>
-void launch_forward(cudaStream_t stream, int multiprocessors, const AttentionShape& s, const bf16* qkv,
+void launch_forward(cudaStream_t stream, int multiprocessors, const AttentionShape& s, const bf16* q, const bf16* kv,
                     const int32_t* starts, bf16* out, float* log_sum_exp, uint32_t* largest) {
-  const PackedHeads heads(s);
-  const int64_t tiles = (s.tokens + Tiling::kQueries - 1) / Tiling::kQueries;
+  const AttentionHeads heads(s);
+  const int64_t tiles = heads.tiles(Tiling::kQueries);
   const int64_t blocks = std::min<int64_t>(multiprocessors, s.batch * s.heads * tiles);
-  const Schedule schedule =
-      schedule_of(s.batch * s.heads, tiles, blocks, s.tokens * s.head_size * 2 * int64_t{sizeof(bf16)} / heads.group());
-  const auto map = [&](int rows) { return head_map(qkv, s.batch, s.tokens, heads.width(), heads.head_size, rows); };
+  const Schedule schedule = schedule_of(s.batch * s.heads, tiles, blocks,
+                                        s.key_rows() * s.head_size * 2 * int64_t{sizeof(bf16)} / heads.group());
   simt::launch(stream, dim3(static_cast<unsigned>(blocks)), dim3(Tiling::kThreads), sizeof(ForwardShared<Tiling>),
                starts ? flash_attention_hopper_kernel<Tiling, true> : flash_attention_hopper_kernel<Tiling, false>,
-               map(Tiling::kQueries), map(Tiling::kKeys), heads, schedule, heads.scale(), heads.scale() * kLog2E,
-               starts, out, log_sum_exp, largest);
+               head_map(q, s.batch, s.tokens, heads.query_width(), heads.head_size, Tiling::kQueries),
+               head_map(kv, s.batch, s.key_rows(), heads.key_width(), heads.head_size, Tiling::kKeys), heads, schedule,
+               heads.scale(), heads.scale() * kLog2E, starts, out, log_sum_exp, largest);
 }
 
 template <class Tiling>
 void forward(const KernelCall& call) {
-  launch_forward<Tiling>(call.cuda->stream(), call.cuda->properties().multiprocessors, attention_shape(call, 0),
-                         call.in<bf16>(0), call.in_int(1), call.out<bf16>(0), call.out(1), largest_of(call));
+  const AttentionShape s = attention_shape(call, 0);
+  launch_forward<Tiling>(call.cuda->stream(), call.cuda->properties().multiprocessors, s, call.in<bf16>(0),
+                         call.in<bf16>(s.keys ? 2 : 0), call.in_int(1), call.out<bf16>(0), call.out(1),
+                         largest_of(call));
 }
 
 }  // namespace
 
-bool has_flash_attention_hopper(const CudaDevice& device, int64_t head_size) {
+bool has_flash_attention_hopper(const CudaDevice& device, const AttentionShape& s) {
 #if defined(TRAIN_GPT_SM_90A) || defined(LLM_TEST_BED)
-  return device.properties().compute_capability == 90 && (head_size == 64 || head_size == 128);
+  const auto is_even = [](int64_t tokens) { return tokens % kGroupRows == 0; };
+  return device.properties().compute_capability == 90 && (s.head_size == 64 || s.head_size == 128) &&
+         is_even(s.firsts[0]) && (s.chunks == 1 || (is_even(s.chunk()) && is_even(s.firsts[1])));
 #else
   return false;
 #endif
@@ -325,8 +325,11 @@ void flash_attention_hopper(const KernelCall& call) {
 
 void flash_attention_backward_hopper(const KernelCall& call) {
   const AttentionShape s = attention_shape(call, 1);
-  const BackwardTensors tensors = {call.in<bf16>(0), call.in<bf16>(1),  call.in<bf16>(2),         call.in(3),
-                                   call.in_int(4),   call.out<bf16>(0), call.workspace<float2>(), largest_of(call)};
+  const bf16* const q = call.in<bf16>(1);
+  bf16* const d_q = call.out<bf16>(0);
+  const BackwardTensors tensors = {
+      call.in<bf16>(0), q,   s.keys ? call.in<bf16>(5) : q,    call.in<bf16>(2),         call.in(3),
+      call.in_int(4),   d_q, s.keys ? call.out<bf16>(2) : d_q, call.workspace<float2>(), largest_of(call)};
   query_gradient_hopper(call.cuda->stream(), call.cuda->properties().multiprocessors, s, tensors);
   key_value_gradient_hopper(call.cuda->stream(), call.cuda->properties().multiprocessors, s, tensors);
 }

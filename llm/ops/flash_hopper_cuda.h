@@ -77,11 +77,30 @@ struct Schedule {
 };
 
 // An item as the producer passes it to the consumers, in shared memory: the batch, the head (of queries, or of keys),
-// the first row of the item's own tile, and the first and the last tile of the other side that the item needs.
+// the first row of the item's own tile, and the first and the last tile of the other side that the item needs. Of a tile
+// of queries also the position of its first row, and that at which its chunk begins.
 struct alignas(16) Item {
   int batch, head, first_row, first_tile, last_tile;
+  int position = 0, chunk = 0;
 };
 inline constexpr int kNoItem = -1;  // in place of the head: there are no more items
+
+// The tile of queries with that rank, from the longest on. The tiles of a chunk are counted from its end, the last token
+// rounded up to a warpgroup's 64 queries. So the first tile may begin before the chunk. The item lacks its head.
+template <int kQueries, int kKeys, bool kDocuments>
+__device__ __forceinline__ Item query_item(const AttentionHeads& heads, int batch, int rank, const int32_t* starts) {
+  const DocumentStarts<kDocuments> documents(starts, batch, heads.keys);
+  const int each = (heads.chunk + kQueries - 1) / kQueries, number = heads.chunks - 1 - rank / each;
+  const int at = round_up(heads.chunk, kGroupRows) - (rank % each + 1) * kQueries;  // in the chunk
+  const int chunk = number ? heads.firsts[1] : heads.firsts[0], position = chunk + at;
+  return {batch,
+          0,
+          number * heads.chunk + at,
+          documents.of(max(position, chunk)) / kKeys,
+          (min(position + kQueries, chunk + heads.chunk) - 1) / kKeys,
+          position,
+          chunk};
+}
 
 inline Schedule schedule_of(int64_t heads, int64_t tiles, int64_t blocks, int64_t bytes_a_head) {
   constexpr int64_t kCache = 32 << 20;
@@ -179,16 +198,17 @@ __device__ __forceinline__ void note_largest_of_warp(float most, uint32_t* large
 
 namespace llm::cuda {
 
-// The inputs and outputs of attention_backward. statistics (B, H, attention_statistic_rows(T)): for each query
+// The inputs and outputs of attention_backward: tensors of queries, and of keys and values, which may be one
+// (AttentionHeads). statistics (B, H, attention_statistic_rows(T)): for each query
 // log_sum_exp to base 2 and delta = rowsum(d_out * out); for queries beyond T infinity and 0, so that their
 // probabilities are 0.
 struct BackwardTensors {
-  const bf16 *d_out, *qkv, *out;
+  const bf16 *d_out, *q, *kv, *out;
   const float* log_sum_exp;
   const int32_t* starts;
-  bf16* d_qkv;
+  bf16 *d_q, *d_kv;
   float2* statistics;
-  uint32_t* largest;
+  uint32_t* largest;  // of d_q
 };
 
 void query_gradient_hopper(cudaStream_t stream, int multiprocessors, const AttentionShape& s, const BackwardTensors& t);

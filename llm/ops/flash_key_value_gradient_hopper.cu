@@ -49,12 +49,12 @@ struct KeyMaps {
 // The last of the tiles `low` to `high` of kTile queries whose first query is in a document that starts before key
 // `end`: later tiles see none of the keys before `end`. Without documents this is `high`.
 template <int kTile, bool kDocuments>
-__device__ __forceinline__ int last_tile_before(int low, int high, int end,
+__device__ __forceinline__ int last_tile_before(int low, int high, int end, const AttentionHeads& heads,
                                                 const DocumentStarts<kDocuments>& documents) {
   if constexpr (kDocuments)
     while (low < high) {
       const int middle = (low + high + 1) / 2;
-      if (documents.of(middle * kTile) < end)
+      if (documents.of(heads.tile(middle, kTile).position) < end)
         low = middle;
       else
         high = middle - 1;
@@ -64,18 +64,18 @@ __device__ __forceinline__ int last_tile_before(int low, int high, int end,
 
 template <class Tiling, bool kDocuments>
 __device__ __forceinline__ void produce_queries(KeyShared<Tiling>& shared, const KeyMaps& maps,
-                                                const PackedHeads& heads, const Schedule& schedule,
+                                                const AttentionHeads& heads, const Schedule& schedule,
                                                 const int32_t* starts, const float2* statistics, int statistic_rows) {
   Place<Tiling::kItems> own;
   Place<Tiling::kStages> place;
   int any_head, rank;
   for (int round = 0; schedule.next(round, any_head, rank);) {
     const int kv_head = any_head % heads.kv_heads, batch = any_head / heads.kv_heads;
-    const DocumentStarts<kDocuments> documents(starts, batch, heads.tokens);
-    const int first_key = rank * Tiling::kKeys, first_tile = first_key / Tiling::kQueries;
+    const DocumentStarts<kDocuments> documents(starts, batch, heads.keys);
+    const int first_key = rank * Tiling::kKeys, first_tile = heads.first_tile_seeing(first_key, Tiling::kQueries);
     const Item item = {batch, kv_head, first_key, first_tile,
-                       last_tile_before<Tiling::kQueries>(first_tile, (heads.tokens - 1) / Tiling::kQueries,
-                                                          first_key + Tiling::kKeys, documents)};
+                       last_tile_before<Tiling::kQueries>(first_tile, heads.tiles(Tiling::kQueries) - 1,
+                                                          first_key + Tiling::kKeys, heads, documents)};
     auto& own_full = shared.own_full[own.stage];
     auto& own_tiles = shared.own[own.stage];
     simt::wait(shared.own_empty[own.stage], own.parity ^ 1);
@@ -106,11 +106,11 @@ __device__ __forceinline__ void produce_queries(KeyShared<Tiling>& shared, const
 }
 
 template <class Tiling, bool kDocuments>
-__device__ __forceinline__ void consume_queries(KeyShared<Tiling>& shared, const PackedHeads& heads, float scale,
-                                                float scale_to_base_2, const int32_t* starts, bf16* d_qkv,
+__device__ __forceinline__ void consume_queries(KeyShared<Tiling>& shared, const AttentionHeads& heads, float scale,
+                                                float scale_to_base_2, const int32_t* starts, bf16* d_kv,
                                                 uint32_t* largest, int consumer) {
   constexpr int kHead = Tiling::kHead, kQueries = Tiling::kQueries, kStore = 1;
-  const int row = kGroupRows * consumer, warp_row = row + 16 * (warp() % 4), tokens = heads.tokens;
+  const int row = kGroupRows * consumer, warp_row = row + 16 * (warp() % 4), keys = heads.keys;
   Place<Tiling::kItems> own;
   Place<Tiling::kStages> place, used_place;  // of the tile for the next scores; for the next products with P^T and dS^T
   float most = 0;
@@ -119,11 +119,12 @@ __device__ __forceinline__ void consume_queries(KeyShared<Tiling>& shared, const
     simt::wait(shared.own_full[own.stage], own.parity);
     const Item item = shared.items[own.stage];
     if (item.head == kNoItem) break;
-    const DocumentStarts<kDocuments> documents(starts, item.batch, tokens);
-    const int first_key = item.first_row + row, warp_key = item.first_row + warp_row, diagonal = first_key / kQueries;
-    const int last = first_key < tokens ? last_tile_before<kQueries>(item.first_tile, item.last_tile,
-                                                                     first_key + kGroupRows, documents)
-                                        : -1;
+    const DocumentStarts<kDocuments> documents(starts, item.batch, keys);
+    const int first_key = item.first_row + row, warp_key = item.first_row + warp_row;
+    const int diagonal = heads.first_tile_seeing(first_key, kQueries);
+    const int last = first_key < keys ? last_tile_before<kQueries>(item.first_tile, item.last_tile,
+                                                                   first_key + kGroupRows, heads, documents)
+                                      : -1;
     auto& own_tiles = shared.own[own.stage];
 
     float p[1][kQueries / 8][4], ds[kQueries / 8][4], key_gradient[kHead / 8][4], value_gradient[kHead / 8][4];
@@ -138,10 +139,12 @@ __device__ __forceinline__ void consume_queries(KeyShared<Tiling>& shared, const
     const auto differentiate = [&](int tile) {
       simt::hold(p[0]);
       simt::hold(ds);
-      if (tile == diagonal) mask_later_keys<true>(p, warp_key, tile * kQueries);
-      if constexpr (kDocuments)
-        if (warp_key < documents.of(min((tile + 1) * kQueries, tokens) - 1))
-          mask_earlier_documents<true>(p, warp_key, tile * kQueries, documents);
+      if (tile == diagonal) mask_later_keys<true>(p, warp_key, heads.tile(tile, kQueries).position);
+      if constexpr (kDocuments) {
+        const int first_query = heads.tile(tile, kQueries).position;
+        if (warp_key < documents.of(min(first_query + kQueries, keys) - 1))
+          mask_earlier_documents<true>(p, warp_key, first_query, documents);
+      }
 #pragma unroll
       for (int n = 0; n < kQueries / 8; ++n) {
         const float4 pair =
@@ -217,16 +220,23 @@ __device__ __forceinline__ void consume_queries(KeyShared<Tiling>& shared, const
       }
     if (Tiling::kOverlap && computed) {
       add_gradients(add);
+      add = true;
       finish_gradients();
     }
+    if (!add)  // no query here sees these keys
+#pragma unroll
+      for (int n = 0; n < kHead / 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) key_gradient[n][i] = value_gradient[n][i] = 0;
 
-    if (first_key < tokens) {
+    if (first_key < keys) {
       simt::meet(kStore + consumer, kWarpgroup);  // no product of the warpgroup reads its keys and values any more
-      bf16* const of_batch = d_qkv + int64_t{item.batch} * tokens * heads.width();
-      store_rows(own_tiles.keys, warp_row, key_gradient, scale, scale, of_batch + heads.key(item.head), heads.width(),
-                 warp_key, tokens, largest != nullptr, most);
-      store_rows(own_tiles.values, warp_row, value_gradient, 1, 1, of_batch + heads.value(item.head), heads.width(),
-                 warp_key, tokens, largest != nullptr, most);
+      const int64_t width = heads.key_width();
+      bf16* const of_batch = d_kv + int64_t{item.batch} * keys * width;
+      store_rows(own_tiles.keys, warp_row, key_gradient, scale, scale, of_batch + heads.key(item.head), width, warp_key,
+                 keys, largest != nullptr, most);
+      store_rows(own_tiles.values, warp_row, value_gradient, 1, 1, of_batch + heads.value(item.head), width, warp_key,
+                 keys, largest != nullptr, most);
     }
     simt::fence_async_proxy();
     __syncwarp();
@@ -236,14 +246,15 @@ __device__ __forceinline__ void consume_queries(KeyShared<Tiling>& shared, const
   note_largest_of_warp(most, largest);
 }
 
-// statistics (B, H, statistic_rows), starts (B, T) -> the key and value heads of d_qkv (B, T, (H + 2 K) D): sums over
-// the group's query heads, in order. The maps are of qkv and, for d_outs, of d_out (B, T, H D).
+// statistics (B, H, statistic_rows), starts (B, T') -> the key and value heads of d_kv: sums over the group's query heads,
+// in order. The maps are of the tensors of keys and values, of queries and, for d_outs, of d_out (B, T, H D).
 template <class Tiling, bool kDocuments>
 __global__ void __launch_bounds__(Tiling::kThreads, 1)
-    flash_key_value_gradient_hopper_kernel(const __grid_constant__ KeyMaps maps, PackedHeads heads, Schedule schedule,
-                                           float scale, float scale_to_base_2, const float2* __restrict__ statistics,
-                                           int statistic_rows, const int32_t* __restrict__ starts,
-                                           bf16* __restrict__ d_qkv, uint32_t* largest) {
+    flash_key_value_gradient_hopper_kernel(const __grid_constant__ KeyMaps maps, AttentionHeads heads,
+                                           Schedule schedule, float scale, float scale_to_base_2,
+                                           const float2* __restrict__ statistics, int statistic_rows,
+                                           const int32_t* __restrict__ starts, bf16* __restrict__ d_kv,
+                                           uint32_t* largest) {
   if constexpr (simt::kHopperCode) {
     auto& shared = simt::tile_memory<KeyShared<Tiling>>();
     if (threadIdx.x == 0) {
@@ -260,7 +271,7 @@ __global__ void __launch_bounds__(Tiling::kThreads, 1)
         produce_queries<Tiling, kDocuments>(shared, maps, heads, schedule, starts, statistics, statistic_rows);
     } else {
       simt::take_registers<Tiling::kConsumerRegisters>();
-      consume_queries<Tiling, kDocuments>(shared, heads, scale, scale_to_base_2, starts, d_qkv, largest, role - 1);
+      consume_queries<Tiling, kDocuments>(shared, heads, scale, scale_to_base_2, starts, d_kv, largest, role - 1);
     }
   } else {
     __trap();
@@ -270,21 +281,22 @@ __global__ void __launch_bounds__(Tiling::kThreads, 1)
 template <class Tiling>
 void launch_key_value_gradient(cudaStream_t stream, int multiprocessors, const AttentionShape& s,
                                const BackwardTensors& t) {
-  const PackedHeads heads(s);
-  const int64_t tiles = (s.tokens + Tiling::kKeys - 1) / Tiling::kKeys;
+  const AttentionHeads heads(s);
+  const int64_t tiles = (s.key_rows() + Tiling::kKeys - 1) / Tiling::kKeys;
   const int64_t blocks = std::min<int64_t>(multiprocessors, s.batch * s.kv_heads * tiles);
   const Schedule schedule = schedule_of(s.batch * s.kv_heads, tiles, blocks,
                                         s.tokens * s.head_size * 2 * int64_t{sizeof(bf16)} * heads.group());
-  const auto map = [&](const bf16* matrix, int64_t columns, int rows) {
-    return head_map(matrix, s.batch, s.tokens, columns, heads.head_size, rows);
+  const auto map = [&](const bf16* matrix, int64_t columns) {
+    return head_map(matrix, s.batch, s.tokens, columns, heads.head_size, Tiling::kQueries);
   };
-  const KeyMaps maps = {map(t.qkv, heads.width(), Tiling::kKeys), map(t.qkv, heads.width(), Tiling::kQueries),
-                        map(t.d_out, heads.out_width(), Tiling::kQueries)};
+  const KeyMaps maps = {head_map(t.kv, s.batch, s.key_rows(), heads.key_width(), heads.head_size, Tiling::kKeys),
+                        map(t.q, heads.query_width()), map(t.d_out, heads.out_width())};
   simt::launch(stream, dim3(static_cast<unsigned>(blocks)), dim3(Tiling::kThreads), sizeof(KeyShared<Tiling>),
                t.starts ? flash_key_value_gradient_hopper_kernel<Tiling, true>
                         : flash_key_value_gradient_hopper_kernel<Tiling, false>,
                maps, heads, schedule, heads.scale(), heads.scale() * kLog2E, t.statistics,
-               static_cast<int>(attention_statistic_rows(s.tokens)), t.starts, t.d_qkv, t.largest);
+               static_cast<int>(attention_statistic_rows(s.tokens)), t.starts, t.d_kv,
+               t.d_kv == t.d_q ? t.largest : nullptr);
 }
 
 }  // namespace

@@ -48,29 +48,24 @@ struct QueryMaps {
 
 template <class Tiling, bool kDocuments>
 __device__ __forceinline__ void produce_keys(QueryShared<Tiling>& shared, const QueryMaps& maps,
-                                             const PackedHeads& heads, const Schedule& schedule,
+                                             const AttentionHeads& heads, const Schedule& schedule,
                                              const int32_t* starts) {
   Place<Tiling::kItems> own;
   Place<Tiling::kKeyStages> key_place;
   Place<Tiling::kValueStages> value_place;
-  // The tiles of queries are counted from the end, the last token rounded up to a warpgroup's 64 queries. So the first
-  // tile may begin before token 0.
-  const int end_query = round_up(heads.tokens, kGroupRows);
   int any_head, rank;
   for (int round = 0; schedule.next(round, any_head, rank);) {
     const int head = any_head % heads.heads, batch = any_head / heads.heads, kv_head = head / heads.group();
-    const DocumentStarts<kDocuments> documents(starts, batch, heads.tokens);
-    const int first_query = end_query - (rank + 1) * Tiling::kQueries;
-    const Item item = {batch, head, first_query, documents.of(max(first_query, 0)) / Tiling::kKeys,
-                       (min(first_query + Tiling::kQueries, heads.tokens) - 1) / Tiling::kKeys};
+    Item item = query_item<Tiling::kQueries, Tiling::kKeys, kDocuments>(heads, batch, rank, starts);
+    item.head = head;
     auto& own_full = shared.own_full[own.stage];
     auto& tile_of = shared.own[own.stage];
     simt::wait(shared.own_empty[own.stage], own.parity ^ 1);
     shared.items[own.stage] = item;
     simt::arrive_expecting(own_full, 3 * tile_of.queries.kBytes);
-    copy_tile(tile_of.queries, maps.queries, heads.query(head), first_query, batch, own_full);
-    copy_tile(tile_of.d_outs, maps.d_outs, heads.query(head), first_query, batch, own_full);
-    copy_tile(tile_of.outs, maps.outs, heads.query(head), first_query, batch, own_full);
+    copy_tile(tile_of.queries, maps.queries, heads.query(head), item.first_row, batch, own_full);
+    copy_tile(tile_of.d_outs, maps.d_outs, heads.query(head), item.first_row, batch, own_full);
+    copy_tile(tile_of.outs, maps.outs, heads.query(head), item.first_row, batch, own_full);
     own.advance();
 #pragma unroll 1
     for (int tile = item.last_tile; tile >= item.first_tile; --tile) {
@@ -113,9 +108,9 @@ __device__ __forceinline__ void row_sums(float (&sum)[2], const simt::SwizzledTi
 }
 
 template <class Tiling, bool kDocuments>
-__device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const PackedHeads& heads, float scale,
+__device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const AttentionHeads& heads, float scale,
                                              float scale_to_base_2, const float* log_sum_exp, const int32_t* starts,
-                                             bf16* d_qkv, float2* statistics, int statistic_rows, uint32_t* largest,
+                                             bf16* d_q, float2* statistics, int statistic_rows, uint32_t* largest,
                                              int consumer) {
   constexpr int kHead = Tiling::kHead, kKeys = Tiling::kKeys, kGroups = Tiling::kGroups;
   constexpr int kTurn = 1, kStore = kTurn + kGroups;  // numbers of the first barriers, of which each warpgroup has one
@@ -147,8 +142,8 @@ __device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const 
     simt::wait(shared.own_full[own.stage], own.parity);
     const Item item = shared.items[own.stage];
     if (item.head == kNoItem) break;
-    const int first_query = item.first_row + row, warp_query = item.first_row + warp_row;
-    if (first_query < 0) {
+    const int first_query = item.position + row, warp_query = item.position + warp_row;
+    if (first_query < item.chunk) {
 #pragma unroll 1
       for (int tile = item.last_tile; tile >= item.first_tile; --tile) skip_tile();
       __syncwarp();  // all lanes have read the item
@@ -156,17 +151,17 @@ __device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const 
       own.advance();
       continue;
     }
-    const DocumentStarts<kDocuments> documents(starts, item.batch, tokens);
+    const DocumentStarts<kDocuments> documents(starts, item.batch, heads.keys);
     const int first = max(item.first_tile, documents.of(first_query) / kKeys);
     const int last = min(item.last_tile, (first_query + kGroupRows - 1) / kKeys);
-    const int last_start = documents.of(min(warp_query + 16, tokens) - 1);
+    const int last_start = documents.of(min(warp_query + 16, heads.keys) - 1);
     const int64_t head = int64_t{item.batch} * heads.heads + item.head;  // among those of all batches
     auto& own_tiles = shared.own[own.stage];
 
     float row_delta[2], row_log_sum_exp[2];  // row_log_sum_exp is to base 2
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int query = warp_query + 8 * half + group();
+      const int query = item.first_row + warp_row + 8 * half + group();  // its number
       row_log_sum_exp[half] = INFINITY;  // makes the probabilities of rows that do not exist 0
       if (simt::in_bounds(query < tokens)) row_log_sum_exp[half] = log_sum_exp[head * tokens + query] * kLog2E;
     }
@@ -174,7 +169,7 @@ __device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const 
     float2* const of_head = statistics + head * statistic_rows;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int query = warp_query + 8 * half + group();
+      const int query = item.first_row + warp_row + 8 * half + group();
       if (member() == 0 && simt::in_bounds(query < statistic_rows))
         of_head[query] = make_float2(row_log_sum_exp[half], row_delta[half]);
     }
@@ -253,8 +248,8 @@ __device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const 
 
     simt::meet(kStore + consumer, kWarpgroup);  // no product of the warpgroup reads the queries any more
     store_rows(own_tiles.queries, warp_row, gradient, scale, scale,
-               d_qkv + int64_t{item.batch} * tokens * heads.width() + heads.query(item.head), heads.width(), warp_query,
-               tokens, largest != nullptr, most);
+               d_q + int64_t{item.batch} * tokens * heads.query_width() + heads.query(item.head), heads.query_width(),
+               item.first_row + warp_row, tokens, largest != nullptr, most);
     simt::fence_async_proxy();
     __syncwarp();
     release(shared.own_empty[own.stage]);
@@ -264,14 +259,14 @@ __device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const 
   note_largest_of_warp(most, largest);
 }
 
-// log_sum_exp (B, H, T), starts (B, T) -> the query heads of d_qkv (B, T, (H + 2 K) D), statistics (B, H,
-// statistic_rows) as in BackwardTensors. kDocuments as in the forward kernel. The maps are of qkv and, for d_outs and
-// outs, of d_out and out (B, T, H D).
+// log_sum_exp (B, H, T), starts (B, T') -> the query heads of d_q, statistics (B, H, statistic_rows) as in
+// BackwardTensors. kDocuments as in the forward kernel. The maps are of the tensors of queries, of keys and values and,
+// for d_outs and outs, of d_out and out (B, T, H D).
 template <class Tiling, bool kDocuments>
 __global__ void __launch_bounds__(Tiling::kThreads, 1)
-    flash_query_gradient_hopper_kernel(const __grid_constant__ QueryMaps maps, PackedHeads heads, Schedule schedule,
+    flash_query_gradient_hopper_kernel(const __grid_constant__ QueryMaps maps, AttentionHeads heads, Schedule schedule,
                                        float scale, float scale_to_base_2, const float* __restrict__ log_sum_exp,
-                                       const int32_t* __restrict__ starts, bf16* __restrict__ d_qkv,
+                                       const int32_t* __restrict__ starts, bf16* __restrict__ d_q,
                                        float2* __restrict__ statistics, int statistic_rows, uint32_t* largest) {
   if constexpr (simt::kHopperCode) {
     auto& shared = simt::tile_memory<QueryShared<Tiling>>();
@@ -289,7 +284,7 @@ __global__ void __launch_bounds__(Tiling::kThreads, 1)
       if (threadIdx.x == 0) produce_keys<Tiling, kDocuments>(shared, maps, heads, schedule, starts);
     } else {
       simt::take_registers<Tiling::kConsumerRegisters>();
-      consume_keys<Tiling, kDocuments>(shared, heads, scale, scale_to_base_2, log_sum_exp, starts, d_qkv, statistics,
+      consume_keys<Tiling, kDocuments>(shared, heads, scale, scale_to_base_2, log_sum_exp, starts, d_q, statistics,
                                        statistic_rows, largest, role - 1);
     }
   } else {
@@ -300,21 +295,20 @@ __global__ void __launch_bounds__(Tiling::kThreads, 1)
 template <class Tiling>
 void launch_query_gradient(cudaStream_t stream, int multiprocessors, const AttentionShape& s,
                            const BackwardTensors& t) {
-  const PackedHeads heads(s);
-  const int64_t tiles = (s.tokens + Tiling::kQueries - 1) / Tiling::kQueries;
+  const AttentionHeads heads(s);
+  const int64_t tiles = heads.tiles(Tiling::kQueries);
   const int64_t blocks = std::min<int64_t>(multiprocessors, s.batch * s.heads * tiles);
-  const Schedule schedule =
-      schedule_of(s.batch * s.heads, tiles, blocks, s.tokens * s.head_size * 2 * int64_t{sizeof(bf16)} / heads.group());
-  const auto map = [&](const bf16* matrix, int64_t columns, int rows) {
-    return head_map(matrix, s.batch, s.tokens, columns, heads.head_size, rows);
+  const Schedule schedule = schedule_of(s.batch * s.heads, tiles, blocks,
+                                        s.key_rows() * s.head_size * 2 * int64_t{sizeof(bf16)} / heads.group());
+  const auto map = [&](const bf16* matrix, int64_t columns) {
+    return head_map(matrix, s.batch, s.tokens, columns, heads.head_size, Tiling::kQueries);
   };
-  const QueryMaps maps = {map(t.qkv, heads.width(), Tiling::kQueries),
-                          map(t.d_out, heads.out_width(), Tiling::kQueries),
-                          map(t.out, heads.out_width(), Tiling::kQueries), map(t.qkv, heads.width(), Tiling::kKeys)};
+  const QueryMaps maps = {map(t.q, heads.query_width()), map(t.d_out, heads.out_width()), map(t.out, heads.out_width()),
+                          head_map(t.kv, s.batch, s.key_rows(), heads.key_width(), heads.head_size, Tiling::kKeys)};
   simt::launch(
       stream, dim3(static_cast<unsigned>(blocks)), dim3(Tiling::kThreads), sizeof(QueryShared<Tiling>),
       t.starts ? flash_query_gradient_hopper_kernel<Tiling, true> : flash_query_gradient_hopper_kernel<Tiling, false>,
-      maps, heads, schedule, heads.scale(), heads.scale() * kLog2E, t.log_sum_exp, t.starts, t.d_qkv, t.statistics,
+      maps, heads, schedule, heads.scale(), heads.scale() * kLog2E, t.log_sum_exp, t.starts, t.d_q, t.statistics,
       static_cast<int>(attention_statistic_rows(s.tokens)), t.largest);
 }
 

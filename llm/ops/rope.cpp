@@ -1,7 +1,7 @@
 // rope: rotary positions (Su et al. 2021) on the query and key heads, in the half-split layout of Hugging Face:
 // channels i and i + D/2 of a head are rotated by the angle position * theta^(-2 i / D). The values pass unchanged.
 //   rope_angles: [positions (.., T) int32] -> (T, D): for each position D/2 cosines, then D/2 sines; without `positions`
-//     those are 0, 1, ... Attributes: tokens T, head_size D, theta; and factor (absent: 1, no stretching), stretch, low,
+//     those are 0, 1, ..., or of chunks (chunks.h). Attributes: tokens T, head_size D, theta; and factor (absent: 1, no stretching), stretch, low,
 //     high, original, magnitude as in rope_frequency.h.
 //   rope: qkv (B, T, (H + 2 K) D), angles (T, D) -> the shape of qkv. Attributes: heads H, kv_heads K, head_size D.
 // The backward pass rotates back by the same angles. All layers share the angles of one node.
@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "llm/graph/autodiff.h"
+#include "llm/ops/chunks.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/ops.h"
 #include "llm/ops/rope_frequency.h"
@@ -22,6 +23,7 @@ void infer_angles(Graph& g, Node& node) {
   if (D % 2) fail("rope: the head size must be even, not ", D);
   if (node.input(0) != kNone && g.shape(node.inputs[0]).elements() != node.attributes.integer("tokens"))
     fail("rope_angles: one position a token");
+  chunks_of(node.attributes, node.attributes.integer("tokens"));
   g.add_output(node, "", DType::fp32, {node.attributes.integer("tokens"), D});
 }
 
@@ -35,13 +37,14 @@ void cpu_angles(const KernelCall& call) {
   const double theta = a.number("theta");
   const RopeScaling scaling = rope_scaling(a);
   const int32_t* positions = call.in_int(0);
+  const Chunks chunks = chunks_of(a, T);
   float* angles = call.out(0);
   // The angles are computed in double: at position 8192 a float is wrong by up to 5e-4.
   call.threads.for_blocks(T, 16, [&](int64_t begin, int64_t end) {
     for (int64_t i = 0; i < half; ++i) {
       const double frequency = rope_frequency(theta, static_cast<double>(i), static_cast<double>(half), scaling);
       for (int64_t t = begin; t < end; ++t) {
-        const double angle = static_cast<double>(positions ? positions[t] : t) * frequency;
+        const double angle = static_cast<double>(positions ? positions[t] : chunks.position(t)) * frequency;
         angles[t * D + i] = static_cast<float>(scaling.magnitude * std::cos(angle));
         angles[t * D + half + i] = static_cast<float>(scaling.magnitude * std::sin(angle));
       }
@@ -114,6 +117,7 @@ std::vector<Example> angles_examples() {
             {"original", 20},
             {"magnitude", 1.14}},
            {}},
+          {{{"tokens", 6}, {"head_size", 6}, {"theta", 500}, {"firsts", std::vector<int64_t>{3, 20}}}, {}},
           {{{"tokens", 4}, {"head_size", 6}, {"theta", 500}}, {given}}};
 }
 

@@ -8,6 +8,7 @@
 
 #include "llm/device/cuda.h"
 #include "llm/device/simt.h"
+#include "llm/ops/chunks.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/largest_cuda.h"
 #include "llm/ops/rope_frequency.h"
@@ -19,15 +20,16 @@ constexpr int kThreads = 256, kRows = kThreads / 32;
 
 // The angles are computed in double: at position 8192 a float is wrong by up to 5e-4.
 __global__ void __launch_bounds__(kThreads)
-    rope_angles_kernel(const int32_t* __restrict__ positions,  // (T), or null: 0, 1, ...
-                       float* __restrict__ angles,             // (T, D)
-                       int64_t pairs,                          // T D/2
+    rope_angles_kernel(const int32_t* __restrict__ positions,  // (T), or null: those of chunks
+                       Chunks chunks,
+                       float* __restrict__ angles,  // (T, D)
+                       int64_t pairs,               // T D/2
                        int64_t half, double theta, RopeScaling scaling) {
   const int64_t pair = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (simt::in_bounds(pair < pairs)) {
     const int64_t t = pair / half, i = pair % half;
     const double frequency = rope_frequency(theta, static_cast<double>(i), static_cast<double>(half), scaling);
-    const double angle = static_cast<double>(positions ? positions[t] : t) * frequency;
+    const double angle = static_cast<double>(positions ? positions[t] : chunks.position(t)) * frequency;
     angles[t * 2 * half + i] = static_cast<float>(scaling.magnitude * cos(angle));
     angles[t * 2 * half + half + i] = static_cast<float>(scaling.magnitude * sin(angle));
   }
@@ -129,7 +131,8 @@ void rope_angles(const KernelCall& call) {
   const RopeScaling scaling = rope_scaling(a);
   const int64_t half = call.out_shape(0)[1] / 2, pairs = call.out_shape(0)[0] * half;
   simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>((pairs + kThreads - 1) / kThreads)), dim3(kThreads), 0,
-               rope_angles_kernel, call.in_int(0), call.out(0), pairs, half, a.number("theta"), scaling);
+               rope_angles_kernel, call.in_int(0), chunks_of(a, call.out_shape(0)[0]), call.out(0), pairs, half,
+               a.number("theta"), scaling);
 }
 void rope(const KernelCall& call) { turn(call, 1); }
 void rope_backward(const KernelCall& call) { turn(call, -1); }

@@ -3,6 +3,7 @@
 #include "llm/device/simt.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/exchange.h"
+#include "llm/ops/row_exchange.h"
 
 namespace llm::cuda {
 namespace {
@@ -12,7 +13,8 @@ constexpr int kThreads = 256;
 template <class T>
 struct Partials {
   const T* received;  // (ranks - 1, elements)
-  const T* mine;      // (elements)
+  const T* mine;      // (ranks, elements), of which the own ones are added
+  OwnElements place;  // where these are
   const T* bias;      // (channels); null: none
   T* out;             // (elements)
   int64_t elements, channels;
@@ -24,8 +26,8 @@ __device__ void add_partials(const Partials<T>& p, int64_t i) {
   using Pack = simt::Pack<T, kWidth>;
   float sum[kWidth] = {};
   for (int r = 0; r < p.ranks; ++r) {
-    const T* from = r == p.rank ? p.mine : p.received + (r - (r > p.rank ? 1 : 0)) * p.elements;
-    const Pack partial = *reinterpret_cast<const Pack*>(from + i);
+    const T* from = r == p.rank ? p.mine + p.place.place(i) : p.received + (r - (r > p.rank ? 1 : 0)) * p.elements + i;
+    const Pack partial = *reinterpret_cast<const Pack*>(from);
 #pragma unroll
     for (int k = 0; k < kWidth; ++k) sum[k] = r == 0 ? partial.get(k) : sum[k] + partial.get(k);
   }
@@ -52,7 +54,8 @@ void run(const KernelCall& call) {
   const Shape own = call.out_shape(0);
   const int64_t elements = own.elements();
   const Partials<T> p = {call.in<T>(0),
-                         call.in<T>(1) + group.rank * elements,
+                         call.in<T>(1),
+                         own_elements(call.node, call.in_shape(1)),
                          call.has_input(2) ? call.in<T>(2) : nullptr,
                          call.out<T>(0),
                          elements,
@@ -61,7 +64,8 @@ void run(const KernelCall& call) {
                          group.ranks};
   constexpr int64_t kWidth = simt::kPack<T>;
   const auto aligned = [](const T* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; };
-  const bool packs = aligned(p.received) && aligned(p.mine) && aligned(p.out) && elements % kWidth == 0;
+  const bool packs = aligned(p.received) && aligned(p.mine) && aligned(p.out) && elements % kWidth == 0 &&
+                     p.place.first % kWidth == 0 && (p.place.sequence == elements || own.last() % kWidth == 0);
   const int64_t packed = packs ? elements : 0, threads = packs ? elements / kWidth : elements;
   simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>((threads + kThreads - 1) / kThreads)), dim3(kThreads), 0,
                sum_partials_kernel<T>, p, packed);

@@ -1,0 +1,18 @@
+#include "llm/ops/chunks.h"
+
+#include "llm/base/error.h"
+
+namespace llm {
+
+Chunks chunks_of(const Attributes& attributes, int64_t tokens) {
+  if (!attributes.has("firsts")) return {tokens, {0, 0}};
+  const auto firsts = attributes.list("firsts");
+  const auto count = static_cast<int64_t>(firsts.size());
+  if (count < 1 || count > 2 || tokens % count) fail(tokens, " tokens are not one or two chunks of equal length");
+  const Chunks chunks{tokens / count, {firsts.front(), firsts.back()}, count};
+  if (firsts[0] < 0 || (count == 2 && firsts[0] + chunks.length > firsts[1]))
+    fail("the chunks of a sequence do not lie one behind the other");
+  return chunks;
+}
+
+}  // namespace llm
