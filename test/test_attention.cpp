@@ -1,5 +1,5 @@
-// The CPU's attention against the naive formula in double precision: outputs, gradients, parts of sequences, and that its
-// bits depend on nothing that they should not.
+// The CPU's attention against the naive formula in double precision: outputs, gradients, parts of sequences, and that
+// its bits depend on nothing that they should not.
 #include <doctest/doctest.h>
 
 #include <algorithm>

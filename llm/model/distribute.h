@@ -70,8 +70,8 @@ inline constexpr int64_t kTiedHeadChannel = kMostPipelineChannels + 1, kTiedGrad
 // its partner in the tree.
 std::string saved_sum(const std::string& name, size_t place);
 
-// A graph that adds the embedding's gradient of a tied matrix to the head's, where the training graph `of` has them apart;
-// else it has no nodes. It runs once when a virtual rank's micro-steps are over.
+// A graph that adds the embedding's gradient of a tied matrix to the head's, where the training graph `of` has them
+// apart; else it has no nodes. It runs once when a virtual rank's micro-steps are over.
 Graph embedding_sum_graph(const Graph& of, const std::vector<TensorId>& gradients);
 
 // A graph that adds saved sums number `place` to gradients and loss, or, with `save`, saves these there. Its tensors are

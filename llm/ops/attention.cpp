@@ -3,8 +3,8 @@
 //   attention: qkv (B, T, (H + 2 K) D), [document starts (B, T) int32] -> out (B, T, H D), log_sum_exp (B, H, T)
 //   attention: queries (B, T, H D), [document starts (B, T') int32], keys and values (B, T', 2 K D) -> the same
 // Attributes: heads H, kv_heads K, head_size D. With document starts (document_starts.cpp) a token attends only to its
-// own document. Where keys and values have a tensor of their own, the T queries of a sequence are one or two chunks of its
-// T' tokens (chunks.h).
+// own document. Where keys and values have a tensor of their own, the T queries of a sequence are one or two chunks of
+// its T' tokens (chunks.h).
 #include "llm/ops/attention_cpu.h"
 
 #include "llm/graph/autodiff.h"

@@ -119,7 +119,8 @@ void forward_tile(const HeadTask& task, int64_t begin, int64_t end, Columns valu
       task.log_sum_exp[first_row + i] = maximum[i / kLanes][i % kLanes] + std::log(sum[i / kLanes][i % kLanes]);
 }
 
-// Into how many parts a chunk's queries of a head are cut, so that the whole team has work. The bits do not depend on it.
+// Into how many parts a chunk's queries of a head are cut, so that the whole team has work. The bits do not depend on
+// it.
 int64_t query_parts(const AttentionShape& s, int threads) {
   const int64_t heads = std::max<int64_t>(1, s.batch * s.kv_heads);
   return std::clamp<int64_t>(ceil_div(8 * threads, heads), 1, std::max<int64_t>(1, s.chunk() / kQueryChunk));

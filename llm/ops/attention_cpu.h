@@ -4,9 +4,9 @@
 // Queries, keys and values lie in one packed tensor `qkv` (B, T, (H + 2 K) D): H query heads, then K key heads, then K
 // value heads, of D channels each; query head h reads key-value head h / (H / K). Scores are multiplied by 1 / sqrt(D).
 //
-// Where the queries are only a part of their sequences (context parallelism), they have a tensor (B, T, H D) of their own,
-// and keys and values of the whole sequences another, (B, T', 2 K D). The queries of a sequence are then one or two chunks
-// of neighbouring tokens; a query sees the keys up to its own position.
+// Where the queries are only a part of their sequences (context parallelism), they have a tensor (B, T, H D) of their
+// own, and keys and values of the whole sequences another, (B, T', 2 K D). The queries of a sequence are then one or
+// two chunks of neighbouring tokens; a query sees the keys up to its own position.
 //
 // `starts` (B, T'), may be null: the first position that each token sees, where its document begins (Llama 3, section
 // 3.2). A start is at most the token's own position and never falls along T'.
@@ -43,8 +43,8 @@ int64_t attention_backward_workspace(const AttentionShape& s, int threads);  // 
 void attention_forward(ThreadTeam& threads, const AttentionShape& s, const float* qkv, float* out, float* log_sum_exp,
                        float* workspace, const int32_t* starts = nullptr, const float* keys_values = nullptr);
 
-// Overwrites d_qkv (and d_keys_values, where they are not packed), from d_out (B, T, H D). The bits do not depend on the
-// number of threads.
+// Overwrites d_qkv (and d_keys_values, where they are not packed), from d_out (B, T, H D). The bits do not depend on
+// the number of threads.
 void attention_backward(ThreadTeam& threads, const AttentionShape& s, const float* qkv, const float* out,
                         const float* log_sum_exp, const float* d_out, float* d_qkv, float* workspace,
                         const int32_t* starts = nullptr, const float* keys_values = nullptr,

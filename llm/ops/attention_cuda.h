@@ -57,9 +57,9 @@ struct QueryTile {
   }
 };
 
-// Where the heads lie: in a row of the queries' tensor H query heads; in a row of that of keys and values K key heads, then
-// K value heads. Packed, both are one tensor, and its rows hold all of them. And where the queries are in their sequences:
-// tiles of queries are numbered chunk by chunk, and so in the order of their positions.
+// Where the heads lie: in a row of the queries' tensor H query heads; in a row of that of keys and values K key heads,
+// then K value heads. Packed, both are one tensor, and its rows hold all of them. And where the queries are in their
+// sequences: tiles of queries are numbered chunk by chunk, and so in the order of their positions.
 struct AttentionHeads {
   int tokens, keys, heads, kv_heads, head_size;  // T, T', H, K, D
   int query_heads_before_keys;                   // in a row of keys and values

@@ -20,9 +20,9 @@ struct ForwardShared {
   ScoreTile<kTile> p;
 };
 
-// The tensors of queries q and of keys and values kv (AttentionHeads), starts (B, T') -> out (B, T, H D), log_sum_exp (B,
-// H, T). Grid (B H, tiles of queries, the longest first). kDocuments: a query sees no key before its start; otherwise
-// `starts` is not used.
+// The tensors of queries q and of keys and values kv (AttentionHeads), starts (B, T') -> out (B, T, H D), log_sum_exp
+// (B, H, T). Grid (B H, tiles of queries, the longest first). kDocuments: a query sees no key before its start;
+// otherwise `starts` is not used.
 template <class T, int kTile, int kHead, bool kDocuments>
 __global__ void __launch_bounds__(kThreads)
     forward_kernel(AttentionHeads heads, float scale, bool packed, const T* __restrict__ q, const T* __restrict__ kv,

@@ -103,9 +103,9 @@ __global__ void __launch_bounds__(kThreads)
   note_largest_over(most, largest, shared);
 }
 
-// d_out (B, T, H D), q and kv (AttentionHeads), log_sum_exp, delta (B, H, T), starts (B, T') -> the key and value heads of
-// d_kv: sums over the group's query heads, in order. Grid (B K, tiles of keys, the longest first).
-// Scores stand transposed: keys are the rows.
+// d_out (B, T, H D), q and kv (AttentionHeads), log_sum_exp, delta (B, H, T), starts (B, T') -> the key and value heads
+// of d_kv: sums over the group's query heads, in order. Grid (B K, tiles of keys, the longest first). Scores stand
+// transposed: keys are the rows.
 template <class T, int kTile, int kHead, bool kDocuments>
 __global__ void __launch_bounds__(kThreads)
     key_value_gradient_kernel(AttentionHeads heads, float scale, bool packed, const T* __restrict__ d_out,

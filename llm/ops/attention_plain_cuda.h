@@ -160,8 +160,8 @@ inline dim3 grid_of(int64_t heads, int64_t tiles) {
   return dim3(static_cast<unsigned>(heads), static_cast<unsigned>(tiles));
 }
 
-// Calls run<T, kTile, kHead>() for the type and the head size of the queries, input `queries`: heads of up to 64, 128 or 256
-// channels, with the tile that goes with each.
+// Calls run<T, kTile, kHead>() for the type and the head size of the queries, input `queries`: heads of up to 64, 128
+// or 256 channels, with the tile that goes with each.
 template <int kTile64, int kTile128, int kTile256, class Run>
 void with_tiles(const KernelCall& call, size_t queries, Run&& run) {
   with_type(call.in_dtype(queries), [&](auto typed) {

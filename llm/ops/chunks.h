@@ -1,5 +1,6 @@
-// Tokens that are one or two chunks of neighbours of a sequence, all equally long: what a rank of context parallelism has.
-// The attribute "firsts" lists the positions of the chunks' first tokens; without it the tokens begin at position 0.
+// Tokens that are one or two chunks of neighbours of a sequence, all equally long: what a rank of context parallelism
+// has. The attribute "firsts" lists the positions of the chunks' first tokens; without it the tokens begin at position
+// 0.
 #pragma once
 #include "llm/base/bf16.h"
 #include "llm/graph/graph.h"
@@ -27,8 +28,8 @@ struct Chunks {
 // Of `tokens` tokens. Throws Error where they are not chunks of equal length, one behind the other.
 Chunks chunks_of(const Attributes& attributes, int64_t tokens);
 
-// What a rank of context parallelism has of a sequence: of 2 `ranks` chunks number `rank` from the front and from the back,
-// so that all ranks' queries see equally many keys (zigzag order).
+// What a rank of context parallelism has of a sequence: of 2 `ranks` chunks number `rank` from the front and from the
+// back, so that all ranks' queries see equally many keys (zigzag order).
 inline Chunks zigzag_chunks(int64_t tokens, int rank, int ranks) {
   const int64_t length = tokens / (2 * ranks);
   return {length, {rank * length, tokens - (rank + 1) * length}, 2};

@@ -1,8 +1,8 @@
 // dropout: y = 0 with the given probability, otherwise x / (1 - probability) (Srivastava et al. 2014). Its backward
 // pass is the same op on dy, with the same mask, which is computed again (dropout_mask.h) instead of kept.
 // Attributes: probability; stream, a different number for each place in a model; where x is a part of a batch, "first_row"
-// and "first_group", the sample and the group of four elements of it with which x begins; where the tokens of the samples
-// in that batch are chunks of whole ones (chunks.h), "firsts" and "chunk", the tokens of a chunk.
+// and "first_group", the sample and the group of four elements of it with which x begins; where the tokens of the
+// samples in that batch are chunks of whole ones (chunks.h), "firsts" and "chunk", the tokens of a chunk.
 #include "llm/graph/autodiff.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/dropout_mask.h"

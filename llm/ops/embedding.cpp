@@ -1,9 +1,9 @@
 // embedding: x = token_table[token] (+ position_table[position]).
 //   tokens (B, T) int32, token_table (V, C), [position_table (context, C)], [positions (B, T) int32] -> x (B, T, C)
-// Without `positions` those of each sequence are 0, 1, ..., or of chunks (chunks.h); a negative position is taken for 0. The table may be packed
-// rows; with the attribute "widen", a flag, x is fp32 whatever the table is.
-// The backward pass on the CPU: a thread owns a block of channels and adds the gradients of all tokens in their order,
-// so that the bits do not depend on the number of threads.
+// Without `positions` those of each sequence are 0, 1, ..., or of chunks (chunks.h); a negative position is taken for
+// 0. The table may be packed rows; with the attribute "widen", a flag, x is fp32 whatever the table is. The backward
+// pass on the CPU: a thread owns a block of channels and adds the gradients of all tokens in their order, so that the
+// bits do not depend on the number of threads.
 #include <algorithm>
 
 #include "llm/base/packed_rows.h"

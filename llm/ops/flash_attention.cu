@@ -93,9 +93,9 @@ struct RunningSoftmax {
   }
 };
 
-// The tensors of queries q and of keys and values kv (AttentionHeads), starts (B, T') -> out (B, T, H D), log_sum_exp (B,
-// H, T). Grid (B H, tiles of queries). With kDocuments a query sees no key before its start; without it `starts` is not
-// used.
+// The tensors of queries q and of keys and values kv (AttentionHeads), starts (B, T') -> out (B, T, H D), log_sum_exp
+// (B, H, T). Grid (B H, tiles of queries). With kDocuments a query sees no key before its start; without it `starts` is
+// not used.
 template <int kHead, int kRowTiles, int kKeys, bool kHeldQueries, bool kDocuments>
 __global__ void __launch_bounds__(kThreads)
     flash_attention_kernel(AttentionHeads heads, float scale, float scale_to_base_2, const bf16* __restrict__ q,

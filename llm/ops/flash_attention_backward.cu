@@ -175,8 +175,8 @@ struct KeyShared {
   alignas(16) float statistics[2][2 * Tiling::kOthers];  // for each query log_sum_exp to base 2, then delta
 };
 
-// d_out (B, T, H D), q and kv (AttentionHeads), log_sum_exp, delta (B, H, T), starts (B, T') -> the key and value heads of
-// d_kv: sums over the group's query heads, in order. Grid (B K, tiles of keys, those with the most queries first).
+// d_out (B, T, H D), q and kv (AttentionHeads), log_sum_exp, delta (B, H, T), starts (B, T') -> the key and value heads
+// of d_kv: sums over the group's query heads, in order. Grid (B K, tiles of keys, those with the most queries first).
 template <class Tiling, bool kDocuments>
 __global__ void __launch_bounds__(kThreads, 1)
     flash_key_value_gradient_kernel(AttentionHeads heads, float scale, float scale_to_base_2,

@@ -247,9 +247,9 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Att
   note_largest_of_warp(most, largest);
 }
 
-// The tensors of queries, and of keys and values (AttentionHeads), starts (B, T') -> out (B, T, H D), log_sum_exp (B, H,
-// T). With kDocuments a query sees no key before its start; without it `starts` is not used. query_map and key_map are of
-// the two tensors, with boxes of kQueries and kKeys rows.
+// The tensors of queries, and of keys and values (AttentionHeads), starts (B, T') -> out (B, T, H D), log_sum_exp (B,
+// H, T). With kDocuments a query sees no key before its start; without it `starts` is not used. query_map and key_map
+// are of the two tensors, with boxes of kQueries and kKeys rows.
 template <class Tiling, bool kDocuments>
 __global__ void __launch_bounds__(Tiling::kThreads, 1)
     flash_attention_hopper_kernel(const __grid_constant__ simt::TensorMap query_map,

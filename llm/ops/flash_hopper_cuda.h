@@ -77,16 +77,16 @@ struct Schedule {
 };
 
 // An item as the producer passes it to the consumers, in shared memory: the batch, the head (of queries, or of keys),
-// the first row of the item's own tile, and the first and the last tile of the other side that the item needs. Of a tile
-// of queries also the position of its first row, and that at which its chunk begins.
+// the first row of the item's own tile, and the first and the last tile of the other side that the item needs. Of a
+// tile of queries also the position of its first row, and that at which its chunk begins.
 struct alignas(16) Item {
   int batch, head, first_row, first_tile, last_tile;
   int position = 0, chunk = 0;
 };
 inline constexpr int kNoItem = -1;  // in place of the head: there are no more items
 
-// The tile of queries with that rank, from the longest on. The tiles of a chunk are counted from its end, the last token
-// rounded up to a warpgroup's 64 queries. So the first tile may begin before the chunk. The item lacks its head.
+// The tile of queries with that rank, from the longest on. The tiles of a chunk are counted from its end, the last
+// token rounded up to a warpgroup's 64 queries. So the first tile may begin before the chunk. The item lacks its head.
 template <int kQueries, int kKeys, bool kDocuments>
 __device__ __forceinline__ Item query_item(const AttentionHeads& heads, int batch, int rank, const int32_t* starts) {
   const DocumentStarts<kDocuments> documents(starts, batch, heads.keys);

@@ -246,8 +246,8 @@ __device__ __forceinline__ void consume_queries(KeyShared<Tiling>& shared, const
   note_largest_of_warp(most, largest);
 }
 
-// statistics (B, H, statistic_rows), starts (B, T') -> the key and value heads of d_kv: sums over the group's query heads,
-// in order. The maps are of the tensors of keys and values, of queries and, for d_outs, of d_out (B, T, H D).
+// statistics (B, H, statistic_rows), starts (B, T') -> the key and value heads of d_kv: sums over the group's query
+// heads, in order. The maps are of the tensors of keys and values, of queries and, for d_outs, of d_out (B, T, H D).
 template <class Tiling, bool kDocuments>
 __global__ void __launch_bounds__(Tiling::kThreads, 1)
     flash_key_value_gradient_hopper_kernel(const __grid_constant__ KeyMaps maps, AttentionHeads heads,

@@ -1,8 +1,8 @@
 // rope: rotary positions (Su et al. 2021) on the query and key heads, in the half-split layout of Hugging Face:
 // channels i and i + D/2 of a head are rotated by the angle position * theta^(-2 i / D). The values pass unchanged.
 //   rope_angles: [positions (.., T) int32] -> (T, D): for each position D/2 cosines, then D/2 sines; without `positions`
-//     those are 0, 1, ..., or of chunks (chunks.h). Attributes: tokens T, head_size D, theta; and factor (absent: 1, no stretching), stretch, low,
-//     high, original, magnitude as in rope_frequency.h.
+//     those are 0, 1, ..., or of chunks (chunks.h). Attributes: tokens T, head_size D, theta; and factor (absent: 1, no
+//     stretching), stretch, low, high, original, magnitude as in rope_frequency.h.
 //   rope: qkv (B, T, (H + 2 K) D), angles (T, D) -> the shape of qkv. Attributes: heads H, kv_heads K, head_size D.
 // The backward pass rotates back by the same angles. All layers share the angles of one node.
 #include <algorithm>

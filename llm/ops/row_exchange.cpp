@@ -1,6 +1,6 @@
 // The nodes of row_exchange.h. As in exchange.cpp, a collective is started and waited for; both nodes carry its channel,
-// and what is sent is an input of both. Attributes of all: those of the group, and "shape", of the result; or "zigzag", a flag:
-// a rank's own rows are two chunks of each sequence.
+// and what is sent is an input of both. Attributes of all: those of the group, and "shape", of the result; or "zigzag",
+// a flag: a rank's own rows are two chunks of each sequence.
 //   rows_gather_start    own rows -> all rows, which are there after the wait. Its wait has a gradient: sum_rows().
 //   rows_scatter_start   partial sums of all rows -> (ranks - 1, elements): the other ranks' sums of the own rows
 //   sum_partials         those, partial sums of all rows, [bias (C)] -> own rows: the sum over the ranks in their order,

@@ -1,5 +1,6 @@
 // split_heads: qkv (B, T, (H + 2 K) D) -> queries (B, T, H D), keys and values (B, T, 2 K D), for ranks that send each
-// other the latter. Attributes: heads H, kv_heads K, head_size D. join_heads, its backward pass, puts them together again.
+// other the latter. Attributes: heads H, kv_heads K, head_size D. join_heads, its backward pass, puts them together
+// again.
 #include <algorithm>
 
 #include "llm/graph/autodiff.h"
