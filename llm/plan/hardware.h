@@ -1,0 +1,48 @@
+// What a plan knows of a machine: few numbers, of which those that no data sheet has were measured (bench --hardware-out)
+// or fitted to published step times (scripts/fit_hardware.py). A description is a JSON file with a member for each number
+// below that is not 0, "name", "sources" and "notes"; those in data/hardware/ are part of the program.
+#pragma once
+#include <string>
+#include <vector>
+
+namespace llm {
+
+struct Hardware {
+  std::string name;
+  std::vector<std::string> sources;
+  bool cuda = true;  // ranks are GPUs; else teams of CPU threads
+  // Whether the program, whose step times the numbers were fitted to, gives each stage of a pipeline as many layers as the
+  // others. It matters where that program's rows are predicted again; `train` cuts layers by cost.
+  bool equal_cuts = false;
+
+  // Of a rank.
+  double memory_gib = 0, reserved_gib = 0;  // what there is, and what contexts and libraries take of it
+  double peak_tflops = 0;                   // dense, bf16 on a GPU, fp32 on a CPU
+  double price = 0;                         // of an hour
+  // Products of (m, k) and (k, n) take 2 m n k / (product_efficiency peak) (1 + product_depth / k).
+  double product_efficiency = 1, product_depth = 0;
+  double attention_efficiency = 1;  // the share of the peak that other operations reach: attention's
+  double bandwidth_gbs = 0;         // bytes that kernels read and write
+  double kernel_us = 0;             // of a kernel's time, what does not depend on its size
+  double launch_us = 0;             // the host's time for each kernel, while the device works on those before
+  double step_ms = 0;               // what a step takes whatever its model
+
+  // Of the links. Ranks with neighbouring numbers are on one node.
+  double ranks_a_node = 1;
+  double inside_gbs = 0, between_gbs = 0;               // that a rank sends; between nodes: through its own share of the network
+  double inside_latency_us = 0, between_latency_us = 0;  // of an exchange, for each rank of its group
+  // The same for exchanges within the passes of a pipeline whose messages go from node to node: they then take turns on the
+  // device with these. Hidden by kernels that run meanwhile.
+  double beside_messages_us = 0;
+  double hidden = 0;    // the share of the kernels between an exchange's start and its wait that hides it
+  double host_gbs = 0;  // between a rank and its host's memory, where optimizer state lies there; 0: there is no such way
+};
+
+// `name`: of a description that is part of the program, or a file's path. Throws UsageError that lists the names where it is
+// neither, Error for a file that is none.
+Hardware hardware_of(const std::string& name);
+std::vector<std::string> hardware_names();
+// The text of the file that describes `hardware`.
+std::string hardware_json(const Hardware& hardware);
+
+}  // namespace llm

@@ -1,0 +1,75 @@
+#include "llm/plan/pass_time.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string_view>
+
+#include "llm/graph/dump.h"
+#include "llm/ops/exchange.h"
+
+namespace llm {
+namespace {
+
+// How sharply the longer of two times counts: sums of kernels are now the longer ones, now the shorter ones.
+constexpr double kSharpness = 8;
+
+double longer_of(double a, double b) {
+  const double most = std::max(a, b), least = std::min(a, b);
+  return most <= 0 ? 0 : most * std::pow(1 + std::pow(least / most, kSharpness), 1 / kSharpness);
+}
+
+// How many ranks of a group are on one node.
+int on_a_node(const RankGroup& group, const Hardware& h) {
+  const auto node = static_cast<int>(h.ranks_a_node);
+  return std::max(1, std::min(group.ranks, node / std::min(node, group.stride)));
+}
+
+}  // namespace
+
+double PassTime::total() const { return longer_of(device + exchange, host); }
+double PassTime::compute() const { return longer_of(device, host); }
+
+PassTime& PassTime::operator+=(const PassTime& other) {
+  device += other.device, exchange += other.exchange, host += other.host;
+  return *this;
+}
+
+double exchange_time(const RankGroup& group, double bytes, const Hardware& h) {
+  if (group.is_alone()) return 0;
+  const int together = on_a_node(group, h);
+  const bool is_inside = together == group.ranks;
+  // Ranks on one node use their shares of the network together.
+  const double rate = is_inside ? h.inside_gbs : std::min(h.inside_gbs, h.between_gbs * together);
+  return bytes / (rate * 1e9) + group.ranks * (is_inside ? h.inside_latency_us : h.between_latency_us) * 1e-6;
+}
+
+PassTime time_of(const Graph& graph, const Node& node, const Hardware& h, bool messages_between_nodes) {
+  const Cost cost = cost_of(graph, node);
+  PassTime time;
+  if (std::string_view(node.op->name).ends_with("_start")) {
+    if (!node.attributes.has("ranks")) {  // a copy from or to the host's memory
+      time.exchange = (cost.bytes_read + cost.bytes_written) / 2 / (h.host_gbs * 1e9);
+      return time;
+    }
+    const RankGroup group = group_of(node.attributes);
+    time.exchange = exchange_time(group, cost.bytes_sent, h);
+    if (messages_between_nodes) time.host = group.ranks * h.beside_messages_us * 1e-6;
+    return time;
+  }
+  const double bytes = cost.bytes_read + cost.bytes_written;
+  if (cost.flops == 0 && bytes == 0) return time;
+  double others = cost.flops;
+  const double peak = h.peak_tflops * 1e12;
+  for (const Product& p : products_of(graph, node)) {
+    const double flops = 2.0 * static_cast<double>(p.m) * static_cast<double>(p.n) * static_cast<double>(p.k) *
+                         static_cast<double>(p.calls);
+    time.device += flops / (peak * h.product_efficiency) * (1 + h.product_depth / static_cast<double>(p.k));
+    others -= flops;
+  }
+  time.device += std::max(0.0, others) / (peak * h.attention_efficiency) + bytes / (h.bandwidth_gbs * 1e9) +
+                 h.kernel_us * 1e-6;
+  time.host = h.launch_us * 1e-6;
+  return time;
+}
+
+}  // namespace llm

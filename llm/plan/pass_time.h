@@ -1,0 +1,32 @@
+// The time of the nodes of a compiled graph on a machine, from the cost column of the op table and a machine's numbers.
+#pragma once
+#include "llm/base/rank_group.h"
+#include "llm/graph/passes.h"
+#include "llm/plan/hardware.h"
+
+namespace llm {
+
+// Seconds of some nodes, run once. They pass as the longer of what the device and what the host takes.
+struct PassTime {
+  double device = 0;    // kernels
+  double exchange = 0;  // with other ranks, while no kernel runs
+  double host = 0;      // the host's time to hand over the kernels
+
+  double total() const;
+  double compute() const;  // the same without the exchanges
+  PassTime& operator+=(const PassTime& other);
+  friend PassTime operator*(double factor, const PassTime& time) {
+    return {factor * time.device, factor * time.exchange, factor * time.host};
+  }
+  friend PassTime operator-(const PassTime& a, const PassTime& b) {
+    return {a.device - b.device, a.exchange - b.exchange, a.host - b.host};
+  }
+};
+
+// `messages_between_nodes`: the node belongs to a pipeline whose messages go from node to node.
+PassTime time_of(const Graph& graph, const Node& node, const Hardware& hardware, bool messages_between_nodes = false);
+
+// Seconds for `bytes` from each rank of a group to others of it.
+double exchange_time(const RankGroup& group, double bytes, const Hardware& hardware);
+
+}  // namespace llm
