@@ -18,10 +18,10 @@ import subprocess
 import sys
 import tempfile
 
-NUMBERS = ("product_efficiency product_depth attention_efficiency bandwidth_gbs kernel_us launch_us step_ms inside_gbs "
-           "between_gbs inside_latency_us between_latency_us beside_messages_us hidden").split()
+NUMBERS = ("product_efficiency product_depth attention_efficiency attention_depth logit_ps shared_logit_ps bandwidth_gbs kernel_us launch_us micro_step_ms step_ms inside_gbs "
+           "between_gbs inside_latency_us between_latency_us exchange_host_us beside_messages_us hidden hidden_zero stall_ms").split()
+SHARES = ("product_efficiency", "attention_efficiency", "hidden", "hidden_zero")  # at most 1
 PULL = 0.03  # of a number's logarithm towards where it began
-SCALE = 0.05  # errors beyond this weigh less
 
 
 def calibration_rows(path, every, first):
@@ -53,6 +53,7 @@ class Fit:
     def __init__(self, arguments, folder):
         self.program = arguments.program
         self.folder = folder
+        self.scale = arguments.scale
         with open(arguments.start, encoding="utf-8") as file:
             self.description = json.load(file)
         self.names = [n for n in arguments.numbers if self.description.get(n, 0) > 0]
@@ -82,16 +83,17 @@ class Fit:
             json.dump(described, file)
         found = []
         for table in self.tables:
-            command = [self.program, "plan", "--validate", table, "--hardware", path, "--rows", "--format", "json"]
+            command = [self.program, "plan", "--validate", table, "--hardware", path, "--rows", "--no-memory",
+                       "--format", "json"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(done.stderr.strip())
-            found += [math.log(r["predicted_ms"] / r["measured_ms"]) for r in json.loads(done.stdout)["each"]]
+            found += [math.log(r["predicted_ms"] / r["measured_ms"]) for r in json.loads(done.stdout)["each"] if "measured_ms" in r]
         os.remove(path)
         return found
 
     def cost(self, point, residuals):
-        return sum(math.log1p((r / SCALE) ** 2) for r in residuals) * SCALE**2 + sum(
+        return sum(math.log1p((r / self.scale) ** 2) for r in residuals) * self.scale**2 + sum(
             (PULL * (p - s)) ** 2 for p, s in zip(point, self.start))
 
     def run(self, rounds, workers):
@@ -102,7 +104,7 @@ class Fit:
             for turn in range(rounds):
                 moved = [point[:i] + [point[i] + step] + point[i + 1:] for i in range(len(point))]
                 slopes = [[(a - b) / step for a, b in zip(m, residuals)] for m in pool.map(self.residuals, moved)]
-                weights = [1 / (1 + (r / SCALE) ** 2) for r in residuals]
+                weights = [1 / (1 + (r / self.scale) ** 2) for r in residuals]
                 n = len(point)
                 matrix = [[sum(w * a * b for w, a, b in zip(weights, slopes[i], slopes[j])) for j in range(n)]
                           for i in range(n)]
@@ -114,7 +116,8 @@ class Fit:
                 for _ in range(6):
                     damped = [[matrix[i][j] + (damping if i == j else 0) for j in range(n)] for i in range(n)]
                     change = [max(-0.7, min(0.7, c)) for c in solve(damped, right)]
-                    trial = [p + c for p, c in zip(point, change)]
+                    trial = [min(p + c, 0.0) if name in SHARES else p + c
+                             for name, p, c in zip(self.names, point, change)]
                     found = self.residuals(trial)
                     if (cost := self.cost(trial, found)) < best:
                         point, residuals, best, damping = trial, found, cost, damping / 4
@@ -134,6 +137,7 @@ def main():
     parser.add_argument("--every", type=int, default=10, help="calibrate on every N-th measured row (%(default)s)")
     parser.add_argument("--first", type=int, default=0, help="from this one on (%(default)s)")
     parser.add_argument("--numbers", nargs="+", default=NUMBERS, help="which are fitted (those above 0)")
+    parser.add_argument("--scale", type=float, default=0.05, help="errors beyond this weigh less (%(default)s)")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--program", default="./train_gpt")

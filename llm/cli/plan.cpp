@@ -29,7 +29,7 @@ struct PlanFlags {
   Objective objective = Objective::time;
   int64_t gpus = 0, nodes = 0, step_tokens = 0, threads = 0;
   double hours = 0;
-  bool why = false, rows = false;
+  bool why = false, rows = false, memory = true;
 };
 
 std::string format(const char* how, double value) {
@@ -221,21 +221,27 @@ void print_text(const Planned& p, PlanFlags& f, const Plans& plans, const Given&
 }
 
 void print_validation(const PlanFlags& f) {
-  const Validation v = validate(f.validate, f.hardware, true);
+  const Validation v = validate(f.validate, f.hardware, f.memory);
   Json result = {{"rows", 0},
                  {"mean_error", v.mean_error},
                  {"median_error", v.median_error},
                  {"rank_correlation", v.rank_correlation},
                  {"regret", v.regret}};
-  int64_t measured = 0;
+  int64_t measured = 0, failed = 0, refused = 0, wrongly = 0;
   Json rows = Json::array();
   for (const ValidatedRow& row : v.rows) {
-    measured += row.failed ? 0 : 1;
-    if (row.failed) continue;
-    rows.push_back(Json{{"line", row.line},
-                        {"layout", row.layout},
-                        {"measured_ms", row.measured_ms},
-                        {"predicted_ms", row.predicted_ms}});
+    measured += row.failed ? 0 : 1, failed += row.failed ? 1 : 0;
+    refused += row.failed && !row.fits ? 1 : 0, wrongly += !row.failed && !row.fits ? 1 : 0;
+    Json j = {{"line", row.line}, {"layout", row.layout}};
+    if (!row.failed) j["measured_ms"] = row.measured_ms, j["predicted_ms"] = row.predicted_ms;
+    if (row.measured_gib > 0) j["measured_gib"] = row.measured_gib;
+    if (f.memory) j["predicted_gib"] = row.predicted_gib;
+    rows.push_back(j);
+  }
+  if (f.memory) {
+    result["memory_correlation"] = v.memory_correlation;
+    result["failed"] = failed, result["failed_predicted_not_to_fit"] = refused;
+    result["measured_predicted_not_to_fit"] = wrongly;
   }
   result["rows"] = measured;
   if (f.rows) result["each"] = rows;
@@ -275,6 +281,7 @@ Command plan_command() {
           Option("--threads", &f.threads, "of a CPU (this one's)").between(0, 1024),
           Option("--why", &f.why, "print why the neighbours of the best plan are none"),
           Option("--validate", &f.validate, "a table of measured step times (CSV): predict its rows instead"),
+          Option("!--no-memory", &f.memory, "with --validate: step times alone, which takes less time"),
           Option("--rows", &f.rows, "with --validate: each row"),
           Option("--format", &f.format, "text or json").among({"text", "json"}).with_default()});
   std::string names;

@@ -14,6 +14,7 @@ struct Hardware {
   // Whether the program, whose step times the numbers were fitted to, gives each stage of a pipeline as many layers as the
   // others. It matters where that program's rows are predicted again; `train` cuts layers by cost.
   bool equal_cuts = false;
+  double kept = 1;  // bytes of activations that the program keeps for each one of this one's
 
   // Of a rank.
   double memory_gib = 0, reserved_gib = 0;  // what there is, and what contexts and libraries take of it
@@ -21,20 +22,29 @@ struct Hardware {
   double price = 0;                         // of an hour
   // Products of (m, k) and (k, n) take 2 m n k / (product_efficiency peak) (1 + product_depth / k).
   double product_efficiency = 1, product_depth = 0;
-  double attention_efficiency = 1;  // the share of the peak that other operations reach: attention's
+  // Other operations, attention's, take 1 / (attention_efficiency peak) (1 + attention_depth / head size).
+  double attention_efficiency = 1, attention_depth = 0;
+  // Beside the products of the head, for each of its results, where these pass through memory; `shared`: of a head that
+  // tensor-parallel ranks share.
+  double logit_ps = 0, shared_logit_ps = 0;
   double bandwidth_gbs = 0;         // bytes that kernels read and write
   double kernel_us = 0;             // of a kernel's time, what does not depend on its size
   double launch_us = 0;             // the host's time for each kernel, while the device works on those before
-  double step_ms = 0;               // what a step takes whatever its model
+  double micro_step_ms = 0, step_ms = 0;  // what a micro-step and a step take whatever the model
 
   // Of the links. Ranks with neighbouring numbers are on one node.
   double ranks_a_node = 1;
   double inside_gbs = 0, between_gbs = 0;               // that a rank sends; between nodes: through its own share of the network
   double inside_latency_us = 0, between_latency_us = 0;  // of an exchange, for each rank of its group
+  double exchange_host_us = 0;  // the host's time for an exchange within a pass, for each rank of its group
   // The same for exchanges within the passes of a pipeline whose messages go from node to node: they then take turns on the
   // device with these. Hidden by kernels that run meanwhile.
   double beside_messages_us = 0;
-  double hidden = 0;    // the share of the kernels between an exchange's start and its wait that hides it
+  // The share of the kernels between an exchange's start and its wait that hides it; `zero`: where ranks divide the state.
+  double hidden = 0, hidden_zero = 0;
+  // Messages of pipelines on so many nodes or more take so much longer, where as many data-parallel ranks divide the
+  // optimizer's state; 0: none do.
+  double stall_nodes = 0, stall_ms = 0;
   double host_gbs = 0;  // between a rank and its host's memory, where optimizer state lies there; 0: there is no such way
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string_view>
 
 #include "llm/graph/dump.h"
@@ -22,6 +23,14 @@ double longer_of(double a, double b) {
 int on_a_node(const RankGroup& group, const Hardware& h) {
   const auto node = static_cast<int>(h.ranks_a_node);
   return std::max(1, std::min(group.ranks, node / std::min(node, group.stride)));
+}
+
+// Of an attention; infinite for other ops.
+double head_size_of(const Graph& g, const Node& node) {
+  const std::string_view name = node.op->name;
+  if (!name.starts_with("attention")) return std::numeric_limits<double>::infinity();
+  const int64_t heads = node.attributes.integer("heads") + 2 * node.attributes.integer("kv_heads");
+  return static_cast<double>(g.shape(node.inputs[name == "attention" ? 0 : 1]).last() / heads);
 }
 
 }  // namespace
@@ -53,11 +62,15 @@ PassTime time_of(const Graph& graph, const Node& node, const Hardware& h, bool m
     }
     const RankGroup group = group_of(node.attributes);
     time.exchange = exchange_time(group, cost.bytes_sent, h);
-    if (messages_between_nodes) time.host = group.ranks * h.beside_messages_us * 1e-6;
+    time.host = group.ranks * (messages_between_nodes ? h.beside_messages_us : h.exchange_host_us) * 1e-6;
     return time;
   }
   const double bytes = cost.bytes_read + cost.bytes_written;
   if (cost.flops == 0 && bytes == 0) return time;
+  if (std::string_view(node.op->name) == "sum_partials") {  // other programs' exchanges add as they go
+    time.exchange = bytes / (h.bandwidth_gbs * 1e9);
+    return time;
+  }
   double others = cost.flops;
   const double peak = h.peak_tflops * 1e12;
   for (const Product& p : products_of(graph, node)) {
@@ -66,8 +79,11 @@ PassTime time_of(const Graph& graph, const Node& node, const Hardware& h, bool m
     time.device += flops / (peak * h.product_efficiency) * (1 + h.product_depth / static_cast<double>(p.k));
     others -= flops;
   }
-  time.device += std::max(0.0, others) / (peak * h.attention_efficiency) + bytes / (h.bandwidth_gbs * 1e9) +
+  const double depth = h.attention_depth / head_size_of(graph, node);
+  time.device += std::max(0.0, others) / (peak * h.attention_efficiency) * (1 + depth) + bytes / (h.bandwidth_gbs * 1e9) +
                  h.kernel_us * 1e-6;
+  if (std::string_view(node.op->name) == "head_loss")
+    time.device += static_cast<double>(graph.shape(node.inputs[0]).rows() * graph.shape(node.inputs[1])[0]) * h.logit_ps * 1e-12;
   time.host = h.launch_us * 1e-6;
   return time;
 }

@@ -10,7 +10,23 @@
 
 namespace llm {
 
-RankMemory memory_of(const Job& job, const Layout& layout, int stage, size_t budget) {
+namespace {
+
+size_t evaluation_bytes(const Job& job, const Layout& layout, const DataParallel& parallel,
+                        const PersistentLayout& persistent) {
+  const TrainOptions recipe = recipe_of(job, layout);
+  const Placement placement(parameter_table(job.model, parametrization_of(recipe)), parallel, *recipe.optimizer,
+                            job.model.tied_head);
+  std::function<void(Graph&)> divide;
+  if (parallel.divides_parameters() || !parallel.mesh.is_data_alone())
+    divide = [&](Graph& g) { add_block_gathers(g, placement.sliced(), parallel, placement.partition()); };
+  const int32_t end_of_text = recipe.document_mask ? 0 : -1;
+  return Evaluator(job.model, layout.batch, job.context, persistent, job.target, end_of_text, divide).arena_bytes();
+}
+
+}  // namespace
+
+RankMemory memory_of(const Job& job, const Layout& layout, int stage, size_t budget, bool evaluates) {
   const DataParallel parallel = parallel_of(job, layout, layout.mesh.rank_of({.stage = stage}));
   const TrainOptions recipe = recipe_of(job, layout);
   const auto build = [&](auto builder) {
@@ -54,14 +70,7 @@ RankMemory memory_of(const Job& job, const Layout& layout, int stage, size_t bud
                         persistent);
   if (!layout.is_pipeline()) memory.recomputation = program.compiled().recomputation;
   arena = std::max(arena, program.arena_bytes());
-  const Placement placement(parameter_table(job.model, parametrization_of(recipe)), parallel, *recipe.optimizer,
-                            job.model.tied_head);
-  std::function<void(Graph&)> divide;
-  if (parallel.divides_parameters() || !parallel.mesh.is_data_alone())
-    divide = [&](Graph& g) { add_block_gathers(g, placement.sliced(), parallel, placement.partition()); };
-  const int32_t end_of_text = recipe.document_mask ? 0 : -1;
-  arena = std::max(arena, Evaluator(job.model, layout.batch, job.context, persistent, job.target, end_of_text, divide)
-                              .arena_bytes());
+  if (evaluates) arena = std::max(arena, evaluation_bytes(job, layout, parallel, persistent));
   memory.activations = arena - (memory.parameters + memory.gradients + memory.state);
   memory.host = persistent.host_bytes();
   return memory;

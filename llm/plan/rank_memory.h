@@ -15,8 +15,9 @@ struct RankMemory {
   size_t device() const { return parameters + gradients + state + activations; }
 };
 
-// On the first of the ranks that have this stage, of a run that holds out some data to evaluate on and makes no samples.
-// `budget`: as --memory-budget; 0: the layout's recomputation in all layers. Throws Error where the budget is too small.
-RankMemory memory_of(const Job& job, const Layout& layout, int stage, size_t budget = 0);
+// On the first of the ranks that have this stage, of a run that makes no samples. `budget`: as --memory-budget; 0: the
+// layout's recomputation in all layers. `evaluates`: the run holds out some data to evaluate on. Throws Error where the budget
+// is too small.
+RankMemory memory_of(const Job& job, const Layout& layout, int stage, size_t budget = 0, bool evaluates = true);
 
 }  // namespace llm

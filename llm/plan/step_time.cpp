@@ -62,6 +62,8 @@ DataParallel parallel_of(const Job& job, const Layout& layout, int run_rank) {
 StepTimer::Parts StepTimer::measure(const Layout& layout, bool messages_between_nodes) const {
   Job small = job_;
   small.model.layers = kBlocks;
+  Hardware hardware = hardware_;
+  if (layout.mesh.tensor > 1) hardware.logit_ps = hardware.shared_logit_ps;
   Layout own = layout;
   own.mesh = {.data = layout.zero == 3 ? layout.mesh.data : 1, .tensor = layout.mesh.tensor};
   own.zero = layout.zero == 3 ? 3 : 0;
@@ -77,9 +79,9 @@ StepTimer::Parts StepTimer::measure(const Layout& layout, bool messages_between_
   for (size_t n = 0; n < g.nodes.size(); ++n) {
     const Node& node = g.nodes[n];
     if (!kMicroStep.contain(node.phase)) continue;
-    PassTime time = time_of(g, node, hardware_, messages_between_nodes);
-    if (time.exchange > 0)
-      time.exchange = std::max(0.0, time.exchange - hardware_.hidden * kernels_until_wait(g, n, hardware_));
+    PassTime time = time_of(g, node, hardware, messages_between_nodes);
+    if (node.attributes.has("channel") && time.exchange > 0)
+      time.exchange = std::max(0.0, time.exchange - hardware.hidden_zero * kernels_until_wait(g, n, hardware));
     const Phase phase = phase_of(g, node);
     if (node.layer >= 0) is_behind = phase == Phase::forward;
     if (node.layer >= 0 && node.layer != kBlocks / 2) continue;
@@ -136,7 +138,8 @@ StepTime StepTimer::time(const Layout& layout) {
     }
     const auto sum = [&](PassTime Passes::*pass, double (PassTime::*seconds)() const) {
       return layers * (parts.block.*pass.*seconds)() + (stage == 0 ? (parts.front.*pass.*seconds)() : 0) +
-             (stage + 1 == mesh.stage ? (parts.back.*pass.*seconds)() : 0);
+             (stage + 1 == mesh.stage ? (parts.back.*pass.*seconds)() : 0) +
+             (pass == &Passes::forward ? hardware_.micro_step_ms * 1e-3 : 0);
     };
     const auto all = [&](PassTime Passes::*pass) { return sum(pass, &PassTime::total) / layout.chunks; };
     times.push_back({all(&Passes::forward), all(&Passes::backward), all(&Passes::weights)});
@@ -151,7 +154,11 @@ StepTime StepTimer::time(const Layout& layout) {
                          static_cast<double>(size_of(dtype_of(job_.target.precision)));
     RankGroup two = mesh.stage_group(0);
     two.ranks = 2;
-    length = simulate(shape, make_schedule(shape), times, exchange_time(two, bytes, hardware_)).length;
+    double message = exchange_time(two, bytes, hardware_);
+    const double nodes = mesh.ranks() / hardware_.ranks_a_node;
+    if (hardware_.stall_nodes > 0 && layout.zero > 0 && std::min<double>(nodes, mesh.data) >= hardware_.stall_nodes)
+      message += hardware_.stall_ms * 1e-3;
+    length = simulate(shape, make_schedule(shape), times, message).length;
   }
   double reduce = 0, optimizer = 0;
   for (int stage = 0; stage < mesh.stage; stage += std::max(1, mesh.stage - 1)) {
@@ -159,7 +166,8 @@ StepTime StepTimer::time(const Layout& layout) {
     reduce = std::max(reduce, end.reduce.total()), optimizer = std::max(optimizer, end.optimizer.total());
   }
   // Exchanges of gradients begin beside the last backward pass, but for a pipeline's.
-  if (!layout.is_pipeline()) reduce -= std::min(reduce, hardware_.hidden * (times[0].backward + times[0].weights));
+  const double hidden = layout.zero == 0 ? hardware_.hidden : hardware_.hidden_zero;
+  if (!layout.is_pipeline()) reduce -= std::min(reduce, hidden * (times[0].backward + times[0].weights));
   return {.compute = compute,
           .exchange = busy - compute + reduce,
           .bubble = length - busy,

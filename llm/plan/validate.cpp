@@ -9,6 +9,7 @@
 
 #include "llm/base/error.h"
 #include "llm/model/shard.h"
+#include "llm/plan/rank_memory.h"
 #include "llm/plan/step_time.h"
 
 namespace llm {
@@ -146,6 +147,20 @@ struct Model {
   Job job;
   Hardware hardware;
   StepTimer timer;
+  // Of a rank of the first or the last stage, whichever needs more. Other programs cut the vocabulary among tensor-parallel
+  // ranks, too.
+  double bytes(const Layout& layout) const {
+    Job cut = job;
+    cut.model.vocabulary /= layout.mesh.tensor;
+    double most = 0;
+    for (const int stage : {0, layout.mesh.stage - 1}) {
+      const RankMemory m = memory_of(cut, layout, stage, 0, false);
+      const double fixed = static_cast<double>(m.parameters + m.gradients + m.state);
+      most = std::max(most, fixed + hardware.kept * static_cast<double>(m.activations));
+      if (layout.mesh.stage == 1) break;
+    }
+    return most;
+  }
 };
 
 }  // namespace
@@ -175,30 +190,41 @@ Validation validate(const std::string& path, const std::string& hardware, bool w
     ValidatedRow row;
     row.line = table.line(), row.failed = table.text("status") != "ok";
     row.layout = concat(layout.mesh.text(), ", ZeRO ", layout.zero, ", ", layout.grad_accum, " x ", layout.batch);
-    if (!row.failed) {
-      row.measured_ms = table.number("step_ms");
-      row.measured_gib = table.number("memory_gib", true);
-      row.predicted_ms = between_batches(layout, model.job.context,
-                                         [&](const Layout& l) { return 1e3 * model.timer.time(l).total(); });
-      const int64_t samples = layout.mesh.data * layout.batch * layout.grad_accum;
-      choices[concat(name, table.text("gpus"), " ", samples)].push_back(v.rows.size());
+    try {
+      const auto predict = [&](auto&& value) { return between_batches(layout, model.job.context, value); };
+      if (!row.failed) {
+        row.measured_ms = table.number("step_ms"), row.measured_gib = table.number("memory_gib", true);
+        row.predicted_ms = predict([&](const Layout& l) { return 1e3 * model.timer.time(l).total(); });
+        const int64_t samples = layout.mesh.data * layout.batch * layout.grad_accum;
+        choices[concat(name, table.text("gpus"), " ", samples)].push_back(v.rows.size());
+      }
+      if (with_memory) {
+        row.predicted_gib = predict([&](const Layout& l) { return model.bytes(l); }) * 0x1p-30;
+        row.fits = row.predicted_gib <= model.hardware.memory_gib - model.hardware.reserved_gib;
+      }
+    } catch (const UsageError& e) {
+      if (!row.failed) fail(path, ", line ", row.line, ": ", e.what());
+      row.fits = false;  // nor could `train` do it
     }
-    (void)with_memory;
     v.rows.push_back(row);
   }
-  std::vector<double> errors, measured, predicted, regrets;
+  std::vector<double> errors, measured, predicted, regrets, measured_gib, predicted_gib;
   for (const ValidatedRow& row : v.rows)
     if (!row.failed)
       errors.push_back(std::abs(row.error())), measured.push_back(row.measured_ms), predicted.push_back(row.predicted_ms);
+  for (const ValidatedRow& row : v.rows)
+    if (row.measured_gib > 0) measured_gib.push_back(row.measured_gib), predicted_gib.push_back(row.predicted_gib);
+  if (with_memory) v.memory_correlation = rank_correlation(measured_gib, predicted_gib);
   v.mean_error = mean_of(errors);
   std::sort(errors.begin(), errors.end());
   if (!errors.empty()) v.median_error = (errors[errors.size() / 2] + errors[(errors.size() - 1) / 2]) / 2;
   v.rank_correlation = rank_correlation(measured, predicted);
   for (const auto& [key, rows] : choices) {
     size_t fastest = rows[0], chosen = rows[0];
+    const auto rank = [&](size_t i) { return std::pair{!v.rows[i].fits, v.rows[i].predicted_ms}; };
     for (const size_t i : rows) {
       if (v.rows[i].measured_ms < v.rows[fastest].measured_ms) fastest = i;
-      if (v.rows[i].predicted_ms < v.rows[chosen].predicted_ms) chosen = i;
+      if (rank(i) < rank(chosen)) chosen = i;
     }
     regrets.push_back(v.rows[chosen].measured_ms / v.rows[fastest].measured_ms - 1);
   }
