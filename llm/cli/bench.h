@@ -20,7 +20,7 @@ struct BenchFlags {
   TrainOptions recipe;
   DeviceOptions device;
   WeightOptions weights;  // of --decode
-  std::string format = "text", save, compare, only;
+  std::string format = "text", save, compare, only, hardware_out;
   int64_t batch = 0, steps = 10;
   int scaling = 0;  // up to so many threads; 0: not asked for
   bool nodes = false, products = false, busy = false, decode = false;

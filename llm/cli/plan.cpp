@@ -72,6 +72,7 @@ Planned planned(const PlanFlags& f) {
   p.nodes = f.nodes ? static_cast<int>(f.nodes) : (p.ranks + a_node - 1) / a_node;
   if (p.ranks % p.nodes) fail_usage("--nodes ", p.nodes, " do not divide --gpus ", p.ranks);
   p.hardware.ranks_a_node = p.ranks / p.nodes;
+  if (!p.hardware.cuda) p.hardware = shared_by(p.hardware, p.ranks / p.nodes);
   Job& job = p.job;
   job.model = f.model.resolve(0, "small");
   job.context = job.model.context;

@@ -11,6 +11,7 @@
 #include "llm/base/process.h"
 #include "llm/cli/commands.h"
 #include "llm/cli/options.h"
+#include "llm/cli/prediction.h"
 #include "llm/cli/progress.h"
 #include "llm/cli/ranks.h"
 #include "llm/cli/train_console.h"
@@ -34,7 +35,7 @@ struct Arguments {
   ModelOptions model;
   DeviceOptions device;
   TrainOptions train;
-  std::string log_format = "text", resume, tokenizer;
+  std::string log_format = "text", resume, tokenizer, hardware;
   bool explain = false;
 };
 
@@ -80,6 +81,9 @@ Options train_options(Arguments& a) {
   append(all,
          {Option("--trace", &a.train.trace,
                  "Write when each op and each exchange of the second step ran, on every rank, for ui.perfetto.dev"),
+          Option("--hardware", &a.hardware,
+                 "The description of this machine (plan --hardware, bench --hardware-out), by which the step time at the end is "
+                 "predicted (that of a machine like this one)"),
           Option("--log-format", &a.log_format, "text, or jsonl: the log's lines on standard output")
               .among({"text", "jsonl"})
               .with_default()},
@@ -468,6 +472,15 @@ void train_on(Arguments a, const Given& given, const RankPlace& place) {
     if (outcome.val_loss > 0) voice.results << "\n";
     voice.results << "trained in " << format_seconds(outcome.seconds) << " at "
                   << format_count(outcome.tokens_per_second) << " tokens/s: " << o.out << "\n";
+  }
+  if (outcome.step_ms > 0) {
+    const double step_ms =
+        predicted_step_ms(run->trainer->model(), o, device, peak_gflops, a.hardware, place.locals);
+    char line[128];
+    std::snprintf(line, sizeof line, "step time: %.4g ms predicted, %.4g ms measured (median)\n", step_ms,
+                  outcome.step_ms);
+    voice.results << line << "arena: " << run->trainer->arena_bytes() << " bytes planned, "
+                  << run->trainer->allocated_bytes() << " bytes allocated\n";
   }
   voice.results << "peak memory: " << (process_memory("VmHWM:") + (1 << 19)) / (1 << 20) << " MiB\n" << std::flush;
 }

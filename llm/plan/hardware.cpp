@@ -90,6 +90,13 @@ Hardware hardware_of(const std::string& name) {
   }
 }
 
+Hardware shared_by(const Hardware& cpu, int ranks) {
+  Hardware h = cpu;
+  h.peak_tflops /= ranks, h.bandwidth_gbs /= ranks, h.memory_gib /= ranks;
+  h.ranks_a_node = ranks;
+  return h;
+}
+
 std::string hardware_json(const Hardware& h) {
   Json json = Json::object();
   json["name"] = h.name, json["sources"] = h.sources, json["device"] = h.cuda ? "cuda" : "cpu";

@@ -52,6 +52,8 @@ struct Hardware {
 // neither, Error for a file that is none.
 Hardware hardware_of(const std::string& name);
 std::vector<std::string> hardware_names();
+// Of each of so many ranks that share a CPU: the description is that of one rank which has it all.
+Hardware shared_by(const Hardware& cpu, int ranks);
 // The text of the file that describes `hardware`.
 std::string hardware_json(const Hardware& hardware);
 

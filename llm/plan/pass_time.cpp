@@ -25,15 +25,14 @@ int on_a_node(const RankGroup& group, const Hardware& h) {
   return std::max(1, std::min(group.ranks, node / std::min(node, group.stride)));
 }
 
-// Of an attention; infinite for other ops.
+}  // namespace
+
 double head_size_of(const Graph& g, const Node& node) {
   const std::string_view name = node.op->name;
   if (!name.starts_with("attention")) return std::numeric_limits<double>::infinity();
   const int64_t heads = node.attributes.integer("heads") + 2 * node.attributes.integer("kv_heads");
   return static_cast<double>(g.shape(node.inputs[name == "attention" ? 0 : 1]).last() / heads);
 }
-
-}  // namespace
 
 double PassTime::total() const { return longer_of(device + exchange, host); }
 double PassTime::compute() const { return longer_of(device, host); }

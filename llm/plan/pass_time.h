@@ -26,6 +26,9 @@ struct PassTime {
 // `messages_between_nodes`: the node belongs to a pipeline whose messages go from node to node.
 PassTime time_of(const Graph& graph, const Node& node, const Hardware& hardware, bool messages_between_nodes = false);
 
+// Of an attention; infinite for other ops.
+double head_size_of(const Graph& graph, const Node& node);
+
 // Seconds for `bytes` from each rank of a group to others of it.
 double exchange_time(const RankGroup& group, double bytes, const Hardware& hardware);
 

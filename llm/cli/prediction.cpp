@@ -1,0 +1,50 @@
+#include "llm/cli/prediction.h"
+
+#include <algorithm>
+#include <cctype>
+
+#include "llm/device/cuda.h"
+#include "llm/plan/step_time.h"
+
+namespace llm {
+namespace {
+
+// The description of a GPU, by what its driver calls it.
+std::string description_of(const std::string& device) {
+  std::string text;
+  for (const char c : device) text += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  const auto has = [&](const char* word) { return text.find(word) != text.npos; };
+  return has("b200")   ? "b200"
+         : has("5090") ? "rtx5090"
+         : has("4090") ? "rtx4090"
+         : has("a100") ? has("80gb") ? "a100-80" : "a100-40"
+                       : "h100-sxm";
+}
+
+}  // namespace
+
+double predicted_step_ms(const ModelConfig& model, const TrainOptions& options, Device& device, double peak_gflops,
+                         const std::string& hardware, int ranks_here) {
+  const CudaDevice* const cuda = device.cuda();
+  Hardware h = hardware_of(!hardware.empty() ? hardware : cuda ? description_of(cuda->properties().name) : "cpu");
+  if (!cuda) h = shared_by(h, ranks_here);
+  if (hardware.empty() && !cuda) {
+    h.bandwidth_gbs *= peak_gflops * 1e-3 / h.peak_tflops;
+    h.peak_tflops = peak_gflops * 1e-3;
+  }
+  Job job{.model = model,
+          .context = options.context,
+          .target = target_on(device, options.dtype),
+          .recipe = options,
+          .step_samples = options.total_batch_tokens / options.context};
+  Layout layout;
+  layout.mesh = options.mesh, layout.zero = static_cast<int>(options.zero), layout.batch = options.batch;
+  // A rank that takes the part of several virtual ranks makes the micro-steps of each.
+  const int64_t shares = (options.virtual_ranks + layout.mesh.data - 1) / layout.mesh.data;
+  layout.grad_accum = options.grad_accum * std::max<int64_t>(1, shares);
+  layout.pipeline = options.pipeline, layout.chunks = static_cast<int>(options.chunks);
+  layout.offload = options.offload == Offload::optimizer;
+  return 1e3 * StepTimer(job, h).time(layout).total();
+}
+
+}  // namespace llm
