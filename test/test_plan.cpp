@@ -6,10 +6,10 @@
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/json.h"
+#include "llm/cli/plan_validation.h"
 #include "llm/device/communicator_threads.h"
 #include "llm/device/cpu.h"
 #include "llm/plan/search.h"
-#include "llm/plan/validate.h"
 #include "llm/train/rules.h"
 #include "llm/train/trainer.h"
 #include "test/command_line.h"

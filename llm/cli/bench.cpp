@@ -8,7 +8,6 @@
 #include "llm/base/json.h"
 #include "llm/cli/bench.h"
 #include "llm/cli/commands.h"
-#include "llm/plan/measure.h"
 
 namespace llm {
 namespace {
@@ -26,8 +25,8 @@ Json read_earlier(const std::string& path) {
 }
 
 void describe_hardware(const BenchFlags& flags, OpenedMachine& machine) {
-  const Hardware h =
-      measure_hardware(machine.device(), machine.precision(), hardware_of(machine.device().cuda() ? "h100-sxm" : "cpu"));
+  const Hardware h = measure_hardware(machine.device(), machine.precision(),
+                                      hardware_of(machine.device().cuda() ? "h100-sxm" : "cpu"));
   write_file_atomically(flags.hardware_out, hardware_json(h));
   std::cout << h.name << ": " << flags.hardware_out << "\n";
 }

@@ -11,9 +11,9 @@
 #include "llm/base/threads.h"
 #include "llm/cli/commands.h"
 #include "llm/cli/options.h"
+#include "llm/cli/plan_validation.h"
 #include "llm/cli/progress.h"
 #include "llm/plan/search.h"
-#include "llm/plan/validate.h"
 #include "llm/train/rules.h"
 
 namespace llm {
@@ -139,11 +139,13 @@ Json json_of(const Planned& p, PlanFlags& f, const Plan& plan, const Given& give
             {"schedule", l.is_pipeline() ? name_of(l.pipeline) : "none"},
             {"offload", l.offload}};
   if (plan.time.total() > 0) {
-    j["step_ms"] = {{"total", 1e3 * plan.time.total()},       {"compute", 1e3 * plan.time.compute},
-                    {"exchange", 1e3 * plan.time.exchange},   {"bubble", 1e3 * plan.time.bubble},
+    j["step_ms"] = {{"total", 1e3 * plan.time.total()},
+                    {"compute", 1e3 * plan.time.compute},
+                    {"exchange", 1e3 * plan.time.exchange},
+                    {"bubble", 1e3 * plan.time.bubble},
                     {"optimizer", 1e3 * plan.time.optimizer}};
-    j["memory_bytes"] = {{"total", plan.memory.device()},      {"parameters", plan.memory.parameters},
-                         {"gradients", plan.memory.gradients}, {"optimizer", plan.memory.state},
+    j["memory_bytes"] = {{"total", plan.memory.device()},          {"parameters", plan.memory.parameters},
+                         {"gradients", plan.memory.gradients},     {"optimizer", plan.memory.state},
                          {"activations", plan.memory.activations}, {"host", plan.memory.host}};
     j["tokens_per_second"] = tokens_per_second(p, plan);
     j["mfu"] = mfu_of(p.job, p.hardware, plan);
@@ -187,10 +189,10 @@ std::string schedule_text(const Layout& l) {
 std::string gib(size_t bytes) { return format("%.1f", static_cast<double>(bytes) * 0x1p-30); }
 
 void print_text(const Planned& p, PlanFlags& f, const Plans& plans, const Given& given) {
-  std::cout << parameter_count(p.job.model) << " parameters, " << p.job.step_samples << " sequences of " << p.job.context
-            << " tokens a step, " << name_of(*p.job.recipe.optimizer) << ", " << name_of(p.job.target.precision) << "; "
-            << p.ranks << " ranks on " << p.nodes << (p.nodes > 1 ? " nodes" : " node") << " of " << p.hardware.name
-            << "; " << plans.tried << " layouts\n\n";
+  std::cout << parameter_count(p.job.model) << " parameters, " << p.job.step_samples << " sequences of "
+            << p.job.context << " tokens a step, " << name_of(*p.job.recipe.optimizer) << ", "
+            << name_of(p.job.target.precision) << "; " << p.ranks << " ranks on " << p.nodes
+            << (p.nodes > 1 ? " nodes" : " node") << " of " << p.hardware.name << "; " << plans.tried << " layouts\n\n";
   Rows rows = {{"", "ZeRO", "batch", "recomputes", "schedule", "step ms", "compute", "exchange", "bubble", "optimizer",
                 "GiB", "parameters", "gradients", "optimizer", "activations", "tokens/s", "MFU"}};
   const bool has_length = p.tokens > 0 || f.hours > 0;
@@ -217,8 +219,8 @@ void print_text(const Planned& p, PlanFlags& f, const Plans& plans, const Given&
   if (plans.neighbours.empty()) return;
   std::cout << "\nrejected beside the first:\n";
   for (const Plan& n : plans.neighbours)
-    std::cout << "  " << mesh_text(n.layout) << ", " << n.layout.batch << " x " << n.layout.grad_accum << ", recomputes "
-              << name_of(n.layout.recompute) << ": " << n.rejection << "\n";
+    std::cout << "  " << mesh_text(n.layout) << ", " << n.layout.batch << " x " << n.layout.grad_accum
+              << ", recomputes " << name_of(n.layout.recompute) << ": " << n.rejection << "\n";
 }
 
 void print_validation(const PlanFlags& f) {
@@ -268,33 +270,35 @@ Command plan_command() {
   const auto flags = std::make_shared<PlanFlags>();
   PlanFlags& f = *flags;
   Options options = f.model.options();
-  append(options,
-         {Option("--gpus", &f.gpus, "ranks: GPUs, or with --hardware of a CPU teams of its threads").between(1, 1 << 16),
-          Option("--nodes", &f.nodes, "hosts that these are on (as few as hold them)").between(1, 1 << 16),
-          Option("--hardware", &f.hardware, "a machine's name, or the file that describes one"),
-          Option("--tokens", &f.tokens, "length of the run, e.g. 10B: hours and price are printed"),
-          Option("--hours", &f.hours, "length of the run: its tokens and the price are printed").between(0, 1e6),
-          Option("--global-batch-tokens", &f.step_tokens, "tokens of a step (half a million, or a sequence a rank)")
-              .at_least(1),
-          Option("--objective", &f.objective, "what is to be the least: time, memory or cost").with_default(),
-          Option("--optimizer", &f.optimizer, "muon or adamw (as train's rule has it)"),
-          Option("--dtype", &f.dtype, "fp32, bf16 or fp8 (bf16; of a CPU fp32)"),
-          Option("--threads", &f.threads, "of a CPU (this one's)").between(0, 1024),
-          Option("--why", &f.why, "print why the neighbours of the best plan are none"),
-          Option("--validate", &f.validate, "a table of measured step times (CSV): predict its rows instead"),
-          Option("!--no-memory", &f.memory, "with --validate: step times alone, which takes less time"),
-          Option("--rows", &f.rows, "with --validate: each row"),
-          Option("--format", &f.format, "text or json").among({"text", "json"}).with_default()});
+  append(
+      options,
+      {Option("--gpus", &f.gpus, "ranks: GPUs, or with --hardware of a CPU teams of its threads").between(1, 1 << 16),
+       Option("--nodes", &f.nodes, "hosts that these are on (as few as hold them)").between(1, 1 << 16),
+       Option("--hardware", &f.hardware, "a machine's name, or the file that describes one"),
+       Option("--tokens", &f.tokens, "length of the run, e.g. 10B: hours and price are printed"),
+       Option("--hours", &f.hours, "length of the run: its tokens and the price are printed").between(0, 1e6),
+       Option("--global-batch-tokens", &f.step_tokens, "tokens of a step (half a million, or a sequence a rank)")
+           .at_least(1),
+       Option("--objective", &f.objective, "what is to be the least: time, memory or cost").with_default(),
+       Option("--optimizer", &f.optimizer, "muon or adamw (as train's rule has it)"),
+       Option("--dtype", &f.dtype, "fp32, bf16 or fp8 (bf16; of a CPU fp32)"),
+       Option("--threads", &f.threads, "of a CPU (this one's)").between(0, 1024),
+       Option("--why", &f.why, "print why the neighbours of the best plan are none"),
+       Option("--validate", &f.validate, "a table of measured step times (CSV): predict its rows instead"),
+       Option("!--no-memory", &f.memory, "with --validate: step times alone, which takes less time"),
+       Option("--rows", &f.rows, "with --validate: each row"),
+       Option("--format", &f.format, "text or json").among({"text", "json"}).with_default()});
   std::string names;
   for (const std::string& name : hardware_names()) names += (names.empty() ? "" : ", ") + name;
-  return {"plan", "Find the fastest layout of a model on a machine, before there is one", options,
-          "Machines: " + names +
-              ".\nTime is summed over the nodes of each layout's graph; memory is what train allocates, to the byte.\n\n"
-              "Examples:\n"
-              "  train_gpt plan llama-3.1-8B --gpus 16 --nodes 2 --hardware h100-sxm --tokens 10B\n"
-              "  train_gpt plan gpt2-1.5B --gpus 8 --hardware a100-40 --why\n"
-              "  train_gpt plan --validate layouts.csv --format json",
-          [flags](const Given& given) { plan(*flags, given); }};
+  return {
+      "plan", "Find the fastest layout of a model on a machine, before there is one", options,
+      "Machines: " + names +
+          ".\nTime is summed over the nodes of each layout's graph; memory is what train allocates, to the byte.\n\n"
+          "Examples:\n"
+          "  train_gpt plan llama-3.1-8B --gpus 16 --nodes 2 --hardware h100-sxm --tokens 10B\n"
+          "  train_gpt plan gpt2-1.5B --gpus 8 --hardware a100-40 --why\n"
+          "  train_gpt plan --validate layouts.csv --format json",
+      [flags](const Given& given) { plan(*flags, given); }};
 }
 
 }  // namespace llm

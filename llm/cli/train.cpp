@@ -82,7 +82,8 @@ Options train_options(Arguments& a) {
          {Option("--trace", &a.train.trace,
                  "Write when each op and each exchange of the second step ran, on every rank, for ui.perfetto.dev"),
           Option("--hardware", &a.hardware,
-                 "The description of this machine (plan --hardware, bench --hardware-out), by which the step time at the end is "
+                 "The description of this machine (plan --hardware, bench --hardware-out), by which the step time at "
+                 "the end is "
                  "predicted (that of a machine like this one)"),
           Option("--log-format", &a.log_format, "text, or jsonl: the log's lines on standard output")
               .among({"text", "jsonl"})
@@ -474,8 +475,7 @@ void train_on(Arguments a, const Given& given, const RankPlace& place) {
                   << format_count(outcome.tokens_per_second) << " tokens/s: " << o.out << "\n";
   }
   if (outcome.step_ms > 0) {
-    const double step_ms =
-        predicted_step_ms(run->trainer->model(), o, device, peak_gflops, a.hardware, place.locals);
+    const double step_ms = predicted_step_ms(run->trainer->model(), o, device, peak_gflops, a.hardware, place.locals);
     char line[128];
     std::snprintf(line, sizeof line, "step time: %.4g ms predicted, %.4g ms measured (median)\n", step_ms,
                   outcome.step_ms);

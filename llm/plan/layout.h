@@ -15,7 +15,7 @@ struct Job {
   ModelConfig model;
   int64_t context = 0;  // tokens of a sequence
   Target target;
-  TrainOptions recipe;      // of which the step's nodes depend: the optimizer above all
+  TrainOptions recipe;       // of which the step's nodes depend: the optimizer above all
   int64_t step_samples = 0;  // sequences in a step
 };
 

@@ -79,10 +79,11 @@ PassTime time_of(const Graph& graph, const Node& node, const Hardware& h, bool m
     others -= flops;
   }
   const double depth = h.attention_depth / head_size_of(graph, node);
-  time.device += std::max(0.0, others) / (peak * h.attention_efficiency) * (1 + depth) + bytes / (h.bandwidth_gbs * 1e9) +
-                 h.kernel_us * 1e-6;
+  time.device += std::max(0.0, others) / (peak * h.attention_efficiency) * (1 + depth) +
+                 bytes / (h.bandwidth_gbs * 1e9) + h.kernel_us * 1e-6;
   if (std::string_view(node.op->name) == "head_loss")
-    time.device += static_cast<double>(graph.shape(node.inputs[0]).rows() * graph.shape(node.inputs[1])[0]) * h.logit_ps * 1e-12;
+    time.device +=
+        static_cast<double>(graph.shape(node.inputs[0]).rows() * graph.shape(node.inputs[1])[0]) * h.logit_ps * 1e-12;
   time.host = h.launch_us * 1e-6;
   return time;
 }

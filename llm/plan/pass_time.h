@@ -1,8 +1,8 @@
 // The time of the nodes of a compiled graph on a machine, from the cost column of the op table and a machine's numbers.
 #pragma once
 #include "llm/base/rank_group.h"
+#include "llm/device/hardware.h"
 #include "llm/graph/passes.h"
-#include "llm/plan/hardware.h"
 
 namespace llm {
 

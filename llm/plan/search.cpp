@@ -62,9 +62,8 @@ class Search {
                      ? concat("no layout of ", ranks_, " ranks fits: the least one ", least_reason)
                      : concat("no layout of ", ranks_, " ranks is possible: ", first_reason_));
     if (objective_ == Objective::memory) {
-      std::stable_sort(plans.best.begin(), plans.best.end(), [](const Plan& a, const Plan& b) {
-        return a.memory.device() < b.memory.device();
-      });
+      std::stable_sort(plans.best.begin(), plans.best.end(),
+                       [](const Plan& a, const Plan& b) { return a.memory.device() < b.memory.device(); });
       plans.best.resize(std::min(plans.best.size(), most));
     }
     if (with_neighbours) plans.neighbours = neighbours(plans.best[0]);
@@ -97,8 +96,8 @@ class Search {
       if (first_reason_.empty()) first_reason_ = reason;
       return;
     }
-    for (const Recompute level : {Recompute::none, Recompute::activations, Recompute::norms, Recompute::attention,
-                                  Recompute::block}) {
+    for (const Recompute level :
+         {Recompute::none, Recompute::activations, Recompute::norms, Recompute::attention, Recompute::block}) {
       layout.recompute = level;
       plans.push_back({.layout = layout, .time = timer_.time(layout), .memory = {}, .rejection = {}});
     }

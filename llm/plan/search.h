@@ -28,7 +28,8 @@ struct Plans {
 
 // For as many ranks as there are. Throws UsageError where no layout is possible, with the reason of the one that needs the
 // least memory, where that is the reason.
-Plans search(const Job& job, const Hardware& hardware, int ranks, Objective objective, size_t most, bool with_neighbours);
+Plans search(const Job& job, const Hardware& hardware, int ranks, Objective objective, size_t most,
+             bool with_neighbours);
 
 // FLOPs that training needs (training_flops_per_token) by what all ranks could make.
 double mfu_of(const Job& job, const Hardware& hardware, const Plan& plan);

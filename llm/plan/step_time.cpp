@@ -68,8 +68,9 @@ StepTimer::Parts StepTimer::measure(const Layout& layout, bool messages_between_
   own.mesh = {.data = layout.zero == 3 ? layout.mesh.data : 1, .tensor = layout.mesh.tensor};
   own.zero = layout.zero == 3 ? 3 : 0;
   const TrainOptions recipe = recipe_of(small, own);
-  TrainingGraph t = build_training_graph(small.model, layout.batch, job_.context, optimizer_of(recipe),
-                                         dtype_of(job_.target.precision), recipe_of(recipe, 0), parallel_of(small, own, 0));
+  TrainingGraph t =
+      build_training_graph(small.model, layout.batch, job_.context, optimizer_of(recipe),
+                           dtype_of(job_.target.precision), recipe_of(recipe, 0), parallel_of(small, own, 0));
   recompute(t.graph, {layout.recompute, kBlocks});
   const std::vector<TensorId> results = {t.loss, t.gradient_norm, t.guarded_norm};
   const Compiled compiled = compile(std::move(t.graph), results, job_.target);

@@ -41,8 +41,9 @@ class StepTimer {
 
   Job job_;
   Hardware hardware_;
-  std::map<std::tuple<int, int, int64_t, int, bool>, Parts> parts_;  // by tensor, gathering data ranks, batch, recomputation
-  std::map<std::tuple<int, int, int, int, int, bool>, End> ends_;    // by data, tensor, stages, stage, ZeRO, offload
+  std::map<std::tuple<int, int, int64_t, int, bool>, Parts>
+      parts_;  // by tensor, gathering data ranks, batch, recomputation
+  std::map<std::tuple<int, int, int, int, int, bool>, End> ends_;  // by data, tensor, stages, stage, ZeRO, offload
 };
 
 }  // namespace llm

@@ -101,8 +101,8 @@ PipelineTimeline simulate(const PipelineShape& p, const PipelineSchedule& schedu
   return simulate(p, schedule, std::vector<PassTimes>(schedule.size(), times), 0);
 }
 
-PipelineTimeline simulate(const PipelineShape& p, const PipelineSchedule& schedule,
-                          const std::vector<PassTimes>& times, double message) {
+PipelineTimeline simulate(const PipelineShape& p, const PipelineSchedule& schedule, const std::vector<PassTimes>& times,
+                          double message) {
   const bool splits = p.kind == PipelineKind::zero_bubble;
   const auto time_of = [&](size_t stage, Pass pass) {
     const PassTimes& own = times[stage];

@@ -57,7 +57,7 @@ class Trainer {
   const Program& program() const { return *training_; }
   const Pipeline* pipeline() const { return pipeline_.get(); }
   const TrainerState& state() const { return state_; }
-  size_t arena_bytes() const;                                 // on the device
+  size_t arena_bytes() const;  // on the device
   size_t allocated_bytes() const { return arena_ ? arena_->bytes() : 0; }
   const ModelConfig& model() const { return model_; }
   size_t host_bytes() const { return layout_.host_bytes(); }  // of tensors that lie in the host's memory beside these

@@ -1,5 +1,4 @@
-#include "llm/plan/measure.h"
-
+// What `plan` knows of a machine, measured here.
 #include <unistd.h>
 
 #include <algorithm>
@@ -9,7 +8,7 @@
 #include <limits>
 
 #include "llm/base/error.h"
-#include "llm/base/median.h"
+#include "llm/cli/bench.h"
 #include "llm/device/ceilings.h"
 #include "llm/device/ceilings_cuda.h"
 #include "llm/device/communicator_threads.h"
@@ -26,8 +25,8 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 // A node's time is linear in what these stand for; hence the numbers are found by least squares.
-constexpr std::array kFitted = {&Hardware::product_efficiency, &Hardware::attention_efficiency, &Hardware::bandwidth_gbs,
-                                &Hardware::kernel_us};
+constexpr std::array kFitted = {&Hardware::product_efficiency, &Hardware::attention_efficiency,
+                                &Hardware::bandwidth_gbs, &Hardware::kernel_us};
 constexpr size_t kNumbers = kFitted.size() + 2;  // and the two depths
 
 struct Sample {
@@ -90,7 +89,8 @@ double measure_step(const Step& step, Device& device, Precision precision, doubl
   program.bind(arena);
   const auto count = static_cast<size_t>(step.batch * step.model.context);
   std::vector<int32_t> tokens(count);
-  for (size_t i = 0; i < count; ++i) tokens[i] = static_cast<int32_t>(i * 7919 % static_cast<size_t>(step.model.vocabulary));
+  for (size_t i = 0; i < count; ++i)
+    tokens[i] = static_cast<int32_t>(i * 7919 % static_cast<size_t>(step.model.vocabulary));
   const std::vector<float> weights(count, 1.0f / static_cast<float>(count));
   const size_t nodes = program.graph().nodes.size();
   std::vector<std::vector<double>> seconds(nodes);
@@ -142,15 +142,17 @@ Hardware measure_hardware(Device& device, Precision precision, const Hardware& o
   const CudaDevice* const cuda = device.cuda();
   h.cuda = cuda != nullptr, h.sources = {"measured by train_gpt bench --hardware-out"};
   h.name = cuda ? cuda->properties().name : concat("CPU of ", device.threads().size(), " threads");
-  const double gflops = cuda ? measure_cuda_peak_gflops(*device.cuda(), dtype_of(precision))
-                             : measure_peak_gflops(device.threads());
+  const double gflops =
+      cuda ? measure_cuda_peak_gflops(*device.cuda(), dtype_of(precision)) : measure_peak_gflops(device.threads());
   h.peak_tflops = gflops * 1e-3;
   std::vector<Sample> samples;
-  std::vector<Step> steps = {{model_of(4, 128, 4, 64, 256), 16},     {model_of(2, 128, 4, 256, 4096), 4},
-                             {model_of(2, 384, 6, 256, 256), 4},     {model_of(2, 384, 6, 64, 8192), 8},
-                             {model_of(1, 768, 12, 256, 16384), 2},  {model_of(2, 768, 12, 512, 1024), 1}};
+  std::vector<Step> steps = {{model_of(4, 128, 4, 64, 256), 16},    {model_of(2, 128, 4, 256, 4096), 4},
+                             {model_of(2, 384, 6, 256, 256), 4},    {model_of(2, 384, 6, 64, 8192), 8},
+                             {model_of(1, 768, 12, 256, 16384), 2}, {model_of(2, 768, 12, 512, 1024), 1}};
   if (cuda)
-    steps = {{model_of(2, 768, 12, 1024, 32768), 4}, {model_of(2, 2048, 16, 2048, 32768), 2}, {model_of(2, 4096, 32, 2048, 4096), 4}};
+    steps = {{model_of(2, 768, 12, 1024, 32768), 4},
+             {model_of(2, 2048, 16, 2048, 32768), 2},
+             {model_of(2, 4096, 32, 2048, 4096), 4}};
   std::vector<double> beside;
   for (const Step& step : steps) beside.push_back(measure_step(step, device, precision, gflops * 1e9, samples));
   const std::array<double, kNumbers> x = least_squares(samples);
@@ -166,7 +168,8 @@ Hardware measure_hardware(Device& device, Precision precision, const Hardware& o
   const double few = exchange_seconds(64), many = exchange_seconds(size_t{32} << 20);
   h.inside_latency_us = few / 2 * 1e6;
   h.inside_gbs = static_cast<double>(size_t{32} << 20) / std::max(1e-9, many - few) * 1e-9;
-  h.memory_gib = static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGESIZE)) * 0x1p-30;
+  h.memory_gib =
+      static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGESIZE)) * 0x1p-30;
   return h;
 }
 

@@ -1,4 +1,4 @@
-#include "llm/plan/validate.h"
+#include "llm/cli/plan_validation.h"
 
 #include <algorithm>
 #include <cmath>
@@ -172,8 +172,8 @@ Validation validate(const std::string& path, const std::string& hardware, bool w
   std::map<std::string, std::vector<size_t>> choices;  // rows, by model, ranks and size of the step
   while (table.next()) {
     std::string name;
-    for (const char* column : {"hardware", "architecture", "layers", "channels", "heads", "kv_heads", "hidden", "vocabulary",
-                               "context", "gpus_per_node"})
+    for (const char* column : {"hardware", "architecture", "layers", "channels", "heads", "kv_heads", "hidden",
+                               "vocabulary", "context", "gpus_per_node"})
       name += table.text(column) + " ";
     auto found = models.find(name);
     if (found == models.end()) {
@@ -198,7 +198,7 @@ Validation validate(const std::string& path, const std::string& hardware, bool w
         const int64_t samples = layout.mesh.data * layout.batch * layout.grad_accum;
         choices[concat(name, table.text("gpus"), " ", samples)].push_back(v.rows.size());
       }
-      if (with_memory) {
+      if (with_memory && (row.failed || row.measured_gib > 0)) {
         row.predicted_gib = predict([&](const Layout& l) { return model.bytes(l); }) * 0x1p-30;
         row.fits = row.predicted_gib <= model.hardware.memory_gib - model.hardware.reserved_gib;
       }
@@ -211,7 +211,8 @@ Validation validate(const std::string& path, const std::string& hardware, bool w
   std::vector<double> errors, measured, predicted, regrets, measured_gib, predicted_gib;
   for (const ValidatedRow& row : v.rows)
     if (!row.failed)
-      errors.push_back(std::abs(row.error())), measured.push_back(row.measured_ms), predicted.push_back(row.predicted_ms);
+      errors.push_back(std::abs(row.error())), measured.push_back(row.measured_ms),
+          predicted.push_back(row.predicted_ms);
   for (const ValidatedRow& row : v.rows)
     if (row.measured_gib > 0) measured_gib.push_back(row.measured_gib), predicted_gib.push_back(row.predicted_gib);
   if (with_memory) v.memory_correlation = rank_correlation(measured_gib, predicted_gib);

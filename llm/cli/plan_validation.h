@@ -6,7 +6,7 @@
 namespace llm {
 
 struct ValidatedRow {
-  int line = 0;        // of the file
+  int line = 0;         // of the file
   bool failed = false;  // it ran out of memory, or crashed
   double measured_ms = 0, predicted_ms = 0;
   double measured_gib = 0, predicted_gib = 0;  // 0: not known

@@ -27,14 +27,14 @@ struct Hardware {
   // Beside the products of the head, for each of its results, where these pass through memory; `shared`: of a head that
   // tensor-parallel ranks share.
   double logit_ps = 0, shared_logit_ps = 0;
-  double bandwidth_gbs = 0;         // bytes that kernels read and write
-  double kernel_us = 0;             // of a kernel's time, what does not depend on its size
-  double launch_us = 0;             // the host's time for each kernel, while the device works on those before
+  double bandwidth_gbs = 0;               // bytes that kernels read and write
+  double kernel_us = 0;                   // of a kernel's time, what does not depend on its size
+  double launch_us = 0;                   // the host's time for each kernel, while the device works on those before
   double micro_step_ms = 0, step_ms = 0;  // what a micro-step and a step take whatever the model
 
   // Of the links. Ranks with neighbouring numbers are on one node.
   double ranks_a_node = 1;
-  double inside_gbs = 0, between_gbs = 0;               // that a rank sends; between nodes: through its own share of the network
+  double inside_gbs = 0, between_gbs = 0;  // that a rank sends; between nodes: through its own share of the network
   double inside_latency_us = 0, between_latency_us = 0;  // of an exchange, for each rank of its group
   double exchange_host_us = 0;  // the host's time for an exchange within a pass, for each rank of its group
   // The same for exchanges within the passes of a pipeline whose messages go from node to node: they then take turns on the
@@ -45,7 +45,8 @@ struct Hardware {
   // Messages of pipelines on so many nodes or more take so much longer, where as many data-parallel ranks divide the
   // optimizer's state; 0: none do.
   double stall_nodes = 0, stall_ms = 0;
-  double host_gbs = 0;  // between a rank and its host's memory, where optimizer state lies there; 0: there is no such way
+  double host_gbs =
+      0;  // between a rank and its host's memory, where optimizer state lies there; 0: there is no such way
 };
 
 // `name`: of a description that is part of the program, or a file's path. Throws UsageError that lists the names where it is

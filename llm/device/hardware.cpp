@@ -1,4 +1,4 @@
-#include "llm/plan/hardware.h"
+#include "llm/device/hardware.h"
 
 #include <algorithm>
 #include <array>
@@ -49,7 +49,7 @@ struct Embedded {
   const char *name, *text;
 };
 constexpr Embedded kDescriptions[] = {
-#include "llm/plan/hardware.inc"
+#include "llm/device/hardware.inc"
 };
 
 Hardware parse(const Json& json, const std::string& where) {
