@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <sstream>
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/json.h"
@@ -162,4 +163,85 @@ TEST_CASE("plan: what does not fit is not chosen, and says what it needs") {
   CHECK(has(error_of([&] { search(job, h, 4, Objective::time, 1, false); }), "needs "));
   job.step_samples = 7;
   CHECK(has(error_of([&] { search(job, machine(), 5, Objective::time, 1, false); }), "do not divide a step of 7"));
+}
+
+// Korthikanti et al. 2022 (arXiv 2205.05198), table 2, in bytes of s b h a layer, without what this program does not keep:
+// the masks of dropout (2), and attention's scores (5 a s / h). Where tensor-parallel ranks share the tokens it keeps what it
+// has gathered in front of two of the products (4 instead of 4 / t) and need not gather it again.
+TEST_CASE("plan: activations of a layer are those of the published formulas") {
+  Job job;
+  set_architecture(job.model, Architecture::gpt2);
+  job.model.channels = 1024, job.model.heads = job.model.kv_heads = 16, job.model.head_size = 64;
+  job.model.hidden = 4096, job.model.vocabulary = 512, job.model.context = job.context = 1024;
+  job.target = {.threads = 1, .cuda = true, .precision = Precision::bf16};
+  job.recipe.optimizer = OptimizerKind::adamw;
+  const auto a_layer = [&](Layout layout) {
+    double bytes[2];
+    for (const int more : {0, 1}) {
+      job.model.layers = 4 + 4 * more;
+      bytes[more] = static_cast<double>(memory_of(job, layout, 0).activations);
+    }
+    return (bytes[1] - bytes[0]) / 4 / static_cast<double>(job.context * layout.batch * job.model.channels);
+  };
+  Layout layout = layout_of({}, 1, 4, 1);
+  CHECK(a_layer(layout) == doctest::Approx(32).epsilon(0.01));
+  layout.recompute = Recompute::block;
+  CHECK(a_layer(layout) == doctest::Approx(2).epsilon(0.01));
+  layout.recompute = Recompute::none;
+  for (const int tensor : {2, 4}) {
+    layout.mesh.tensor = tensor;
+    CHECK(a_layer(layout) == doctest::Approx(32.0 / tensor + 4 - 4.0 / tensor).epsilon(0.01));
+  }
+}
+
+// A few rows of the tables in the file; it names their sources.
+TEST_CASE("plan: published step times are predicted") {
+  const Validation v = validate("test/data/layouts.csv", "", true);
+  REQUIRE(v.rows.size() == 11);
+  CHECK(v.mean_error < 0.08);
+  CHECK(v.rank_correlation > 0.95);
+  CHECK(v.regret == 0);
+  CHECK(v.rows.back().failed);
+  CHECK(!v.rows.back().fits);
+  const Folder folder;
+  const std::string table = read_file("test/data/layouts.csv"), path = folder / "table.csv";
+  const auto error_with = [&](const std::string& from, const std::string& to) {
+    std::string changed = table;
+    changed.replace(changed.find(from), from.size(), to);
+    write_file_atomically(path, changed);
+    return error_of([&] { validate(path, "", false); });
+  };
+  CHECK(has(error_with("grad_accum", "grad"), "no column grad_accum"));
+  CHECK(has(error_with("88.523325", "fast"), "line 2: step_ms is \"fast\""));
+  CHECK(has(error_with("a100-80,4,8", "z100,4,8"), "neither a file nor one of"));
+  CHECK(has(error_of([&] { validate(folder / "none.csv", "", false); }), "cannot read"));
+}
+
+TEST_CASE("plan: the command of a plan runs as it is printed, and says at its end what was predicted") {
+  if (binary().empty()) return;
+  const Folder folder;
+  write_file_atomically(folder / "text.txt", pattern_text(3000));
+  const Json plans = parse_json(run_well(folder, {"plan", "nano", "--vocabulary", "257", "--gpus", "4", "--hardware",
+                                                  "cpu", "--global-batch-tokens", "2048", "--format", "json", "--why"}),
+                                "plan");
+  REQUIRE(plans["plans"].size() == 5);
+  CHECK(plans["rejected"].size() > 0);
+  for (const Json& plan : plans["plans"]) {
+    Arguments arguments;
+    std::istringstream words(plan.at("command").string());
+    for (std::string word; words >> word;) arguments.push_back(word == "tokens/" ? folder / "text.txt" : word);
+    CAPTURE(plan.at("command").string());
+    const std::string run_path = folder / concat("run", &plan - plans["plans"].begin());
+    arguments.erase(arguments.begin());  // the program's name
+    arguments.insert(arguments.end(), {"--out", run_path, "--steps", "2", "--eval-every", "0"});
+    const std::string out = run_well(folder, arguments);
+    const auto bytes = plan.at("memory_bytes").at("total").get<int64_t>();
+    CHECK(has(out, concat("arena: ", bytes, " bytes planned, ", bytes, " bytes allocated")));
+    CHECK(has(out, "ms predicted"));
+  }
+  check_error(folder, {"plan", "nano", "--gpus", "2"}, 2, "--hardware is missing");
+  check_error(folder, {"plan", "nano", "--hardware", "cpu"}, 2, "--gpus is missing");
+  check_error(folder, {"plan", "nano", "--gpus", "2", "--hardware", "abacus"}, 2, "neither a file nor one of");
+  check_error(folder, {"plan", "llama-3.1-70B", "--gpus", "1", "--hardware", "rtx4090"}, 2, "needs ");
+  check_error(folder, {"plan", "nano", "--gpus", "2", "--hardware", "cpu", "--tokens", "ten"}, 2, "no count of tokens");
 }

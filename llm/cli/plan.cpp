@@ -68,7 +68,7 @@ Planned planned(const PlanFlags& f) {
   Planned p;
   p.hardware = hardware_of(f.hardware);
   p.ranks = static_cast<int>(f.gpus);
-  const auto a_node = static_cast<int>(p.hardware.ranks_a_node);
+  const int a_node = p.hardware.cuda ? static_cast<int>(p.hardware.ranks_a_node) : p.ranks;
   p.nodes = f.nodes ? static_cast<int>(f.nodes) : (p.ranks + a_node - 1) / a_node;
   if (p.ranks % p.nodes) fail_usage("--nodes ", p.nodes, " do not divide --gpus ", p.ranks);
   p.hardware.ranks_a_node = p.ranks / p.nodes;
@@ -225,30 +225,46 @@ void print_text(const Planned& p, PlanFlags& f, const Plans& plans, const Given&
 
 void print_validation(const PlanFlags& f) {
   const Validation v = validate(f.validate, f.hardware, f.memory);
-  Json result = {{"rows", 0},
-                 {"mean_error", v.mean_error},
-                 {"median_error", v.median_error},
-                 {"rank_correlation", v.rank_correlation},
-                 {"regret", v.regret}};
-  int64_t measured = 0, failed = 0, refused = 0, wrongly = 0;
   Json rows = Json::array();
+  Rows table = {{"line", "measured ms", "predicted ms", "error", "measured GiB", "predicted GiB", "layout"}};
+  int64_t measured = 0, failed = 0, refused = 0, wrongly = 0;
+  const auto known = [](const char* how, double value) { return value > 0 ? format(how, value) : std::string("-"); };
   for (const ValidatedRow& row : v.rows) {
     measured += row.failed ? 0 : 1, failed += row.failed ? 1 : 0;
     refused += row.failed && !row.fits ? 1 : 0, wrongly += !row.failed && !row.fits ? 1 : 0;
     Json j = {{"line", row.line}, {"layout", row.layout}};
     if (!row.failed) j["measured_ms"] = row.measured_ms, j["predicted_ms"] = row.predicted_ms;
     if (row.measured_gib > 0) j["measured_gib"] = row.measured_gib;
-    if (f.memory) j["predicted_gib"] = row.predicted_gib;
+    if (row.predicted_gib > 0) j["predicted_gib"] = row.predicted_gib;
     rows.push_back(j);
+    table.push_back({std::to_string(row.line), known("%.1f", row.measured_ms), known("%.1f", row.predicted_ms),
+                     row.failed ? "-" : format("%+.1f %%", 100 * row.error()), known("%.1f", row.measured_gib),
+                     known("%.1f", row.predicted_gib), row.layout});
   }
-  if (f.memory) {
-    result["memory_correlation"] = v.memory_correlation;
-    result["failed"] = failed, result["failed_predicted_not_to_fit"] = refused;
-    result["measured_predicted_not_to_fit"] = wrongly;
+  const bool has_memory = f.memory && (failed > 0 || v.memory_correlation != 0);
+  if (f.format == "json") {
+    Json result = {{"rows", measured},
+                   {"mean_error", v.mean_error},
+                   {"median_error", v.median_error},
+                   {"rank_correlation", v.rank_correlation},
+                   {"regret", v.regret}};
+    if (has_memory)
+      result.update({{"memory_correlation", v.memory_correlation},
+                     {"failed", failed},
+                     {"failed_predicted_not_to_fit", refused},
+                     {"measured_predicted_not_to_fit", wrongly}});
+    if (f.rows) result["each"] = rows;
+    std::cout << result.dump(1) << "\n";
+    return;
   }
-  result["rows"] = measured;
-  if (f.rows) result["each"] = rows;
-  std::cout << result.dump(1) << "\n";
+  if (f.rows) print_table(table), std::cout << "\n";
+  std::cout << measured << " rows: error " << format("%.1f %%", 100 * v.mean_error) << " on average, median "
+            << format("%.1f %%", 100 * v.median_error) << "; rank correlation " << format("%.3f", v.rank_correlation)
+            << "; the layout that is predicted to be the fastest takes " << format("%.1f %%", 100 * v.regret)
+            << " longer than the fastest\n";
+  if (has_memory)
+    std::cout << "memory: rank correlation " << format("%.3f", v.memory_correlation) << "; of " << failed
+              << " rows that failed " << refused << " are predicted not to fit, of those that ran " << wrongly << "\n";
 }
 
 void plan(PlanFlags& f, const Given& given) {

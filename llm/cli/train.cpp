@@ -35,7 +35,7 @@ struct Arguments {
   ModelOptions model;
   DeviceOptions device;
   TrainOptions train;
-  std::string log_format = "text", resume, tokenizer, hardware;
+  std::string log_format = "text", resume, tokenizer, hardware, plan;
   bool explain = false;
 };
 
@@ -81,6 +81,9 @@ Options train_options(Arguments& a) {
   append(all,
          {Option("--trace", &a.train.trace,
                  "Write when each op and each exchange of the second step ran, on every rank, for ui.perfetto.dev"),
+          Option("--plan", &a.plan,
+                 "auto: the fastest layout for the ranks there are that fits (train_gpt plan), and it is said")
+              .among({"auto"}),
           Option("--hardware", &a.hardware,
                  "The description of this machine (plan --hardware, bench --hardware-out), by which the step time at "
                  "the end is "
@@ -326,6 +329,27 @@ void share_steps(TrainOptions& o, bool resumes, int64_t context, Voice& voice) {
                  "order, and last bits differ\n";
 }
 
+// --plan auto: what is not told of how ranks share the steps is chosen.
+void plan_steps(Arguments& a, const Given& given, const ModelConfig& model, int64_t val_tokens, bool is_trained,
+                OpenedMachine& machine, const RankPlace& place, Voice& voice) {
+  TrainOptions& o = a.train;
+  for (const char* flag :
+       {"--tensor", "--stages", "--zero", "--batch", "--grad-accum", "--virtual-ranks", "--pipeline", "--chunks"})
+    if (given.contains(flag)) fail_usage("--plan auto chooses ", flag, "; leave one of them out");
+  TrainOptions complete = o;
+  complete.virtual_ranks = 1;
+  apply_rules(complete, model, val_tokens, is_trained);
+  const int64_t wanted = complete.total_batch_tokens;
+  // As many sequences for each rank.
+  const int64_t samples = place.count() * std::max<int64_t>(1, wanted / complete.context / place.count());
+  complete.total_batch_tokens = samples * complete.context;
+  const std::string text = take_best_plan(complete, model, machine.device(), a.hardware, place.count());
+  o.mesh = complete.mesh, o.zero = complete.zero, o.batch = complete.batch, o.grad_accum = complete.grad_accum;
+  o.virtual_ranks = complete.virtual_ranks, o.pipeline = complete.pipeline, o.chunks = complete.chunks;
+  o.memory_budget = complete.memory_budget, o.total_batch_tokens = 0;
+  voice.notes << "plan:  " << text << "\n";
+}
+
 // Null where there is nothing to train.
 std::unique_ptr<Run> prepare(Arguments& a, const Given& given, const RankPlace& place, Voice& voice) {
   TrainOptions& o = a.train;
@@ -391,6 +415,8 @@ std::unique_ptr<Run> prepare(Arguments& a, const Given& given, const RankPlace& 
                             : !origin.empty() ? trained_config(a, given, origin, dataset.vocabulary)
                                               : a.model.resolve(vocabulary, kDefaultModel);
   o.mesh = mesh_of(a.mesh, place.count());
+  if (a.plan == "auto" && !resumes)
+    plan_steps(a, given, model, val_tokens, !origin.empty(), *run->machine, place, voice);
   share_steps(o, resumes, o.context ? o.context : model.context, voice);
   const std::vector<Rule> rules = apply_rules(o, model, val_tokens, !origin.empty());
   if (train_tokens < o.context + 1)
