@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Fits the numbers of a machine's description, which no data sheet has, to measured step times of layouts.
 
-    scripts/fit_hardware.py data/hardware/h100-80.json layouts.csv --every 10 --out data/hardware/h100-80.json
+    scripts/fit_hardware.py data/hardware/h100-sxm.json layouts.csv --every 10 --out data/hardware/h100-sxm.json
 
 Every N-th row that was measured (from the --first on) is calibrated on; `train_gpt plan --validate` tells how well the rest is
 predicted. The model of time is the program's own: each trial runs it. Errors are those of logarithms, weighted as Cauchy's
@@ -19,7 +19,7 @@ import sys
 import tempfile
 
 NUMBERS = ("product_efficiency product_depth attention_efficiency attention_depth logit_ps shared_logit_ps bandwidth_gbs kernel_us launch_us micro_step_ms step_ms inside_gbs "
-           "between_gbs inside_latency_us between_latency_us exchange_host_us beside_messages_us hidden hidden_zero stall_ms").split()
+           "between_gbs inside_latency_us between_latency_us reduce_latency_us exchange_host_us beside_messages_us hidden hidden_zero stall_ms").split()
 SHARES = ("product_efficiency", "attention_efficiency", "hidden", "hidden_zero")  # at most 1
 PULL = 0.03  # of a number's logarithm towards where it began
 
@@ -56,8 +56,9 @@ class Fit:
         self.scale = arguments.scale
         with open(arguments.start, encoding="utf-8") as file:
             self.description = json.load(file)
-        self.names = [n for n in arguments.numbers if self.description.get(n, 0) > 0]
-        self.start = [math.log(self.description[n]) for n in self.names]
+        begin = {**self.description, **self.description.get("published", {})}
+        self.names = [n for n in arguments.numbers if begin.get(n, 0) > 0]
+        self.start = [math.log(begin[n]) for n in self.names]
         self.tables = []
         for i, path in enumerate(arguments.tables):
             rows = calibration_rows(path, arguments.every, arguments.first)
@@ -69,18 +70,15 @@ class Fit:
             self.tables.append(table)
 
     def described(self, point):
-        described = dict(self.description)
-        for name, value in zip(self.names, point):
-            described[name] = float(f"{math.exp(value):.4g}") if name else value
-        return described
+        """The description with these numbers as the published program's."""
+        numbers = {n: float(f"{math.exp(v):.4g}") for n, v in zip(self.names, point)}
+        return {**self.description, "published": {**self.description.get("published", {}), **numbers}}
 
     def residuals(self, point):
         """Logarithms of predicted by measured, of all calibration rows."""
-        described = dict(self.description)
-        described.update((n, math.exp(v)) for n, v in zip(self.names, point))
         handle, path = tempfile.mkstemp(suffix=".json", dir=self.folder)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(described, file)
+            json.dump(self.described(point), file)
         found = []
         for table in self.tables:
             command = [self.program, "plan", "--validate", table, "--hardware", path, "--rows", "--no-memory",

@@ -178,7 +178,7 @@ Validation validate(const std::string& path, const std::string& hardware, bool w
     auto found = models.find(name);
     if (found == models.end()) {
       const Job job = job_of(table);
-      Hardware machine = hardware_of(hardware.empty() ? table.text("hardware") : hardware);
+      Hardware machine = hardware_of(hardware.empty() ? table.text("hardware") : hardware, true);
       machine.ranks_a_node = static_cast<double>(table.whole("gpus_per_node"));
       found = models.emplace(name, Model{job, machine, StepTimer(job, machine)}).first;
     }

@@ -36,6 +36,7 @@ constexpr std::array kNumbers = {Number{"memory_gib", &Hardware::memory_gib, tru
                                  Number{"between_gbs", &Hardware::between_gbs, true},
                                  Number{"inside_latency_us", &Hardware::inside_latency_us},
                                  Number{"between_latency_us", &Hardware::between_latency_us},
+                                 Number{"reduce_latency_us", &Hardware::reduce_latency_us},
                                  Number{"exchange_host_us", &Hardware::exchange_host_us},
                                  Number{"beside_messages_us", &Hardware::beside_messages_us},
                                  Number{"hidden", &Hardware::hidden},
@@ -52,16 +53,21 @@ constexpr Embedded kDescriptions[] = {
 #include "llm/device/hardware.inc"
 };
 
-Hardware parse(const Json& json, const std::string& where) {
+void take_numbers(Hardware& h, const Json& json) {
+  for (const auto& [key, place, needed] : kNumbers)
+    if (json.contains(key)) h.*place = json.at(key).get<double>();
+  if (json.contains("equal_cuts")) h.equal_cuts = json.at("equal_cuts").get<bool>();
+}
+
+Hardware parse(const Json& json, const std::string& where, bool as_published) {
   Hardware h;
   h.name = json.at("name").string();
   for (const Json& source : json["sources"]) h.sources.push_back(source.string());
   h.cuda = !json.contains("device") || json.at("device").string() != "cpu";
-  h.equal_cuts = json.contains("equal_cuts") && json.at("equal_cuts").get<bool>();
-  for (const auto& [key, place, needed] : kNumbers) {
-    if (json.contains(key)) h.*place = json.at(key).get<double>();
+  take_numbers(h, json);
+  if (as_published) take_numbers(h, json["published"]);
+  for (const auto& [key, place, needed] : kNumbers)
     if (h.*place < 0 || (needed && h.*place == 0)) fail(where, ": \"", key, "\" must be more than 0");
-  }
   return h;
 }
 
@@ -73,16 +79,16 @@ std::vector<std::string> hardware_names() {
   return names;
 }
 
-Hardware hardware_of(const std::string& name) {
+Hardware hardware_of(const std::string& name, bool as_published) {
   for (const Embedded& e : kDescriptions)
-    if (name == e.name) return parse(parse_json(e.text, name), name);
+    if (name == e.name) return parse(parse_json(e.text, name), name, as_published);
   if (!std::filesystem::exists(name)) {
     std::string all;
     for (const std::string& known : hardware_names()) all += (all.empty() ? "" : ", ") + known;
     fail_usage("--hardware ", name, " is neither a file nor one of ", all);
   }
   try {
-    return parse(read_json(name), name);
+    return parse(read_json(name), name, as_published);
   } catch (const UsageError&) {
     throw;
   } catch (const Error& e) {

@@ -1,6 +1,7 @@
-// What a plan knows of a machine: few numbers, of which those that no data sheet has were measured (bench --hardware-out)
-// or fitted to published step times (scripts/fit_hardware.py). A description is a JSON file with a member for each number
-// below that is not 0, "name", "sources" and "notes"; those in data/hardware/ are part of the program.
+// What a plan knows of a machine: few numbers, from data sheets and measured (bench --hardware-out). A description is a JSON file
+// with "name", "sources", "device" and a member for each number below that is not 0; those in data/hardware/ are part of the
+// program. A member "published" has numbers that stand in their place where step times of another program are predicted,
+// to which they were fitted (scripts/fit_hardware.py): its kernels, what its host does meanwhile, and its network.
 #pragma once
 #include <string>
 #include <vector>
@@ -36,9 +37,11 @@ struct Hardware {
   double ranks_a_node = 1;
   double inside_gbs = 0, between_gbs = 0;  // that a rank sends; between nodes: through its own share of the network
   double inside_latency_us = 0, between_latency_us = 0;  // of an exchange, for each rank of its group
-  double exchange_host_us = 0;  // the host's time for an exchange within a pass, for each rank of its group
-  // The same for exchanges within the passes of a pipeline whose messages go from node to node: they then take turns on the
-  // device with these. Hidden by kernels that run meanwhile.
+  double reduce_latency_us =
+      0;  // the same of exchanges between nodes at a step's end, which are larger and do not wait in turn
+  double exchange_host_us = 0;  // the host's time for an exchange within a pass
+  // And for each rank of its group, what it takes longer within a pipeline whose messages go from node to node: exchanges and
+  // messages then take turns on the device. Hidden by kernels that run meanwhile.
   double beside_messages_us = 0;
   // The share of the kernels between an exchange's start and its wait that hides it; `zero`: where ranks divide the state.
   double hidden = 0, hidden_zero = 0;
@@ -51,7 +54,7 @@ struct Hardware {
 
 // `name`: of a description that is part of the program, or a file's path. Throws UsageError that lists the names where it is
 // neither, Error for a file that is none.
-Hardware hardware_of(const std::string& name);
+Hardware hardware_of(const std::string& name, bool as_published = false);
 std::vector<std::string> hardware_names();
 // Of each of so many ranks that share a CPU: the description is that of one rank which has it all.
 Hardware shared_by(const Hardware& cpu, int ranks);

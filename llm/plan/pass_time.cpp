@@ -1,7 +1,6 @@
 #include "llm/plan/pass_time.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <string_view>
 
@@ -10,14 +9,6 @@
 
 namespace llm {
 namespace {
-
-// How sharply the longer of two times counts: sums of kernels are now the longer ones, now the shorter ones.
-constexpr double kSharpness = 8;
-
-double longer_of(double a, double b) {
-  const double most = std::max(a, b), least = std::min(a, b);
-  return most <= 0 ? 0 : most * std::pow(1 + std::pow(least / most, kSharpness), 1 / kSharpness);
-}
 
 // How many ranks of a group are on one node.
 int on_a_node(const RankGroup& group, const Hardware& h) {
@@ -34,21 +25,22 @@ double head_size_of(const Graph& g, const Node& node) {
   return static_cast<double>(g.shape(node.inputs[name == "attention" ? 0 : 1]).last() / heads);
 }
 
-double PassTime::total() const { return longer_of(device + exchange, host); }
-double PassTime::compute() const { return longer_of(device, host); }
+double PassTime::total() const { return std::max(device + exchange, host); }
+double PassTime::compute() const { return std::max(device, host); }
 
 PassTime& PassTime::operator+=(const PassTime& other) {
   device += other.device, exchange += other.exchange, host += other.host;
   return *this;
 }
 
-double exchange_time(const RankGroup& group, double bytes, const Hardware& h) {
+double exchange_time(const RankGroup& group, double bytes, const Hardware& h, bool at_end) {
   if (group.is_alone()) return 0;
   const int together = on_a_node(group, h);
   const bool is_inside = together == group.ranks;
   // Ranks on one node use their shares of the network together.
   const double rate = is_inside ? h.inside_gbs : std::min(h.inside_gbs, h.between_gbs * together);
-  return bytes / (rate * 1e9) + group.ranks * (is_inside ? h.inside_latency_us : h.between_latency_us) * 1e-6;
+  const double latency = is_inside ? h.inside_latency_us : at_end ? h.reduce_latency_us : h.between_latency_us;
+  return bytes / (rate * 1e9) + group.ranks * latency * 1e-6;
 }
 
 PassTime time_of(const Graph& graph, const Node& node, const Hardware& h, bool messages_between_nodes) {
@@ -60,8 +52,8 @@ PassTime time_of(const Graph& graph, const Node& node, const Hardware& h, bool m
       return time;
     }
     const RankGroup group = group_of(node.attributes);
-    time.exchange = exchange_time(group, cost.bytes_sent, h);
-    time.host = group.ranks * (messages_between_nodes ? h.beside_messages_us : h.exchange_host_us) * 1e-6;
+    time.exchange = exchange_time(group, cost.bytes_sent, h, !kMicroStep.contain(node.phase));
+    time.host = (h.exchange_host_us + (messages_between_nodes ? group.ranks * h.beside_messages_us : 0)) * 1e-6;
     return time;
   }
   const double bytes = cost.bytes_read + cost.bytes_written;

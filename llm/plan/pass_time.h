@@ -29,7 +29,7 @@ PassTime time_of(const Graph& graph, const Node& node, const Hardware& hardware,
 // Of an attention; infinite for other ops.
 double head_size_of(const Graph& graph, const Node& node);
 
-// Seconds for `bytes` from each rank of a group to others of it.
-double exchange_time(const RankGroup& group, double bytes, const Hardware& hardware);
+// Seconds for `bytes` from each rank of a group to others of it, within a pass or at a step's end.
+double exchange_time(const RankGroup& group, double bytes, const Hardware& hardware, bool at_end = false);
 
 }  // namespace llm
