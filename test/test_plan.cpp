@@ -151,7 +151,8 @@ TEST_CASE("plan: what does not fit is not chosen, and says what it needs") {
   REQUIRE(plans.best.size() == 3);
   CHECK(plans.best[0].time.total() <= plans.best[1].time.total());
   CHECK(!plans.neighbours.empty());
-  for (const Plan& plan : plans.neighbours) CHECK(!plan.rejection.empty());
+  for (const Plan& plan : plans.neighbours)
+    CHECK((!plan.rejection.empty() || plan.time.total() >= plans.best[0].time.total()));
   const size_t fastest = plans.best[0].memory.device();
   h.memory_gib = static_cast<double>(fastest - 1) * 0x1p-30;
   const Plans tight = search(job, h, 4, Objective::time, 1, false);

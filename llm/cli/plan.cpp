@@ -96,9 +96,40 @@ double tokens_per_second(const Planned& p, const Plan& plan) {
   return static_cast<double>(p.job.step_samples * p.job.context) / plan.time.total();
 }
 
+// FLOPs that training needs by what all ranks could make.
+double mfu_of(const Planned& p, const Plan& plan) {
+  return training_flops_per_token(p.job.model, p.job.context) * tokens_per_second(p, plan) /
+         (p.ranks * p.hardware.peak_tflops * 1e12);
+}
+
 // Hours of the run; 0: its length is not said.
 double hours_of(const Planned& p, const PlanFlags& f, const Plan& plan) {
   return p.tokens > 0 ? p.tokens / tokens_per_second(p, plan) / 3600 : f.hours;
+}
+
+std::string percent(double share) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.1f %%", 100 * share);
+  return text;
+}
+
+// Why a plan is none of the best: it does not fit, or what makes it slower.
+std::string rejection_of(const Plan& best, const Plan& p) {
+  if (!p.rejection.empty()) return p.rejection;
+  const double more = p.time.total() / best.time.total() - 1;
+  std::string text = more >= 0 ? percent(more) + " slower" : percent(-more) + " faster";
+  using Part = std::pair<const char*, double StepTime::*>;
+  const Part parts[] = {{"compute", &StepTime::compute},
+                        {"exchange", &StepTime::exchange},
+                        {"bubble", &StepTime::bubble},
+                        {"optimizer", &StepTime::optimizer}};
+  const auto growth = [&](const Part& part) { return p.time.*part.second - best.time.*part.second; };
+  const Part most = *std::max_element(std::begin(parts), std::end(parts),
+                                      [&](const Part& a, const Part& b) { return growth(a) < growth(b); });
+  if (growth(most) > 0)
+    text += concat(": ", most.first, " ", percent(p.time.*most.second / p.time.total()), " of the step, here ",
+                   percent(best.time.*most.second / best.time.total()));
+  return text;
 }
 
 // The model as the command line said it.
@@ -128,7 +159,8 @@ std::string command_of(const Planned& p, PlanFlags& f, const Plan& plan, const G
   return text + " --sample-every 0";
 }
 
-Json json_of(const Planned& p, PlanFlags& f, const Plan& plan, const Given& given) {
+// `best`: of a neighbour, the plan that it is rejected beside; null: of one of the best.
+Json json_of(const Planned& p, PlanFlags& f, const Plan& plan, const Given& given, const Plan* best = nullptr) {
   const Layout& l = plan.layout;
   Json j = {{"mesh",
              {{"data", l.mesh.data}, {"stage", l.mesh.stage}, {"context", l.mesh.context}, {"tensor", l.mesh.tensor}}},
@@ -148,10 +180,10 @@ Json json_of(const Planned& p, PlanFlags& f, const Plan& plan, const Given& give
                          {"gradients", plan.memory.gradients},     {"optimizer", plan.memory.state},
                          {"activations", plan.memory.activations}, {"host", plan.memory.host}};
     j["tokens_per_second"] = tokens_per_second(p, plan);
-    j["mfu"] = mfu_of(p.job, p.hardware, plan);
+    j["mfu"] = mfu_of(p, plan);
   }
-  if (!plan.rejection.empty()) {
-    j["rejected"] = plan.rejection;
+  if (best) {
+    j["rejected"] = rejection_of(*best, plan);
     return j;
   }
   if (const double hours = hours_of(p, f, plan); hours > 0) {
@@ -205,8 +237,7 @@ void print_text(const Planned& p, PlanFlags& f, const Plans& plans, const Given&
     rows.push_back({mesh_text(l), std::to_string(l.zero), concat(l.batch, " x ", l.grad_accum), name_of(l.recompute),
                     schedule_text(l), ms(t.total()), ms(t.compute), ms(t.exchange), ms(t.bubble), ms(t.optimizer),
                     gib(m.device()), gib(m.parameters), gib(m.gradients), gib(m.state), gib(m.activations),
-                    format_count(tokens_per_second(p, plan)),
-                    format("%.1f %%", 100 * mfu_of(p.job, p.hardware, plan))});
+                    format_count(tokens_per_second(p, plan)), format("%.1f %%", 100 * mfu_of(p, plan))});
     if (!has_length) continue;
     const double hours = hours_of(p, f, plan);
     rows.back().push_back(p.tokens > 0 ? format("%.1f", hours)
@@ -220,7 +251,7 @@ void print_text(const Planned& p, PlanFlags& f, const Plans& plans, const Given&
   std::cout << "\nrejected beside the first:\n";
   for (const Plan& n : plans.neighbours)
     std::cout << "  " << mesh_text(n.layout) << ", " << n.layout.batch << " x " << n.layout.grad_accum
-              << ", recomputes " << name_of(n.layout.recompute) << ": " << n.rejection << "\n";
+              << ", recomputes " << name_of(n.layout.recompute) << ": " << rejection_of(plans.best[0], n) << "\n";
 }
 
 void print_validation(const PlanFlags& f) {
@@ -274,7 +305,7 @@ void plan(PlanFlags& f, const Given& given) {
   if (f.format == "text") return print_text(p, f, plans, given);
   Json all = Json::array(), rejected = Json::array();
   for (const Plan& one : plans.best) all.push_back(json_of(p, f, one, given));
-  for (const Plan& one : plans.neighbours) rejected.push_back(json_of(p, f, one, given));
+  for (const Plan& one : plans.neighbours) rejected.push_back(json_of(p, f, one, given, &plans.best[0]));
   Json result = {{"hardware", p.hardware.name}, {"ranks", p.ranks}, {"nodes", p.nodes}, {"plans", all}};
   if (f.why) result["rejected"] = rejected;
   std::cout << result.dump(1) << "\n";

@@ -1,6 +1,5 @@
 #include "llm/plan/pass_time.h"
 
-#include <algorithm>
 #include <limits>
 #include <string_view>
 
@@ -8,15 +7,6 @@
 #include "llm/ops/exchange.h"
 
 namespace llm {
-namespace {
-
-// How many ranks of a group are on one node.
-int on_a_node(const RankGroup& group, const Hardware& h) {
-  const auto node = static_cast<int>(h.ranks_a_node);
-  return std::max(1, std::min(group.ranks, node / std::min(node, group.stride)));
-}
-
-}  // namespace
 
 double head_size_of(const Graph& g, const Node& node) {
   const std::string_view name = node.op->name;
@@ -25,17 +15,10 @@ double head_size_of(const Graph& g, const Node& node) {
   return static_cast<double>(g.shape(node.inputs[name == "attention" ? 0 : 1]).last() / heads);
 }
 
-double PassTime::total() const { return std::max(device + exchange, host); }
-double PassTime::compute() const { return std::max(device, host); }
-
-PassTime& PassTime::operator+=(const PassTime& other) {
-  device += other.device, exchange += other.exchange, host += other.host;
-  return *this;
-}
-
 double exchange_time(const RankGroup& group, double bytes, const Hardware& h, bool at_end) {
   if (group.is_alone()) return 0;
-  const int together = on_a_node(group, h);
+  const auto node = static_cast<int>(h.ranks_a_node);
+  const int together = std::max(1, std::min(group.ranks, node / std::min(node, group.stride)));
   const bool is_inside = together == group.ranks;
   // Ranks on one node use their shares of the network together.
   const double rate = is_inside ? h.inside_gbs : std::min(h.inside_gbs, h.between_gbs * together);

@@ -1,5 +1,7 @@
 // The time of the nodes of a compiled graph on a machine, from the cost column of the op table and a machine's numbers.
 #pragma once
+#include <algorithm>
+
 #include "llm/base/rank_group.h"
 #include "llm/device/hardware.h"
 #include "llm/graph/passes.h"
@@ -12,14 +14,11 @@ struct PassTime {
   double exchange = 0;  // with other ranks, while no kernel runs
   double host = 0;      // the host's time to hand over the kernels
 
-  double total() const;
-  double compute() const;  // the same without the exchanges
-  PassTime& operator+=(const PassTime& other);
-  friend PassTime operator*(double factor, const PassTime& time) {
-    return {factor * time.device, factor * time.exchange, factor * time.host};
-  }
-  friend PassTime operator-(const PassTime& a, const PassTime& b) {
-    return {a.device - b.device, a.exchange - b.exchange, a.host - b.host};
+  double total() const { return std::max(device + exchange, host); }
+  double compute() const { return std::max(device, host); }  // the same without the exchanges
+  PassTime& operator+=(const PassTime& other) {
+    device += other.device, exchange += other.exchange, host += other.host;
+    return *this;
   }
 };
 

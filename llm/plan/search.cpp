@@ -1,13 +1,11 @@
 #include "llm/plan/search.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <limits>
+#include <cstdlib>
+#include <utility>
 
 #include "llm/base/bytes.h"
 #include "llm/base/error.h"
-#include "llm/model/gpt.h"
 #include "llm/model/shard.h"
 #include "llm/model/stages.h"
 #include "llm/ops/ordered_sum.h"
@@ -16,19 +14,6 @@ namespace llm {
 namespace {
 
 constexpr int64_t kMostSequences = 64;  // of a micro-step
-
-std::vector<int> divisors_of(int number) {
-  std::vector<int> all;
-  for (int d = 1; d <= number; ++d)
-    if (number % d == 0) all.push_back(d);
-  return all;
-}
-
-std::string percent(double share) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.1f %%", 100 * share);
-  return text;
-}
 
 class Search {
  public:
@@ -46,27 +31,29 @@ class Search {
     plans.tried = static_cast<int64_t>(all.size());
     std::stable_sort(all.begin(), all.end(),
                      [](const Plan& a, const Plan& b) { return a.time.total() < b.time.total(); });
-    std::string least_reason;
-    double least = std::numeric_limits<double>::infinity();
-    for (Plan& plan : all) {
+    if (all.empty()) fail_usage("no layout of ", ranks_, " ranks is possible: ", first_reason_);
+    Plan least;
+    for (Plan plan : all) {
       if (plans.best.size() >= most && objective_ != Objective::memory) break;
       if (is_known(plan.layout)) continue;
-      const double needed = check(plan);
+      check(plan);
       if (plan.rejection.empty())
         plans.best.push_back(plan);
-      else if (needed < least)
-        least = needed, least_reason = plan.rejection;
+      else if (least.rejection.empty() || plan.memory.device() < least.memory.device())
+        least = plan;
     }
-    if (plans.best.empty())
-      fail_usage(first_reason_.empty() || !least_reason.empty()
-                     ? concat("no layout of ", ranks_, " ranks fits: the least one ", least_reason)
-                     : concat("no layout of ", ranks_, " ranks is possible: ", first_reason_));
+    if (plans.best.empty() && !offload_ && hardware_.host_gbs > 0) {
+      offload_ = true;
+      return run(most, with_neighbours);
+    }
+    if (plans.best.empty()) fail_usage("no layout of ", ranks_, " ranks fits: the least one ", least.rejection);
     if (objective_ == Objective::memory) {
       std::stable_sort(plans.best.begin(), plans.best.end(),
                        [](const Plan& a, const Plan& b) { return a.memory.device() < b.memory.device(); });
       plans.best.resize(std::min(plans.best.size(), most));
     }
-    if (with_neighbours) plans.neighbours = neighbours(plans.best[0]);
+    for (Plan& plan : plans.best) recompute_less(plan);
+    if (with_neighbours) plans.neighbours = neighbours(plans.best[0], all);
     return plans;
   }
 
@@ -105,11 +92,11 @@ class Search {
 
   std::vector<Plan> candidates() {
     std::vector<Plan> plans;
-    for (const int tensor : divisors_of(ranks_)) {
-      if (tensor > job_.model.kv_heads) break;
-      for (const int stages : divisors_of(ranks_ / tensor)) {
-        if (stages > job_.model.layers) break;
+    for (int tensor = 1; tensor <= job_.model.kv_heads; ++tensor)
+      for (int stages = 1; stages <= job_.model.layers; ++stages) {
+        if (ranks_ % (tensor * stages)) continue;
         Layout l;
+        l.offload = offload_;
         l.mesh = {.data = ranks_ / tensor / stages, .stage = stages, .tensor = tensor};
         for (l.batch = 1; l.batch <= kMostSequences && l.batch * l.mesh.data <= job_.step_samples; l.batch *= 2)
           for (const int zero : {1, 2, 3}) {
@@ -126,101 +113,67 @@ class Search {
             add(plans, l);
           }
       }
-    }
     return plans;
   }
 
   // Whether a layout that needs no more is known not to fit, or one that is as fast is known to fit.
   bool is_known(const Layout& l) const {
-    const auto alike = [&](const Layout& o) {
-      return o.mesh == l.mesh && o.zero == l.zero && o.pipeline == l.pipeline && o.chunks == l.chunks;
-    };
-    return std::any_of(too_large_.begin(), too_large_.end(),
-                       [&](const Layout& o) { return alike(o) && o.batch <= l.batch && o.recompute >= l.recompute; }) ||
-           std::any_of(fit_.begin(), fit_.end(),
-                       [&](const Layout& o) { return alike(o) && o.batch == l.batch && o.recompute <= l.recompute; });
+    return std::any_of(tried_.begin(), tried_.end(), [&](const auto& tried) {
+      const auto& [o, fits] = tried;
+      return o.mesh == l.mesh && o.zero == l.zero && o.pipeline == l.pipeline && o.offload == l.offload &&
+             (fits ? o.batch == l.batch && o.recompute <= l.recompute
+                   : o.batch <= l.batch && o.recompute >= l.recompute);
+    });
   }
 
-  // Sets the memory, and the rejection where it does not fit. Returns GiB.
-  double check(Plan& plan) {
+  // Sets the memory, and the rejection where it does not fit.
+  void check(Plan& plan) {
     const Layout& l = plan.layout;
-    const int stages = l.mesh.stage;
-    for (const int stage : {0, stages - 1}) {
-      if (stage > 0 || stages == 1) plan.memory = larger(plan.memory, memory_of(job_, l, stage));
-      if (stage == 0 && stages > 1) plan.memory = memory_of(job_, l, stage);
-      if (stages == 1) break;
-    }
-    const double gib = static_cast<double>(plan.memory.device()) * 0x1p-30;
-    if (plan.memory.device() <= room_) {
-      fit_.push_back(l);
-      if (l.recompute != Recompute::none) plan.budget = room_;
-      return gib;
-    }
-    too_large_.push_back(l);
-    plan.rejection = concat("needs ", format_bytes(plan.memory.device()), " of ", format_bytes(room_));
-    return gib;
+    plan.memory = memory_of(job_, l, 0);
+    if (l.is_pipeline())
+      if (const RankMemory last = memory_of(job_, l, l.mesh.stage - 1); last.device() > plan.memory.device())
+        plan.memory = last;
+    const bool fits = plan.memory.device() <= room_;
+    tried_.emplace_back(l, fits);
+    if (fits && l.recompute != Recompute::none) plan.budget = room_;
+    if (!fits) plan.rejection = concat("needs ", format_bytes(plan.memory.device()), " of ", format_bytes(room_));
   }
 
-  static RankMemory larger(const RankMemory& a, const RankMemory& b) { return a.device() < b.device() ? b : a; }
-
-  std::vector<Plan> neighbours(const Plan& best) {
-    std::vector<Plan> all;
-    const auto add_neighbour = [&](auto&& change) {
-      Plan p;
-      p.layout = best.layout;
-      change(p.layout);
-      const Mesh& m = p.layout.mesh;
-      if (m.tensor < 1 || m.stage < 1 || p.layout.batch < 1 || m.ranks() != ranks_) return;
-      if (!p.layout.is_pipeline()) p.layout.pipeline = PipelineKind::one_forward_one_backward, p.layout.chunks = 1;
-      p.layout.grad_accum = std::max<int64_t>(1, job_.step_samples / (m.data * p.layout.batch));
-      p.rejection = refusal(p.layout);
-      if (p.rejection.empty()) {
-        p.time = timer_.time(p.layout);
-        check(p);
-        if (p.rejection.empty()) p.rejection = why_slower(best, p);
-      }
-      all.push_back(p);
-    };
-    const auto resize = [](int& value, int& other, bool up) {
-      if (up && other % 2 == 0)
-        value *= 2, other /= 2;
-      else if (!up && value % 2 == 0)
-        value /= 2, other *= 2;
-      else
-        value = 0;
-    };
-    for (const bool up : {true, false}) {
-      add_neighbour([&](Layout& l) { resize(l.mesh.tensor, l.mesh.data, up); });
-      add_neighbour([&](Layout& l) { resize(l.mesh.stage, l.mesh.data, up); });
-      add_neighbour([&](Layout& l) { l.batch = up ? l.batch * 2 : l.batch % 2 == 0 ? l.batch / 2 : 0; });
-      add_neighbour([&](Layout& l) {
-        const int level = static_cast<int>(l.recompute) + (up ? 1 : -1);
-        l.recompute = static_cast<Recompute>(std::clamp(level, 0, 4));
-        if (level < 0 || level > 4) l.batch = 0;
-      });
-    }
-    return all;
+  // With a budget `train` recomputes in as many layers as it must: in between two levels.
+  void recompute_less(Plan& plan) {
+    if (!plan.budget) return;
+    plan.memory = memory_of(job_, plan.layout, 0, plan.budget);
+    const auto [level, layers] = plan.memory.recomputation;
+    for (int stage = 1; stage < plan.layout.mesh.stage; ++stage)
+      if (const RankMemory other = memory_of(job_, plan.layout, stage, plan.budget);
+          other.device() > plan.memory.device())
+        plan.memory = other;
+    if (plan.layout.is_pipeline() || level == Recompute::none) return;
+    plan.layout.recompute = level;
+    Layout less = plan.layout;
+    less.recompute = static_cast<Recompute>(static_cast<int>(level) - 1);
+    const double share = static_cast<double>(layers) / static_cast<double>(job_.model.layers);
+    const StepTime low = timer_.time(less), high = timer_.time(plan.layout);
+    plan.time = high;
+    plan.time.compute = low.compute + share * (high.compute - low.compute);
   }
 
-  std::string why_slower(const Plan& best, const Plan& p) const {
-    const double more = p.time.total() / best.time.total() - 1;
-    std::string text = more >= 0 ? percent(more) + " slower" : percent(-more) + " faster";
-    struct Share {
-      const char* name;
-      double StepTime::*part;
-    };
-    const Share* most = nullptr;
-    static constexpr Share kShares[] = {{"compute", &StepTime::compute},
-                                        {"exchange", &StepTime::exchange},
-                                        {"bubble", &StepTime::bubble},
-                                        {"optimizer", &StepTime::optimizer}};
-    double growth = 0;
-    for (const Share& s : kShares)
-      if (const double g = p.time.*s.part - best.time.*s.part; g > growth) growth = g, most = &s;
-    if (most)
-      text += concat(": ", most->name, " ", percent(p.time.*most->part / p.time.total()), " of the step, here ",
-                     percent(best.time.*most->part / best.time.total()));
-    return text;
+  // Those of the candidates that differ from the best one in one thing, by one step.
+  std::vector<Plan> neighbours(const Plan& best, const std::vector<Plan>& candidates) {
+    std::vector<Plan> found;
+    for (const Plan& candidate : candidates) {
+      const Layout &l = candidate.layout, &b = best.layout;
+      const auto is_near = [](int64_t x, int64_t y) { return x == 2 * y || y == 2 * x; };
+      const bool tensor = l.mesh.tensor != b.mesh.tensor, stage = l.mesh.stage != b.mesh.stage,
+                 batch = l.batch != b.batch, recomputes = l.recompute != b.recompute,
+                 other = l.zero != b.zero || l.pipeline != b.pipeline;
+      if (tensor + stage + batch + recomputes + other != 1 || (tensor && !is_near(l.mesh.tensor, b.mesh.tensor)) ||
+          (stage && !is_near(l.mesh.stage, b.mesh.stage)) || (batch && !is_near(l.batch, b.batch)) ||
+          std::abs(static_cast<int>(l.recompute) - static_cast<int>(b.recompute)) > 1)
+        continue;
+      check(found.emplace_back(candidate));
+    }
+    return found;
   }
 
   const Job& job_;
@@ -230,7 +183,8 @@ class Search {
   StepTimer timer_;
   size_t room_;
   std::string first_reason_;
-  std::vector<Layout> too_large_, fit_;
+  std::vector<std::pair<Layout, bool>> tried_;  // and whether it fits
+  bool offload_ = false;                        // the optimizer's state, to the host's memory
 };
 
 }  // namespace
@@ -238,12 +192,6 @@ class Search {
 Plans search(const Job& job, const Hardware& hardware, int ranks, Objective objective, size_t most,
              bool with_neighbours) {
   return Search(job, hardware, ranks, objective).run(most, with_neighbours);
-}
-
-double mfu_of(const Job& job, const Hardware& hardware, const Plan& plan) {
-  const double tokens = static_cast<double>(job.step_samples * job.context);
-  return training_flops_per_token(job.model, job.context) * tokens /
-         (plan.time.total() * plan.layout.mesh.ranks() * hardware.peak_tflops * 1e12);
 }
 
 }  // namespace llm

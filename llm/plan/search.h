@@ -17,12 +17,12 @@ struct Plan {
   StepTime time;
   RankMemory memory;      // of the stage that needs the most
   size_t budget = 0;      // --memory-budget; 0: nothing is recomputed
-  std::string rejection;  // why it is none of the best; empty: it is one
+  std::string rejection;  // what it needs that there is not; empty: it fits
 };
 
 struct Plans {
   std::vector<Plan> best;        // at most as many as were asked for, the best first
-  std::vector<Plan> neighbours;  // of the best one: those that differ in one thing
+  std::vector<Plan> neighbours;  // of the best one: those that differ in one thing, do not fit or are slower
   int64_t tried = 0;             // layouts whose time was predicted
 };
 
@@ -30,8 +30,5 @@ struct Plans {
 // least memory, where that is the reason.
 Plans search(const Job& job, const Hardware& hardware, int ranks, Objective objective, size_t most,
              bool with_neighbours);
-
-// FLOPs that training needs (training_flops_per_token) by what all ranks could make.
-double mfu_of(const Job& job, const Hardware& hardware, const Plan& plan);
 
 }  // namespace llm

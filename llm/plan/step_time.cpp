@@ -59,7 +59,11 @@ DataParallel parallel_of(const Job& job, const Layout& layout, int run_rank) {
   return p;
 }
 
-StepTimer::Parts StepTimer::measure(const Layout& layout, bool messages_between_nodes) const {
+StepTimer::Parts StepTimer::parts_of(const Layout& layout) {
+  const bool messages_between_nodes = layout.is_pipeline() && layout.mesh.ranks() > hardware_.ranks_a_node;
+  const std::tuple key{layout.mesh.tensor, layout.zero == 3 ? layout.mesh.data : 1, layout.batch,
+                       static_cast<int>(layout.recompute), messages_between_nodes};
+  if (const auto found = parts_.find(key); found != parts_.end()) return found->second;
   Job small = job_;
   small.model.layers = kBlocks;
   Hardware hardware = hardware_;
@@ -89,16 +93,7 @@ StepTimer::Parts StepTimer::measure(const Layout& layout, bool messages_between_
     Passes& part = node.layer >= 0 ? parts.block : is_behind ? parts.back : parts.front;
     (phase == Phase::forward ? part.forward : phase == Phase::weights ? part.weights : part.backward) += time;
   }
-  return parts;
-}
-
-StepTimer::Parts StepTimer::parts_of(const Layout& layout) {
-  const Mesh& mesh = layout.mesh;
-  const bool between = layout.is_pipeline() && mesh.ranks() > hardware_.ranks_a_node;
-  const std::tuple key{mesh.tensor, layout.zero == 3 ? mesh.data : 1, layout.batch, static_cast<int>(layout.recompute),
-                       between};
-  if (const auto found = parts_.find(key); found != parts_.end()) return found->second;
-  return parts_[key] = measure(layout, between);
+  return parts_[key] = parts;
 }
 
 StepTimer::End StepTimer::end_of(const Layout& layout, int stage) {

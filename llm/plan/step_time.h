@@ -36,7 +36,6 @@ class StepTimer {
     PassTime reduce, optimizer;
   };
   Parts parts_of(const Layout& layout);
-  Parts measure(const Layout& layout, bool messages_between_nodes) const;
   End end_of(const Layout& layout, int stage);
 
   Job job_;
