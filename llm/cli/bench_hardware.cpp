@@ -25,17 +25,17 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 // A node's time is linear in what these stand for; hence the numbers are found by least squares.
-constexpr std::array kFitted = {&Hardware::product_efficiency, &Hardware::attention_efficiency,
-                                &Hardware::bandwidth_gbs, &Hardware::kernel_us};
-constexpr size_t kNumbers = kFitted.size() + 2;  // and the two depths
+constexpr double kCacheMib = static_cast<double>(Ceilings::kCachedBytes) * 0x1p-20;
+constexpr size_t kNumbers = 7;
 
 struct Sample {
   std::array<double, kNumbers> per{};  // seconds of the node for each unknown's unit
   double seconds = 0;
 };
 
-// The unknowns: 1 / product efficiency, that times the depth, the same of attention, 1 / bandwidth, seconds of a kernel.
-Sample sample_of(const Graph& g, const Node& node, double peak) {
+// The unknowns: 1 / product efficiency, that times the depth, the same of attention, 1 / bandwidth of memory and of caches, seconds
+// of a kernel.
+Sample sample_of(const Graph& g, const Node& node, double peak, bool has_cache) {
   Sample s;
   const Cost cost = cost_of(g, node);
   double others = cost.flops;
@@ -46,7 +46,8 @@ Sample sample_of(const Graph& g, const Node& node, double peak) {
     others -= flops;
   }
   s.per[2] = std::max(0.0, others) / peak, s.per[3] = s.per[2] / head_size_of(g, node);
-  s.per[4] = cost.bytes_read + cost.bytes_written, s.per[5] = 1;
+  const double bytes = cost.bytes_read + cost.bytes_written;
+  s.per[has_cache && bytes <= kCacheMib * 0x1p20 ? 5 : 4] = bytes, s.per[6] = 1;
   return s;
 }
 
@@ -109,9 +110,9 @@ double measure_step(const Step& step, Device& device, Precision precision, doubl
     beside.push_back(left);
   }
   for (size_t n = 0; n < nodes; ++n) {
-    Sample s = sample_of(program.graph(), program.graph().nodes[n], peak);
+    Sample s = sample_of(program.graph(), program.graph().nodes[n], peak, !device.cuda());
     s.seconds = median(seconds[n]);
-    if (s.seconds > 0 && (s.per[0] > 0 || s.per[4] > 0)) samples.push_back(s);
+    if (s.seconds > 0 && (s.per[0] > 0 || s.per[4] > 0 || s.per[5] > 0)) samples.push_back(s);
   }
   return median(beside);
 }
@@ -159,7 +160,8 @@ Hardware measure_hardware(Device& device, Precision precision, const Hardware& o
   const auto inverse = [](double value) { return value > 0 ? 1 / value : std::numeric_limits<double>::max(); };
   h.product_efficiency = inverse(x[0]), h.product_depth = x[0] > 0 ? x[1] / x[0] : 0;
   h.attention_efficiency = inverse(x[2]), h.attention_depth = x[2] > 0 ? x[3] / x[2] : 0;
-  h.bandwidth_gbs = inverse(x[4]) * 1e-9, h.kernel_us = x[5] * 1e6;
+  h.bandwidth_gbs = inverse(x[4]) * 1e-9, h.kernel_us = x[6] * 1e6;
+  h.cached_gbs = cuda ? 0 : inverse(x[5]) * 1e-9, h.cache_mib = cuda ? 0 : kCacheMib;
   h.launch_us = 0, h.logit_ps = h.shared_logit_ps = 0, h.micro_step_ms = 0, h.beside_messages_us = 0, h.kept = 1;
   h.stall_nodes = h.stall_ms = 0;
   h.step_ms = std::max(0.0, median(beside) * 1e3);

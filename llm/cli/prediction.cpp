@@ -35,7 +35,8 @@ double predicted_step_ms(const ModelConfig& model, const TrainOptions& options, 
   const CudaDevice* const cuda = device.cuda();
   Hardware h = hardware_here(hardware, cuda ? cuda->properties().name : "", ranks_here);
   if (hardware.empty() && !cuda) {
-    h.bandwidth_gbs *= peak_gflops * 1e-3 / h.peak_tflops;
+    const double factor = peak_gflops * 1e-3 / h.peak_tflops;
+    h.bandwidth_gbs *= factor, h.cached_gbs *= factor;
     h.peak_tflops = peak_gflops * 1e-3;
   }
   Job job{.model = model,

@@ -27,6 +27,8 @@ constexpr std::array kNumbers = {Number{"memory_gib", &Hardware::memory_gib, tru
                                  Number{"logit_ps", &Hardware::logit_ps},
                                  Number{"shared_logit_ps", &Hardware::shared_logit_ps},
                                  Number{"bandwidth_gbs", &Hardware::bandwidth_gbs, true},
+                                 Number{"cached_gbs", &Hardware::cached_gbs},
+                                 Number{"cache_mib", &Hardware::cache_mib},
                                  Number{"kernel_us", &Hardware::kernel_us},
                                  Number{"launch_us", &Hardware::launch_us},
                                  Number{"micro_step_ms", &Hardware::micro_step_ms},
@@ -98,7 +100,7 @@ Hardware hardware_of(const std::string& name, bool as_published) {
 
 Hardware shared_by(const Hardware& cpu, int ranks) {
   Hardware h = cpu;
-  h.peak_tflops /= ranks, h.bandwidth_gbs /= ranks, h.memory_gib /= ranks;
+  h.peak_tflops /= ranks, h.bandwidth_gbs /= ranks, h.cached_gbs /= ranks, h.memory_gib /= ranks;
   h.ranks_a_node = ranks;
   return h;
 }

@@ -28,9 +28,11 @@ struct Hardware {
   // Beside the products of the head, for each of its results, where these pass through memory; `shared`: of a head that
   // tensor-parallel ranks share.
   double logit_ps = 0, shared_logit_ps = 0;
-  double bandwidth_gbs = 0;               // bytes that kernels read and write
-  double kernel_us = 0;                   // of a kernel's time, what does not depend on its size
-  double launch_us = 0;                   // the host's time for each kernel, while the device works on those before
+  double bandwidth_gbs = 0;  // bytes that kernels read and write
+  double cached_gbs = 0,
+         cache_mib = 0;  // the same of kernels whose tensors together are no larger; 0: there is no difference
+  double kernel_us = 0;  // of a kernel's time, what does not depend on its size
+  double launch_us = 0;  // the host's time for each kernel, while the device works on those before
   double micro_step_ms = 0, step_ms = 0;  // what a micro-step and a step take whatever the model
 
   // Of the links. Ranks with neighbouring numbers are on one node.

@@ -53,9 +53,10 @@ PassTime time_of(const Graph& graph, const Node& node, const Hardware& h, bool m
     time.device += flops / (peak * h.product_efficiency) * (1 + h.product_depth / static_cast<double>(p.k));
     others -= flops;
   }
+  const double bandwidth = bytes > h.cache_mib * 0x1p20 ? h.bandwidth_gbs : h.cached_gbs;
   const double depth = h.attention_depth / head_size_of(graph, node);
-  time.device += std::max(0.0, others) / (peak * h.attention_efficiency) * (1 + depth) +
-                 bytes / (h.bandwidth_gbs * 1e9) + h.kernel_us * 1e-6;
+  time.device += std::max(0.0, others) / (peak * h.attention_efficiency) * (1 + depth) + bytes / (bandwidth * 1e9) +
+                 h.kernel_us * 1e-6;
   if (std::string_view(node.op->name) == "head_loss")
     time.device +=
         static_cast<double>(graph.shape(node.inputs[0]).rows() * graph.shape(node.inputs[1])[0]) * h.logit_ps * 1e-12;
