@@ -148,6 +148,7 @@ std::string command_of(const Planned& p, PlanFlags& f, const Plan& plan, const G
   text += concat(" --dtype ", name_of(p.job.target.precision));
   if (p.nodes == 1 && p.ranks > 1) text += concat(" --ranks ", p.ranks);
   if (l.mesh.tensor > 1) text += concat(" --tensor ", l.mesh.tensor);
+  if (l.mesh.context > 1) text += concat(" --context-ranks ", l.mesh.context);
   if (l.is_pipeline()) text += concat(" --stages ", l.mesh.stage, " --pipeline ", name_of(l.pipeline));
   if (l.chunks > 1) text += concat(" --chunks ", l.chunks);
   text += concat(" --zero ", l.zero, " --batch ", l.batch, " --grad-accum ", l.grad_accum);
@@ -211,7 +212,9 @@ void print_table(const Rows& rows) {
 }
 
 std::string mesh_text(const Layout& l) {
-  return concat("data ", l.mesh.data, " x stage ", l.mesh.stage, " x tensor ", l.mesh.tensor);
+  return concat("data ", l.mesh.data, " x stage ", l.mesh.stage,
+                l.mesh.context > 1 ? concat(" x context ", l.mesh.context) : std::string(), " x tensor ",
+                l.mesh.tensor);
 }
 
 std::string schedule_text(const Layout& l) {

@@ -14,6 +14,7 @@ namespace llm {
 namespace {
 
 constexpr int64_t kMostSequences = 64;  // of a micro-step
+constexpr int64_t kLeastTokens = 8192;  // of a sequence on each of the ranks that share it
 
 class Search {
  public:
@@ -92,27 +93,26 @@ class Search {
 
   std::vector<Plan> candidates() {
     std::vector<Plan> plans;
-    for (int tensor = 1; tensor <= job_.model.kv_heads; ++tensor)
-      for (int stages = 1; stages <= job_.model.layers; ++stages) {
-        if (ranks_ % (tensor * stages)) continue;
-        Layout l;
-        l.offload = offload_;
-        l.mesh = {.data = ranks_ / tensor / stages, .stage = stages, .tensor = tensor};
-        for (l.batch = 1; l.batch <= kMostSequences && l.batch * l.mesh.data <= job_.step_samples; l.batch *= 2)
-          for (const int zero : {1, 2, 3}) {
-            // Gradients are sent before a second micro-step would make others; one rank has nothing to divide.
-            const bool at_once = l.batch * l.mesh.data == job_.step_samples;
-            if ((l.mesh.data == 1 && zero > 1) || (zero == 2 && !at_once)) continue;
-            l.zero = zero;
-            l.pipeline = PipelineKind::one_forward_one_backward, l.chunks = 1;
-            add(plans, l);
-            if (!l.is_pipeline()) continue;
-            l.pipeline = PipelineKind::zero_bubble;
-            add(plans, l);
-            l.pipeline = PipelineKind::interleaved, l.chunks = 2;
-            add(plans, l);
-          }
-      }
+    for (int tensor = 1; tensor <= std::min(static_cast<double>(job_.model.heads), hardware_.ranks_a_node); ++tensor)
+      for (int shared = tensor; shared == tensor || shared / tensor * kLeastTokens <= job_.context; shared *= 2)
+        for (int stages = 1; stages <= job_.model.layers; ++stages) {
+          if (ranks_ % (shared * stages)) continue;
+          Layout l;
+          l.offload = offload_;
+          l.mesh = {.data = ranks_ / shared / stages, .stage = stages, .context = shared / tensor, .tensor = tensor};
+          for (l.batch = 1; l.batch <= kMostSequences && l.batch * l.mesh.data <= job_.step_samples; l.batch *= 2)
+            for (const int zero : {1, 2, 3}) {
+              // Gradients are sent before a second micro-step would make others; one rank has nothing to divide.
+              const bool at_once = l.batch * l.mesh.data == job_.step_samples;
+              if ((l.mesh.data == 1 && zero > 1) || (zero == 2 && !at_once)) continue;
+              l.zero = zero;
+              using enum PipelineKind;
+              for (const PipelineKind kind : {one_forward_one_backward, zero_bubble, interleaved}) {
+                l.pipeline = kind, l.chunks = kind == interleaved ? 2 : 1;
+                if (l.is_pipeline() || kind == one_forward_one_backward) add(plans, l);
+              }
+            }
+        }
     return plans;
   }
 
@@ -164,10 +164,11 @@ class Search {
     for (const Plan& candidate : candidates) {
       const Layout &l = candidate.layout, &b = best.layout;
       const auto is_near = [](int64_t x, int64_t y) { return x == 2 * y || y == 2 * x; };
-      const bool tensor = l.mesh.tensor != b.mesh.tensor, stage = l.mesh.stage != b.mesh.stage,
-                 batch = l.batch != b.batch, recomputes = l.recompute != b.recompute,
-                 other = l.zero != b.zero || l.pipeline != b.pipeline;
-      if (tensor + stage + batch + recomputes + other != 1 || (tensor && !is_near(l.mesh.tensor, b.mesh.tensor)) ||
+      const bool tensor = l.mesh.tensor != b.mesh.tensor || l.mesh.context != b.mesh.context,
+                 stage = l.mesh.stage != b.mesh.stage, batch = l.batch != b.batch,
+                 recomputes = l.recompute != b.recompute, other = l.zero != b.zero || l.pipeline != b.pipeline;
+      if (tensor + stage + batch + recomputes + other != 1 ||
+          (tensor && !is_near(l.mesh.tensor * l.mesh.context, b.mesh.tensor * b.mesh.context)) ||
           (stage && !is_near(l.mesh.stage, b.mesh.stage)) || (batch && !is_near(l.batch, b.batch)) ||
           std::abs(static_cast<int>(l.recompute) - static_cast<int>(b.recompute)) > 1)
         continue;

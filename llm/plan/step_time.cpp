@@ -61,15 +61,20 @@ DataParallel parallel_of(const Job& job, const Layout& layout, int run_rank) {
 
 StepTimer::Parts StepTimer::parts_of(const Layout& layout) {
   const bool messages_between_nodes = layout.is_pipeline() && layout.mesh.ranks() > hardware_.ranks_a_node;
-  const std::tuple key{layout.mesh.tensor, layout.zero == 3 ? layout.mesh.data : 1, layout.batch,
-                       static_cast<int>(layout.recompute), messages_between_nodes};
+  const std::tuple key{layout.mesh.tensor,
+                       layout.mesh.context,
+                       layout.zero == 3 ? layout.mesh.data : 1,
+                       layout.batch,
+                       static_cast<int>(layout.recompute),
+                       messages_between_nodes};
   if (const auto found = parts_.find(key); found != parts_.end()) return found->second;
   Job small = job_;
   small.model.layers = kBlocks;
   Hardware hardware = hardware_;
   if (layout.mesh.tensor > 1) hardware.logit_ps = hardware.shared_logit_ps;
   Layout own = layout;
-  own.mesh = {.data = layout.zero == 3 ? layout.mesh.data : 1, .tensor = layout.mesh.tensor};
+  own.mesh = layout.mesh, own.mesh.stage = 1;
+  own.mesh.data = layout.zero == 3 ? layout.mesh.data : 1;
   own.zero = layout.zero == 3 ? 3 : 0;
   const TrainOptions recipe = recipe_of(small, own);
   TrainingGraph t =
@@ -98,7 +103,7 @@ StepTimer::Parts StepTimer::parts_of(const Layout& layout) {
 
 StepTimer::End StepTimer::end_of(const Layout& layout, int stage) {
   const Mesh& mesh = layout.mesh;
-  const std::tuple key{mesh.data, mesh.tensor, mesh.stage, stage, layout.zero, layout.offload};
+  const std::tuple key{mesh.data, mesh.tensor, mesh.context, mesh.stage, stage, layout.zero, layout.offload};
   if (const auto found = ends_.find(key); found != ends_.end()) return found->second;
   const DataParallel parallel = parallel_of(job_, layout, mesh.rank_of({.stage = stage}));
   const TrainOptions recipe = recipe_of(job_, layout);
@@ -146,7 +151,7 @@ StepTime StepTimer::time(const Layout& layout) {
   double length = busy;
   if (layout.is_pipeline()) {
     const PipelineShape shape{layout.pipeline, mesh.stage, static_cast<int>(layout.grad_accum), layout.chunks};
-    const double bytes = static_cast<double>(layout.batch * job_.context * job_.model.channels / mesh.tensor) *
+    const double bytes = static_cast<double>(layout.batch * job_.context * job_.model.channels / mesh.sharing()) *
                          static_cast<double>(size_of(dtype_of(job_.target.precision)));
     RankGroup two = mesh.stage_group(0);
     two.ranks = 2;

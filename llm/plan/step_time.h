@@ -3,7 +3,6 @@
 #pragma once
 #include <map>
 #include <tuple>
-#include <vector>
 
 #include "llm/plan/layout.h"
 #include "llm/plan/pass_time.h"
@@ -40,9 +39,9 @@ class StepTimer {
 
   Job job_;
   Hardware hardware_;
-  std::map<std::tuple<int, int, int64_t, int, bool>, Parts>
-      parts_;  // by tensor, gathering data ranks, batch, recomputation
-  std::map<std::tuple<int, int, int, int, int, bool>, End> ends_;  // by data, tensor, stages, stage, ZeRO, offload
+  // By tensor, context, gathering data ranks, batch, recomputation; by data, tensor, context, stages, stage, ZeRO, offload.
+  std::map<std::tuple<int, int, int, int64_t, int, bool>, Parts> parts_;
+  std::map<std::tuple<int, int, int, int, int, int, bool>, End> ends_;
 };
 
 }  // namespace llm
