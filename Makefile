@@ -96,7 +96,7 @@ WARNINGS := -Wall -Wextra -Wno-restrict -Wshadow -Wnon-virtual-dtor -Woverloaded
 HOST_FLAGS = $($(VARIANT)_flags) -march=$(MARCH) -fno-math-errno -pthread $(WARNINGS)
 COMPILE = $(CXX) -std=c++20 $(HOST_FLAGS) -Wpedantic -I. \
   $(if $(filter %_mpi.cpp,$<),$(MPI_FLAGS)) $(if $(filter test/%,$<),-DDOCTEST_CONFIG_SUPER_FAST_ASSERTS) \
-  $(if $(filter llm/serve/http.cpp,$<),$(HTTP_FLAGS)) $(if $(filter llm/serve/page.cpp,$<),-I$(BUILD)) $(CPPFLAGS) $(CXXFLAGS)
+  $(if $(filter llm/serve/http.cpp,$<),$(HTTP_FLAGS)) $(if $(filter llm/serve/page.cpp llm/device/hardware.cpp,$<),-I$(BUILD)) $(CPPFLAGS) $(CXXFLAGS)
 LINK = $(CXX) $(HOST_FLAGS) $(CXXFLAGS) $(LDFLAGS)
 # A .cu file as C++: train_gpt.cu, which has main() and no kernel, and the kernels for the test bed, whose
 # cuda_runtime.h comes first in the include path.
@@ -160,6 +160,13 @@ $(BUILD)/%.cpp.o $(BUILD)/simt/%.o $(BUILD)/%.cu.o: COLOURS := -fdiagnostics-col
 
 $(BUILD)/%.cpp.o: %.cpp $(BUILD)/compile.stamp
 	$(call compile,$(COMPILE),compile $<)
+
+# Descriptions of machines become a table of the program.
+HARDWARE := $(sort $(wildcard data/hardware/*.json))
+$(BUILD)/llm/device/hardware.cpp.o: $(BUILD)/llm/device/hardware.inc
+$(BUILD)/llm/device/hardware.inc: $(HARDWARE)
+	@mkdir -p $(@D)
+	@for file in $^; do printf '{"%s", R"json(' "$$(basename $$file .json)"; cat $$file; printf ')json"},\n'; done >$@
 
 # The server's page becomes a string of the program.
 $(BUILD)/llm/serve/page.cpp.o: $(BUILD)/llm/serve/page.html.inc

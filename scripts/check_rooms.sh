@@ -4,7 +4,7 @@
 # samples for it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-order="base device graph ops model text checkpoint infer serve train cli"
+order="base device graph ops model text checkpoint infer serve train plan cli"
 
 for room in $order; do
   [ -d "llm/$room" ] || { echo "scripts/check_rooms.sh: its order names llm/$room, which does not exist" >&2; exit 1; }

@@ -24,6 +24,13 @@ Json read_earlier(const std::string& path) {
   }
 }
 
+void describe_hardware(const BenchFlags& flags, OpenedMachine& machine) {
+  const Hardware h = measure_hardware(machine.device(), machine.precision(),
+                                      hardware_of(machine.device().cuda() ? "h100-sxm" : "cpu"));
+  write_file_atomically(flags.hardware_out, hardware_json(h));
+  std::cout << h.name << ": " << flags.hardware_out << "\n";
+}
+
 void bench(BenchFlags& flags) {
   flags.device.check();
   const bool of_ops = flags.nodes || !flags.only.empty() || !flags.compare.empty() || flags.format == "markdown";
@@ -37,6 +44,7 @@ void bench(BenchFlags& flags) {
   // Read first: a wrong file should not cost a measurement.
   const Json earlier = flags.compare.empty() ? Json() : read_earlier(flags.compare);
   OpenedMachine opened(flags.device);
+  if (!flags.hardware_out.empty()) return describe_hardware(flags, opened);
   const ModelConfig config = flags.model.resolve(0, "small");
   complete_recipe(flags.recipe, flags.batch, config);
   const auto measure = flags.products  ? bench_products
@@ -88,6 +96,8 @@ Command bench_command() {
        Option("--busy", &f.busy,
               "time a step beside processes that keep a core busy, at several priorities, on the CPU"),
        Option("--decode", &f.decode, "time the tokens that the inference engine draws, for 1, 8 and 32 texts at once"),
+       Option("--hardware-out", &f.hardware_out,
+              "measure what `plan` knows of a machine, and write it to this file (20 s)"),
        Option("--format", &f.format, "text, json or markdown").among({"text", "json", "markdown"}).with_default(),
        Option("--save", &f.save, "write the result to this file, as JSON"),
        Option("--compare", &f.compare, "a file from an earlier --save: print how much faster it is now")});

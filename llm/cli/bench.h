@@ -11,6 +11,7 @@
 #include "llm/base/json.h"
 #include "llm/base/median.h"
 #include "llm/cli/options.h"
+#include "llm/device/hardware.h"
 #include "llm/graph/program.h"
 
 namespace llm {
@@ -20,7 +21,7 @@ struct BenchFlags {
   TrainOptions recipe;
   DeviceOptions device;
   WeightOptions weights;  // of --decode
-  std::string format = "text", save, compare, only;
+  std::string format = "text", save, compare, only, hardware_out;
   int64_t batch = 0, steps = 10;
   int scaling = 0;  // up to so many threads; 0: not asked for
   bool nodes = false, products = false, busy = false, decode = false;
@@ -53,7 +54,11 @@ class BenchedStep {
   std::unique_ptr<Arena> arena_;
 };
 
-// The result of `bench --save` and `--format json`.
+// A machine's description from measurements of its own, which take less than 20 s: the time of each node of a few small
+// training steps, and of exchanges between two ranks of this process. `device`: a rank with all that this machine gives one
+// rank. What is not measured (the network, the price) is taken from `otherwise`.
+Hardware measure_hardware(Device& device, Precision precision, const Hardware& otherwise);
+// The results of `bench --save` and `--format json`.
 Json bench_step(const BenchFlags& flags, Device& on, const ModelConfig& config);
 Json bench_products(const BenchFlags& flags, Device& on, const ModelConfig& config);
 Json bench_scaling(const BenchFlags& flags, Device& on, const ModelConfig& config);

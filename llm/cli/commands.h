@@ -14,5 +14,6 @@ Command import_command();
 Command export_command();
 Command graph_command();
 Command bench_command();
+Command plan_command();
 
 }  // namespace llm

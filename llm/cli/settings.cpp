@@ -194,6 +194,11 @@ Options run_options(TrainOptions& o) {
   return all;
 }
 
+std::string text_of(const Option& option) {
+  const Json value = json_of(option);
+  return value.is_string() ? value.string() : value.dump();
+}
+
 std::string settings_json(TrainOptions options, const ModelConfig& m) {
   Json j;
   for (const Option& option : run_options(options)) j[key_of(option)] = json_of(option);

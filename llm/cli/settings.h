@@ -15,6 +15,9 @@ Options run_options(TrainOptions& options);
 // Those of them that decide which step it makes, for the commands that make, show or time one.
 Options recipe_options(TrainOptions& options);
 
+// The value of an option as a command line has it.
+std::string text_of(const Option& option);
+
 // The settings as JSON: each option by its flag's name with _ for -, and for people the model.
 std::string settings_json(TrainOptions options, const ModelConfig& model);
 // Throws Error with `where` for text that holds other settings, or none.

@@ -11,6 +11,7 @@
 #include "llm/base/process.h"
 #include "llm/cli/commands.h"
 #include "llm/cli/options.h"
+#include "llm/cli/prediction.h"
 #include "llm/cli/progress.h"
 #include "llm/cli/ranks.h"
 #include "llm/cli/train_console.h"
@@ -34,7 +35,7 @@ struct Arguments {
   ModelOptions model;
   DeviceOptions device;
   TrainOptions train;
-  std::string log_format = "text", resume, tokenizer;
+  std::string log_format = "text", resume, tokenizer, hardware, plan;
   bool explain = false;
 };
 
@@ -80,6 +81,13 @@ Options train_options(Arguments& a) {
   append(all,
          {Option("--trace", &a.train.trace,
                  "Write when each op and each exchange of the second step ran, on every rank, for ui.perfetto.dev"),
+          Option("--plan", &a.plan,
+                 "auto: the fastest layout for the ranks there are that fits (train_gpt plan), and it is said")
+              .among({"auto"}),
+          Option("--hardware", &a.hardware,
+                 "The description of this machine (plan --hardware, bench --hardware-out), by which the step time at "
+                 "the end is "
+                 "predicted (that of a machine like this one)"),
           Option("--log-format", &a.log_format, "text, or jsonl: the log's lines on standard output")
               .among({"text", "jsonl"})
               .with_default()},
@@ -321,6 +329,27 @@ void share_steps(TrainOptions& o, bool resumes, int64_t context, Voice& voice) {
                  "order, and last bits differ\n";
 }
 
+// --plan auto: what is not told of how ranks share the steps is chosen.
+void plan_steps(Arguments& a, const Given& given, const ModelConfig& model, int64_t val_tokens, bool is_trained,
+                OpenedMachine& machine, const RankPlace& place, Voice& voice) {
+  TrainOptions& o = a.train;
+  for (const char* flag :
+       {"--tensor", "--stages", "--zero", "--batch", "--grad-accum", "--virtual-ranks", "--pipeline", "--chunks"})
+    if (given.contains(flag)) fail_usage("--plan auto chooses ", flag, "; leave one of them out");
+  TrainOptions complete = o;
+  complete.virtual_ranks = 1;
+  apply_rules(complete, model, val_tokens, is_trained);
+  const int64_t wanted = complete.total_batch_tokens;
+  // As many sequences for each rank.
+  const int64_t samples = place.count() * std::max<int64_t>(1, wanted / complete.context / place.count());
+  complete.total_batch_tokens = samples * complete.context;
+  const std::string text = take_best_plan(complete, model, machine.device(), a.hardware, place.count());
+  o.mesh = complete.mesh, o.zero = complete.zero, o.batch = complete.batch, o.grad_accum = complete.grad_accum;
+  o.virtual_ranks = complete.virtual_ranks, o.pipeline = complete.pipeline, o.chunks = complete.chunks;
+  o.memory_budget = complete.memory_budget, o.total_batch_tokens = 0;
+  voice.notes << "plan:  " << text << "\n";
+}
+
 // Null where there is nothing to train.
 std::unique_ptr<Run> prepare(Arguments& a, const Given& given, const RankPlace& place, Voice& voice) {
   TrainOptions& o = a.train;
@@ -386,6 +415,8 @@ std::unique_ptr<Run> prepare(Arguments& a, const Given& given, const RankPlace& 
                             : !origin.empty() ? trained_config(a, given, origin, dataset.vocabulary)
                                               : a.model.resolve(vocabulary, kDefaultModel);
   o.mesh = mesh_of(a.mesh, place.count());
+  if (a.plan == "auto" && !resumes)
+    plan_steps(a, given, model, val_tokens, !origin.empty(), *run->machine, place, voice);
   share_steps(o, resumes, o.context ? o.context : model.context, voice);
   const std::vector<Rule> rules = apply_rules(o, model, val_tokens, !origin.empty());
   if (train_tokens < o.context + 1)
@@ -468,6 +499,14 @@ void train_on(Arguments a, const Given& given, const RankPlace& place) {
     if (outcome.val_loss > 0) voice.results << "\n";
     voice.results << "trained in " << format_seconds(outcome.seconds) << " at "
                   << format_count(outcome.tokens_per_second) << " tokens/s: " << o.out << "\n";
+  }
+  if (outcome.step_ms > 0) {
+    const double step_ms = predicted_step_ms(run->trainer->model(), o, device, peak_gflops, a.hardware, place.locals);
+    char line[128];
+    std::snprintf(line, sizeof line, "step time: %.4g ms predicted, %.4g ms measured (median)\n", step_ms,
+                  outcome.step_ms);
+    voice.results << line << "arena: " << run->trainer->arena_bytes() << " bytes planned, "
+                  << run->trainer->allocated_bytes() << " bytes allocated\n";
   }
   voice.results << "peak memory: " << (process_memory("VmHWM:") + (1 << 19)) / (1 << 20) << " MiB\n" << std::flush;
 }

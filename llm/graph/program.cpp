@@ -44,7 +44,6 @@ Program::Program(std::shared_ptr<const Compiled> compiled, const PersistentLayou
   }
   const Target& target = compiled_->target;
   for (const Node& node : g.nodes) {
-    if (!node.op->kernel(target)) fail("op ", node.op->name, " has no kernel for the ", target.cuda ? "GPU" : "CPU");
     if (node.op->takes_strides(target)) continue;
     for (const auto* ids : {&node.inputs, &node.outputs})
       for (TensorId id : *ids)
@@ -69,6 +68,9 @@ void Program::bind(const Arena& arena, Communicator* ranks) {
   for (size_t i = 0; i < offsets_.size(); ++i)
     if (offsets_[i] != MemoryPlan::kNowhere) addresses_[i] = arena.address(offsets_[i]);
   calls_.clear();
+  for (const Node& node : graph().nodes)
+    if (!node.op->kernel(compiled_->target))
+      fail("op ", node.op->name, " has no kernel for the ", compiled_->target.cuda ? "GPU" : "CPU");
   for (const Node& node : graph().nodes)
     calls_.push_back({.graph = graph(),
                       .node = node,

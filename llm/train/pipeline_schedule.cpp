@@ -41,10 +41,12 @@ Actions one_forward_one_backward(const PipelineShape& p, int stage) {
 // What is done when, as stages wait for each other.
 struct Progress {
   const PipelineShape& shape;
+  double message;                         // how long one is under way
   std::vector<double> forward, backward;  // when it ends, by part of the model and micro-batch; below 0: not yet
 
-  explicit Progress(const PipelineShape& p)
+  Progress(const PipelineShape& p, double message_time)
       : shape(p),
+        message(message_time),
         forward(static_cast<size_t>(p.stages * p.chunks * p.micro_batches), -1),
         backward(forward.size(), -1) {}
 
@@ -52,10 +54,11 @@ struct Progress {
   // When what a pass needs is there; below 0: it is not yet known.
   double ready(int stage, const PipelineAction& a) const {
     const int part = a.chunk * shape.stages + stage, parts = shape.stages * shape.chunks;
-    if (a.pass == Pass::forward) return part == 0 ? 0 : forward[at(part - 1, a.micro)];
+    if (a.pass == Pass::forward) return part == 0 ? 0 : arrives(forward[at(part - 1, a.micro)]);
     if (a.pass == Pass::weights) return backward[at(part, a.micro)];
-    return part == parts - 1 ? forward[at(part, a.micro)] : backward[at(part + 1, a.micro)];
+    return part == parts - 1 ? forward[at(part, a.micro)] : arrives(backward[at(part + 1, a.micro)]);
   }
+  double arrives(double sent) const { return sent < 0 ? sent : sent + message; }
   void end(int stage, const PipelineAction& a, double time) {
     const int part = a.chunk * shape.stages + stage;
     if (a.pass == Pass::forward) forward[at(part, a.micro)] = time;
@@ -95,16 +98,22 @@ PipelineSchedule make_schedule(const PipelineShape& p) {
 }
 
 PipelineTimeline simulate(const PipelineShape& p, const PipelineSchedule& schedule, const PassTimes& times) {
+  return simulate(p, schedule, std::vector<PassTimes>(schedule.size(), times), 0);
+}
+
+PipelineTimeline simulate(const PipelineShape& p, const PipelineSchedule& schedule, const std::vector<PassTimes>& times,
+                          double message) {
   const bool splits = p.kind == PipelineKind::zero_bubble;
-  const auto time_of = [&](Pass pass) {
-    return pass == Pass::forward   ? times.forward
-           : pass == Pass::weights ? times.weights
-                                   : times.backward + (splits ? 0 : times.weights);
+  const auto time_of = [&](size_t stage, Pass pass) {
+    const PassTimes& own = times[stage];
+    return pass == Pass::forward   ? own.forward
+           : pass == Pass::weights ? own.weights
+                                   : own.backward + (splits ? 0 : own.weights);
   };
   PipelineTimeline t;
   t.begins.resize(schedule.size());
   t.in_flight.resize(schedule.size());
-  Progress progress(p);
+  Progress progress(p, message);
   std::vector<double> free(schedule.size(), 0);
   double work = 0;
   for (bool moved = true; moved;) {
@@ -116,9 +125,10 @@ PipelineTimeline simulate(const PipelineShape& p, const PipelineSchedule& schedu
         if (ready < 0) break;
         const double begin = std::max(free[s], ready);
         t.begins[s].push_back(begin);
-        free[s] = begin + time_of(a.pass);
+        const double time = time_of(s, a.pass);
+        free[s] = begin + time;
         progress.end(static_cast<int>(s), a, free[s]);
-        work += time_of(a.pass);
+        work += time;
         moved = true;
       }
   }

@@ -43,8 +43,7 @@ struct PipelineShape {
 using PipelineSchedule = std::vector<std::vector<PipelineAction>>;
 PipelineSchedule make_schedule(const PipelineShape& shape);
 
-// When each action begins where passes take these times and messages none; throws Error where stages wait for each other
-// for ever.
+// When each action begins where passes take these times; throws Error where stages wait for each other for ever.
 struct PassTimes {
   double forward = 1, backward = 1, weights = 1;  // backward: towards the inputs
 };
@@ -56,6 +55,9 @@ struct PipelineTimeline {
       in_flight;  // by stage: the most micro-batches whose activations it keeps at a time, of all its chunks
 };
 PipelineTimeline simulate(const PipelineShape& shape, const PipelineSchedule& schedule, const PassTimes& times = {});
+// The same with times of each stage, of one of its chunks, and `message`, the time from one stage to the next.
+PipelineTimeline simulate(const PipelineShape& shape, const PipelineSchedule& schedule,
+                          const std::vector<PassTimes>& times, double message);
 // The share by the papers' formulas, of passes that take equal times.
 double bubble_by_formula(const PipelineShape& shape);
 // A row for each stage: digits are forward passes, the same in brackets backward passes, w passes for weights.

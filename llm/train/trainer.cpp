@@ -6,6 +6,7 @@
 #include <numbers>
 
 #include "llm/base/error.h"
+#include "llm/base/median.h"
 #include "llm/base/process.h"
 #include "llm/base/random.h"
 #include "llm/model/huggingface.h"
@@ -380,6 +381,7 @@ Trainer::Outcome Trainer::run(double peak_gflops, TrainingObserver& observer) {
   int64_t started = state_.step, saved_at = -1;
   auto last_result = begin;
   Outcome outcome;
+  std::vector<double> step_times;  // milliseconds, but for the first step, which touches memory for the first time
   while (state_.step < options_.steps && !outcome.stopped) {
     // Ranks that are told to stop at different times stop together.
     const bool stop_requested = ranks_ ? any(*ranks_, stop.requested()) : stop.requested();
@@ -389,6 +391,7 @@ Trainer::Outcome Trainer::run(double peak_gflops, TrainingObserver& observer) {
     const StepResult result = runner_->take();
     const double seconds = seconds_since(std::exchange(last_result, Clock::now()));
     training_seconds += seconds;
+    if (state_.step > first_step_) step_times.push_back(1e3 * seconds);
     check_skipped(result, observer);
     LogEntry entry = finish_step(result, seconds, peak_gflops);
     const bool all_done = started == state_.step;
@@ -412,6 +415,7 @@ Trainer::Outcome Trainer::run(double peak_gflops, TrainingObserver& observer) {
   if (outcome.stopped && saved_at != state_.step) save(kNotMeasured);
   outcome.val_bits_per_byte = bits_per_byte(outcome.val_loss);
   outcome.seconds = seconds_since(begin);
+  if (!step_times.empty()) outcome.step_ms = median(step_times);
   outcome.tokens_per_second = static_cast<double>((state_.step - first_step_) * step_tokens_) / training_seconds;
   return outcome;
 }

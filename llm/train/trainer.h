@@ -57,7 +57,9 @@ class Trainer {
   const Program& program() const { return *training_; }
   const Pipeline* pipeline() const { return pipeline_.get(); }
   const TrainerState& state() const { return state_; }
-  size_t arena_bytes() const;                                 // on the device
+  size_t arena_bytes() const;  // on the device
+  size_t allocated_bytes() const { return arena_ ? arena_->bytes() : 0; }
+  const ModelConfig& model() const { return model_; }
   size_t host_bytes() const { return layout_.host_bytes(); }  // of tensors that lie in the host's memory beside these
   // What this rank sent to others in the last step that was started.
   int64_t step_bytes_sent() const { return step_sent_; }
@@ -76,6 +78,7 @@ class Trainer {
     double val_loss = 0, val_bits_per_byte = 0;   // of the last evaluation; 0 when there was none
     int64_t val_tokens = 0, held_out_tokens = 0;  // on how many of those that can be predicted
     double seconds = 0, tokens_per_second = 0;
+    double step_ms = 0;  // the median of the steps after the first; 0: there was one alone
   };
   // `peak_gflops` is what MFU is a fraction of, 0 where it is not known.
   Outcome run(double peak_gflops, TrainingObserver& observer);

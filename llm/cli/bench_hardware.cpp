@@ -1,0 +1,178 @@
+// What `plan` knows of a machine, measured here.
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cmath>
+#include <limits>
+
+#include "llm/base/error.h"
+#include "llm/cli/bench.h"
+#include "llm/device/ceilings.h"
+#include "llm/device/ceilings_cuda.h"
+#include "llm/device/communicator_threads.h"
+#include "llm/device/cuda.h"
+#include "llm/graph/dump.h"
+#include "llm/graph/program.h"
+#include "llm/model/gpt.h"
+#include "llm/plan/pass_time.h"
+
+namespace llm {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// A node's time is linear in what these stand for; hence the numbers are found by least squares.
+constexpr double kCacheMib = static_cast<double>(Ceilings::kCachedBytes) * 0x1p-20;
+constexpr size_t kNumbers = 7;
+
+struct Sample {
+  std::array<double, kNumbers> per{};  // seconds of the node for each unknown's unit
+  double seconds = 0;
+};
+
+// The unknowns: 1 / product efficiency, that times the depth, the same of attention, 1 / bandwidth of memory and of caches, seconds
+// of a kernel.
+Sample sample_of(const Graph& g, const Node& node, double peak, bool has_cache) {
+  Sample s;
+  const Cost cost = cost_of(g, node);
+  double others = cost.flops;
+  for (const Product& p : products_of(g, node)) {
+    const double flops = 2.0 * static_cast<double>(p.m) * static_cast<double>(p.n) * static_cast<double>(p.k) *
+                         static_cast<double>(p.calls);
+    s.per[0] += flops / peak, s.per[1] += flops / peak / static_cast<double>(p.k);
+    others -= flops;
+  }
+  s.per[2] = std::max(0.0, others) / peak, s.per[3] = s.per[2] / head_size_of(g, node);
+  const double bytes = cost.bytes_read + cost.bytes_written;
+  s.per[has_cache && bytes <= kCacheMib * 0x1p20 ? 5 : 4] = bytes, s.per[6] = 1;
+  return s;
+}
+
+// Unknowns of at least 0 with the least sum of squares of relative errors, one coordinate after another.
+std::array<double, kNumbers> least_squares(const std::vector<Sample>& samples) {
+  std::array<double, kNumbers> x{};
+  for (int round = 0; round < 20000; ++round)
+    for (size_t k = 0; k < kNumbers; ++k) {
+      double top = 0, bottom = 0;
+      for (const Sample& s : samples) {
+        double rest = s.seconds;
+        for (size_t j = 0; j < kNumbers; ++j) rest -= j == k ? 0 : s.per[j] * x[j];
+        top += s.per[k] * rest / (s.seconds * s.seconds), bottom += s.per[k] * s.per[k] / (s.seconds * s.seconds);
+      }
+      x[k] = bottom > 0 ? std::max(0.0, top / bottom) : 0;
+    }
+  return x;
+}
+
+ModelConfig model_of(int64_t layers, int64_t channels, int64_t heads, int64_t context, int64_t vocabulary) {
+  ModelConfig c;
+  c.layers = layers, c.channels = channels, c.heads = c.kv_heads = heads, c.head_size = channels / heads;
+  c.hidden = usual_hidden(channels, c.activation), c.context = context, c.vocabulary = vocabulary;
+  return c;
+}
+
+struct Step {
+  ModelConfig model;
+  int64_t batch;
+};
+
+// Appends a sample for each node of a step, the median of some runs. Returns the seconds of a step beside its nodes.
+double measure_step(const Step& step, Device& device, Precision precision, double peak, std::vector<Sample>& samples) {
+  TrainingGraph t = build_training_graph(step.model, step.batch, step.model.context, {}, dtype_of(precision));
+  PersistentLayout layout;
+  layout.add(t.graph);
+  const std::vector<TensorId> results = {t.loss, t.gradient_norm, t.guarded_norm};
+  Program program(compile(std::move(t.graph), results, target_on(device, precision)), layout);
+  const Arena arena(program.arena_bytes(), device);
+  program.bind(arena);
+  const auto count = static_cast<size_t>(step.batch * step.model.context);
+  std::vector<int32_t> tokens(count);
+  for (size_t i = 0; i < count; ++i)
+    tokens[i] = static_cast<int32_t>(i * 7919 % static_cast<size_t>(step.model.vocabulary));
+  const std::vector<float> weights(count, 1.0f / static_cast<float>(count));
+  const size_t nodes = program.graph().nodes.size();
+  std::vector<std::vector<double>> seconds(nodes);
+  std::vector<double> beside;
+  const auto begin = Clock::now();
+  for (int run = 0; run < 3 || (run < 30 && seconds_since(begin) < 1.5); ++run) {
+    program.write(t.tokens, tokens.data());
+    program.write(t.targets, tokens.data());
+    program.write(t.loss_weights, weights.data());
+    std::vector<double> each(nodes, 0);
+    const auto start = Clock::now();
+    program.run(kWholeStep, &each);
+    device.wait();
+    double left = seconds_since(start);
+    for (size_t n = 0; n < nodes; ++n) seconds[n].push_back(each[n]), left -= each[n];
+    beside.push_back(left);
+  }
+  for (size_t n = 0; n < nodes; ++n) {
+    Sample s = sample_of(program.graph(), program.graph().nodes[n], peak, !device.cuda());
+    s.seconds = median(seconds[n]);
+    if (s.seconds > 0 && (s.per[0] > 0 || s.per[4] > 0 || s.per[5] > 0)) samples.push_back(s);
+  }
+  return median(beside);
+}
+
+// Seconds in which two ranks send each other so many bytes.
+double exchange_seconds(size_t bytes) {
+  std::vector<double> times;
+  ThreadRanks(2).run([&](Communicator& ranks) {
+    std::vector<std::byte> sent(bytes), received(bytes);
+    for (int i = 0; i < 9; ++i) {
+      barrier(ranks);
+      const auto start = Clock::now();
+      Exchange& exchange = ranks.prepare(1);
+      exchange.sends.push_back({1 - ranks.rank(), sent.data(), bytes});
+      exchange.receives.push_back({1 - ranks.rank(), received.data(), bytes});
+      ranks.start(1);
+      ranks.wait(1);
+      if (ranks.rank() == 0) times.push_back(seconds_since(start));
+    }
+  });
+  return median(times);
+}
+
+}  // namespace
+
+Hardware measure_hardware(Device& device, Precision precision, const Hardware& otherwise) {
+  Hardware h = otherwise;
+  const CudaDevice* const cuda = device.cuda();
+  h.cuda = cuda != nullptr, h.sources = {"measured by train_gpt bench --hardware-out"};
+  h.name = cuda ? cuda->properties().name : concat("CPU of ", device.threads().size(), " threads");
+  const double gflops =
+      cuda ? measure_cuda_peak_gflops(*device.cuda(), dtype_of(precision)) : measure_peak_gflops(device.threads());
+  h.peak_tflops = gflops * 1e-3;
+  std::vector<Sample> samples;
+  std::vector<Step> steps = {{model_of(4, 128, 4, 64, 256), 16},    {model_of(2, 128, 4, 256, 4096), 4},
+                             {model_of(2, 384, 6, 256, 256), 4},    {model_of(2, 384, 6, 64, 8192), 8},
+                             {model_of(1, 768, 12, 256, 16384), 2}, {model_of(2, 768, 12, 512, 1024), 1}};
+  if (cuda)
+    steps = {{model_of(2, 768, 12, 1024, 32768), 4},
+             {model_of(2, 2048, 16, 2048, 32768), 2},
+             {model_of(2, 4096, 32, 2048, 4096), 4}};
+  std::vector<double> beside;
+  for (const Step& step : steps) beside.push_back(measure_step(step, device, precision, gflops * 1e9, samples));
+  const std::array<double, kNumbers> x = least_squares(samples);
+  const auto inverse = [](double value) { return value > 0 ? 1 / value : std::numeric_limits<double>::max(); };
+  h.product_efficiency = inverse(x[0]), h.product_depth = x[0] > 0 ? x[1] / x[0] : 0;
+  h.attention_efficiency = inverse(x[2]), h.attention_depth = x[2] > 0 ? x[3] / x[2] : 0;
+  h.bandwidth_gbs = inverse(x[4]) * 1e-9, h.kernel_us = x[6] * 1e6;
+  h.cached_gbs = cuda ? 0 : inverse(x[5]) * 1e-9, h.cache_mib = cuda ? 0 : kCacheMib;
+  h.launch_us = 0, h.logit_ps = h.shared_logit_ps = 0, h.micro_step_ms = 0, h.beside_messages_us = 0, h.kept = 1;
+  h.stall_nodes = h.stall_ms = 0;
+  h.step_ms = std::max(0.0, median(beside) * 1e3);
+  if (cuda) h.memory_gib = static_cast<double>(cuda->properties().memory_bytes) * 0x1p-30;
+  if (cuda) return h;
+  const double few = exchange_seconds(64), many = exchange_seconds(size_t{32} << 20);
+  h.inside_latency_us = few / 2 * 1e6;
+  h.inside_gbs = static_cast<double>(size_t{32} << 20) / std::max(1e-9, many - few) * 1e-9;
+  h.memory_gib =
+      static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGESIZE)) * 0x1p-30;
+  return h;
+}
+
+}  // namespace llm

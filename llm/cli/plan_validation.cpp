@@ -1,0 +1,236 @@
+#include "llm/cli/plan_validation.h"
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <map>
+#include <numeric>
+#include <sstream>
+
+#include "llm/base/error.h"
+#include "llm/model/shard.h"
+#include "llm/plan/rank_memory.h"
+#include "llm/plan/step_time.h"
+
+namespace llm {
+namespace {
+
+std::vector<std::string> fields_of(const std::string& line) {
+  std::vector<std::string> fields(1);
+  for (const char c : line)
+    if (c == ',')
+      fields.emplace_back();
+    else if (c != '\r')
+      fields.back() += c;
+  return fields;
+}
+
+class Table {
+ public:
+  explicit Table(const std::string& path) : path_(path), in_(path) {
+    std::string line;
+    if (!in_ || !std::getline(in_, line)) fail("cannot read ", path);
+    const std::vector<std::string> names = fields_of(line);
+    for (size_t i = 0; i < names.size(); ++i) column_[names[i]] = i;
+  }
+  bool next() {
+    std::string line;
+    do {
+      if (!std::getline(in_, line)) return false;
+      ++line_;
+    } while (line.empty());
+    fields_ = fields_of(line);
+    return true;
+  }
+  int line() const { return line_; }
+  const std::string& text(const char* name) const {
+    const auto found = column_.find(name);
+    if (found == column_.end()) fail(path_, " has no column ", name);
+    if (found->second >= fields_.size()) fail(path_, ", line ", line_, ": there is no ", name);
+    return fields_[found->second];
+  }
+  double number(const char* name, bool optional = false) const {
+    const std::string& field = text(name);
+    if (field.empty() && optional) return 0;
+    char* end = nullptr;
+    const double value = std::strtod(field.c_str(), &end);
+    if (field.empty() || *end || !(value >= 0)) fail(path_, ", line ", line_, ": ", name, " is \"", field, "\"");
+    return value;
+  }
+  int64_t whole(const char* name, int64_t least = 1) const {
+    const double value = number(name);
+    if (value < static_cast<double>(least) || value != std::floor(value) || value > 1e9)
+      fail(path_, ", line ", line_, ": ", name, " is ", text(name));
+    return static_cast<int64_t>(value);
+  }
+
+ private:
+  std::string path_;
+  std::ifstream in_;
+  std::map<std::string, size_t> column_;
+  std::vector<std::string> fields_;
+  int line_ = 1;
+};
+
+Job job_of(const Table& row) {
+  Job job;
+  const auto architecture = find_value<Architecture>(row.text("architecture"));
+  if (!architecture) fail("line ", row.line(), ": unknown architecture ", row.text("architecture"));
+  ModelConfig& m = job.model;
+  set_architecture(m, *architecture);
+  m.layers = row.whole("layers"), m.channels = row.whole("channels"), m.heads = row.whole("heads");
+  m.kv_heads = row.whole("kv_heads"), m.hidden = row.whole("hidden"), m.vocabulary = row.whole("vocabulary");
+  m.context = job.context = row.whole("context");
+  m.head_size = m.channels / m.heads;
+  m.positions = Positions::rope;  // learned ones cannot be shared among as many ranks, and cost as good as nothing
+  job.target = {.threads = 1, .cuda = true, .precision = Precision::bf16};
+  job.recipe.optimizer = OptimizerKind::adamw;
+  return job;
+}
+
+Layout layout_of(const Table& row) {
+  Layout l;
+  l.mesh = {.data = static_cast<int>(row.whole("data")),
+            .stage = static_cast<int>(row.whole("stages")),
+            .tensor = static_cast<int>(row.whole("tensor"))};
+  l.zero = static_cast<int>(row.whole("zero", 0));
+  l.batch = row.whole("micro_batch"), l.grad_accum = row.whole("grad_accum");
+  return l;
+}
+
+std::vector<double> ranks_of(const std::vector<double>& values) {
+  std::vector<size_t> order(values.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return values[a] < values[b]; });
+  std::vector<double> ranks(values.size());
+  for (size_t i = 0, j; i < order.size(); i = j) {
+    for (j = i; j < order.size() && values[order[j]] == values[order[i]];) ++j;
+    for (size_t k = i; k < j; ++k) ranks[order[k]] = static_cast<double>(i + j - 1) / 2;
+  }
+  return ranks;
+}
+
+// Spearman's.
+double rank_correlation(const std::vector<double>& x, const std::vector<double>& y) {
+  if (x.size() < 2) return 0;
+  const std::vector<double> a = ranks_of(x), b = ranks_of(y);
+  const double mean = static_cast<double>(a.size() - 1) / 2;
+  double ab = 0, aa = 0, bb = 0;
+  for (size_t i = 0; i < a.size(); ++i)
+    ab += (a[i] - mean) * (b[i] - mean), aa += (a[i] - mean) * (a[i] - mean), bb += (b[i] - mean) * (b[i] - mean);
+  return aa > 0 && bb > 0 ? ab / std::sqrt(aa * bb) : 0;
+}
+
+double mean_of(const std::vector<double>& values) {
+  return values.empty() ? 0 : std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+}
+
+bool shares(const Layout& l, int64_t batch, int64_t context) {
+  const int n = l.mesh.tensor;
+  return batch % n == 0 || (n % batch == 0 && context % (n / batch) == 0);
+}
+
+// Other programs share other micro-batches among tensor-parallel ranks than `train` can: between the two nearest ones that
+// it can, times lie on a line.
+template <class Function>
+double between_batches(const Layout& layout, int64_t context, Function&& value) {
+  Layout low = layout, high = layout;
+  while (!shares(layout, low.batch, context)) --low.batch;
+  while (!shares(layout, high.batch, context)) ++high.batch;
+  const double at_low = value(low);
+  if (low.batch == high.batch) return at_low;
+  return at_low + (value(high) - at_low) * static_cast<double>(layout.batch - low.batch) /
+                      static_cast<double>(high.batch - low.batch);
+}
+
+struct Model {
+  Job job;
+  Hardware hardware;
+  StepTimer timer;
+  // Of a rank of the first or the last stage, whichever needs more. Other programs cut the vocabulary among tensor-parallel
+  // ranks, too.
+  double bytes(const Layout& layout) const {
+    Job cut = job;
+    cut.model.vocabulary /= layout.mesh.tensor;
+    double most = 0;
+    for (const int stage : {0, layout.mesh.stage - 1}) {
+      const RankMemory m = memory_of(cut, layout, stage, 0, false);
+      const double fixed = static_cast<double>(m.parameters + m.gradients + m.state);
+      most = std::max(most, fixed + hardware.kept * static_cast<double>(m.activations));
+      if (layout.mesh.stage == 1) break;
+    }
+    return most;
+  }
+};
+
+}  // namespace
+
+Validation validate(const std::string& path, const std::string& hardware, bool with_memory) {
+  Table table(path);
+  Validation v;
+  std::map<std::string, Model> models;
+  std::map<std::string, std::vector<size_t>> choices;  // rows, by model, ranks and size of the step
+  while (table.next()) {
+    std::string name;
+    for (const char* column : {"hardware", "architecture", "layers", "channels", "heads", "kv_heads", "hidden",
+                               "vocabulary", "context", "gpus_per_node"})
+      name += table.text(column) + " ";
+    auto found = models.find(name);
+    if (found == models.end()) {
+      const Job job = job_of(table);
+      Hardware machine = hardware_of(hardware.empty() ? table.text("hardware") : hardware, true);
+      machine.ranks_a_node = static_cast<double>(table.whole("gpus_per_node"));
+      found = models.emplace(name, Model{job, machine, StepTimer(job, machine)}).first;
+    }
+    Model& model = found->second;
+    Layout layout = layout_of(table);
+    if (model.hardware.equal_cuts)
+      for (int64_t s = 0; s <= layout.mesh.stage; ++s)
+        layout.cuts.push_back(static_cast<int>(model.job.model.layers * s / layout.mesh.stage));
+    ValidatedRow row;
+    row.line = table.line(), row.failed = table.text("status") != "ok";
+    row.layout = concat(layout.mesh.text(), ", ZeRO ", layout.zero, ", ", layout.grad_accum, " x ", layout.batch);
+    try {
+      const auto predict = [&](auto&& value) { return between_batches(layout, model.job.context, value); };
+      if (!row.failed) {
+        row.measured_ms = table.number("step_ms"), row.measured_gib = table.number("memory_gib", true);
+        row.predicted_ms = predict([&](const Layout& l) { return 1e3 * model.timer.time(l).total(); });
+        const int64_t samples = layout.mesh.data * layout.batch * layout.grad_accum;
+        choices[concat(name, table.text("gpus"), " ", samples)].push_back(v.rows.size());
+      }
+      if (with_memory && (row.failed || row.measured_gib > 0)) {
+        row.predicted_gib = predict([&](const Layout& l) { return model.bytes(l); }) * 0x1p-30;
+        row.fits = row.predicted_gib <= model.hardware.memory_gib - model.hardware.reserved_gib;
+      }
+    } catch (const UsageError& e) {
+      if (!row.failed) fail(path, ", line ", row.line, ": ", e.what());
+      row.fits = false;  // nor could `train` do it
+    }
+    v.rows.push_back(row);
+  }
+  std::vector<double> errors, measured, predicted, regrets, measured_gib, predicted_gib;
+  for (const ValidatedRow& row : v.rows)
+    if (!row.failed)
+      errors.push_back(std::abs(row.error())), measured.push_back(row.measured_ms),
+          predicted.push_back(row.predicted_ms);
+  for (const ValidatedRow& row : v.rows)
+    if (row.measured_gib > 0) measured_gib.push_back(row.measured_gib), predicted_gib.push_back(row.predicted_gib);
+  if (with_memory) v.memory_correlation = rank_correlation(measured_gib, predicted_gib);
+  v.mean_error = mean_of(errors);
+  std::sort(errors.begin(), errors.end());
+  if (!errors.empty()) v.median_error = (errors[errors.size() / 2] + errors[(errors.size() - 1) / 2]) / 2;
+  v.rank_correlation = rank_correlation(measured, predicted);
+  for (const auto& [key, rows] : choices) {
+    size_t fastest = rows[0], chosen = rows[0];
+    const auto rank = [&](size_t i) { return std::pair{!v.rows[i].fits, v.rows[i].predicted_ms}; };
+    for (const size_t i : rows) {
+      if (v.rows[i].measured_ms < v.rows[fastest].measured_ms) fastest = i;
+      if (rank(i) < rank(chosen)) chosen = i;
+    }
+    regrets.push_back(v.rows[chosen].measured_ms / v.rows[fastest].measured_ms - 1);
+  }
+  v.regret = mean_of(regrets);
+  return v;
+}
+
+}  // namespace llm

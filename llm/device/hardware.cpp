@@ -1,0 +1,116 @@
+#include "llm/device/hardware.h"
+
+#include <algorithm>
+#include <array>
+#include <filesystem>
+#include <utility>
+
+#include "llm/base/error.h"
+#include "llm/base/json.h"
+
+namespace llm {
+namespace {
+
+struct Number {
+  const char* key;
+  double Hardware::*place;
+  bool needed = false;
+};
+constexpr std::array kNumbers = {Number{"memory_gib", &Hardware::memory_gib, true},
+                                 Number{"reserved_gib", &Hardware::reserved_gib},
+                                 Number{"peak_tflops", &Hardware::peak_tflops, true},
+                                 Number{"price", &Hardware::price},
+                                 Number{"product_efficiency", &Hardware::product_efficiency, true},
+                                 Number{"product_depth", &Hardware::product_depth},
+                                 Number{"attention_efficiency", &Hardware::attention_efficiency, true},
+                                 Number{"attention_depth", &Hardware::attention_depth},
+                                 Number{"logit_ps", &Hardware::logit_ps},
+                                 Number{"shared_logit_ps", &Hardware::shared_logit_ps},
+                                 Number{"bandwidth_gbs", &Hardware::bandwidth_gbs, true},
+                                 Number{"cached_gbs", &Hardware::cached_gbs},
+                                 Number{"cache_mib", &Hardware::cache_mib},
+                                 Number{"kernel_us", &Hardware::kernel_us},
+                                 Number{"launch_us", &Hardware::launch_us},
+                                 Number{"micro_step_ms", &Hardware::micro_step_ms},
+                                 Number{"step_ms", &Hardware::step_ms},
+                                 Number{"ranks_a_node", &Hardware::ranks_a_node, true},
+                                 Number{"inside_gbs", &Hardware::inside_gbs, true},
+                                 Number{"between_gbs", &Hardware::between_gbs, true},
+                                 Number{"inside_latency_us", &Hardware::inside_latency_us},
+                                 Number{"between_latency_us", &Hardware::between_latency_us},
+                                 Number{"reduce_latency_us", &Hardware::reduce_latency_us},
+                                 Number{"exchange_host_us", &Hardware::exchange_host_us},
+                                 Number{"beside_messages_us", &Hardware::beside_messages_us},
+                                 Number{"hidden", &Hardware::hidden},
+                                 Number{"hidden_zero", &Hardware::hidden_zero},
+                                 Number{"stall_nodes", &Hardware::stall_nodes},
+                                 Number{"stall_ms", &Hardware::stall_ms},
+                                 Number{"kept", &Hardware::kept},
+                                 Number{"host_gbs", &Hardware::host_gbs}};
+
+struct Embedded {
+  const char *name, *text;
+};
+constexpr Embedded kDescriptions[] = {
+#include "llm/device/hardware.inc"
+};
+
+void take_numbers(Hardware& h, const Json& json) {
+  for (const auto& [key, place, needed] : kNumbers)
+    if (json.contains(key)) h.*place = json.at(key).get<double>();
+  if (json.contains("equal_cuts")) h.equal_cuts = json.at("equal_cuts").get<bool>();
+}
+
+Hardware parse(const Json& json, const std::string& where, bool as_published) {
+  Hardware h;
+  h.name = json.at("name").string();
+  for (const Json& source : json["sources"]) h.sources.push_back(source.string());
+  h.cuda = !json.contains("device") || json.at("device").string() != "cpu";
+  take_numbers(h, json);
+  if (as_published) take_numbers(h, json["published"]);
+  for (const auto& [key, place, needed] : kNumbers)
+    if (h.*place < 0 || (needed && h.*place == 0)) fail(where, ": \"", key, "\" must be more than 0");
+  return h;
+}
+
+}  // namespace
+
+std::vector<std::string> hardware_names() {
+  std::vector<std::string> names;
+  for (const Embedded& e : kDescriptions) names.emplace_back(e.name);
+  return names;
+}
+
+Hardware hardware_of(const std::string& name, bool as_published) {
+  for (const Embedded& e : kDescriptions)
+    if (name == e.name) return parse(parse_json(e.text, name), name, as_published);
+  if (!std::filesystem::exists(name)) {
+    std::string all;
+    for (const std::string& known : hardware_names()) all += (all.empty() ? "" : ", ") + known;
+    fail_usage("--hardware ", name, " is neither a file nor one of ", all);
+  }
+  try {
+    return parse(read_json(name), name, as_published);
+  } catch (const UsageError&) {
+    throw;
+  } catch (const Error& e) {
+    fail(name, " describes no machine: ", e.what());
+  }
+}
+
+Hardware shared_by(const Hardware& cpu, int ranks) {
+  Hardware h = cpu;
+  h.peak_tflops /= ranks, h.bandwidth_gbs /= ranks, h.cached_gbs /= ranks, h.memory_gib /= ranks;
+  h.ranks_a_node = ranks;
+  return h;
+}
+
+std::string hardware_json(const Hardware& h) {
+  Json json = Json::object();
+  json["name"] = h.name, json["sources"] = h.sources, json["device"] = h.cuda ? "cuda" : "cpu";
+  for (const auto& [key, place, needed] : kNumbers)
+    if (h.*place != 0) json[key] = h.*place;
+  return json.dump(1) + "\n";
+}
+
+}  // namespace llm

@@ -1,0 +1,66 @@
+// What a plan knows of a machine: few numbers, from data sheets and measured (bench --hardware-out). A description is a JSON file
+// with "name", "sources", "device" and a member for each number below that is not 0; those in data/hardware/ are part of the
+// program. A member "published" has numbers that stand in their place where step times of another program are predicted,
+// to which they were fitted (scripts/fit_hardware.py): its kernels, what its host does meanwhile, and its network.
+#pragma once
+#include <string>
+#include <vector>
+
+namespace llm {
+
+struct Hardware {
+  std::string name;
+  std::vector<std::string> sources;
+  bool cuda = true;  // ranks are GPUs; else teams of CPU threads
+  // Whether the program, whose step times the numbers were fitted to, gives each stage of a pipeline as many layers as the
+  // others. It matters where that program's rows are predicted again; `train` cuts layers by cost.
+  bool equal_cuts = false;
+  double kept = 1;  // bytes of activations that the program keeps for each one of this one's
+
+  // Of a rank.
+  double memory_gib = 0, reserved_gib = 0;  // what there is, and what contexts and libraries take of it
+  double peak_tflops = 0;                   // dense, bf16 on a GPU, fp32 on a CPU
+  double price = 0;                         // of an hour
+  // Products of (m, k) and (k, n) take 2 m n k / (product_efficiency peak) (1 + product_depth / k).
+  double product_efficiency = 1, product_depth = 0;
+  // Other operations, attention's, take 1 / (attention_efficiency peak) (1 + attention_depth / head size).
+  double attention_efficiency = 1, attention_depth = 0;
+  // Beside the products of the head, for each of its results, where these pass through memory; `shared`: of a head that
+  // tensor-parallel ranks share.
+  double logit_ps = 0, shared_logit_ps = 0;
+  double bandwidth_gbs = 0;  // bytes that kernels read and write
+  double cached_gbs = 0,
+         cache_mib = 0;  // the same of kernels whose tensors together are no larger; 0: there is no difference
+  double kernel_us = 0;  // of a kernel's time, what does not depend on its size
+  double launch_us = 0;  // the host's time for each kernel, while the device works on those before
+  double micro_step_ms = 0, step_ms = 0;  // what a micro-step and a step take whatever the model
+
+  // Of the links. Ranks with neighbouring numbers are on one node.
+  double ranks_a_node = 1;
+  double inside_gbs = 0, between_gbs = 0;  // that a rank sends; between nodes: through its own share of the network
+  double inside_latency_us = 0, between_latency_us = 0;  // of an exchange, for each rank of its group
+  double reduce_latency_us =
+      0;  // the same of exchanges between nodes at a step's end, which are larger and do not wait in turn
+  double exchange_host_us = 0;  // the host's time for an exchange within a pass
+  // And for each rank of its group, what it takes longer within a pipeline whose messages go from node to node: exchanges and
+  // messages then take turns on the device. Hidden by kernels that run meanwhile.
+  double beside_messages_us = 0;
+  // The share of the kernels between an exchange's start and its wait that hides it; `zero`: where ranks divide the state.
+  double hidden = 0, hidden_zero = 0;
+  // Messages of pipelines on so many nodes or more take so much longer, where as many data-parallel ranks divide the
+  // optimizer's state; 0: none do.
+  double stall_nodes = 0, stall_ms = 0;
+  double host_gbs =
+      0;  // between a rank and its host's memory, where optimizer state lies there; 0: there is no such way
+};
+
+// `name`: of a description that is part of the program, or a file's path. Throws UsageError that lists the names where it is
+// neither, Error for a file that is none.
+Hardware hardware_of(const std::string& name, bool as_published = false);
+std::vector<std::string> hardware_names();
+// Of each of so many ranks that share a CPU: the description is that of one rank which has it all.
+Hardware shared_by(const Hardware& cpu, int ranks);
+// The text of the file that describes `hardware`.
+std::string hardware_json(const Hardware& hardware);
+
+}  // namespace llm

@@ -1,0 +1,198 @@
+#include "llm/plan/search.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <utility>
+
+#include "llm/base/bytes.h"
+#include "llm/base/error.h"
+#include "llm/model/shard.h"
+#include "llm/model/stages.h"
+#include "llm/ops/ordered_sum.h"
+
+namespace llm {
+namespace {
+
+constexpr int64_t kMostSequences = 64;  // of a micro-step
+constexpr int64_t kLeastTokens = 8192;  // of a sequence on each of the ranks that share it
+
+class Search {
+ public:
+  Search(const Job& job, const Hardware& hardware, int ranks, Objective objective)
+      : job_(job),
+        hardware_(hardware),
+        ranks_(ranks),
+        objective_(objective),
+        timer_(job, hardware),
+        room_(static_cast<size_t>((hardware.memory_gib - hardware.reserved_gib) * 0x1p30)) {}
+
+  Plans run(size_t most, bool with_neighbours) {
+    Plans plans;
+    std::vector<Plan> all = candidates();
+    plans.tried = static_cast<int64_t>(all.size());
+    std::stable_sort(all.begin(), all.end(),
+                     [](const Plan& a, const Plan& b) { return a.time.total() < b.time.total(); });
+    if (all.empty()) fail_usage("no layout of ", ranks_, " ranks is possible: ", first_reason_);
+    Plan least;
+    for (Plan plan : all) {
+      if (plans.best.size() >= most && objective_ != Objective::memory) break;
+      if (is_known(plan.layout)) continue;
+      check(plan);
+      if (plan.rejection.empty())
+        plans.best.push_back(plan);
+      else if (least.rejection.empty() || plan.memory.device() < least.memory.device())
+        least = plan;
+    }
+    if (plans.best.empty() && !offload_ && hardware_.host_gbs > 0) {
+      offload_ = true;
+      return run(most, with_neighbours);
+    }
+    if (plans.best.empty()) fail_usage("no layout of ", ranks_, " ranks fits: the least one ", least.rejection);
+    if (objective_ == Objective::memory) {
+      std::stable_sort(plans.best.begin(), plans.best.end(),
+                       [](const Plan& a, const Plan& b) { return a.memory.device() < b.memory.device(); });
+      plans.best.resize(std::min(plans.best.size(), most));
+    }
+    for (Plan& plan : plans.best) recompute_less(plan);
+    if (with_neighbours) plans.neighbours = neighbours(plans.best[0], all);
+    return plans;
+  }
+
+ private:
+  // Why `train` would refuse the layout; empty: it would not.
+  std::string refusal(const Layout& l) const {
+    try {
+      check_mesh(l.mesh, job_.model, l.batch, job_.context);
+      if (l.is_pipeline()) {
+        cut_layers(job_.model, job_.context, l.mesh.stage * l.chunks);
+        make_schedule({l.pipeline, l.mesh.stage, static_cast<int>(l.grad_accum), l.chunks});
+      }
+    } catch (const UsageError& e) {
+      return e.what();
+    }
+    if (l.mesh.data > kMostSums) return concat("at most ", kMostSums, " ranks share the samples of a step");
+    if (job_.step_samples % (l.mesh.data * l.batch))
+      return concat(l.mesh.data, " data-parallel ranks with micro-steps of ", l.batch, " do not divide a step of ",
+                    job_.step_samples, " sequences");
+    if (l.zero == 3 && l.is_pipeline()) return "the stages of a pipeline have parameters of their own: ZeRO 2 would do";
+    return "";
+  }
+
+  void add(std::vector<Plan>& plans, Layout layout) {
+    layout.grad_accum = job_.step_samples / (layout.mesh.data * layout.batch);
+    if (const std::string reason = refusal(layout); !reason.empty()) {
+      if (first_reason_.empty()) first_reason_ = reason;
+      return;
+    }
+    for (const Recompute level :
+         {Recompute::none, Recompute::activations, Recompute::norms, Recompute::attention, Recompute::block}) {
+      layout.recompute = level;
+      plans.push_back({.layout = layout, .time = timer_.time(layout), .memory = {}, .rejection = {}});
+    }
+  }
+
+  std::vector<Plan> candidates() {
+    std::vector<Plan> plans;
+    for (int tensor = 1; tensor <= std::min(static_cast<double>(job_.model.heads), hardware_.ranks_a_node); ++tensor)
+      for (int shared = tensor; shared == tensor || shared / tensor * kLeastTokens <= job_.context; shared *= 2)
+        for (int stages = 1; stages <= job_.model.layers; ++stages) {
+          if (ranks_ % (shared * stages)) continue;
+          Layout l;
+          l.offload = offload_;
+          l.mesh = {.data = ranks_ / shared / stages, .stage = stages, .context = shared / tensor, .tensor = tensor};
+          for (l.batch = 1; l.batch <= kMostSequences && l.batch * l.mesh.data <= job_.step_samples; l.batch *= 2)
+            for (const int zero : {1, 2, 3}) {
+              // Gradients are sent before a second micro-step would make others; one rank has nothing to divide.
+              const bool at_once = l.batch * l.mesh.data == job_.step_samples;
+              if ((l.mesh.data == 1 && zero > 1) || (zero == 2 && !at_once)) continue;
+              l.zero = zero;
+              using enum PipelineKind;
+              for (const PipelineKind kind : {one_forward_one_backward, zero_bubble, interleaved}) {
+                l.pipeline = kind, l.chunks = kind == interleaved ? 2 : 1;
+                if (l.is_pipeline() || kind == one_forward_one_backward) add(plans, l);
+              }
+            }
+        }
+    return plans;
+  }
+
+  // Whether a layout that needs no more is known not to fit, or one that is as fast is known to fit.
+  bool is_known(const Layout& l) const {
+    return std::any_of(tried_.begin(), tried_.end(), [&](const auto& tried) {
+      const auto& [o, fits] = tried;
+      return o.mesh == l.mesh && o.zero == l.zero && o.pipeline == l.pipeline && o.offload == l.offload &&
+             (fits ? o.batch == l.batch && o.recompute <= l.recompute
+                   : o.batch <= l.batch && o.recompute >= l.recompute);
+    });
+  }
+
+  // Sets the memory, and the rejection where it does not fit.
+  void check(Plan& plan) {
+    const Layout& l = plan.layout;
+    plan.memory = memory_of(job_, l, 0);
+    if (l.is_pipeline())
+      if (const RankMemory last = memory_of(job_, l, l.mesh.stage - 1); last.device() > plan.memory.device())
+        plan.memory = last;
+    const bool fits = plan.memory.device() <= room_;
+    tried_.emplace_back(l, fits);
+    if (fits && l.recompute != Recompute::none) plan.budget = room_;
+    if (!fits) plan.rejection = concat("needs ", format_bytes(plan.memory.device()), " of ", format_bytes(room_));
+  }
+
+  // With a budget `train` recomputes in as many layers as it must: in between two levels.
+  void recompute_less(Plan& plan) {
+    if (!plan.budget) return;
+    plan.memory = memory_of(job_, plan.layout, 0, plan.budget);
+    const auto [level, layers] = plan.memory.recomputation;
+    for (int stage = 1; stage < plan.layout.mesh.stage; ++stage)
+      if (const RankMemory other = memory_of(job_, plan.layout, stage, plan.budget);
+          other.device() > plan.memory.device())
+        plan.memory = other;
+    if (plan.layout.is_pipeline() || level == Recompute::none) return;
+    plan.layout.recompute = level;
+    Layout less = plan.layout;
+    less.recompute = static_cast<Recompute>(static_cast<int>(level) - 1);
+    const double share = static_cast<double>(layers) / static_cast<double>(job_.model.layers);
+    const StepTime low = timer_.time(less), high = timer_.time(plan.layout);
+    plan.time = high;
+    plan.time.compute = low.compute + share * (high.compute - low.compute);
+  }
+
+  // Those of the candidates that differ from the best one in one thing, by one step.
+  std::vector<Plan> neighbours(const Plan& best, const std::vector<Plan>& candidates) {
+    std::vector<Plan> found;
+    for (const Plan& candidate : candidates) {
+      const Layout &l = candidate.layout, &b = best.layout;
+      const auto is_near = [](int64_t x, int64_t y) { return x == 2 * y || y == 2 * x; };
+      const bool tensor = l.mesh.tensor != b.mesh.tensor || l.mesh.context != b.mesh.context,
+                 stage = l.mesh.stage != b.mesh.stage, batch = l.batch != b.batch,
+                 recomputes = l.recompute != b.recompute, other = l.zero != b.zero || l.pipeline != b.pipeline;
+      if (tensor + stage + batch + recomputes + other != 1 ||
+          (tensor && !is_near(l.mesh.tensor * l.mesh.context, b.mesh.tensor * b.mesh.context)) ||
+          (stage && !is_near(l.mesh.stage, b.mesh.stage)) || (batch && !is_near(l.batch, b.batch)) ||
+          std::abs(static_cast<int>(l.recompute) - static_cast<int>(b.recompute)) > 1)
+        continue;
+      check(found.emplace_back(candidate));
+    }
+    return found;
+  }
+
+  const Job& job_;
+  const Hardware& hardware_;
+  int ranks_;
+  Objective objective_;
+  StepTimer timer_;
+  size_t room_;
+  std::string first_reason_;
+  std::vector<std::pair<Layout, bool>> tried_;  // and whether it fits
+  bool offload_ = false;                        // the optimizer's state, to the host's memory
+};
+
+}  // namespace
+
+Plans search(const Job& job, const Hardware& hardware, int ranks, Objective objective, size_t most,
+             bool with_neighbours) {
+  return Search(job, hardware, ranks, objective).run(most, with_neighbours);
+}
+
+}  // namespace llm
