@@ -43,6 +43,7 @@ int main(int argc, char** argv) {
        .version = version,
        .prepare = check_copy,
        .commands = {tokenize_command(), detokenize_command(), train_command(), eval_command(), generate_command(),
-                    serve_command(), import_command(), export_command(), graph_command(), bench_command(), plan_command()}},
+                    serve_command(), import_command(), export_command(), graph_command(), bench_command(),
+                    plan_command()}},
       argc, argv);
 }

@@ -120,6 +120,8 @@ def add_ask(commands):
     p.add_argument("--gpus", type=positive(int), help="so many GPUs for --hours")
     p.add_argument("--hours", type=positive(float, 1e7))
     p.add_argument("--gpu", choices=("h100", "h200", "a100", "b200", "l40s", "rtx4090"), default="h100", help="(h100)")
+    p.add_argument("--hardware", help="instead of --gpu and --mfu: a machine that `train_gpt plan` knows, or its file")
+    p.add_argument("--binary", help="the train_gpt that plans (that of this checkout)")
     p.add_argument("--mfu", type=positive(float, 1), default=0.4, help="share of the peak that training reaches (0.4)")
     p.add_argument("--format", choices=("text", "json"), default="text")
     p.set_defaults(module="ask")

@@ -131,6 +131,16 @@ class Plan(Folder):
         low, high = answer["loss_interval"]
         self.assertTrue(low < answer["loss"] < high)
         self.assertIn("train_gpt train --data", answer["command"])
+        if os.path.exists(BINARY):
+            done = sweep("ask", "--gpus", "8", "--hours", "10", "--hardware", "h100-sxm", "--binary", BINARY, "--out", self.folder,
+                         "--format", "json")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            planned = json.loads(done.stdout)
+            flops = 6 * planned["params"] * planned["plan"]["tokens_per_second"] * 36000
+            self.assertAlmostEqual(flops / planned["compute"], 1, delta=0.1)
+            self.assertIn("--ranks 8", planned["command"])
+            done = sweep("ask", "--gpus", "8", "--hardware", "h100-sxm", "--out", self.folder)
+            self.assertEqual((done.returncode, "--hours" in done.stderr), (2, True))
         done = sweep("report", "--out", self.folder)
         self.assertEqual(done.returncode, 0, done.stderr)
         for name in ("index.html", "report.json", "runs.csv", "isoflop.png", "isoflop.svg", "frontier.png"):

@@ -301,8 +301,28 @@ void print_validation(const PlanFlags& f) {
               << " rows that failed " << refused << " are predicted not to fit, of those that ran " << wrongly << "\n";
 }
 
+// How many of the ranks train a token for the least money: the fewer, the less they wait for each other.
+int64_t cheapest_ranks(PlanFlags f) {
+  int64_t cheapest = f.gpus;
+  double least = 0;
+  for (f.nodes = 0; f.gpus >= 1; f.gpus /= 2) {
+    try {
+      const Planned p = planned(f);
+      const double cost = search(p.job, p.hardware, p.ranks, Objective::time, 1, false).best[0].time.total() * p.ranks;
+      if (least == 0 || cost < least) least = cost, cheapest = f.gpus;
+    } catch (const UsageError&) {
+      if (f.gpus == 1 && least == 0) throw;  // nor do fewer do
+    }
+  }
+  return cheapest;
+}
+
 void plan(PlanFlags& f, const Given& given) {
   if (!f.validate.empty()) return print_validation(f);
+  if (f.objective == Objective::cost && f.gpus > 0) {
+    if (!f.step_tokens) f.step_tokens = static_cast<int64_t>(planned(f).job.step_samples * planned(f).job.context);
+    f.gpus = cheapest_ranks(f), f.nodes = 0;
+  }
   const Planned p = planned(f);
   const Plans plans = search(p.job, p.hardware, p.ranks, f.objective, kShown, f.why);
   if (f.format == "text") return print_text(p, f, plans, given);
@@ -329,7 +349,9 @@ Command plan_command() {
        Option("--hours", &f.hours, "length of the run: its tokens and the price are printed").between(0, 1e6),
        Option("--global-batch-tokens", &f.step_tokens, "tokens of a step (half a million, or a sequence a rank)")
            .at_least(1),
-       Option("--objective", &f.objective, "what is to be the least: time, memory or cost").with_default(),
+       Option("--objective", &f.objective,
+              "what is to be the least: time, memory, or cost, for which some of the GPUs may be left out")
+           .with_default(),
        Option("--optimizer", &f.optimizer, "muon or adamw (as train's rule has it)"),
        Option("--dtype", &f.dtype, "fp32, bf16 or fp8 (bf16; of a CPU fp32)"),
        Option("--threads", &f.threads, "of a CPU (this one's)").between(0, 1024),

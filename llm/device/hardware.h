@@ -28,20 +28,18 @@ struct Hardware {
   // Beside the products of the head, for each of its results, where these pass through memory; `shared`: of a head that
   // tensor-parallel ranks share.
   double logit_ps = 0, shared_logit_ps = 0;
-  double bandwidth_gbs = 0;  // bytes that kernels read and write
-  double cached_gbs = 0,
-         cache_mib = 0;  // the same of kernels whose tensors together are no larger; 0: there is no difference
-  double kernel_us = 0;  // of a kernel's time, what does not depend on its size
-  double launch_us = 0;  // the host's time for each kernel, while the device works on those before
+  double bandwidth_gbs = 0;               // bytes that kernels read and write
+  double cached_gbs = 0, cache_mib = 0;   // the same of kernels whose tensors together are no larger; 0: not known
+  double kernel_us = 0;                   // of a kernel's time, what does not depend on its size
+  double launch_us = 0;                   // the host's time for each kernel, while the device works on those before
   double micro_step_ms = 0, step_ms = 0;  // what a micro-step and a step take whatever the model
 
   // Of the links. Ranks with neighbouring numbers are on one node.
   double ranks_a_node = 1;
   double inside_gbs = 0, between_gbs = 0;  // that a rank sends; between nodes: through its own share of the network
   double inside_latency_us = 0, between_latency_us = 0;  // of an exchange, for each rank of its group
-  double reduce_latency_us =
-      0;  // the same of exchanges between nodes at a step's end, which are larger and do not wait in turn
-  double exchange_host_us = 0;  // the host's time for an exchange within a pass
+  double reduce_latency_us = 0;  // the same between nodes at a step's end, where exchanges do not wait for each other
+  double exchange_host_us = 0;   // the host's time for an exchange within a pass
   // And for each rank of its group, what it takes longer within a pipeline whose messages go from node to node: exchanges and
   // messages then take turns on the device. Hidden by kernels that run meanwhile.
   double beside_messages_us = 0;
@@ -50,8 +48,7 @@ struct Hardware {
   // Messages of pipelines on so many nodes or more take so much longer, where as many data-parallel ranks divide the
   // optimizer's state; 0: none do.
   double stall_nodes = 0, stall_ms = 0;
-  double host_gbs =
-      0;  // between a rank and its host's memory, where optimizer state lies there; 0: there is no such way
+  double host_gbs = 0;  // between a rank and its host's memory, for optimizer state; 0: it is the same memory
 };
 
 // `name`: of a description that is part of the program, or a file's path. Throws UsageError that lists the names where it is

@@ -2,6 +2,7 @@
 import json
 import os
 import shlex
+import subprocess
 import sys
 
 import numpy as np
@@ -98,14 +99,48 @@ def compute_of(arguments):
     return arguments.gpus * arguments.hours * 3600 * GPUS[arguments.gpu] * arguments.mfu
 
 
+def best_layout(arguments, v, setting):
+    """The fastest plan of `train_gpt plan` for the model of an answer."""
+    batch = max(v["batch_tokens"], arguments.gpus * setting["context"])
+    said = [find_binary(arguments.binary), "plan", *Shape(v["layers"], v["channels"]).flags(), "--vocabulary",
+            str(setting["vocabulary"]), "--context", str(setting["context"]), "--gpus", str(arguments.gpus), "--hardware",
+            arguments.hardware, "--hours", str(arguments.hours), "--global-batch-tokens", str(batch), "--optimizer", OPTIMIZER,
+            "--format", "json"]
+    done = subprocess.run(said, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SweepError(done.stderr.strip(), 2)
+    return json.loads(done.stdout)["plans"][0]
+
+
+def planned_answer(arguments, result, setting):
+    """The answer for what the ranks can train in the time, which depends on the model, and so on the answer."""
+    C = 1e15 * arguments.gpus * arguments.hours
+    for _ in range(8):
+        v = answer(result, C, setting)
+        layout = best_layout(arguments, v, setting)
+        before, C = C, 6 * v["params"] * layout["tokens_per_second"] * arguments.hours * 3600
+        if abs(C / before - 1) < 0.05:
+            break
+    v["plan"] = layout
+    v["command"] = layout["command"].replace("--data tokens/", "--data " + shlex.quote(setting["data"]))
+    return v
+
+
 def command(arguments):
-    C = compute_of(arguments)
     directory = os.path.abspath(arguments.out)
     plan = read_plan(directory)
-    v = answer(analyse_sweep(directory, plan), C, plan["setting"])
+    if arguments.hardware:
+        if arguments.gpus is None or arguments.hours is None:
+            raise SweepError("--hardware needs --gpus and --hours", 2)
+        v = planned_answer(arguments, analyse_sweep(directory, plan), plan["setting"])
+    else:
+        v = answer(analyse_sweep(directory, plan), compute_of(arguments), plan["setting"])
     if arguments.format == "json":
         return print(json.dumps(v, indent=2))
-    if arguments.gpus:
+    if arguments.hardware:
+        print(f"{arguments.gpus} x {arguments.hardware} for {arguments.hours:g} hours: {v['plan']['step_ms']['total']:.0f} ms a "
+              f"step, {short(v['plan']['tokens_per_second'])} tokens/s, MFU {100 * v['plan']['mfu']:.0f} % (train_gpt plan)")
+    elif arguments.gpus:
         print(f"{arguments.gpus} x {arguments.gpu} for {arguments.hours:g} hours at {100 * arguments.mfu:.0f} % of "
               f"{GPUS[arguments.gpu] / 1e12:.0f} TFLOP/s (bf16, dense)")
     show_answer(v, plan["setting"])
