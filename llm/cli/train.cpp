@@ -415,8 +415,9 @@ std::unique_ptr<Run> prepare(Arguments& a, const Given& given, const RankPlace& 
                             : !origin.empty() ? trained_config(a, given, origin, dataset.vocabulary)
                                               : a.model.resolve(vocabulary, kDefaultModel);
   o.mesh = mesh_of(a.mesh, place.count());
-  if (a.plan == "auto" && !resumes)
-    plan_steps(a, given, model, val_tokens, !origin.empty(), *run->machine, place, voice);
+  if (a.plan == "auto" && resumes)
+    fail_usage("--plan auto is for new runs; --tensor, --stages and --zero say how ranks share one that goes on");
+  if (a.plan == "auto") plan_steps(a, given, model, val_tokens, !origin.empty(), *run->machine, place, voice);
   share_steps(o, resumes, o.context ? o.context : model.context, voice);
   const std::vector<Rule> rules = apply_rules(o, model, val_tokens, !origin.empty());
   if (train_tokens < o.context + 1)
