@@ -86,7 +86,7 @@ class Fit:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(done.stderr.strip())
-            found += [math.log(r["predicted_ms"] / r["measured_ms"]) for r in json.loads(done.stdout)["each"] if "measured_ms" in r]
+            found += [math.log(r["predicted_ms"] / r["measured_ms"]) for r in json.loads(done.stdout)["each"] if "predicted_ms" in r]
         os.remove(path)
         return found
 

@@ -20,7 +20,7 @@ def main():
         name, path = argument.split("=", 1)
         with open(path, encoding="utf-8") as file:
             table = json.load(file)
-        tables.append((name, table, [(r["measured_ms"], r["predicted_ms"]) for r in table["each"] if "measured_ms" in r]))
+        tables.append((name, table, [(r["measured_ms"], r["predicted_ms"]) for r in table["each"] if "predicted_ms" in r]))
     if not tables:
         sys.exit(__doc__)
     values = [v for _, _, points in tables for point in points for v in point]

@@ -261,19 +261,21 @@ void print_validation(const PlanFlags& f) {
   const Validation v = validate(f.validate, f.hardware, f.memory);
   Json rows = Json::array();
   Rows table = {{"line", "measured ms", "predicted ms", "error", "measured GiB", "predicted GiB", "layout"}};
-  int64_t measured = 0, failed = 0, refused = 0, wrongly = 0;
+  int64_t measured = 0, failed = 0, refused = 0, wrongly = 0, unknown = 0;
   const auto known = [](const char* how, double value) { return value > 0 ? format(how, value) : std::string("-"); };
   for (const ValidatedRow& row : v.rows) {
-    measured += row.failed ? 0 : 1, failed += row.failed ? 1 : 0;
+    measured += row.predicted_ms > 0 ? 1 : 0, failed += row.failed ? 1 : 0;
+    unknown += !row.failed && row.predicted_ms == 0 ? 1 : 0;
     refused += row.failed && !row.fits ? 1 : 0, wrongly += !row.failed && !row.fits ? 1 : 0;
     Json j = {{"line", row.line}, {"layout", row.layout}};
-    if (!row.failed) j["measured_ms"] = row.measured_ms, j["predicted_ms"] = row.predicted_ms;
+    if (!row.failed) j["measured_ms"] = row.measured_ms;
+    if (row.predicted_ms > 0) j["predicted_ms"] = row.predicted_ms;
     if (row.measured_gib > 0) j["measured_gib"] = row.measured_gib;
     if (row.predicted_gib > 0) j["predicted_gib"] = row.predicted_gib;
     rows.push_back(j);
     table.push_back({std::to_string(row.line), known("%.1f", row.measured_ms), known("%.1f", row.predicted_ms),
-                     row.failed ? "-" : format("%+.1f %%", 100 * row.error()), known("%.1f", row.measured_gib),
-                     known("%.1f", row.predicted_gib), row.layout});
+                     row.predicted_ms > 0 ? format("%+.1f %%", 100 * row.error()) : "-",
+                     known("%.1f", row.measured_gib), known("%.1f", row.predicted_gib), row.layout});
   }
   const bool has_memory = f.memory && (failed > 0 || v.memory_correlation != 0);
   if (f.format == "json") {
@@ -282,6 +284,7 @@ void print_validation(const PlanFlags& f) {
                    {"median_error", v.median_error},
                    {"rank_correlation", v.rank_correlation},
                    {"regret", v.regret}};
+    if (unknown) result["not_predicted"] = unknown;
     if (has_memory)
       result.update({{"memory_correlation", v.memory_correlation},
                      {"failed", failed},
@@ -296,6 +299,7 @@ void print_validation(const PlanFlags& f) {
             << format("%.1f %%", 100 * v.median_error) << "; rank correlation " << format("%.3f", v.rank_correlation)
             << "; the layout that is predicted to be the fastest takes " << format("%.1f %%", 100 * v.regret)
             << " longer than the fastest\n";
+  if (unknown) std::cout << unknown << " rows are layouts that train does not have\n";
   if (has_memory)
     std::cout << "memory: rank correlation " << format("%.3f", v.memory_correlation) << "; of " << failed
               << " rows that failed " << refused << " are predicted not to fit, of those that ran " << wrongly << "\n";

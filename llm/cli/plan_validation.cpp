@@ -190,10 +190,14 @@ Validation validate(const std::string& path, const std::string& hardware, bool w
     ValidatedRow row;
     row.line = table.line(), row.failed = table.text("status") != "ok";
     row.layout = concat(layout.mesh.text(), ", ZeRO ", layout.zero, ", ", layout.grad_accum, " x ", layout.batch);
+    if (!row.failed) {
+      row.measured_ms = table.number("step_ms"), row.measured_gib = table.number("memory_gib", true);
+      if (row.measured_ms == 0) fail(path, ", line ", row.line, ": step_ms is 0");
+    }
+    // What no graph can be built for, `train` could not do either.
     try {
       const auto predict = [&](auto&& value) { return between_batches(layout, model.job.context, value); };
       if (!row.failed) {
-        row.measured_ms = table.number("step_ms"), row.measured_gib = table.number("memory_gib", true);
         row.predicted_ms = predict([&](const Layout& l) { return 1e3 * model.timer.time(l).total(); });
         const int64_t samples = layout.mesh.data * layout.batch * layout.grad_accum;
         choices[concat(name, table.text("gpus"), " ", samples)].push_back(v.rows.size());
@@ -202,19 +206,19 @@ Validation validate(const std::string& path, const std::string& hardware, bool w
         row.predicted_gib = predict([&](const Layout& l) { return model.bytes(l); }) * 0x1p-30;
         row.fits = row.predicted_gib <= model.hardware.memory_gib - model.hardware.reserved_gib;
       }
-    } catch (const UsageError& e) {
-      if (!row.failed) fail(path, ", line ", row.line, ": ", e.what());
-      row.fits = false;  // nor could `train` do it
+    } catch (const Error&) {
+      row.fits = false;
     }
     v.rows.push_back(row);
   }
   std::vector<double> errors, measured, predicted, regrets, measured_gib, predicted_gib;
   for (const ValidatedRow& row : v.rows)
-    if (!row.failed)
+    if (row.predicted_ms > 0)
       errors.push_back(std::abs(row.error())), measured.push_back(row.measured_ms),
           predicted.push_back(row.predicted_ms);
   for (const ValidatedRow& row : v.rows)
-    if (row.measured_gib > 0) measured_gib.push_back(row.measured_gib), predicted_gib.push_back(row.predicted_gib);
+    if (row.measured_gib > 0 && row.predicted_gib > 0)
+      measured_gib.push_back(row.measured_gib), predicted_gib.push_back(row.predicted_gib);
   if (with_memory) v.memory_correlation = rank_correlation(measured_gib, predicted_gib);
   v.mean_error = mean_of(errors);
   std::sort(errors.begin(), errors.end());

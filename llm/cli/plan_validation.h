@@ -6,9 +6,9 @@
 namespace llm {
 
 struct ValidatedRow {
-  int line = 0;         // of the file
-  bool failed = false;  // it ran out of memory, or crashed
-  double measured_ms = 0, predicted_ms = 0;
+  int line = 0;                                // of the file
+  bool failed = false;                         // it ran out of memory, or crashed
+  double measured_ms = 0, predicted_ms = 0;    // predicted 0: the program cannot be asked for this layout
   double measured_gib = 0, predicted_gib = 0;  // 0: not known
   bool fits = true;                            // as predicted
   std::string layout;
