@@ -61,8 +61,9 @@ std::vector<size_t> allocated(const Job& job, const Layout& layout, const std::s
     o.data = {run}, o.out = run, o.steps = 1, o.sample_every = 0, o.memory_budget = budget;
     apply_rules(o, job.model, 1000);
     const Trainer trainer(job.model, o, open_dataset(run + "/tokens", "", team), device, ranks);
-    const Mesh::Place place = layout.mesh.place_of(ranks ? ranks->rank() : 0);
-    if (place.data == 0 && place.tensor == 0) bytes[static_cast<size_t>(place.stage)] = trainer.arena_bytes();
+    const int rank = ranks ? ranks->rank() : 0;
+    const Mesh::Place place = layout.mesh.place_of(rank);
+    if (place.data == 0 && layout.mesh.token_group(rank).rank == 0) bytes[static_cast<size_t>(place.stage)] = trainer.arena_bytes();
   };
   if (layout.mesh.ranks() == 1)
     prepare(nullptr);
@@ -96,6 +97,12 @@ TEST_CASE("plan: the memory of a layout is what its run allocates, to the byte")
   check(modern, pipeline);
   pipeline.pipeline = PipelineKind::interleaved, pipeline.chunks = 2;
   check(muon, pipeline);
+  check(modern, layout_of({.data = 2, .context = 2}, 1, 2, 2));
+  Job experts = job_of("modern", 8);
+  experts.model.experts = 4, experts.model.experts_per_token = 2, experts.model.hidden = 32;
+  complete_routers(experts.recipe, experts.model);
+  check(experts, layout_of({.data = 2, .expert = 2}, 2, 2, 2));
+  check(experts, layout_of({.stage = 2, .tensor = 2, .expert = 2}, 1, 4, 2));
 }
 
 TEST_CASE("plan: a step takes as long as its nodes, and a pipeline as its schedule") {

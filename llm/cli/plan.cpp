@@ -149,6 +149,7 @@ std::string command_of(const Planned& p, PlanFlags& f, const Plan& plan, const G
   if (p.nodes == 1 && p.ranks > 1) text += concat(" --ranks ", p.ranks);
   if (l.mesh.tensor > 1) text += concat(" --tensor ", l.mesh.tensor);
   if (l.mesh.context > 1) text += concat(" --context-ranks ", l.mesh.context);
+  if (l.mesh.expert > 1) text += concat(" --expert-ranks ", l.mesh.expert);
   if (l.is_pipeline()) text += concat(" --stages ", l.mesh.stage, " --pipeline ", name_of(l.pipeline));
   if (l.chunks > 1) text += concat(" --chunks ", l.chunks);
   text += concat(" --zero ", l.zero, " --batch ", l.batch, " --grad-accum ", l.grad_accum);
@@ -164,7 +165,11 @@ std::string command_of(const Planned& p, PlanFlags& f, const Plan& plan, const G
 Json json_of(const Planned& p, PlanFlags& f, const Plan& plan, const Given& given, const Plan* best = nullptr) {
   const Layout& l = plan.layout;
   Json j = {{"mesh",
-             {{"data", l.mesh.data}, {"stage", l.mesh.stage}, {"context", l.mesh.context}, {"tensor", l.mesh.tensor}}},
+             {{"data", l.mesh.data},
+              {"stage", l.mesh.stage},
+              {"context", l.mesh.context},
+              {"tensor", l.mesh.tensor},
+              {"expert", l.mesh.expert}}},
             {"zero", l.zero},
             {"micro_batch", l.batch},
             {"grad_accum", l.grad_accum},
@@ -213,8 +218,8 @@ void print_table(const Rows& rows) {
 
 std::string mesh_text(const Layout& l) {
   return concat("data ", l.mesh.data, " x stage ", l.mesh.stage,
-                l.mesh.context > 1 ? concat(" x context ", l.mesh.context) : std::string(), " x tensor ",
-                l.mesh.tensor);
+                l.mesh.context > 1 ? concat(" x context ", l.mesh.context) : std::string(), " x tensor ", l.mesh.tensor,
+                l.mesh.expert > 1 ? concat(" x expert ", l.mesh.expert) : std::string());
 }
 
 std::string schedule_text(const Layout& l) {

@@ -9,7 +9,6 @@
 #include "llm/train/virtual_ranks.h"
 
 namespace llm {
-
 namespace {
 
 size_t evaluation_bytes(const Job& job, const Layout& layout, const DataParallel& parallel,

@@ -13,7 +13,7 @@
 namespace llm {
 namespace {
 
-constexpr int64_t kMostSequences = 64;  // of a micro-step
+constexpr int64_t kMostSequences = 64;  // of a micro-step; at least one for each rank that has other experts
 constexpr int64_t kLeastTokens = 8192;  // of a sequence on each of the ranks that share it
 
 class Search {
@@ -27,8 +27,8 @@ class Search {
         room_(static_cast<size_t>((hardware.memory_gib - hardware.reserved_gib) * 0x1p30)) {}
 
   Plans run(size_t most, bool with_neighbours) {
-    Plans plans;
     std::vector<Plan> all = candidates();
+    Plans plans;
     plans.tried = static_cast<int64_t>(all.size());
     std::stable_sort(all.begin(), all.end(),
                      [](const Plan& a, const Plan& b) { return a.time.total() < b.time.total(); });
@@ -91,28 +91,34 @@ class Search {
     }
   }
 
+  // The layouts of a mesh.
+  void add_all(std::vector<Plan>& plans, const Mesh& mesh) {
+    Layout l{.mesh = mesh, .offload = offload_};
+    for (l.batch = mesh.expert; l.batch <= kMostSequences && l.batch * mesh.data <= job_.step_samples; l.batch *= 2)
+      for (const int zero : {1, 2, 3}) {
+        // Gradients are sent before a second micro-step would make others; one rank has nothing to divide.
+        const bool at_once = l.batch * mesh.data == job_.step_samples;
+        if ((mesh.data == 1 && zero > 1) || (zero == 2 && !at_once)) continue;
+        l.zero = zero;
+        using enum PipelineKind;
+        for (const PipelineKind kind : {one_forward_one_backward, zero_bubble, interleaved}) {
+          l.pipeline = kind, l.chunks = kind == interleaved ? 2 : 1;
+          if (l.is_pipeline() || kind == one_forward_one_backward) add(plans, l);
+        }
+      }
+  }
+
   std::vector<Plan> candidates() {
     std::vector<Plan> plans;
     for (int tensor = 1; tensor <= std::min(static_cast<double>(job_.model.heads), hardware_.ranks_a_node); ++tensor)
-      for (int shared = tensor; shared == tensor || shared / tensor * kLeastTokens <= job_.context; shared *= 2)
-        for (int stages = 1; stages <= job_.model.layers; ++stages) {
-          if (ranks_ % (shared * stages)) continue;
-          Layout l;
-          l.offload = offload_;
-          l.mesh = {.data = ranks_ / shared / stages, .stage = stages, .context = shared / tensor, .tensor = tensor};
-          for (l.batch = 1; l.batch <= kMostSequences && l.batch * l.mesh.data <= job_.step_samples; l.batch *= 2)
-            for (const int zero : {1, 2, 3}) {
-              // Gradients are sent before a second micro-step would make others; one rank has nothing to divide.
-              const bool at_once = l.batch * l.mesh.data == job_.step_samples;
-              if ((l.mesh.data == 1 && zero > 1) || (zero == 2 && !at_once)) continue;
-              l.zero = zero;
-              using enum PipelineKind;
-              for (const PipelineKind kind : {one_forward_one_backward, zero_bubble, interleaved}) {
-                l.pipeline = kind, l.chunks = kind == interleaved ? 2 : 1;
-                if (l.is_pipeline() || kind == one_forward_one_backward) add(plans, l);
-              }
-            }
-        }
+      for (int context = 1; context == 1 || context * kLeastTokens <= job_.context; context *= 2)
+        for (int expert = 1; expert <= std::max<int64_t>(1, job_.model.experts); expert *= 2)
+          for (int stages = 1; stages <= job_.model.layers; ++stages) {
+            Mesh mesh{.stage = stages, .context = context, .tensor = tensor, .expert = expert};
+            if (ranks_ % mesh.ranks()) continue;
+            mesh.data = ranks_ / mesh.ranks();
+            add_all(plans, mesh);
+          }
     return plans;
   }
 
@@ -164,12 +170,13 @@ class Search {
     for (const Plan& candidate : candidates) {
       const Layout &l = candidate.layout, &b = best.layout;
       const auto is_near = [](int64_t x, int64_t y) { return x == 2 * y || y == 2 * x; };
-      const bool tensor = l.mesh.tensor != b.mesh.tensor || l.mesh.context != b.mesh.context,
+      const bool tensor = l.mesh.tensor != b.mesh.tensor || l.mesh.context != b.mesh.context ||
+                          l.mesh.expert != b.mesh.expert,
                  stage = l.mesh.stage != b.mesh.stage, batch = l.batch != b.batch,
                  recomputes = l.recompute != b.recompute, other = l.zero != b.zero || l.pipeline != b.pipeline;
       if (tensor + stage + batch + recomputes + other != 1 ||
-          (tensor && !is_near(l.mesh.tensor * l.mesh.context, b.mesh.tensor * b.mesh.context)) ||
-          (stage && !is_near(l.mesh.stage, b.mesh.stage)) || (batch && !is_near(l.batch, b.batch)) ||
+          (tensor && !is_near(l.mesh.sharing(), b.mesh.sharing())) || (stage && !is_near(l.mesh.stage, b.mesh.stage)) ||
+          (batch && !is_near(l.batch, b.batch)) ||
           std::abs(static_cast<int>(l.recompute) - static_cast<int>(b.recompute)) > 1)
         continue;
       check(found.emplace_back(candidate));

@@ -61,21 +61,15 @@ DataParallel parallel_of(const Job& job, const Layout& layout, int run_rank) {
 
 StepTimer::Parts StepTimer::parts_of(const Layout& layout) {
   const bool messages_between_nodes = layout.is_pipeline() && layout.mesh.ranks() > hardware_.ranks_a_node;
-  const std::tuple key{layout.mesh.tensor,
-                       layout.mesh.context,
-                       layout.zero == 3 ? layout.mesh.data : 1,
-                       layout.batch,
-                       static_cast<int>(layout.recompute),
-                       messages_between_nodes};
+  Layout own = layout;
+  own.mesh.stage = 1, own.mesh.data = layout.zero == 3 ? layout.mesh.data : 1;
+  own.zero = layout.zero == 3 ? 3 : 0;
+  const std::string key = concat(own.mesh.text(), " ", layout.batch, name_of(layout.recompute), messages_between_nodes);
   if (const auto found = parts_.find(key); found != parts_.end()) return found->second;
   Job small = job_;
   small.model.layers = kBlocks;
   Hardware hardware = hardware_;
   if (layout.mesh.tensor > 1) hardware.logit_ps = hardware.shared_logit_ps;
-  Layout own = layout;
-  own.mesh = layout.mesh, own.mesh.stage = 1;
-  own.mesh.data = layout.zero == 3 ? layout.mesh.data : 1;
-  own.zero = layout.zero == 3 ? 3 : 0;
   const TrainOptions recipe = recipe_of(small, own);
   TrainingGraph t =
       build_training_graph(small.model, layout.batch, job_.context, optimizer_of(recipe),
@@ -103,7 +97,8 @@ StepTimer::Parts StepTimer::parts_of(const Layout& layout) {
 
 StepTimer::End StepTimer::end_of(const Layout& layout, int stage) {
   const Mesh& mesh = layout.mesh;
-  const std::tuple key{mesh.data, mesh.tensor, mesh.context, mesh.stage, stage, layout.zero, layout.offload};
+  const std::string key =
+      concat(mesh.text(), " stage ", stage, " ZeRO ", layout.zero, layout.offload ? " offload" : "");
   if (const auto found = ends_.find(key); found != ends_.end()) return found->second;
   const DataParallel parallel = parallel_of(job_, layout, mesh.rank_of({.stage = stage}));
   const TrainOptions recipe = recipe_of(job_, layout);

@@ -2,7 +2,7 @@
 // pipeline; and the end of a step, node by node.
 #pragma once
 #include <map>
-#include <tuple>
+#include <string>
 
 #include "llm/plan/layout.h"
 #include "llm/plan/pass_time.h"
@@ -39,9 +39,8 @@ class StepTimer {
 
   Job job_;
   Hardware hardware_;
-  // By tensor, context, gathering data ranks, batch, recomputation; by data, tensor, context, stages, stage, ZeRO, offload.
-  std::map<std::tuple<int, int, int, int64_t, int, bool>, Parts> parts_;
-  std::map<std::tuple<int, int, int, int, int, int, bool>, End> ends_;
+  std::map<std::string, Parts> parts_;  // by what it depends on
+  std::map<std::string, End> ends_;
 };
 
 }  // namespace llm
