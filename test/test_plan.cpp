@@ -63,7 +63,8 @@ std::vector<size_t> allocated(const Job& job, const Layout& layout, const std::s
     const Trainer trainer(job.model, o, open_dataset(run + "/tokens", "", team), device, ranks);
     const int rank = ranks ? ranks->rank() : 0;
     const Mesh::Place place = layout.mesh.place_of(rank);
-    if (place.data == 0 && layout.mesh.token_group(rank).rank == 0) bytes[static_cast<size_t>(place.stage)] = trainer.arena_bytes();
+    if (place.data == 0 && layout.mesh.token_group(rank).rank == 0)
+      bytes[static_cast<size_t>(place.stage)] = trainer.arena_bytes();
   };
   if (layout.mesh.ranks() == 1)
     prepare(nullptr);
