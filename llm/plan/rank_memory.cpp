@@ -70,7 +70,7 @@ RankMemory memory_of(const Job& job, const Layout& layout, int stage, size_t bud
   if (!layout.is_pipeline()) memory.recomputation = program.compiled().recomputation;
   arena = std::max(arena, program.arena_bytes());
   if (evaluates) arena = std::max(arena, evaluation_bytes(job, layout, parallel, persistent));
-  memory.activations = arena - (memory.parameters + memory.gradients + memory.state);
+  memory.activations = arena - memory.persistent();
   memory.host = persistent.host_bytes();
   return memory;
 }

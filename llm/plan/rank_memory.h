@@ -12,7 +12,8 @@ struct RankMemory {
   size_t activations = 0;                           // and all else that lives for a part of a step
   size_t host = 0;                                  // what lies in the host's memory instead
   RecomputeChoice recomputation;                    // of a budget's
-  size_t device() const { return parameters + gradients + state + activations; }
+  size_t persistent() const { return parameters + gradients + state; }
+  size_t device() const { return persistent() + activations; }
 };
 
 // On the first of the ranks that have this stage, of a run that makes no samples. `budget`: as --memory-budget; 0: the

@@ -30,8 +30,7 @@ class Search {
     std::vector<Plan> all = candidates();
     Plans plans;
     plans.tried = static_cast<int64_t>(all.size());
-    std::stable_sort(all.begin(), all.end(),
-                     [](const Plan& a, const Plan& b) { return a.time.total() < b.time.total(); });
+    std::ranges::stable_sort(all, {}, [](const Plan& p) { return p.time.total(); });
     if (all.empty()) fail_usage("no layout of ", ranks_, " ranks is possible: ", first_reason_);
     Plan least;
     for (Plan plan : all) {
@@ -43,14 +42,11 @@ class Search {
       else if (least.rejection.empty() || plan.memory.device() < least.memory.device())
         least = plan;
     }
-    if (plans.best.empty() && !offload_ && hardware_.host_gbs > 0) {
-      offload_ = true;
+    if (plans.best.empty() && hardware_.host_gbs > 0 && !std::exchange(offload_, true))
       return run(most, with_neighbours);
-    }
     if (plans.best.empty()) fail_usage("no layout of ", ranks_, " ranks fits: the least one ", least.rejection);
     if (objective_ == Objective::memory) {
-      std::stable_sort(plans.best.begin(), plans.best.end(),
-                       [](const Plan& a, const Plan& b) { return a.memory.device() < b.memory.device(); });
+      std::ranges::stable_sort(plans.best, {}, [](const Plan& p) { return p.memory.device(); });
       plans.best.resize(std::min(plans.best.size(), most));
     }
     for (Plan& plan : plans.best) recompute_less(plan);
@@ -84,9 +80,8 @@ class Search {
       if (first_reason_.empty()) first_reason_ = reason;
       return;
     }
-    for (const Recompute level :
-         {Recompute::none, Recompute::activations, Recompute::norms, Recompute::attention, Recompute::block}) {
-      layout.recompute = level;
+    for (int level = 0; level <= static_cast<int>(Recompute::block); ++level) {
+      layout.recompute = static_cast<Recompute>(level);
       plans.push_back({.layout = layout, .time = timer_.time(layout), .memory = {}, .rejection = {}});
     }
   }
@@ -124,11 +119,12 @@ class Search {
 
   // Whether a layout that needs no more is known not to fit, or one that is as fast is known to fit.
   bool is_known(const Layout& l) const {
-    return std::any_of(tried_.begin(), tried_.end(), [&](const auto& tried) {
-      const auto& [o, fits] = tried;
-      return o.mesh == l.mesh && o.zero == l.zero && o.pipeline == l.pipeline && o.offload == l.offload &&
-             (fits ? o.batch == l.batch && o.recompute <= l.recompute
-                   : o.batch <= l.batch && o.recompute >= l.recompute);
+    return std::any_of(tried_.begin(), tried_.end(), [&](const Plan& tried) {
+      const Layout& o = tried.layout;
+      if (o.mesh != l.mesh || o.zero != l.zero || o.chunks != l.chunks || o.offload != l.offload) return false;
+      if (tried.memory.persistent() > room_) return true;
+      return o.pipeline == l.pipeline && (tried.rejection.empty() ? o.batch == l.batch && o.recompute <= l.recompute
+                                                                  : o.batch <= l.batch && o.recompute >= l.recompute);
     });
   }
 
@@ -139,10 +135,14 @@ class Search {
     if (l.is_pipeline())
       if (const RankMemory last = memory_of(job_, l, l.mesh.stage - 1); last.device() > plan.memory.device())
         plan.memory = last;
-    const bool fits = plan.memory.device() <= room_;
-    tried_.emplace_back(l, fits);
-    if (fits && l.recompute != Recompute::none) plan.budget = room_;
-    if (!fits) plan.rejection = concat("needs ", format_bytes(plan.memory.device()), " of ", format_bytes(room_));
+    const bool is_hopeless = plan.memory.persistent() > room_;
+    if (is_hopeless) plan.memory.activations = 0;
+    if (plan.memory.device() > room_)
+      plan.rejection = concat("needs ", format_bytes(plan.memory.device()), is_hopeless ? " without activations" : "",
+                              " of ", format_bytes(room_));
+    else if (l.recompute != Recompute::none)
+      plan.budget = room_;
+    tried_.push_back(plan);
   }
 
   // With a budget `train` recomputes in as many layers as it must: in between two levels.
@@ -191,8 +191,8 @@ class Search {
   StepTimer timer_;
   size_t room_;
   std::string first_reason_;
-  std::vector<std::pair<Layout, bool>> tried_;  // and whether it fits
-  bool offload_ = false;                        // the optimizer's state, to the host's memory
+  std::vector<Plan> tried_;  // whose memory is known
+  bool offload_ = false;     // the optimizer's state, to the host's memory
 };
 
 }  // namespace
