@@ -86,7 +86,6 @@ class Search {
     }
   }
 
-  // The layouts of a mesh.
   void add_all(std::vector<Plan>& plans, const Mesh& mesh) {
     Layout l{.mesh = mesh, .offload = offload_};
     for (l.batch = mesh.expert; l.batch <= kMostSequences && l.batch * mesh.data <= job_.step_samples; l.batch *= 2)
