@@ -2,6 +2,7 @@
 // two graphs, the forward pass alone and with its backward pass, for a precision and a device, with made-up inputs.
 #pragma once
 #include <functional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -54,5 +55,9 @@ void fill(Sandbox& sandbox, const Subject& subject, const Built& b, DType precis
 // The values of all tensors of the forward pass, by the reference in double.
 std::vector<Array> evaluate(const Subject& subject, const Built& b, const StepState& step,
                             DType precision = DType::fp32);
+
+// Ops that have no example, since they take several ranks: test_ranks.cpp and test_mesh.cpp test them.
+inline const std::set<std::string> kOpsOfSeveralRanks = {
+    "reduce_scatter_start", "piece_gather_start", "rows_gather_start", "rows_scatter_start", "expert_exchange_start"};
 
 }  // namespace llm::reference

@@ -36,8 +36,7 @@ TEST_CASE("cuda ops: every row of the table, and chains that are fused") {
     CHECK(wrong == "");
     executed.insert(check.ops().begin(), check.ops().end());
   });
-  // These take several ranks: test_ranks.cpp and test_mesh.cpp.
-  executed.insert({"reduce_scatter_start", "piece_gather_start", "rows_gather_start", "rows_scatter_start"});
+  executed.insert(kOpsOfSeveralRanks.begin(), kOpsOfSeveralRanks.end());
   for (const Op& op : op_table()) {
     CHECK_MESSAGE(static_cast<bool>(op.cuda), "no CUDA kernels: ", std::string(op.name));
     if (op.cuda)

@@ -223,9 +223,7 @@ TEST_CASE("ops: every row of the table") {
     CHECK(op_named(op.name) == &op);
   }
   for (const Subject& subject : fused_subjects()) check(subject, executed);
-  // These take several ranks: test_ranks.cpp and test_mesh.cpp.
-  executed.insert({"reduce_scatter_start", "piece_gather_start", "rows_gather_start", "rows_scatter_start",
-                   "expert_exchange_start"});
+  executed.insert(kOpsOfSeveralRanks.begin(), kOpsOfSeveralRanks.end());
   for (const Op& op : op_table())
     CHECK_MESSAGE(executed.contains(op.name), "no example runs the op ", op.name,
                   ", by itself or as another's backward");
