@@ -74,6 +74,19 @@ std::string set_aside(const std::string& parent, const std::string& name) {
   }
 }
 
+// write_some(address, bytes) writes some of the bytes, as the system calls do, and returns how many.
+template <class WriteSome>
+void write_all(const std::string& path, const void* data, size_t bytes, WriteSome&& write_some) {
+  const char* next = static_cast<const char*>(data);
+  while (bytes > 0) {
+    const ssize_t written = write_some(next, std::min(bytes, size_t{1} << 30));
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) fail_with("write", path, written < 0 ? errno : EIO);
+    next += written;
+    bytes -= static_cast<size_t>(written);
+  }
+}
+
 }  // namespace
 
 SharedFile::SharedFile(std::string path) : path_(std::move(path)) {
@@ -84,14 +97,11 @@ SharedFile::SharedFile(std::string path) : path_(std::move(path)) {
 SharedFile::~SharedFile() { ::close(file_); }
 
 void SharedFile::write(size_t at, const void* data, size_t bytes) {
-  const char* next = static_cast<const char*>(data);
-  while (bytes > 0) {
-    const ssize_t written = ::pwrite(file_, next, std::min(bytes, size_t{1} << 30), static_cast<off_t>(at));
-    if (written < 0 && errno == EINTR) continue;
-    if (written <= 0) fail_with("write", path_, written < 0 ? errno : EIO);
-    next += written, at += static_cast<size_t>(written);
-    bytes -= static_cast<size_t>(written);
-  }
+  write_all(path_, data, bytes, [&](const char* next, size_t count) {
+    const ssize_t written = ::pwrite(file_, next, count, static_cast<off_t>(at));
+    if (written > 0) at += static_cast<size_t>(written);
+    return written;
+  });
 }
 
 void SharedFile::sync() { llm::sync(file_, path_); }
@@ -118,14 +128,7 @@ AtomicFile::~AtomicFile() {
 }
 
 void AtomicFile::write(const void* data, size_t bytes) {
-  const char* next = static_cast<const char*>(data);
-  while (bytes > 0) {
-    const ssize_t written = ::write(file_, next, std::min(bytes, size_t{1} << 30));
-    if (written < 0 && errno == EINTR) continue;
-    if (written <= 0) fail_with("write", path_, written < 0 ? errno : EIO);
-    next += written;
-    bytes -= static_cast<size_t>(written);
-  }
+  write_all(path_, data, bytes, [&](const char* next, size_t count) { return ::write(file_, next, count); });
 }
 
 void AtomicFile::commit() {

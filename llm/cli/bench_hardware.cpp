@@ -3,26 +3,22 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cmath>
 #include <limits>
 
+#include "llm/base/clock.h"
 #include "llm/base/error.h"
 #include "llm/cli/bench.h"
 #include "llm/device/ceilings.h"
 #include "llm/device/ceilings_cuda.h"
 #include "llm/device/communicator_threads.h"
 #include "llm/device/cuda.h"
-#include "llm/graph/dump.h"
 #include "llm/graph/program.h"
 #include "llm/model/gpt.h"
 #include "llm/plan/pass_time.h"
 
 namespace llm {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 // A node's time is linear in what these stand for; hence the numbers are found by least squares.
 constexpr double kCacheMib = static_cast<double>(Ceilings::kCachedBytes) * 0x1p-20;
@@ -37,17 +33,10 @@ struct Sample {
 // of a kernel.
 Sample sample_of(const Graph& g, const Node& node, double peak, bool has_cache) {
   Sample s;
-  const Cost cost = cost_of(g, node);
-  double others = cost.flops;
-  for (const Product& p : products_of(g, node)) {
-    const double flops = 2.0 * static_cast<double>(p.m) * static_cast<double>(p.n) * static_cast<double>(p.k) *
-                         static_cast<double>(p.calls);
-    s.per[0] += flops / peak, s.per[1] += flops / peak / static_cast<double>(p.k);
-    others -= flops;
-  }
-  s.per[2] = std::max(0.0, others) / peak, s.per[3] = s.per[2] / head_size_of(g, node);
-  const double bytes = cost.bytes_read + cost.bytes_written;
-  s.per[has_cache && bytes <= kCacheMib * 0x1p20 ? 5 : 4] = bytes, s.per[6] = 1;
+  const NodeWork work = work_of(g, node);
+  s.per[0] = work.products / peak, s.per[1] = work.products_by_depth / peak;
+  s.per[2] = work.others / peak, s.per[3] = work.others_by_head_size / peak;
+  s.per[has_cache && work.bytes <= kCacheMib * 0x1p20 ? 5 : 4] = work.bytes, s.per[6] = 1;
   return s;
 }
 

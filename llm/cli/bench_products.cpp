@@ -31,10 +31,6 @@ struct Timed {
   Product product;
   int64_t calls = 0, repeats = 1;                 // in a step; in a measurement
   std::vector<double> seconds = {}, onednn = {};  // of one call, by round
-
-  double flops() const {
-    return 2.0 * static_cast<double>(product.m) * static_cast<double>(product.n) * static_cast<double>(product.k);
-  }
 };
 
 std::vector<Timed> products_of_step(const BenchFlags& flags, Device& on, const ModelConfig& config) {
@@ -131,7 +127,8 @@ Json result_of(const BenchFlags& flags, Device& on, const ModelConfig& config, d
   Json products = Json::array();
   double log_gflops = 0, log_ratio = 0, seconds = 0, onednn = 0, flops = 0;
   for (const Timed& t : all) {
-    const double mine = median(t.seconds), gflops = t.flops() / mine * 1e-9, calls = static_cast<double>(t.calls);
+    const double mine = median(t.seconds), gflops = t.product.flops() / mine * 1e-9,
+                 calls = static_cast<double>(t.calls);
     const Product& p = t.product;
     Json row = {{"name", t.name},   {"m", p.m},         {"n", p.n},         {"k", p.k},
                 {"calls", t.calls}, {"ms", mine * 1e3}, {"gflops", gflops}, {"of_peak", gflops / peak}};
@@ -144,7 +141,7 @@ Json result_of(const BenchFlags& flags, Device& on, const ModelConfig& config, d
     }
     log_gflops += std::log(gflops);
     seconds += calls * mine;
-    flops += calls * t.flops();
+    flops += calls * t.product.flops();
     products.push_back(row);
   }
   const auto count = static_cast<double>(all.size());

@@ -107,11 +107,7 @@ double hours_of(const Planned& p, const PlanFlags& f, const Plan& plan) {
   return p.tokens > 0 ? p.tokens / tokens_per_second(p, plan) / 3600 : f.hours;
 }
 
-std::string percent(double share) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.1f %%", 100 * share);
-  return text;
-}
+std::string percent(double share) { return format("%.1f %%", 100 * share); }
 
 // Why a plan is none of the best: it does not fit, or what makes it slower.
 std::string rejection_of(const Plan& best, const Plan& p) {
@@ -245,7 +241,7 @@ void print_text(const Planned& p, PlanFlags& f, const Plans& plans, const Given&
     rows.push_back({mesh_text(l), std::to_string(l.zero), concat(l.batch, " x ", l.grad_accum), name_of(l.recompute),
                     schedule_text(l), ms(t.total()), ms(t.compute), ms(t.exchange), ms(t.bubble), ms(t.optimizer),
                     gib(m.device()), gib(m.parameters), gib(m.gradients), gib(m.state), gib(m.activations),
-                    format_count(tokens_per_second(p, plan)), format("%.1f %%", 100 * mfu_of(p, plan))});
+                    format_count(tokens_per_second(p, plan)), percent(mfu_of(p, plan))});
     if (!has_length) continue;
     const double hours = hours_of(p, f, plan);
     rows.back().push_back(p.tokens > 0 ? format("%.1f", hours)

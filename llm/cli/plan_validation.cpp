@@ -155,8 +155,7 @@ struct Model {
     double most = 0;
     for (const int stage : {0, layout.mesh.stage - 1}) {
       const RankMemory m = memory_of(cut, layout, stage, 0, false);
-      const double fixed = static_cast<double>(m.parameters + m.gradients + m.state);
-      most = std::max(most, fixed + hardware.kept * static_cast<double>(m.activations));
+      most = std::max(most, static_cast<double>(m.persistent()) + hardware.kept * static_cast<double>(m.activations));
       if (layout.mesh.stage == 1) break;
     }
     return most;

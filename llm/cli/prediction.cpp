@@ -23,27 +23,31 @@ std::string description_of(const std::string& device) {
                        : "h100-sxm";
 }
 
-Hardware hardware_here(const std::string& hardware, const std::string& device, int ranks_here) {
-  const Hardware h = hardware_of(!hardware.empty() ? hardware : device.empty() ? "cpu" : description_of(device));
+Hardware hardware_here(const std::string& hardware, Device& device, int ranks_here) {
+  const CudaDevice* const cuda = device.cuda();
+  const Hardware h = hardware_of(!hardware.empty() ? hardware : cuda ? description_of(cuda->properties().name) : "cpu");
   return h.cuda ? h : shared_by(h, ranks_here);
+}
+
+Job job_of(const ModelConfig& model, const TrainOptions& options, Device& device) {
+  return {.model = model,
+          .context = options.context,
+          .target = target_on(device, options.dtype),
+          .recipe = options,
+          .step_samples = options.total_batch_tokens / options.context};
 }
 
 }  // namespace
 
 double predicted_step_ms(const ModelConfig& model, const TrainOptions& options, Device& device, double peak_gflops,
                          const std::string& hardware, int ranks_here) {
-  const CudaDevice* const cuda = device.cuda();
-  Hardware h = hardware_here(hardware, cuda ? cuda->properties().name : "", ranks_here);
-  if (hardware.empty() && !cuda) {
+  Hardware h = hardware_here(hardware, device, ranks_here);
+  if (hardware.empty() && !h.cuda) {
     const double factor = peak_gflops * 1e-3 / h.peak_tflops;
     h.bandwidth_gbs *= factor, h.cached_gbs *= factor;
     h.peak_tflops = peak_gflops * 1e-3;
   }
-  Job job{.model = model,
-          .context = options.context,
-          .target = target_on(device, options.dtype),
-          .recipe = options,
-          .step_samples = options.total_batch_tokens / options.context};
+  const Job job = job_of(model, options, device);
   Layout layout;
   layout.mesh = options.mesh, layout.zero = static_cast<int>(options.zero), layout.batch = options.batch;
   // A rank that takes the part of several virtual ranks makes the micro-steps of each.
@@ -54,24 +58,20 @@ double predicted_step_ms(const ModelConfig& model, const TrainOptions& options, 
   return 1e3 * StepTimer(job, h).time(layout).total();
 }
 
-std::string take_best_plan(TrainOptions& o, const ModelConfig& model, Device& device, const std::string& hardware,
-                           int ranks) {
-  const CudaDevice* const cuda = device.cuda();
-  const Hardware h = hardware_here(hardware, cuda ? cuda->properties().name : "", ranks);
-  const Job job{.model = model,
-                .context = o.context,
-                .target = target_on(device, o.dtype),
-                .recipe = o,
-                .step_samples = o.total_batch_tokens / o.context};
+std::string take_best_plan(TrainOptions& o, const TrainOptions& complete, const ModelConfig& model, Device& device,
+                           const std::string& hardware, int ranks) {
+  const Hardware h = hardware_here(hardware, device, ranks);
+  const Job job = job_of(model, complete, device);
   const Plan best = search(job, h, ranks, Objective::time, 1, false).best[0];
   const Layout& l = best.layout;
   o.mesh = l.mesh, o.zero = l.zero, o.batch = l.batch, o.grad_accum = l.grad_accum, o.virtual_ranks = l.mesh.data;
   o.pipeline = l.pipeline, o.chunks = l.chunks;
+  if (l.offload) o.offload = Offload::optimizer;
   if (!o.memory_budget) o.memory_budget = best.budget;
   return concat(l.mesh.text(), ", --zero ", l.zero, " --batch ", l.batch, " --grad-accum ", l.grad_accum,
-                l.is_pipeline() ? concat(" --pipeline ", name_of(l.pipeline)) : std::string(), "; ",
-                format_bytes(best.memory.device()), " a rank, ", static_cast<int64_t>(best.time.total() * 1e3 + 0.5),
-                " ms a step by the description of ", h.name);
+                l.is_pipeline() ? concat(" --pipeline ", name_of(l.pipeline)) : std::string(),
+                l.offload ? " --offload optimizer" : "", "; ", format_bytes(best.memory.device()), " a rank, ",
+                static_cast<int64_t>(best.time.total() * 1e3 + 0.5), " ms a step by the description of ", h.name);
 }
 
 }  // namespace llm

@@ -15,6 +15,7 @@
 #include "llm/cli/progress.h"
 #include "llm/cli/ranks.h"
 #include "llm/cli/train_console.h"
+#include "llm/cli/train_ranks.h"
 #include "llm/device/ceilings.h"
 #include "llm/device/ceilings_cuda.h"
 #include "llm/device/communicator_mpi.h"
@@ -50,34 +51,7 @@ Options train_options(Arguments& a) {
                       "What makes tokens of a text: bytes, or a path as for tokenize (that of the model's directory, "
                       "else bytes)"),
                Option("--explain", &a.explain, "Print every value of the run with its rule and source, and stop")});
-  append(
-      all,
-      {Option("--ranks", &a.ranks,
-              "Train on so many ranks of this host, each a GPU or a part of the CPU's threads (under mpirun or srun "
-              "each process is one)")
-           .between(1, 256),
-       Option("--tensor", &a.mesh.tensor, "Of the ranks, so many share each matrix and the tokens of a micro-step")
-           .between(1, 256)
-           .with_default(),
-       Option("--context-ranks", &a.mesh.context,
-              "Of the ranks, so many share the tokens of each sequence, for long ones (--context)")
-           .between(1, 256)
-           .with_default(),
-       Option("--expert-ranks", &a.mesh.expert,
-              "Of the ranks, so many share the experts of each layer and the sequences of a micro-step")
-           .between(1, 256)
-           .with_default(),
-       Option("--stages", &a.mesh.stage,
-              "Of the ranks, so many share the layers: a pipeline, whose micro-batches are the --grad-accum of a step")
-           .between(1, 256)
-           .with_default(),
-       Option("--pipeline", &a.train.pipeline,
-              "The order of their passes: gpipe, 1f1b, interleaved or zero-bubble (graph --pipeline prints it)")
-           .with_default(),
-       Option("--chunks", &a.train.chunks, "Parts of the model that each stage has, where they are interleaved")
-           .between(1, 64)
-           .with_default()},
-      "Ranks");
+  append(all, rank_options(a.ranks, a.mesh, a.train), "Ranks");
   append(all,
          {Option("--trace", &a.train.trace,
                  "Write when each op and each exchange of the second step ran, on every rank, for ui.perfetto.dev"),
@@ -295,61 +269,6 @@ struct Run {
   size_t data_bytes = 0;
 };
 
-Mesh mesh_of(const Mesh& wanted, int ranks) {
-  Mesh mesh = wanted;
-  mesh.data = 1;
-  const int each = mesh.ranks();
-  if (ranks % each)
-    fail_usage("a mesh of ", mesh.text(), " takes ", each, " ranks at a time, and ", ranks,
-               " are no multiple of that; ", std::max(each, ranks / each * each), " would do");
-  mesh.data = ranks / each;
-  return mesh;
-}
-
-// How the ranks there are share the steps of a run, which goes on where it was trained by others.
-void share_steps(TrainOptions& o, bool resumes, int64_t context, Voice& voice) {
-  const int64_t ranks = o.mesh.data;
-  if (!o.virtual_ranks) o.virtual_ranks = ranks;
-  if (o.virtual_ranks >= ranks) {
-    if (o.virtual_ranks % ranks)
-      voice.notes << "note:  " << ranks << " ranks do not divide the run's " << o.virtual_ranks
-                  << " shares of a step: some wait for those that have one more\n";
-    return;
-  }
-  if (!resumes) fail_usage("--virtual-ranks ", o.virtual_ranks, " are fewer than the ", ranks, " ranks");
-  const int64_t samples = o.total_batch_tokens / context;
-  if (samples % ranks)
-    fail_usage("a step of this run has ", samples, " sequences, which ", ranks, " ranks cannot share equally; up to ",
-               o.virtual_ranks, " ranks can go on with it, or a number that divides ", samples);
-  const int64_t each = samples / ranks;
-  o.batch = std::min(o.batch, each);
-  while (each % o.batch) --o.batch;
-  o.grad_accum = each / o.batch, o.virtual_ranks = ranks;
-  voice.notes << "note:  the run had fewer shares of a step than there are ranks; from here on its sums have another "
-                 "order, and last bits differ\n";
-}
-
-// --plan auto: what is not told of how ranks share the steps is chosen.
-void plan_steps(Arguments& a, const Given& given, const ModelConfig& model, int64_t val_tokens, bool is_trained,
-                OpenedMachine& machine, const RankPlace& place, Voice& voice) {
-  TrainOptions& o = a.train;
-  for (const char* flag :
-       {"--tensor", "--stages", "--zero", "--batch", "--grad-accum", "--virtual-ranks", "--pipeline", "--chunks"})
-    if (given.contains(flag)) fail_usage("--plan auto chooses ", flag, "; leave one of them out");
-  TrainOptions complete = o;
-  complete.virtual_ranks = 1;
-  apply_rules(complete, model, val_tokens, is_trained);
-  const int64_t wanted = complete.total_batch_tokens;
-  // As many sequences for each rank.
-  const int64_t samples = place.count() * std::max<int64_t>(1, wanted / complete.context / place.count());
-  complete.total_batch_tokens = samples * complete.context;
-  const std::string text = take_best_plan(complete, model, machine.device(), a.hardware, place.count());
-  o.mesh = complete.mesh, o.zero = complete.zero, o.batch = complete.batch, o.grad_accum = complete.grad_accum;
-  o.virtual_ranks = complete.virtual_ranks, o.pipeline = complete.pipeline, o.chunks = complete.chunks;
-  o.memory_budget = complete.memory_budget, o.total_batch_tokens = 0;
-  voice.notes << "plan:  " << text << "\n";
-}
-
 // Null where there is nothing to train.
 std::unique_ptr<Run> prepare(Arguments& a, const Given& given, const RankPlace& place, Voice& voice) {
   TrainOptions& o = a.train;
@@ -417,8 +336,10 @@ std::unique_ptr<Run> prepare(Arguments& a, const Given& given, const RankPlace& 
   o.mesh = mesh_of(a.mesh, place.count());
   if (a.plan == "auto" && resumes)
     fail_usage("--plan auto is for new runs; --tensor, --stages and --zero say how ranks share one that goes on");
-  if (a.plan == "auto") plan_steps(a, given, model, val_tokens, !origin.empty(), *run->machine, place, voice);
-  share_steps(o, resumes, o.context ? o.context : model.context, voice);
+  if (a.plan == "auto")
+    plan_steps(o, given, model, val_tokens, !origin.empty(), run->machine->device(), a.hardware, place.count(),
+               voice.notes);
+  share_steps(o, resumes, o.context ? o.context : model.context, voice.notes);
   const std::vector<Rule> rules = apply_rules(o, model, val_tokens, !origin.empty());
   if (train_tokens < o.context + 1)
     fail(joined(o.data), " has only ", train_tokens, " training tokens, fewer than the context of ", o.context,
@@ -501,7 +422,7 @@ void train_on(Arguments a, const Given& given, const RankPlace& place) {
     voice.results << "trained in " << format_seconds(outcome.seconds) << " at "
                   << format_count(outcome.tokens_per_second) << " tokens/s: " << o.out << "\n";
   }
-  if (outcome.step_ms > 0) {
+  if (place.is_first() && outcome.step_ms > 0) {
     const double step_ms = predicted_step_ms(run->trainer->model(), o, device, peak_gflops, a.hardware, place.locals);
     char line[128];
     std::snprintf(line, sizeof line, "step time: %.4g ms predicted, %.4g ms measured (median)\n", step_ms,

@@ -3,9 +3,9 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <chrono>
 #include <vector>
 
+#include "llm/base/clock.h"
 #include "llm/base/error.h"
 #include "llm/base/median.h"
 #include "llm/base/simd.h"
@@ -34,10 +34,7 @@ class CeilingMeter::Pages {
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using simd::Vec;
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 // Independent chains of fma: more than latency times throughput, so that the units are never idle, and few enough to
 // stay in registers.

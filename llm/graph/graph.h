@@ -71,6 +71,7 @@ class Phases {
   }
   constexpr Phases operator|(Phases other) const { return Phases(bits_ | other.bits_); }
   constexpr bool contain(Phase phase) const { return (bits_ & Phases(phase).bits_) != 0; }
+  constexpr bool meet(Phases other) const { return (bits_ & other.bits_) != 0; }
   constexpr unsigned bits() const { return bits_; }  // less than kCount
   static constexpr unsigned kCount = 1u << kPhases.size();
 

@@ -27,6 +27,9 @@ struct Product {
   bool a_transposed, b_transposed;  // whether A, B lie transposed in memory
   int64_t calls = 1;                // of gemm() in one run of the node
 
+  double flops() const {
+    return 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+  }  // of a call
   friend bool operator==(const Product&, const Product&) = default;
 };
 

@@ -1,6 +1,5 @@
 #include "llm/graph/program.h"
 
-#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -68,10 +67,11 @@ void Program::bind(const Arena& arena, Communicator* ranks) {
   for (size_t i = 0; i < offsets_.size(); ++i)
     if (offsets_[i] != MemoryPlan::kNowhere) addresses_[i] = arena.address(offsets_[i]);
   calls_.clear();
-  for (const Node& node : graph().nodes)
+  waiting_ = {};
+  for (const Node& node : graph().nodes) {
     if (!node.op->kernel(compiled_->target))
-      fail("op ", node.op->name, " has no kernel for the ", compiled_->target.cuda ? "GPU" : "CPU");
-  for (const Node& node : graph().nodes)
+      fail("op ", node.op->name, " has no kernel for the ", cuda ? "GPU" : "CPU");
+    if (cuda && node.op->waits_for_device) waiting_ = waiting_ | node.phase;
     calls_.push_back({.graph = graph(),
                       .node = node,
                       .threads = device().threads(),
@@ -80,6 +80,7 @@ void Program::bind(const Arena& arena, Communicator* ranks) {
                       .cuda = cuda,
                       .device_step = reinterpret_cast<StepState*>(device_step_->data()),
                       .ranks = ranks});
+  }
 }
 
 Replay& Program::replay(Phases phases) { return *replays_[phases.bits() * 2 + (step.micro_step > 0 ? 1 : 0)]; }
@@ -94,21 +95,15 @@ void Program::walk(Phases phases) const {
     if (phases.contain(call.node.phase)) call.node.op->kernel(compiled_->target)(call);
 }
 
-bool Program::waits_for_device(Phases phases) const {
-  return compiled_->target.cuda && std::any_of(calls_.begin(), calls_.end(), [&](const KernelCall& call) {
-           return phases.contain(call.node.phase) && call.node.op->waits_for_device;
-         });
-}
-
 void Program::prepare(Phases phases) {
   hand_over_step();
-  if (!waits_for_device(phases)) replay(phases).prepare([this, phases] { walk(phases); });
+  if (!waiting_.meet(phases)) replay(phases).prepare([this, phases] { walk(phases); });
 }
 
 void Program::run(Phases phases, std::vector<double>* seconds) {
   if (!seconds) {
     hand_over_step();
-    if (waits_for_device(phases)) return walk(phases);
+    if (waiting_.meet(phases)) return walk(phases);
     return replay(phases).run([this, phases] { walk(phases); });
   }
   std::vector<NodeTime> times;

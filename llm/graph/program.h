@@ -91,7 +91,6 @@ class Program {
   Replay& replay(Phases phases);
   void hand_over_step();
   void walk(Phases phases) const;
-  bool waits_for_device(Phases phases) const;
 
   std::shared_ptr<const Compiled> compiled_;
   size_t base_;
@@ -101,6 +100,7 @@ class Program {
   const Arena* arena_ = nullptr;
   std::unique_ptr<Arena> device_step_;  // a StepState, which the kernels of a GPU read
   StepState on_device_;                 // what it holds after the walks so far
+  Phases waiting_ = {};  // of nodes that make the host wait for the device (Op::waits_for_device): not captured
   // By phases. The first micro-step overwrites parameter gradients and the later ones add to them: these are two walks.
   std::array<std::unique_ptr<Replay>, 2 * Phases::kCount> replays_;
 };

@@ -1,10 +1,10 @@
 #include "llm/infer/engine.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <limits>
 
+#include "llm/base/clock.h"
 #include "llm/base/error.h"
 #include "llm/base/packed_rows.h"
 #include "llm/base/rounding.h"
@@ -13,12 +13,7 @@
 #include "llm/model/parameters.h"
 
 namespace llm {
-namespace {
-
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
-
-}  // namespace
+namespace {}  // namespace
 
 struct Engine::Implementation {
   const ModelConfig config;

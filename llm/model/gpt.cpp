@@ -232,16 +232,15 @@ Graph build_forward(const ModelConfig& config, int64_t batch, int64_t tokens, DT
   const TensorId weights = add_input(g, "loss_weights", DType::fp32, sequences, tokens);
   const TensorId losses = builder.losses(builder.body(ids, recipe.end_of_text, recipe.dropout), targets, recipe.z_loss);
   g.add("mean_loss", {}, {losses, weights}, "loss");
-  const std::vector<Parameter> sliced = sliced_table(parameter_table(config, recipe.parametrization), mesh);
+  const auto sliced = [&](const Mesh& by) { return sliced_table(parameter_table(config, recipe.parametrization), by); };
   if (mesh.context > 1) g = split_context(g, mesh.context_group(parallel.run_rank), kPartChannels);
   if (mesh.tensor > 1) {
     Mesh all_experts = mesh;
     all_experts.expert = 1;
-    g = shard(g, sliced_table(parameter_table(config, recipe.parametrization), all_experts),
-              mesh.tensor_group(parallel.run_rank), std::max(g.channels, kPartChannels));
+    g = shard(g, sliced(all_experts), mesh.tensor_group(parallel.run_rank), std::max(g.channels, kPartChannels));
   }
   if (config.experts && mesh.sharing() > 1)
-    g = share_experts(g, sliced, mesh, parallel.run_rank, std::max(g.channels, kPartChannels));
+    g = share_experts(g, sliced(mesh), mesh, parallel.run_rank, std::max(g.channels, kPartChannels));
   return g;
 }
 

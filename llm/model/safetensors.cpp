@@ -1,6 +1,7 @@
 #include "llm/model/safetensors.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 #include <filesystem>
@@ -164,6 +165,21 @@ FileLayout layout_of(const std::string& path, std::span<const FloatTensor> tenso
   return layout;
 }
 
+// write(first byte behind the header, address, bytes) is called for what pieces(i) gives of each tensor, in order.
+template <class Pieces, class Write>
+void write_tensors(const FileLayout& layout, std::span<const FloatTensor> tensors, Pieces pieces, Write write) {
+  std::vector<float> buffer;
+  for (size_t i = 0; i < tensors.size(); ++i)
+    for (const TensorPiece& piece : pieces(i))
+      if (tensors[i].transposed)
+        for_transposed_blocks(tensors[i], piece.values, buffer, [&](size_t from, size_t bytes) {
+          write(layout.offsets[i] + from, buffer.data(), bytes);
+        });
+      else
+        write(layout.offsets[i] + static_cast<size_t>(piece.first) * sizeof(float), piece.values,
+              static_cast<size_t>(piece.count) * sizeof(float));
+}
+
 }  // namespace
 
 int64_t SafetensorsEntry::elements() const {
@@ -282,14 +298,10 @@ void write_safetensors(const std::string& path, std::span<const FloatTensor> ten
   const FileLayout layout = layout_of(path, tensors);
   AtomicFile file(path);
   file.write(layout.header);
-  std::vector<float> buffer;
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    const float* data = source(i);
-    if (tensors[i].transposed)
-      for_transposed_blocks(tensors[i], data, buffer, [&](size_t, size_t bytes) { file.write(buffer.data(), bytes); });
-    else
-      file.write(data, layout.bytes_of(i));
-  }
+  const auto all = [&](size_t i) {
+    return std::array{TensorPiece{0, source(i), static_cast<int64_t>(layout.bytes_of(i) / sizeof(float))}};
+  };
+  write_tensors(layout, tensors, all, [&](size_t, const float* data, size_t bytes) { file.write(data, bytes); });
   file.commit();
 }
 
@@ -298,17 +310,9 @@ void write_safetensors_together(const std::string& path, std::span<const FloatTe
   const FileLayout layout = layout_of(path, tensors);
   SharedFile file(path);
   if (begins) file.write(0, layout.header.data(), layout.header.size());
-  std::vector<float> buffer;
-  for (size_t i = 0; i < tensors.size(); ++i)
-    for (const TensorPiece& piece : pieces(i)) {
-      const size_t at = layout.header.size() + layout.offsets[i];
-      if (tensors[i].transposed)
-        for_transposed_blocks(tensors[i], piece.values, buffer,
-                              [&](size_t from, size_t bytes) { file.write(at + from, buffer.data(), bytes); });
-      else
-        file.write(at + static_cast<size_t>(piece.first) * sizeof(float), piece.values,
-                   static_cast<size_t>(piece.count) * sizeof(float));
-    }
+  write_tensors(layout, tensors, pieces, [&](size_t at, const float* data, size_t bytes) {
+    file.write(layout.header.size() + at, data, bytes);
+  });
   file.sync();
 }
 

@@ -55,7 +55,7 @@ size_t workspace(const Graph& g, const Node& node, const Target& target) {
 Cost cost(const Graph& g, const Node& node) {
   const Product p = products_of(g, node)[0];
   const double share = node.attributes.flag("symmetric") ? 0.5 : 1.0;
-  return streaming_cost(g, node, share * 2.0 * static_cast<double>(p.m) * static_cast<double>(p.n * p.k));
+  return streaming_cost(g, node, share * p.flops());
 }
 
 void infer(Graph& g, Node& node) {

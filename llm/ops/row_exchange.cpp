@@ -197,6 +197,24 @@ std::vector<Example> sum_examples() {
           {zigzag(1, 3), {fixed({2, 2 * 2 * 64}), fixed({2, 6, 64})}}};
 }
 
+// Start and wait; `a`: the attributes of both, but for the channel.
+TensorId gather(Graph& g, TensorId own, Attributes a, const std::string& name) {
+  a.set("channel", ++g.channels);
+  const TensorId arriving = g.add("rows_gather_start", a, {own}, name + ".start")[0];
+  a.set("arrivals", int64_t{1});
+  a.set("gathers_rows", true);
+  return g.add("exchange_wait", a, {arriving, own}, name)[0];
+}
+
+// Start, wait and sum; `a`: the attributes of start and sum, but for the channel.
+TensorId sum(Graph& g, TensorId partial, TensorId bias, const Attributes& a, const std::string& name) {
+  Attributes start = a;
+  start.set("channel", ++g.channels);
+  const TensorId arriving = g.add("rows_scatter_start", start, {partial}, name + ".start")[0];
+  const TensorId received = wait_for_exchange(g, g.channels, {arriving}, {partial}, name + ".received")[0];
+  return g.add("sum_partials", a, {received, partial, bias}, name)[0];
+}
+
 }  // namespace
 
 OwnElements own_elements(const Node& node, const Shape& all) {
@@ -214,46 +232,28 @@ OwnElements own_elements(const Node& node, const Shape& all) {
 
 TensorId gather_rows(Graph& g, TensorId own, Shape all, const RankGroup& group, const std::string& name) {
   Attributes a = group_attributes(group);
-  a.set("channel", ++g.channels);
   a.set("shape", list_of(all));
-  const TensorId arriving = g.add("rows_gather_start", a, {own}, name + ".start")[0];
-  a.set("shape", list_of(g.shape(own)));  // of what its gradient is added up to
-  a.set("arrivals", int64_t{1});
-  a.set("gathers_rows", true);
-  return g.add("exchange_wait", a, {arriving, own}, name)[0];
+  return gather(g, own, a, name);
 }
 
 TensorId sum_rows(Graph& g, TensorId partial, TensorId bias, Shape own, const RankGroup& group,
                   const std::string& name) {
   Attributes a = group_attributes(group);
-  a.set("channel", ++g.channels);
   a.set("shape", list_of(own));
-  const TensorId arriving = g.add("rows_scatter_start", a, {partial}, name + ".start")[0];
-  const TensorId received = wait_for_exchange(g, a.integer("channel"), {arriving}, {partial}, name + ".received")[0];
-  Attributes sums = group_attributes(group);
-  sums.set("shape", list_of(own));
-  return g.add("sum_partials", sums, {received, partial, bias}, name)[0];
+  return sum(g, partial, bias, a, name);
 }
 
 TensorId gather_chunks(Graph& g, TensorId own, const RankGroup& group, const std::string& name) {
   Attributes a = group_attributes(group);
-  a.set("channel", ++g.channels);
   a.set("zigzag", true);
   a.set("recompute", static_cast<int64_t>(Recompute::norms));
-  const TensorId arriving = g.add("rows_gather_start", a, {own}, name + ".start")[0];
-  a.set("arrivals", int64_t{1});
-  a.set("gathers_rows", true);
-  return g.add("exchange_wait", a, {arriving, own}, name)[0];
+  return gather(g, own, a, name);
 }
 
 TensorId sum_chunks(Graph& g, TensorId partial, const RankGroup& group, const std::string& name) {
   Attributes a = group_attributes(group);
   a.set("zigzag", true);
-  Attributes start = a;
-  start.set("channel", ++g.channels);
-  const TensorId arriving = g.add("rows_scatter_start", start, {partial}, name + ".start")[0];
-  const TensorId received = wait_for_exchange(g, g.channels, {arriving}, {partial}, name + ".received")[0];
-  return g.add("sum_partials", a, {received, partial}, name)[0];
+  return sum(g, partial, kNone, a, name);
 }
 
 std::vector<Op> row_exchange_ops() {

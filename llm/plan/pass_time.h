@@ -25,8 +25,13 @@ struct PassTime {
 // `messages_between_nodes`: the node belongs to a pipeline whose messages go from node to node.
 PassTime time_of(const Graph& graph, const Node& node, const Hardware& hardware, bool messages_between_nodes = false);
 
-// Of an attention; infinite for other ops.
-double head_size_of(const Graph& graph, const Node& node);
+// What a node does, in the units of a machine's numbers (llm/device/hardware.h).
+struct NodeWork {
+  double products = 0, products_by_depth = 0;  // FLOPs of its matrix products; of each, over its depth k
+  double others = 0, others_by_head_size = 0;  // other FLOPs; of an attention, over its head size
+  double bytes = 0;                            // read and written
+};
+NodeWork work_of(const Graph& graph, const Node& node);
 
 // Seconds for `bytes` from each rank of a group to others of it, within a pass or at a step's end.
 double exchange_time(const RankGroup& group, double bytes, const Hardware& hardware, bool at_end = false);

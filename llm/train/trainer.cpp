@@ -1,10 +1,10 @@
 #include "llm/train/trainer.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <numbers>
 
+#include "llm/base/clock.h"
 #include "llm/base/error.h"
 #include "llm/base/median.h"
 #include "llm/base/process.h"
@@ -15,9 +15,6 @@
 
 namespace llm {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 constexpr int64_t kMostSkippedSteps = 10, kMostDeadSteps = 20;
 constexpr int64_t kSampleTokens = 200;
