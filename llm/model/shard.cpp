@@ -7,6 +7,7 @@
 
 #include "llm/base/error.h"
 #include "llm/graph/op.h"
+#include "llm/model/forward_rewriter.h"
 #include "llm/ops/row_exchange.h"
 
 namespace llm {
@@ -22,38 +23,28 @@ Shape own_rows(const Shape& all, int ranks) {
   return all.rank() == 2 ? Shape{b, t} : Shape{b, t, all[2]};
 }
 
-class Sharder {
+class Sharder : public ForwardRewriter {
  public:
   Sharder(const Graph& whole, const std::vector<Parameter>& sliced, const RankGroup& tensor, int64_t channels)
-      : whole_(whole), group_(tensor), ids_(whole.tensors.size(), kNone) {
-    g_.channels = channels;
+      : ForwardRewriter(whole, channels), group_(tensor) {
     for (const Parameter& p : sliced) slice_[p.name] = &p;
   }
 
-  Graph run() {
-    for (size_t i = 0; i < whole_.tensors.size(); ++i)
-      if (const Tensor& t = whole_.tensors[i]; t.role == Role::parameter || t.role == Role::input) {
-        Tensor own = t;
-        if (t.role == Role::parameter) own.shape = slice_.at(t.name)->shape;
-        ids_[i] = static_cast<TensorId>(g_.tensors.size());
-        g_.tensors.push_back(own);
-      }
-    for (const Node& node : whole_.nodes) add(node);
-    g_.layer = -1;
-    return std::move(g_);
+ private:
+  Tensor adapted(const Tensor& t) const override {
+    Tensor own = t;
+    if (t.role == Role::parameter) own.shape = slice_.at(t.name)->shape;
+    return own;
   }
 
- private:
-  TensorId id_of(TensorId whole) const { return whole == kNone ? kNone : ids_[static_cast<size_t>(whole)]; }
   // Whether a tensor has the rows of this rank's tokens alone.
   bool is_shared(TensorId id) const { return id != kNone && shared_.contains(id); }
 
-  void add(const Node& node) {
-    g_.phase = node.phase, g_.layer = node.layer;
+  std::vector<TensorId> add(const Node& node) override {
     std::vector<TensorId> inputs;
     for (const TensorId id : node.inputs) inputs.push_back(id_of(id));
     const std::string_view op = node.op->name;
-    if (op == "linear") return finish(node, linear(node, inputs), true);
+    if (op == "linear") return linear(node, inputs);
     Attributes attributes = node.attributes;
     for (const char* heads : {"heads", "kv_heads"})
       if (attributes.has(heads)) attributes.set(heads, std::max<int64_t>(1, attributes.integer(heads) / group_.ranks));
@@ -71,7 +62,7 @@ class Sharder {
         if (id != kNone && (g_.tensor(id).role == Role::input || parts_of_inputs_.contains(id))) id = own_view(id);
     }
     if (op == "dropout" && is_own) {
-      const Shape own = g_.shape(inputs[0]), all = whole_.shape(node.inputs[0]);
+      const Shape own = g_.shape(inputs[0]), all = from_.shape(node.inputs[0]);
       const int64_t first = group_.rank * own.elements(), sample = all.elements() / all[0];
       if (first % sample % 4) fail("dropout among tensor-parallel ranks needs channels that are a multiple of 4");
       attributes.set("first_row", first / sample);
@@ -79,52 +70,40 @@ class Sharder {
     }
     const std::vector<TensorId> outputs = g_.add(op, attributes, inputs, name_of(node));
     if (op == "copy_parts") parts_of_inputs_.insert(outputs[0]);
-    finish(node, outputs, is_own);
+    if (is_own) shared_.insert(outputs.begin(), outputs.end());
+    return outputs;
   }
 
   std::vector<TensorId> linear(const Node& node, std::vector<TensorId> inputs) {
-    const Tensor& weight = whole_.tensor(node.inputs[linear_input::weight]);
+    const Tensor& weight = from_.tensor(node.inputs[linear_input::weight]);
     const Parameter& slice = *slice_.at(weight.name);
-    if (slice.slices == 1) return g_.add("linear", node.attributes, inputs, name_of(node));
-    const Shape all = whole_.shape(node.inputs[linear_input::x]);
-    if (slice.shard_axis == 0) {
+    if (slice.slices > 1 && slice.shard_axis == 0) {
+      const Shape all = from_.shape(node.inputs[linear_input::x]);
       if (is_shared(inputs[0])) inputs[0] = gather_rows(g_, inputs[0], all, group_, g_.tensor(inputs[0]).name + ".all");
-      const std::vector<TensorId> outputs = g_.add("linear", node.attributes, inputs, name_of(node));
-      whole_rows_ = true;
-      return outputs;
+      return g_.add("linear", node.attributes, inputs, name_of(node));
     }
-    const TensorId bias = inputs.size() > linear_input::bias ? inputs[linear_input::bias] : kNone;
-    const TensorId partial =
-        g_.add("linear", node.attributes, {inputs[0], inputs[linear_input::weight]}, name_of(node) + ".partial")[0];
-    const Shape out = own_rows(g_.shape(partial), group_.ranks);
-    return {sum_rows(g_, partial, bias, out, group_, name_of(node))};
+    std::vector<TensorId> outputs;
+    if (slice.slices == 1) {
+      outputs = g_.add("linear", node.attributes, inputs, name_of(node));
+    } else {
+      const TensorId bias = inputs.size() > linear_input::bias ? inputs[linear_input::bias] : kNone;
+      const TensorId partial =
+          g_.add("linear", node.attributes, {inputs[0], inputs[linear_input::weight]}, name_of(node) + ".partial")[0];
+      outputs = {sum_rows(g_, partial, bias, own_rows(g_.shape(partial), group_.ranks), group_, name_of(node))};
+    }
+    shared_.insert(outputs.begin(), outputs.end());
+    return outputs;
   }
 
-  void finish(const Node& node, const std::vector<TensorId>& outputs, bool is_own) {
-    is_own = is_own && !std::exchange(whole_rows_, false);
-    for (size_t i = 0; i < node.outputs.size(); ++i) {
-      if (node.outputs[i] == kNone) continue;
-      ids_[static_cast<size_t>(node.outputs[i])] = outputs[i];
-      g_.tensor(outputs[i]).name = whole_.tensor(node.outputs[i]).name;
-      if (is_own) shared_.emplace(outputs[i], true);
-    }
-  }
-
-  std::string name_of(const Node& node) const { return whole_.tensor(node.outputs[0]).name; }
   Shape own_shape(TensorId id) const { return own_rows(g_.shape(id), group_.ranks); }
   TensorId own_view(TensorId id) {
     const Shape own = own_shape(id);
     return g_.add_view(g_.tensor(id).name + ".own", id, own, group_.rank * own.elements());
   }
 
-  const Graph& whole_;
   RankGroup group_;
   std::map<std::string, const Parameter*> slice_;
-  Graph g_;
-  std::vector<TensorId> ids_;  // by tensor of the whole graph
-  std::map<TensorId, bool> shared_;
-  std::set<TensorId> parts_of_inputs_;
-  bool whole_rows_ = false;  // the product that was added last has all tokens
+  std::set<TensorId> shared_, parts_of_inputs_;
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <map>
 
 #include "llm/graph/op.h"
+#include "llm/model/forward_rewriter.h"
 #include "llm/ops/chunks.h"
 #include "llm/ops/copy_parts.h"
 #include "llm/ops/row_exchange.h"
@@ -10,48 +11,30 @@
 namespace llm {
 namespace {
 
-class ContextSplitter {
+class ContextSplitter : public ForwardRewriter {
  public:
   ContextSplitter(const Graph& whole, const RankGroup& context, int64_t channels)
-      : whole_(whole), group_(context), ids_(whole.tensors.size(), kNone) {
-    g_.channels = channels;
-  }
-
-  Graph run() {
-    for (size_t i = 0; i < whole_.tensors.size(); ++i)
-      if (const Tensor& t = whole_.tensors[i]; t.role == Role::parameter || t.role == Role::input) {
-        ids_[i] = static_cast<TensorId>(g_.tensors.size());
-        g_.tensors.push_back(t);
-      }
-    // First of all, as a pass may move what reads them to the front.
-    for (const TensorId id : std::vector<TensorId>(ids_))
-      if (id != kNone && g_.tensor(id).role == Role::input) own_[id] = own_tokens(id);
-    for (const Node& node : whole_.nodes) {
-      g_.phase = node.phase, g_.layer = node.layer;
-      const std::vector<TensorId> outputs = add(node);
-      for (size_t i = 0; i < node.outputs.size(); ++i) {
-        if (node.outputs[i] == kNone) continue;
-        ids_[static_cast<size_t>(node.outputs[i])] = outputs[i];
-        g_.tensor(outputs[i]).name = whole_.tensor(node.outputs[i]).name;
-      }
-    }
-    g_.layer = -1;
-    return std::move(g_);
-  }
+      : ForwardRewriter(whole, channels), group_(context) {}
 
  private:
-  std::vector<TensorId> add(const Node& node) {
+  // First of all, as a pass may move what reads inputs to the front.
+  void begin() override {
+    for (const TensorId id : std::vector<TensorId>(ids_))
+      if (id != kNone && g_.tensor(id).role == Role::input) own_[id] = own_tokens(id);
+  }
+
+  std::vector<TensorId> add(const Node& node) override {
     const std::string_view op = node.op->name;
     const bool of_sequences = op == "document_starts";  // whole ones: where a document begins, another rank may know
     std::vector<TensorId> inputs;
     for (const TensorId id : node.inputs) {
-      const TensorId here = id == kNone ? kNone : ids_[static_cast<size_t>(id)];
+      const TensorId here = id_of(id);
       inputs.push_back(here != kNone && g_.tensor(here).role == Role::input && !of_sequences ? own_.at(here) : here);
     }
-    const std::string name = whole_.tensor(node.outputs[0]).name;
+    const std::string name = name_of(node);
     Attributes attributes = node.attributes;
     if (op == "attention") {
-      const int64_t T = whole_.shape(node.inputs[0])[1];
+      const int64_t T = from_.shape(node.inputs[0])[1];
       const std::vector<TensorId> heads = g_.add("split_heads", attributes, {inputs[0]}, name);
       const TensorId keys = gather_chunks(g_, heads[1], group_, name + ".keys_values.all");
       attributes.set("firsts", firsts(T));
@@ -61,9 +44,9 @@ class ContextSplitter {
       attributes.set("tokens", T / group_.ranks);
       attributes.set("firsts", firsts(T));
     } else if (op == "embedding" && inputs.size() > 2) {
-      attributes.set("firsts", firsts(whole_.shape(node.inputs[0])[1]));
+      attributes.set("firsts", firsts(from_.shape(node.inputs[0])[1]));
     } else if (op == "dropout") {
-      const int64_t T = whole_.shape(node.inputs[0])[1];
+      const int64_t T = from_.shape(node.inputs[0])[1];
       attributes.set("firsts", firsts(T));
       attributes.set("chunk", chunks(T).length);
     }
@@ -87,10 +70,7 @@ class ContextSplitter {
     return g_.add("copy_parts", {{"shape", shape}, {"parts", parts}}, {input}, all.name + ".own")[0];
   }
 
-  const Graph& whole_;
   RankGroup group_;
-  Graph g_;
-  std::vector<TensorId> ids_;         // by tensor of the whole graph
   std::map<TensorId, TensorId> own_;  // by input
 };
 
