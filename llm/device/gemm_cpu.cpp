@@ -1,7 +1,9 @@
 // The blocked product. C is cut into blocks, each of which one thread computes alone: no thread waits for another. A
-// block is a few column panels wide. For each stage of k the thread packs the block's piece of B, then reads A in
-// place, row panel after row panel: the microkernel broadcasts A's elements, so A need not be packed. Where the
-// elements of a row of B are contiguous, the first row panel reads B in place, too, and packs it on the way.
+// block is a few column panels wide. For each stage of k the thread packs the block's piece of B, then multiplies it
+// with A, row panel after row panel. The microkernel broadcasts A's elements, so a row-major A is read in place. A
+// transposed A is packed a few row panels at a time: its elements of one k are a part of a row that lies on a page of
+// its own, which all column panels would look up again. Where the elements of a row of B are contiguous, the first row
+// panel reads B in place, too, and packs it on the way.
 #include "llm/device/gemm_cpu.h"
 
 #include <algorithm>
@@ -9,6 +11,7 @@
 
 #include "llm/base/error.h"
 #include "llm/base/rounding.h"
+#include "llm/device/cache_size.h"
 #include "llm/device/gemm_rows_cpu.h"
 #include "llm/device/microkernel_cpu.h"
 #include "llm/device/pack_cpu.h"
@@ -20,11 +23,13 @@ using microkernel::kColumns;
 using microkernel::kRows;
 using microkernel::RowPanels;
 
-// The steps of k in a stage, and the column panels of a block: a block's piece of B stays in L2. A cache line of a
-// row-major A serves 16 steps of k. A transposed A is read a line a step, so its blocks are wider and use each line
-// more.
+// The steps of k in a stage, and the column panels of a block: a block's piece of B stays in L2. A transposed A is
+// packed once for all panels of a block, so its blocks are wider: as wide as half of L2 holds, up to 8 panels.
 constexpr int64_t kDepthRowMajor = 768, kPanelsRowMajor = 2;
-constexpr int64_t kDepthTransposed = 512, kPanelsTransposed = 3;
+constexpr int64_t kDepthTransposed = 512, kPanelsTransposed = 8;
+constexpr int64_t kPackedRowPanels = 4;  // of a transposed A, packed together: neighbours share lines and pages
+// What packing a row of a transposed A costs, in panels of that row.
+constexpr double kRowPackingPanels = 0.5;
 constexpr int64_t kMostRows = 4096;  // of a block: so many rows of A stay in L3 for the blocks beside it
 constexpr int64_t kBlocksPerThread = 2;
 // The fewest rows of a block for which packing its piece of B pays: in a pass of its own, and on the way.
@@ -47,7 +52,8 @@ Range part(int64_t n, int64_t count, int64_t i) { return {i * n / count, (i + 1)
 struct Plan {
   int64_t depth, stages;
   int64_t column_panels, column_blocks, row_blocks;
-  int64_t panels;  // of the widest block
+  int64_t panels;           // of the widest block
+  int64_t packed_rows = 0;  // of a transposed A, the most that are packed together
 
   Plan(int64_t m, int64_t n, int64_t k, bool a_row_major, bool b_along_k, int64_t threads)
       : column_panels(ceil_div(n, kColumns)) {
@@ -58,21 +64,35 @@ struct Plan {
     // Where A (m, k) is larger than B (k, n), each thread gets rows of its own, as in the ops before and after.
     const int64_t least_row_blocks = std::max(ceil_div(m, kMostRows), m > n ? std::min(most_row_blocks, threads) : 1);
     // Chooses, among the cuts into enough blocks, the one whose slowest thread has the least work. Work is counted in
-    // rows times panels; packing a panel counts as some more rows.
+    // rows times panels; packing a panel counts as some more rows, and packing a row as a part of a panel.
     const int64_t wanted = std::min(threads > 1 ? kBlocksPerThread * threads : 1, column_panels * most_row_blocks);
-    const int64_t widest = a_row_major ? kPanelsRowMajor : kPanelsTransposed;
-    int64_t least = std::numeric_limits<int64_t>::max();
+    const int64_t widest = a_row_major ? kPanelsRowMajor : widest_transposed();
+    double least = std::numeric_limits<double>::max();
     for (int64_t width = widest; width >= 1; --width)
       for (int64_t rows = least_row_blocks; rows <= most_row_blocks; ++rows) {
-        const int64_t blocks = ceil_div(column_panels, width) * rows;
-        const int64_t time = ceil_div(blocks, threads) * width * (ceil_div(m, rows) + least_rows / 10);
+        const int64_t of_columns = ceil_div(column_panels, width), blocks = of_columns * rows;
+        const int64_t of_thread = ceil_div(blocks, threads);
+        const auto panels_of_thread = static_cast<double>(std::min(of_thread * width, column_panels * rows));
+        const double height = static_cast<double>(ceil_div(m, rows));
+        double time = panels_of_thread * (height + static_cast<double>(least_rows) / 10);
+        if (!a_row_major) time += static_cast<double>(of_thread) * height * kRowPackingPanels;
         if (blocks < wanted || time >= least) continue;
-        least = time, row_blocks = rows, column_blocks = ceil_div(column_panels, width);
+        least = time, row_blocks = rows, column_blocks = of_columns;
       }
     panels = ceil_div(column_panels, column_blocks);
+    if (!a_row_major) packed_rows = most_packed_rows(m);
   }
+  static int64_t widest_transposed() {
+    static const int64_t panels = std::clamp<int64_t>(
+        second_level_cache_bytes() / 2 / (kDepthTransposed * kColumns * static_cast<int64_t>(sizeof(float))), 2,
+        kPanelsTransposed);
+    return panels;
+  }
+  static int64_t most_packed_rows(int64_t m) { return std::min(m, kPackedRowPanels * kRows); }
+
   int64_t blocks() const { return row_blocks * column_blocks; }
-  int64_t floats_of_thread() const { return panels * kColumns * depth; }
+  int64_t floats_of_panels() const { return panels * kColumns * depth; }
+  int64_t floats_of_thread() const { return floats_of_panels() + round_up(packed_rows * depth, 16); }
 };
 
 class BlockedGemm {
@@ -85,6 +105,8 @@ class BlockedGemm {
     const Range panels = panels_of(block);
     const Range rows = part(g_.m, plan_.row_blocks, block / plan_.column_blocks);
     const RowPanels row_panels(rows.size(), most_rows_);
+    const bool packs_a = !a_row_major_ && panels.size() > 1;
+    float* const packed_a = packed + plan_.floats_of_panels();
     for (int64_t stage = 0; stage < plan_.stages; ++stage) {
       const bool last = stage + 1 == plan_.stages;
       const Range k = {stage * plan_.depth, std::min(g_.k, (stage + 1) * plan_.depth)};
@@ -99,15 +121,23 @@ class BlockedGemm {
       const bool trickles =
           a_row_major_ && !b_along_k_ && row_panels.count * panels.size() >= kTrickleTiles * half_panels;
       int64_t fetches = trickles ? 0 : half_panels, tiles_left = row_panels.count * panels.size();
+      int64_t packed_begin = 0, packed_end = 0;  // the row panels of A that lie packed
       for (int64_t i = 0; i < row_panels.count; ++i) {
         const int64_t row = rows.begin + row_panels.begin(i), height = row_panels.begin(i + 1) - row_panels.begin(i);
         const float* a = g_.a.data + row * g_.a.row_stride + k.begin * g_.a.column_stride;
+        if (g_.symmetric && panels.begin * kColumns >= row + height) continue;  // above the diagonal
+        if (packs_a && i >= packed_end) {
+          packed_begin = i, packed_end = std::min(i + kPackedRowPanels, row_panels.count);
+          pack_rows(a, row_panels, packed_begin, packed_end, k.size(), packed_a);
+        }
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
           if (g_.symmetric && panel * kColumns >= row + height) break;  // above the diagonal
           const Piece p = piece(panel, k.begin);
           const int64_t at = row * g_.c_stride + panel * kColumns;
           microkernel::Tile t = {k.size(),  a,           g_.a.row_stride, g_.a.column_stride, pack_of(panel), kColumns,
                                  g_.c + at, g_.c_stride, g_.c + at,       g_.c_stride,        p.columns};
+          if (packs_a)
+            t.a = packed_a + (row_panels.begin(i) - row_panels.begin(packed_begin)) * k.size(), t.a_step = height;
           if (stage == 0) {
             t.addend = g_.addend ? g_.addend + row * g_.addend_stride + panel * kColumns : nullptr;
             t.addend_stride = g_.addend_stride;
@@ -121,8 +151,10 @@ class BlockedGemm {
             t.trickle = next.data + tiles_left / kTrickleTiles * 16 + step * b_stride_;
             t.trickle_step = b_stride_;
           }
-          if (panel == panels.begin && i + 1 < row_panels.count) {
-            t.fetch = a + height * g_.a.row_stride;
+          // The rows of A that are read next, or packed next.
+          const int64_t next_rows = i + (packs_a ? kPackedRowPanels : 1);
+          if (panel == panels.begin && next_rows < row_panels.count) {
+            t.fetch = a + (row_panels.begin(next_rows) - row_panels.begin(i)) * g_.a.row_stride;
             t.fetch_step = a_row_major_ ? g_.a.row_stride : g_.a.column_stride;
             t.fetch_block = 16 * g_.a.column_stride;
           } else if (fetches > 0 && row_panels.count - i <= kFetchingPanels) {
@@ -151,6 +183,17 @@ class BlockedGemm {
     return {g_.b.data + k * g_.b.row_stride + panel * kColumns * g_.b.column_stride,
             std::min<int64_t>(kColumns, g_.n - panel * kColumns)};
   }
+  // Copies row panels [first, end) of a transposed A, at most kPackedRowPanels, whose first element is at `a`: the
+  // elements of one panel and one k lie side by side, and those of the next k behind them.
+  void pack_rows(const float* a, const RowPanels& row_panels, int64_t first, int64_t end, int64_t depth,
+                 float* packed) const {
+    int64_t begins[kPackedRowPanels + 1];
+    for (int64_t i = first; i <= end; ++i) begins[i - first] = row_panels.begin(i) - row_panels.begin(first);
+    for (int64_t k = 0; k < depth; ++k)
+      for (int64_t i = 0; i < end - first; ++i)
+        microkernel::copy_rows(a + k * g_.a.column_stride + begins[i], begins[i + 1] - begins[i],
+                               packed + begins[i] * depth + k * (begins[i + 1] - begins[i]));
+  }
   bool packs_on_the_way(Piece p) const { return !b_along_k_ && p.columns == kColumns && !g_.symmetric; }
 
   const Gemm& g_;
@@ -163,10 +206,25 @@ class BlockedGemm {
   const int64_t most_rows_ = a_row_major_ && g_.a.row_stride % 1024 == 0 ? std::min(kRows, 10) : kRows;
 };
 
-// Fills the part above the diagonal of a symmetric C, in rows [begin, end), from the part below it.
+// Fills the part above the diagonal of a symmetric C, in rows [begin, end), from the part below it. `begin` is a
+// multiple of kLanes, and so is `end` unless it is the last row's.
 void mirror_rows(const Gemm& g, int64_t begin, int64_t end) {
-  for (int64_t j = begin + 1; j < g.n; ++j)
-    for (int64_t i = begin; i < std::min(end, j); ++i) g.c[i * g.c_stride + j] = g.c[j * g.c_stride + i];
+  constexpr int64_t kBlock = simd::kLanes;
+  for (int64_t i = begin; i < end; i += kBlock) {
+    const int64_t rows = std::min(kBlock, end - i);
+    for (int64_t j = i; j < g.n; j += kBlock) {
+      if (j == i || j + kBlock > g.n) {  // at the diagonal, or at the edge
+        for (int64_t to = i; to < i + rows; ++to)
+          for (int64_t from = std::max(to + 1, j); from < std::min(g.n, j + kBlock); ++from)
+            g.c[to * g.c_stride + from] = g.c[from * g.c_stride + to];
+        continue;
+      }
+      simd::Vec block[kBlock];
+      for (int64_t from = 0; from < kBlock; ++from) block[from] = simd::load(g.c + (j + from) * g.c_stride + i);
+      simd::transpose(block);
+      for (int64_t to = 0; to < kBlock; ++to) simd::store(g.c + (i + to) * g.c_stride + j, block[to]);
+    }
+  }
 }
 
 }  // namespace
@@ -187,8 +245,9 @@ int64_t gemm_workspace_up_to(int64_t m, int64_t n, int64_t k, int threads, bool 
   if (row_invariant) return gemm_rows_workspace_up_to(m, k, threads);
   const int64_t panels = std::min(ceil_div(n, kColumns), std::max(kPanelsRowMajor, kPanelsTransposed));
   const int64_t depth = round_up(std::min(k, std::max(kDepthRowMajor, kDepthTransposed)), 16);
+  const int64_t packed_rows = Plan::most_packed_rows(m);
   return std::max(gemm_rows_workspace_up_to(std::min(m, kMostRowsUnasked), k, threads),
-                  threads * panels * kColumns * depth) +
+                  threads * (panels * kColumns * depth + round_up(packed_rows * depth, 16))) +
          16;
 }
 
