@@ -7,6 +7,7 @@
 #include "llm/device/gemm_cpu.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 
 #include "llm/base/error.h"
@@ -88,7 +89,7 @@ struct Plan {
         kPanelsTransposed);
     return panels;
   }
-  static int64_t most_packed_rows(int64_t m) { return std::min(m, kPackedRowPanels * kRows); }
+  static int64_t most_packed_rows(int64_t m) { return std::min(ceil_div(m, kRows), kPackedRowPanels) * kRows; }
 
   int64_t blocks() const { return row_blocks * column_blocks; }
   int64_t floats_of_panels() const { return panels * kColumns * depth; }
@@ -128,7 +129,7 @@ class BlockedGemm {
         if (g_.symmetric && panels.begin * kColumns >= row + height) continue;  // above the diagonal
         if (packs_a && i >= packed_end) {
           packed_begin = i, packed_end = std::min(i + kPackedRowPanels, row_panels.count);
-          pack_rows(a, row_panels, packed_begin, packed_end, k.size(), packed_a);
+          pack_rows(row_panels, rows.begin, packed_begin, packed_end, k, packed_a);
         }
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
           if (g_.symmetric && panel * kColumns >= row + height) break;  // above the diagonal
@@ -136,8 +137,7 @@ class BlockedGemm {
           const int64_t at = row * g_.c_stride + panel * kColumns;
           microkernel::Tile t = {k.size(),  a,           g_.a.row_stride, g_.a.column_stride, pack_of(panel), kColumns,
                                  g_.c + at, g_.c_stride, g_.c + at,       g_.c_stride,        p.columns};
-          if (packs_a)
-            t.a = packed_a + (row_panels.begin(i) - row_panels.begin(packed_begin)) * k.size(), t.a_step = height;
+          if (packs_a) t.a = packed_a + (i - packed_begin) * k.size() * kRows, t.a_step = kRows;
           if (stage == 0) {
             t.addend = g_.addend ? g_.addend + row * g_.addend_stride + panel * kColumns : nullptr;
             t.addend_stride = g_.addend_stride;
@@ -183,16 +183,21 @@ class BlockedGemm {
     return {g_.b.data + k * g_.b.row_stride + panel * kColumns * g_.b.column_stride,
             std::min<int64_t>(kColumns, g_.n - panel * kColumns)};
   }
-  // Copies row panels [first, end) of a transposed A, at most kPackedRowPanels, whose first element is at `a`: the
-  // elements of one panel and one k lie side by side, and those of the next k behind them.
-  void pack_rows(const float* a, const RowPanels& row_panels, int64_t first, int64_t end, int64_t depth,
-                 float* packed) const {
-    int64_t begins[kPackedRowPanels + 1];
-    for (int64_t i = first; i <= end; ++i) begins[i - first] = row_panels.begin(i) - row_panels.begin(first);
-    for (int64_t k = 0; k < depth; ++k)
-      for (int64_t i = 0; i < end - first; ++i)
-        microkernel::copy_rows(a + k * g_.a.column_stride + begins[i], begins[i + 1] - begins[i],
-                               packed + begins[i] * depth + k * (begins[i + 1] - begins[i]));
+  // Copies row panels [first, end) of a transposed A, at most kPackedRowPanels. The elements of one panel and one k lie
+  // side by side, in kRows places whatever the panel's height, and those of the next k behind them: copies of one size
+  // are moves.
+  void pack_rows(const RowPanels& panels, int64_t first_row, int64_t first, int64_t end, Range k, float* packed) const {
+    const int64_t row = first_row + panels.begin(first), panel_stride = k.size() * kRows;
+    int64_t begins[kPackedRowPanels], whole = 0;
+    for (int64_t i = first; i < end; ++i) begins[i - first] = panels.begin(i) - panels.begin(first);
+    while (whole < end - first && row + begins[whole] + kRows <= g_.m) ++whole;
+    for (int64_t step = 0; step < k.size(); ++step) {
+      const float* from = g_.a.data + row + (k.begin + step) * g_.a.column_stride;
+      float* to = packed + step * kRows;
+      for (int64_t i = 0; i < whole; ++i) std::memcpy(to + i * panel_stride, from + begins[i], kRows * sizeof(float));
+      for (int64_t i = whole; i < end - first; ++i)  // A ends here
+        std::copy(from + begins[i], from + panels.begin(first + i + 1) - panels.begin(first), to + i * panel_stride);
+    }
   }
   bool packs_on_the_way(Piece p) const { return !b_along_k_ && p.columns == kColumns && !g_.symmetric; }
 

@@ -56,12 +56,4 @@ inline void pack_columns(bool along_k, const float* in, int64_t stride, int64_t 
   }
 }
 
-// Copies `rows` <= kRows floats.
-inline void copy_rows(const float* from, int64_t rows, float* to) {
-#pragma GCC unroll 2
-  for (int64_t i = 0; i < kRows; i += kLanes)
-    if (const int64_t count = std::min<int64_t>(kLanes, rows - i); count > 0)
-      simd::store_part(to + i, simd::load_part(from + i, count), count);
-}
-
 }  // namespace llm::microkernel
