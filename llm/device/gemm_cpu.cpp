@@ -24,11 +24,22 @@ using microkernel::kColumns;
 using microkernel::kRows;
 using microkernel::RowPanels;
 
-// The steps of k in a stage, and the column panels of a block: a block's piece of B stays in L2. A transposed A is
-// packed once for all panels of a block, so its blocks are wider: as wide as half of L2 holds, up to 8 panels.
-constexpr int64_t kDepthRowMajor = 768, kPanelsRowMajor = 2;
-constexpr int64_t kDepthTransposed = 512, kPanelsTransposed = 8;
-constexpr int64_t kPackedRowPanels = 4;  // of a transposed A, packed together: neighbours share lines and pages
+// How a product is cut: the steps of k in a stage, the column panels of a block, and how many row panels are multiplied
+// with one of them before the next one's turn. The block's piece of B stays in L2. With AVX-512 a row panel of a row-major
+// A stays in L1 and meets all column panels. Tiles of fewer registers read more of both factors for each multiply-add,
+// so there a column panel of B stays in L1 and meets many row panels, which stay in L2. A transposed A is packed once for
+// all panels of a block, so its blocks are wide.
+struct Cut {
+  int64_t depth, panels, row_panels;
+};
+#if defined(__AVX512F__)
+constexpr Cut kRowMajor = {768, 2, 1}, kTransposed = {512, 8, 4};
+#else
+constexpr Cut kRowMajor = {384, 8, 16}, kTransposed = {384, 8, 16};
+#endif
+constexpr const Cut& cut_of(bool a_row_major) { return a_row_major ? kRowMajor : kTransposed; }
+constexpr int64_t kDeepest = std::max(kRowMajor.depth, kTransposed.depth);
+constexpr int64_t kWidest = std::max(kRowMajor.panels, kTransposed.panels);
 // What packing a row of a transposed A costs, in panels of that row.
 constexpr double kRowPackingPanels = 0.5;
 constexpr int64_t kMostRows = 4096;  // of a block: so many rows of A stay in L3 for the blocks beside it
@@ -58,7 +69,7 @@ struct Plan {
 
   Plan(int64_t m, int64_t n, int64_t k, bool a_row_major, bool b_along_k, int64_t threads)
       : column_panels(ceil_div(n, kColumns)) {
-    stages = std::max<int64_t>(1, ceil_div(k, a_row_major ? kDepthRowMajor : kDepthTransposed));
+    stages = std::max<int64_t>(1, ceil_div(k, cut_of(a_row_major).depth));
     depth = round_up(ceil_div(k, stages), 16);
     const int64_t least_rows = b_along_k ? kLeastRowsPacking : kLeastRowsOnTheWay;
     const int64_t most_row_blocks = std::max<int64_t>(1, m / least_rows);
@@ -67,7 +78,7 @@ struct Plan {
     // Chooses, among the cuts into enough blocks, the one whose slowest thread has the least work. Work is counted in
     // rows times panels; packing a panel counts as some more rows, and packing a row as a part of a panel.
     const int64_t wanted = std::min(threads > 1 ? kBlocksPerThread * threads : 1, column_panels * most_row_blocks);
-    const int64_t widest = a_row_major ? kPanelsRowMajor : widest_transposed();
+    const int64_t widest = widest_block(a_row_major);
     double least = std::numeric_limits<double>::max();
     for (int64_t width = widest; width >= 1; --width)
       for (int64_t rows = least_row_blocks; rows <= most_row_blocks; ++rows) {
@@ -83,13 +94,13 @@ struct Plan {
     panels = ceil_div(column_panels, column_blocks);
     if (!a_row_major) packed_rows = most_packed_rows(m);
   }
-  static int64_t widest_transposed() {
-    static const int64_t panels = std::clamp<int64_t>(
-        second_level_cache_bytes() / 2 / (kDepthTransposed * kColumns * static_cast<int64_t>(sizeof(float))), 2,
-        kPanelsTransposed);
-    return panels;
+  // Half of L2 holds a block's piece of B.
+  static int64_t widest_block(bool a_row_major) {
+    const Cut& cut = cut_of(a_row_major);
+    const int64_t panel_bytes = cut.depth * kColumns * static_cast<int64_t>(sizeof(float));
+    return std::clamp<int64_t>(second_level_cache_bytes() / 2 / panel_bytes, 2, cut.panels);
   }
-  static int64_t most_packed_rows(int64_t m) { return std::min(ceil_div(m, kRows), kPackedRowPanels) * kRows; }
+  static int64_t most_packed_rows(int64_t m) { return std::min(ceil_div(m, kRows), kTransposed.row_panels) * kRows; }
 
   int64_t blocks() const { return row_blocks * column_blocks; }
   int64_t floats_of_panels() const { return panels * kColumns * depth; }
@@ -122,50 +133,51 @@ class BlockedGemm {
       const bool trickles =
           a_row_major_ && !b_along_k_ && row_panels.count * panels.size() >= kTrickleTiles * half_panels;
       int64_t fetches = trickles ? 0 : half_panels, tiles_left = row_panels.count * panels.size();
-      int64_t packed_begin = 0, packed_end = 0;  // the row panels of A that lie packed
-      for (int64_t i = 0; i < row_panels.count; ++i) {
-        const int64_t row = rows.begin + row_panels.begin(i), height = row_panels.begin(i + 1) - row_panels.begin(i);
-        const float* a = g_.a.data + row * g_.a.row_stride + k.begin * g_.a.column_stride;
-        if (g_.symmetric && panels.begin * kColumns >= row + height) continue;  // above the diagonal
-        if (packs_a && i >= packed_end) {
-          packed_begin = i, packed_end = std::min(i + kPackedRowPanels, row_panels.count);
-          pack_rows(row_panels, rows.begin, packed_begin, packed_end, k, packed_a);
-        }
-        for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-          if (g_.symmetric && panel * kColumns >= row + height) break;  // above the diagonal
-          const Piece p = piece(panel, k.begin);
-          const int64_t at = row * g_.c_stride + panel * kColumns;
-          microkernel::Tile t = {k.size(),  a,           g_.a.row_stride, g_.a.column_stride, pack_of(panel), kColumns,
-                                 g_.c + at, g_.c_stride, g_.c + at,       g_.c_stride,        p.columns};
-          if (packs_a) t.a = packed_a + (i - packed_begin) * k.size() * kRows, t.a_step = kRows;
-          if (stage == 0) {
-            t.addend = g_.addend ? g_.addend + row * g_.addend_stride + panel * kColumns : nullptr;
-            t.addend_stride = g_.addend_stride;
+      for (int64_t first = 0, end; first < row_panels.count; first = end) {
+        end = std::min(first + cut_of(a_row_major_).row_panels, row_panels.count);
+        // All of these rows are above the diagonal.
+        if (g_.symmetric && panels.begin * kColumns >= rows.begin + row_panels.begin(end)) continue;
+        if (packs_a) pack_rows(row_panels, rows.begin, first, end, k, packed_a);
+        for (int64_t panel = panels.begin; panel < panels.end; ++panel)
+          for (int64_t i = first; i < end; ++i) {
+            const int64_t row = rows.begin + row_panels.begin(i);
+            const int64_t height = row_panels.begin(i + 1) - row_panels.begin(i);
+            if (g_.symmetric && panel * kColumns >= row + height) continue;  // above the diagonal
+            const float* a = g_.a.data + row * g_.a.row_stride + k.begin * g_.a.column_stride;
+            const Piece p = piece(panel, k.begin);
+            const int64_t at = row * g_.c_stride + panel * kColumns;
+            microkernel::Tile t = {k.size(),       a,           g_.a.row_stride, g_.a.column_stride,
+                                   pack_of(panel), kColumns,    g_.c + at,       g_.c_stride,
+                                   g_.c + at,      g_.c_stride, p.columns};
+            if (packs_a) t.a = packed_a + (i - first) * k.size() * kRows, t.a_step = kRows;
+            if (stage == 0) {
+              t.addend = g_.addend ? g_.addend + row * g_.addend_stride + panel * kColumns : nullptr;
+              t.addend_stride = g_.addend_stride;
+            }
+            if (last && g_.epilogue.beside) t.beside = g_.epilogue.beside + at;
+            if (g_.row_sums && panel == 0)
+              t.row_sums = g_.row_sums + row, t.add_to_row_sums = stage > 0 || g_.add_to_row_sums;
+            if (i == 0 && packs_on_the_way(p)) t.b = p.data, t.b_step = b_stride_, t.b_copy = pack_of(panel);
+            if (trickles && --tiles_left < kTrickleTiles * half_panels) {
+              const int64_t step = tiles_left % kTrickleTiles * (k.size() / kTrickleTiles);
+              t.trickle = next.data + tiles_left / kTrickleTiles * 16 + step * b_stride_;
+              t.trickle_step = b_stride_;
+            }
+            // The rows of A that are read next, or packed next.
+            const int64_t next_rows = i + (packs_a ? kTransposed.row_panels : 1);
+            if (panel == panels.begin && next_rows < row_panels.count) {
+              t.fetch = a + (row_panels.begin(next_rows) - row_panels.begin(i)) * g_.a.row_stride;
+              t.fetch_step = a_row_major_ ? g_.a.row_stride : g_.a.column_stride;
+              t.fetch_block = 16 * g_.a.column_stride;
+            } else if (fetches > 0 && row_panels.count - i <= kFetchingPanels) {
+              t.fetch = next.data + --fetches * 16 * g_.b.column_stride;
+              t.fetch_step = b_stride_;
+              t.fetch_block = 16 * g_.b.row_stride;
+            }
+            microkernel::multiply_tile(height, t);
+            if (last && g_.epilogue.apply)
+              g_.epilogue.apply(g_.epilogue.context, {t.c, g_.c_stride, row, height, panel * kColumns, p.columns});
           }
-          if (last && g_.epilogue.beside) t.beside = g_.epilogue.beside + at;
-          if (g_.row_sums && panel == 0)
-            t.row_sums = g_.row_sums + row, t.add_to_row_sums = stage > 0 || g_.add_to_row_sums;
-          if (i == 0 && packs_on_the_way(p)) t.b = p.data, t.b_step = b_stride_, t.b_copy = pack_of(panel);
-          if (trickles && --tiles_left < kTrickleTiles * half_panels) {
-            const int64_t step = tiles_left % kTrickleTiles * (k.size() / kTrickleTiles);
-            t.trickle = next.data + tiles_left / kTrickleTiles * 16 + step * b_stride_;
-            t.trickle_step = b_stride_;
-          }
-          // The rows of A that are read next, or packed next.
-          const int64_t next_rows = i + (packs_a ? kPackedRowPanels : 1);
-          if (panel == panels.begin && next_rows < row_panels.count) {
-            t.fetch = a + (row_panels.begin(next_rows) - row_panels.begin(i)) * g_.a.row_stride;
-            t.fetch_step = a_row_major_ ? g_.a.row_stride : g_.a.column_stride;
-            t.fetch_block = 16 * g_.a.column_stride;
-          } else if (fetches > 0 && row_panels.count - i <= kFetchingPanels) {
-            t.fetch = next.data + --fetches * 16 * g_.b.column_stride;
-            t.fetch_step = b_stride_;
-            t.fetch_block = 16 * g_.b.row_stride;
-          }
-          microkernel::multiply_tile(height, t);
-          if (last && g_.epilogue.apply)
-            g_.epilogue.apply(g_.epilogue.context, {t.c, g_.c_stride, row, height, panel * kColumns, p.columns});
-        }
       }
     }
   }
@@ -183,12 +195,12 @@ class BlockedGemm {
     return {g_.b.data + k * g_.b.row_stride + panel * kColumns * g_.b.column_stride,
             std::min<int64_t>(kColumns, g_.n - panel * kColumns)};
   }
-  // Copies row panels [first, end) of a transposed A, at most kPackedRowPanels. The elements of one panel and one k lie
-  // side by side, in kRows places whatever the panel's height, and those of the next k behind them: copies of one size
-  // are moves.
+  // Copies row panels [first, end) of a transposed A, at most kTransposed.row_panels. The elements of one panel and one
+  // k lie side by side, in kRows places whatever the panel's height, and those of the next k behind them: copies of one
+  // size are moves.
   void pack_rows(const RowPanels& panels, int64_t first_row, int64_t first, int64_t end, Range k, float* packed) const {
     const int64_t row = first_row + panels.begin(first), panel_stride = k.size() * kRows;
-    int64_t begins[kPackedRowPanels], whole = 0;
+    int64_t begins[kTransposed.row_panels], whole = 0;
     for (int64_t i = first; i < end; ++i) begins[i - first] = panels.begin(i) - panels.begin(first);
     while (whole < end - first && row + begins[whole] + kRows <= g_.m) ++whole;
     for (int64_t step = 0; step < k.size(); ++step) {
@@ -248,8 +260,8 @@ int64_t gemm_workspace(int64_t m, int64_t n, int64_t k, int threads, bool row_in
 
 int64_t gemm_workspace_up_to(int64_t m, int64_t n, int64_t k, int threads, bool row_invariant) {
   if (row_invariant) return gemm_rows_workspace_up_to(m, k, threads);
-  const int64_t panels = std::min(ceil_div(n, kColumns), std::max(kPanelsRowMajor, kPanelsTransposed));
-  const int64_t depth = round_up(std::min(k, std::max(kDepthRowMajor, kDepthTransposed)), 16);
+  const int64_t panels = std::min(ceil_div(n, kColumns), kWidest);
+  const int64_t depth = round_up(std::min(k, kDeepest), 16);
   const int64_t packed_rows = Plan::most_packed_rows(m);
   return std::max(gemm_rows_workspace_up_to(std::min(m, kMostRowsUnasked), k, threads),
                   threads * (panels * kColumns * depth + round_up(packed_rows * depth, 16))) +
