@@ -99,7 +99,7 @@ void multiply(const Tile& t) {
       for (int i = 0; i < kTrickle; ++i) __builtin_prefetch(trickle + i * t.trickle_step, 0, 2);
       trickle += kTrickle * t.trickle_step;
     }
-    for (int64_t k = left < 16 ? left : 16; k > 0; --k) {
+    const auto step_once = [&]() __attribute__((always_inline)) {
       __builtin_prefetch(fetch, 0, 2);
       if constexpr (kSumsRows)
 #pragma GCC unroll 4
@@ -110,7 +110,13 @@ void multiply(const Tile& t) {
       b += b_step;
       if constexpr (Copy) b_copy += kColumns;
       fetch += fetch_step;
-    }
+    };
+    if (left >= 16)
+#pragma GCC unroll 4
+      for (int k = 0; k < 16; ++k) step_once();
+    else
+#pragma GCC unroll 1
+      for (int64_t k = left; k > 0; --k) step_once();
     fetch_block += to_next_block;
   }
 
