@@ -24,24 +24,23 @@ using microkernel::kColumns;
 using microkernel::kRows;
 using microkernel::RowPanels;
 
-// How a product is cut: the steps of k in a stage, the column panels of a block, and how many row panels are multiplied
-// with one of them before the next one's turn. The block's piece of B stays in L2. With AVX-512 a row panel of a row-major
-// A stays in L1 and meets all column panels. Tiles of fewer registers read more of both factors for each multiply-add,
-// so there a column panel of B stays in L1 and meets many row panels, which stay in L2. A transposed A is packed once for
-// all panels of a block, so its blocks are wide.
+// How a product is cut: the steps of k in a stage, the most column panels of a block, and the most row panels that are
+// multiplied with one of them before the next one's turn. With AVX-512 a row panel of a row-major A stays in L1 and meets
+// all column panels, which stay in L2. Otherwise a column panel of B meets many row panels, which stay in L2: tiles of fewer
+// registers read more of B for each multiply-add, and a transposed A is packed, once for all column panels of a block.
 struct Cut {
   int64_t depth, panels, row_panels;
 };
 #if defined(__AVX512F__)
-constexpr Cut kRowMajor = {768, 2, 1}, kTransposed = {512, 8, 4};
+constexpr Cut kRowMajor = {768, 2, 1}, kTransposed = {384, 24, 16};
 #else
-constexpr Cut kRowMajor = {384, 8, 16}, kTransposed = {384, 8, 16};
+constexpr Cut kRowMajor = {384, 8, 32}, kTransposed = {384, 24, 32};
 #endif
 constexpr const Cut& cut_of(bool a_row_major) { return a_row_major ? kRowMajor : kTransposed; }
 constexpr int64_t kDeepest = std::max(kRowMajor.depth, kTransposed.depth);
 constexpr int64_t kWidest = std::max(kRowMajor.panels, kTransposed.panels);
 // What packing a row of a transposed A costs, in panels of that row.
-constexpr double kRowPackingPanels = 0.5;
+constexpr double kRowPackingPanels = 0.8;
 constexpr int64_t kMostRows = 4096;  // of a block: so many rows of A stay in L3 for the blocks beside it
 constexpr int64_t kBlocksPerThread = 2;
 // The fewest rows of a block for which packing its piece of B pays: in a pass of its own, and on the way.
@@ -78,7 +77,7 @@ struct Plan {
     // Chooses, among the cuts into enough blocks, the one whose slowest thread has the least work. Work is counted in
     // rows times panels; packing a panel counts as some more rows, and packing a row as a part of a panel.
     const int64_t wanted = std::min(threads > 1 ? kBlocksPerThread * threads : 1, column_panels * most_row_blocks);
-    const int64_t widest = widest_block(a_row_major);
+    const int64_t widest = cut_of(a_row_major).panels;
     double least = std::numeric_limits<double>::max();
     for (int64_t width = widest; width >= 1; --width)
       for (int64_t rows = least_row_blocks; rows <= most_row_blocks; ++rows) {
@@ -94,11 +93,10 @@ struct Plan {
     panels = ceil_div(column_panels, column_blocks);
     if (!a_row_major) packed_rows = most_packed_rows(m);
   }
-  // Half of L2 holds a block's piece of B.
-  static int64_t widest_block(bool a_row_major) {
-    const Cut& cut = cut_of(a_row_major);
-    const int64_t panel_bytes = cut.depth * kColumns * static_cast<int64_t>(sizeof(float));
-    return std::clamp<int64_t>(second_level_cache_bytes() / 2 / panel_bytes, 2, cut.panels);
+  // A third of L2 holds the row panels that meet one column panel after the other.
+  int64_t row_panels_together(bool a_row_major) const {
+    const int64_t bytes = kRows * std::max<int64_t>(depth, 1) * static_cast<int64_t>(sizeof(float));
+    return std::clamp<int64_t>(second_level_cache_bytes() / 3 / bytes, 1, cut_of(a_row_major).row_panels);
   }
   static int64_t most_packed_rows(int64_t m) { return std::min(ceil_div(m, kRows), kTransposed.row_panels) * kRows; }
 
@@ -118,6 +116,7 @@ class BlockedGemm {
     const Range rows = part(g_.m, plan_.row_blocks, block / plan_.column_blocks);
     const RowPanels row_panels(rows.size(), most_rows_);
     const bool packs_a = !a_row_major_ && panels.size() > 1;
+    const int64_t together = plan_.row_panels_together(a_row_major_);
     float* const packed_a = packed + plan_.floats_of_panels();
     for (int64_t stage = 0; stage < plan_.stages; ++stage) {
       const bool last = stage + 1 == plan_.stages;
@@ -134,7 +133,7 @@ class BlockedGemm {
           a_row_major_ && !b_along_k_ && row_panels.count * panels.size() >= kTrickleTiles * half_panels;
       int64_t fetches = trickles ? 0 : half_panels, tiles_left = row_panels.count * panels.size();
       for (int64_t first = 0, end; first < row_panels.count; first = end) {
-        end = std::min(first + cut_of(a_row_major_).row_panels, row_panels.count);
+        end = std::min(first + together, row_panels.count);
         // All of these rows are above the diagonal.
         if (g_.symmetric && panels.begin * kColumns >= rows.begin + row_panels.begin(end)) continue;
         if (packs_a) pack_rows(row_panels, rows.begin, first, end, k, packed_a);
@@ -164,7 +163,7 @@ class BlockedGemm {
               t.trickle_step = b_stride_;
             }
             // The rows of A that are read next, or packed next.
-            const int64_t next_rows = i + (packs_a ? kTransposed.row_panels : 1);
+            const int64_t next_rows = i + (packs_a ? together : 1);
             if (panel == panels.begin && next_rows < row_panels.count) {
               t.fetch = a + (row_panels.begin(next_rows) - row_panels.begin(i)) * g_.a.row_stride;
               t.fetch_step = a_row_major_ ? g_.a.row_stride : g_.a.column_stride;
