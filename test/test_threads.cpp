@@ -1,10 +1,15 @@
 // The team of threads: every item is done once, by whichever thread; and what a rehearsal counts.
 #include <doctest/doctest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <csignal>
 #include <memory>
 #include <numeric>
+#include <set>
 #include <vector>
 
 #include "llm/base/threads.h"
@@ -85,6 +90,45 @@ TEST_CASE("threads: a rehearsal does all the work and counts what a team would n
   std::vector<int> ranks;
   team.run([&](int rank) { ranks.push_back(rank); });
   CHECK(ranks == std::vector<int>{0, 1, 2, 3});
+}
+
+TEST_CASE("threads: whoever rests beside busy processes, each item is done once, and each thread is called") {
+  const int cores = available_threads();
+  std::vector<pid_t> busy;
+  for (int i = 0; i < 2 * cores; ++i) {
+    const pid_t child = ::fork();
+    if (child > 0) busy.push_back(child);
+    if (child == 0)
+      for (volatile unsigned n = 0;;) n = n + 1;
+  }
+  int64_t calls = 0, wrong = 0;
+  std::set<int> most_ranks, least_ranks;
+  {
+    ThreadTeam team(cores);
+    std::vector<std::atomic<int>> done(40), rank_of(40), called(static_cast<size_t>(cores));
+    using Clock = std::chrono::steady_clock;
+    // A worker rests after 50 ms, and works again after a second.
+    for (const auto end = Clock::now() + std::chrono::milliseconds(1500); Clock::now() < end; ++calls) {
+      for (auto& times : done) times = 0;
+      team.for_items(40, [&](int64_t item, int rank) {
+        work_for(200);
+        done[static_cast<size_t>(item)] += 1;
+        rank_of[static_cast<size_t>(item)] = rank;
+      });
+      std::set<int> ranks;
+      for (size_t i = 0; i < done.size(); ++i) wrong += done[i] != 1, ranks.insert(rank_of[i]);
+      if (ranks.size() > most_ranks.size()) most_ranks = ranks;
+      if (calls == 0 || ranks.size() < least_ranks.size()) least_ranks = ranks;
+      if (calls % 100 != 99) continue;
+      for (auto& times : called) times = 0;
+      team.run([&](int rank) { called[static_cast<size_t>(rank)] += 1; });
+      for (auto& times : called) wrong += times != 1;
+    }
+  }
+  for (const pid_t child : busy) ::kill(child, SIGKILL), ::waitpid(child, nullptr, 0);
+  CHECK(calls > 0);
+  CHECK(wrong == 0);
+  MESSAGE("calls: ", calls, "; threads that took items: ", least_ranks.size(), " to ", most_ranks.size());
 }
 
 TEST_CASE("threads: teams that share the machine divide it, and spin only where each thread has a core") {

@@ -10,6 +10,8 @@
 #include <queue>
 #include <thread>
 
+#include "llm/base/run_delay.h"
+
 namespace llm {
 namespace {
 
@@ -57,46 +59,44 @@ class ThreadTeam::Workers {
   Workers(int size, bool spins)
       : size_(size), spins_(spins), shares_(std::make_unique<Share[]>(static_cast<size_t>(size))) {
     sched_getaffinity(0, sizeof allowed_, &allowed_);
+    roster_.store({size_, 0});
     for (int rank = 1; rank < size_; ++rank) threads_.emplace_back([this, rank] { work(rank); });
   }
   ~Workers() {
     stop_.store(true, std::memory_order_relaxed);
+    call_in(size_);
     generation_.fetch_add(1, std::memory_order_release);
     generation_.notify_all();
     for (auto& thread : threads_) thread.join();
   }
 
+  // On all threads.
   void dispatch(Function function, void* context) {
-    function_ = function;
-    context_ = context;
-    running_.store(size_ - 1, std::memory_order_relaxed);
-    generation_.fetch_add(1, std::memory_order_release);
-    generation_.notify_all();
-    core_of(0).store(sched_getcpu(), std::memory_order_relaxed);
-    function(context, 0);
-    const auto holds_core = [this] {
-      for (int rank = 1; rank < size_; ++rank)
-        if (shares_core(rank)) return true;
-      return false;
-    };
-    wait_until(
-        running_, spins_, [](int n) { return n == 0; }, holds_core);
+    call_in(size_);
+    call(function, context);
   }
 
+  // On the threads that do not rest.
   void deal_out(int64_t count, ItemFunction function, void* context) {
-    const auto share_begin = [&](int rank) { return count * rank / size_; };
-    for (int rank = 0; rank < size_; ++rank)
+    choose_active();
+    const int active = active_;
+    if (active == 1) {
+      for (int64_t item = 0; item < count; ++item) function(context, item, 0);
+      return;
+    }
+    const auto share_begin = [&](int rank) { return count * rank / active; };
+    for (int rank = 0; rank < active; ++rank)
       shares_[static_cast<size_t>(rank)].next.store(share_begin(rank), std::memory_order_relaxed);
     const auto take_items = [&](int rank) {
-      for (int i = 0; i < size_; ++i) {
-        const int from = (rank + i) % size_;
+      for (int i = 0; i < active; ++i) {
+        const int from = (rank + i) % active;
         std::atomic<int64_t>& next = shares_[static_cast<size_t>(from)].next;
         const int64_t end = share_begin(from + 1);
         if (next.load(std::memory_order_relaxed) >= end) continue;
         for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < end;) function(context, item, rank);
       }
     };
-    dispatch([](void* take, int rank) { (*static_cast<decltype(take_items)*>(take))(rank); }, address(take_items));
+    call([](void* take, int rank) { (*static_cast<decltype(take_items)*>(take))(rank); }, address(take_items));
   }
 
  private:
@@ -105,11 +105,39 @@ class ThreadTeam::Workers {
     std::atomic<int> core{-1};     // where the thread was when it began its last call
   };
 
+  // Calls function(context, rank) on the active threads.
+  void call(Function function, void* context) {
+    function_ = function;
+    context_ = context;
+    running_.store(active_ - 1, std::memory_order_relaxed);
+    if (spins_) part_from_workers();
+    generation_.fetch_add(1, std::memory_order_release);
+    generation_.notify_all();
+    function(context, 0);
+    const auto holds_core = [this] {
+      for (int rank = 1; rank < active_; ++rank)
+        if (shares_core(rank)) return true;
+      return false;
+    };
+    wait_until(
+        running_, spins_, [](int n) { return n == 0; }, holds_core);
+  }
+
   void work(int rank) {
     int calls_until_move = 0;
+    RunDelay delay;
     for (uint32_t seen = 0;; ++seen) {
-      wait_until(
-          generation_, spins_, [seen](uint32_t g) { return g != seen; }, [this] { return shares_core(0); });
+      for (;;) {
+        wait_until(
+            generation_, spins_, [seen](uint32_t g) { return g != seen; }, [this] { return shares_core(0); });
+        Roster roster = roster_.load(std::memory_order_acquire);
+        const auto missed = static_cast<int32_t>(roster.first - 1 - seen);  // generations without this thread
+        if (rank < roster.active && missed <= 0) break;
+        for (; rank >= roster.active; roster = roster_.load(std::memory_order_acquire))
+          roster_.wait(roster, std::memory_order_acquire);
+        seen = roster.first - 1;
+        delay.restart();
+      }
       if (stop_.load(std::memory_order_relaxed)) return;
       if (spins_ && --calls_until_move < 0 && shares_core_with_lower(rank)) {
         move_away(rank);
@@ -117,6 +145,8 @@ class ThreadTeam::Workers {
       }
       core_of(rank).store(sched_getcpu(), std::memory_order_relaxed);
       function_(context_, rank);
+      if (spins_ && delay.exceeds(starved_share(), RunDelay::Clock::now()))
+        is_starved_.store(true, std::memory_order_relaxed);
       if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) running_.notify_one();
     }
   }
@@ -131,6 +161,18 @@ class ThreadTeam::Workers {
       if (shares_core(lower)) return true;
     return false;
   }
+  // A team that slept may be woken with the caller on the core that a worker had, where the system would wake the worker.
+  void part_from_workers() {
+    const int core = sched_getcpu();
+    if (core_of(0).exchange(core, std::memory_order_relaxed) == core) return;
+    for (int rank = 1; rank < active_; ++rank)
+      if (shares_core(rank)) exclude_core(threads_[static_cast<size_t>(rank - 1)].native_handle(), core);
+  }
+  void exclude_core(pthread_t worker, int core) {
+    cpu_set_t others = allowed_;
+    CPU_CLR(static_cast<size_t>(core), &others);
+    if (CPU_COUNT(&others) > 0) pthread_setaffinity_np(worker, sizeof others, &others);
+  }
   void move_away(int rank) {
     cpu_set_t free = allowed_;
     for (int other = 0; other < size_; ++other)
@@ -138,6 +180,41 @@ class ThreadTeam::Workers {
         CPU_CLR(static_cast<size_t>(core), &free);
     // It stays away until it finds itself beside another again: where it might go back, the system would wake it there.
     if (CPU_COUNT(&free) > 0) sched_setaffinity(0, sizeof free, &free);
+  }
+
+  // A thread that must share its core with something as important makes all others wait for it in every call, and the
+  // team may be slower than without it. So where a thread was kept from running, the last worker rests: for a second,
+  // and longer each time that a thread of the larger team is starved again. Nothing else depends on who works.
+  struct Roster {
+    int active;      // the threads of ranks below take part
+    uint32_t first;  // from this generation on
+    bool operator==(const Roster&) const = default;
+  };
+  // With n threads one of which runs for a part of the time only, n - 1 are faster if that part is below (n - 1) / n,
+  // and before that, as memory does not serve n threads n times as fast as one.
+  double starved_share() const { return std::max(0.15, 1.0 / (active_ + 1)); }
+  void choose_active() {
+    if (!spins_) return;
+    using namespace std::chrono_literals;
+    const RunDelay::Clock::time_point now = RunDelay::Clock::now();
+    const bool is_starved = delay_.exceeds(starved_share(), now) | is_starved_.load(std::memory_order_relaxed);
+    if (is_starved && active_ > 1) {
+      rest_ = now - called_in_ < 4 * RunDelay::kWindow ? std::min<RunDelay::Clock::duration>(2 * rest_, 8s) : 1s;
+      call_in(active_ - 1);
+      rests_until_ = now + rest_;
+    } else if (active_ < size_ && now > rests_until_) {
+      call_in(active_ + 1);
+      called_in_ = now, rests_until_ = now + rest_;
+    }
+  }
+  // From the next call on, threads of ranks below `active` take part.
+  void call_in(int active) {
+    if (active == active_) return;
+    active_ = active;
+    is_starved_.store(false, std::memory_order_relaxed);
+    delay_.restart();
+    roster_.store({active, generation_.load(std::memory_order_relaxed) + 1}, std::memory_order_release);
+    roster_.notify_all();
   }
 
   int size_;
@@ -149,6 +226,12 @@ class ThreadTeam::Workers {
   alignas(64) std::atomic<uint32_t> generation_{0};
   alignas(64) std::atomic<int> running_{0};
   std::atomic<bool> stop_{false};
+  int active_ = size_;
+  std::atomic<Roster> roster_;
+  std::atomic<bool> is_starved_{false};
+  RunDelay delay_;  // of the caller
+  RunDelay::Clock::time_point called_in_{}, rests_until_{};
+  RunDelay::Clock::duration rest_{};
   std::vector<std::thread> threads_;
 };
 
