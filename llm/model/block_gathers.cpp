@@ -207,7 +207,9 @@ TensorId own_piece(Graph& g, const Parameter& p, const Shape& shape) {
   const TensorId known = g.find(whole_name(p)), whole = known == kNone ? g.find(p.name) : known;
   g.tensor(whole).name = whole_name(p);
   if (const TensorId piece = g.find(p.name); piece != kNone) return piece;
-  return g.add_tensor(p.name, g.dtype(whole), shape, Role::parameter);
+  const TensorId piece = g.add_tensor(p.name, g.dtype(whole), shape, Role::parameter);
+  if (shape == g.shape(whole)) g.tensor(piece).spare_rows = g.tensor(whole).spare_rows;
+  return piece;
 }
 
 void add_block_gathers(Graph& graph, const std::vector<Parameter>& table, const DataParallel& parallel,

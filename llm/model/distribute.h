@@ -35,8 +35,9 @@ struct DataParallel {
   RankGroup all() const { return mesh.ranks() == 1 ? RankGroup{rank, ranks} : mesh.all(run_rank); }
   VirtualRanks mine() const { return virtual_ranks_of(rank, ranks, virtual_ranks); }
   bool divides_parameters() const { return ranks > 1 && zero >= 3; }
-  // Whether a step has one micro-step on each rank, so that gradients need not be kept whole for a second one.
-  bool sends_at_once() const { return micro_steps == 1 && virtual_ranks == ranks; }
+  // Whether a step has one micro-step on each rank, so that gradients need not be kept whole for a second one. (A pipeline's
+  // are kept between the graphs of its parts and the one that sends them.)
+  bool sends_at_once() const { return micro_steps == 1 && virtual_ranks == ranks && mesh.stage == 1; }
 };
 
 // Which part of each parameter a rank steps: bounds[p] are the first elements of all ranks' pieces of parameter p, and
