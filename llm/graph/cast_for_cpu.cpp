@@ -20,6 +20,9 @@ class Caster {
         continue;
       }
       widened_.clear();
+      // What the op makes of the sum, it makes of the bf16 that others read.
+      if (const int sum = node.op->slots.sum; sum >= 0 && is_bf16(node.output(static_cast<size_t>(sum))))
+        node.attributes.set("bf16_sum", true);
       std::vector<std::pair<TensorId, TensorId>> outputs;  // (fp32, bf16)
       for (TensorId& id : node.inputs)
         if (is_bf16(id) && !reads_packed(node, id)) id = widen(node, id);

@@ -2,6 +2,8 @@
 //   x (.., C), weight (C), bias (C), [delta (.., C)] -> y (.., C), mean (rows), rstd (rows), [x + delta (.., C)]
 // rmsnorm: y = x / sqrt(mean(x^2) + epsilon) * weight (Zhang and Sennrich 2019).
 //   x (.., C), weight (C), [delta (.., C)] -> y (.., C), rstd (rows), [x + delta (.., C)]
+// What is normalised is x + delta as it is stored. On the CPU, where casts stand around the ops, the flag "bf16_sum" says that
+// it is stored in bf16.
 #include "llm/graph/autodiff.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/cuda_workspaces.h"
@@ -62,11 +64,13 @@ void cpu(const KernelCall& call) {
   const float *x = call.in(0), *weight = call.in(1), *bias = kCentered ? call.in(2) : nullptr;
   const float* delta = call.in(Slots::kDelta);
   float *y = call.out(0), *rstd = call.out(Slots::kRstd), *sum = call.out(Slots::kSum);
+  const bool is_bf16 = call.node.attributes.flag("bf16_sum");
   float* mean = kCentered ? call.out(1) : nullptr;
   const auto epsilon = static_cast<float>(call.node.attributes.number("epsilon"));
   call.threads.for_blocks(rows, row_grain(C), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      const float* in = add_residual(x + r * C, delta ? delta + r * C : nullptr, sum ? sum + r * C : nullptr, C);
+      const float* in =
+          add_residual(x + r * C, delta ? delta + r * C : nullptr, sum ? sum + r * C : nullptr, C, is_bf16);
       const NormStatistics of = norm_row<kCentered>(in, weight, bias, y + r * C, C, epsilon);
       if (kCentered) mean[r] = of.mean;
       rstd[r] = of.rstd;

@@ -1,8 +1,8 @@
 // LayerNorm and RMSNorm forward, with the optional residual addition in front (formulas: norm.cpp).
 //
 // There are as many blocks as run at once. A team of warps (one up to 1024 channels) holds a row in registers, in fp32, and loads
-// its next row meanwhile; the weights lie in shared memory. Every byte is read and written once, the weights once a block. The
-// sums that give mean and variance are of the unrounded x + delta.
+// its next row meanwhile; the weights lie in shared memory. Every byte is read and written once, the weights once a block. What
+// is normalised is x + delta as it is stored, so that a stage of a pipeline that is sent it has the bits of one that makes it.
 #pragma once
 #include "llm/ops/norm_cuda.h"
 
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kNormThreads)
     for (int i = 0; i < kSlots; ++i)
 #pragma unroll
       for (int k = 0; k < kPack; ++k) {
-        v[i][k] = x[i].get(k) + delta[i].get(k);
+        v[i][k] = to_float(simt::stored<T>(x[i].get(k) + delta[i].get(k)));
         mean[0] += v[i][k];
       }
     load(row + step);
@@ -121,7 +121,8 @@ __global__ void __launch_bounds__(kNormThreads) norm_any_kernel(const __grid_con
   const int64_t row = blockIdx.x, at = row * call.columns;
   const float inverse = 1.0f / static_cast<float>(call.columns);
   const auto value = [&](int c) {
-    return call.delta ? to_float(call.x[at + c]) + to_float(call.delta[at + c]) : to_float(call.x[at + c]);
+    return call.delta ? to_float(simt::stored<T>(to_float(call.x[at + c]) + to_float(call.delta[at + c])))
+                      : to_float(call.x[at + c]);
   };
   float mean[1] = {0}, squares[1] = {0};
   if (kCentered) {

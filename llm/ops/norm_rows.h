@@ -46,10 +46,12 @@ inline void sum_rows(ThreadTeam& threads, const float* x, int64_t rows, int64_t 
   sum_blocks(threads, partial, blocks, columns, add, sum);
 }
 
-// y = x + delta where there is a delta; gives the row to normalise.
-inline const float* add_residual(const float* x, const float* delta, float* sum, int64_t C) {
+// sum = x + delta where there is a delta; gives the row to normalise. `bf16`: the sum is kept so, and what is normalised is
+// what is kept: a stage of a pipeline that is sent the sum has the bits of a rank that makes it.
+inline const float* add_residual(const float* x, const float* delta, float* sum, int64_t C, bool is_bf16) {
   if (!delta) return x;
   for_vectors(C, [&](int64_t c, auto lanes) { lanes.store(sum + c, lanes.load(x + c) + lanes.load(delta + c)); });
+  for (int64_t c = 0; is_bf16 && c < C; ++c) sum[c] = to_float(nearest_bf16(sum[c]));
   return sum;
 }
 
