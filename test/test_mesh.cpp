@@ -30,6 +30,7 @@ ModelConfig model_of(const std::string& kind) {
   c.hidden = 64;
   if (kind == "llama" || kind == "grouped") c.kv_heads = 2;
   if (kind == "gpt2") c.tied_head = true;
+  if (kind == "deep") c.layers = 16;
   if (kind == "experts") c.experts = 4, c.experts_per_token = 2, c.hidden = 32, c.kv_heads = 2;
   return c;
 }
@@ -50,6 +51,7 @@ struct Recipe {
   bool documents = false;  // each is seen by itself
   int64_t micro_steps = kMicroSteps;
   int64_t sample_every = 0;
+  std::string trace = "";  // the file that gets one
 };
 
 // Text for a recipe, which is the whole of a file or many documents.
@@ -67,11 +69,12 @@ std::string text_for(const Recipe& recipe, const Folder& folder) {
 
 TrainOptions options_of(const Recipe& recipe, const Layout& layout, const std::string& run) {
   TrainOptions o;
-  o.data = {run + "/tokens"}, o.out = run, o.grad_accum = recipe.micro_steps, o.steps = 10, o.lr = 0.01, o.grad_clip = 0;
+  o.data = {run + "/tokens"}, o.out = run, o.grad_accum = recipe.micro_steps, o.steps = 10, o.lr = 0.01,
+  o.grad_clip = 0;
   o.batch = kSequences, o.optimizer = recipe.optimizer, o.dtype = recipe.dtype, o.dropout = recipe.dropout;
   o.virtual_ranks = recipe.virtual_ranks, o.zero = layout.zero, o.mesh = layout.mesh, o.pipeline = layout.pipeline;
-  o.chunks = layout.chunks, o.eval_every = 5, o.save_every = 1, o.sample_every = recipe.sample_every, o.keep_last = 0, o.warmup = 0,
-  o.guard_deviations = 0, o.document_mask = recipe.documents;
+  o.chunks = layout.chunks, o.eval_every = 5, o.save_every = 1, o.sample_every = recipe.sample_every, o.keep_last = 0,
+  o.warmup = 0, o.guard_deviations = 0, o.document_mask = recipe.documents, o.trace = recipe.trace;
   return o;
 }
 
@@ -339,6 +342,49 @@ TEST_CASE(
     train(folder / "cut", folder / "text", recipe, {}, 3, 2);
     for (size_t i = 0; i < a.size(); ++i) CHECK(std::abs(losses_of(folder / "cut")[i] - a[i]) < 1e-4 * a[i]);
   }
+}
+
+// What a trace says that the stages of a pipeline did, in order of time.
+PipelineSchedule traced_passes(const std::string& path, int stages) {
+  std::vector<std::vector<std::pair<double, PipelineAction>>> passes(static_cast<size_t>(stages));
+  const Json file = read_json(path);
+  for (const Json& event : file["traceEvents"]) {
+    if (!event.contains("cat") || event.at("cat").string() != "pass") continue;
+    const std::string name = event.at("name").string();
+    const auto pass = find_value<PipelinePass>(name.substr(0, name.find(' ')));
+    REQUIRE(pass);
+    passes.at(event.at("pid").get<size_t>())
+        .emplace_back(event.at("ts").get<double>(), PipelineAction{*pass, event.at("args").at("chunk").get<int>(),
+                                                                   event.at("args").at("micro_batch").get<int>()});
+  }
+  PipelineSchedule schedule;
+  for (auto& of_stage : passes) {
+    std::sort(of_stage.begin(), of_stage.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    auto& actions = schedule.emplace_back();
+    for (const auto& [time, action] : of_stage) actions.push_back(action);
+  }
+  return schedule;
+}
+
+TEST_CASE("mesh: what a pipeline does, by its trace, takes as long as the formulas say where passes take equal times") {
+  const Folder folder;
+  for (const PipelineKind kind : {PipelineKind::gpipe, PipelineKind::one_forward_one_backward,
+                                  PipelineKind::interleaved, PipelineKind::zero_bubble})
+    for (const int stages : {2, 4, 8}) {
+      if (kSanitized && stages != 4) continue;
+      CAPTURE(name_of(kind));
+      CAPTURE(stages);
+      const std::string run = folder / concat(name_of(kind), stages);
+      const PipelineShape shape{kind, stages, 2 * stages, kind == PipelineKind::interleaved ? 2 : 1};
+      const Recipe recipe{
+          .model = "deep", .virtual_ranks = 1, .micro_steps = shape.micro_batches, .trace = run + ".json"};
+      train(run, text_for(recipe, folder), recipe, {{.stage = stages}, 0, kind, shape.chunks}, 2);
+      const PipelineSchedule done = traced_passes(run + ".json", stages);
+      for (const auto& actions : done)
+        REQUIRE(actions.size() ==
+                static_cast<size_t>(shape.micro_batches * shape.chunks * (kind == PipelineKind::zero_bubble ? 3 : 2)));
+      CHECK(std::abs(simulate(shape, done).bubble - bubble_by_formula(shape)) < 0.02);
+    }
 }
 
 TEST_CASE("mesh: a pipeline of one micro-step, with samples on the way, has the bits of one rank") {
