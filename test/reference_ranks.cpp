@@ -100,6 +100,20 @@ Arrays copy_parts(const Attributes& a, const Arrays& in, const StepState&) {
   return {out};
 }
 
+// Counts the keys before each query's document.
+Arrays query_starts(const Attributes& a, const Arrays& in, const StepState&) {
+  const auto firsts = a.list("firsts"), key_firsts = a.list("key_firsts");
+  const int64_t tokens = a.integer("tokens"), chunk = tokens / static_cast<int64_t>(firsts.size());
+  Array starts = zeros({in[0].shape[0], tokens});
+  for (int64_t i = 0; i < starts.shape.elements(); ++i) {
+    const int64_t t = i % tokens, position = firsts[static_cast<size_t>(t / chunk)] + t % chunk;
+    for (const int64_t first : key_firsts)
+      for (int64_t key = first; key < first + a.integer("key_chunk"); ++key)
+        starts[i] += key < in[0][i / tokens * in[0].shape[1] + position];
+  }
+  return {starts};
+}
+
 }  // namespace
 
 void add_rank_references(References& table) {
@@ -112,6 +126,7 @@ void add_rank_references(References& table) {
   table["store_start"] = first_half;
   table["sum_partials"] = sum_partials;
   table["copy_parts"] = copy_parts;
+  table["query_starts"] = query_starts;
 }
 
 }  // namespace llm::reference

@@ -33,12 +33,16 @@ class ContextSplitter : public ForwardRewriter {
     }
     const std::string name = name_of(node);
     Attributes attributes = node.attributes;
+    if (op == "document_starts") {
+      const std::vector<TensorId> whole = g_.add(op, attributes, inputs, name);
+      starts_ = own_starts(whole[0]);
+      return whole;
+    }
     if (op == "attention") {
-      const int64_t T = from_.shape(node.inputs[0])[1];
       const std::vector<TensorId> heads = g_.add("split_heads", attributes, {inputs[0]}, name);
       const TensorId keys = gather_chunks(g_, heads[1], group_, name + ".keys_values.all");
-      attributes.set("firsts", firsts(T));
-      inputs = {heads[0], inputs.size() > 1 ? inputs[1] : kNone, keys};
+      attributes.set("firsts", firsts(from_.shape(node.inputs[0])[1]));
+      inputs = {heads[0], starts_, keys};
     } else if (op == "rope_angles") {
       const int64_t T = attributes.integer("tokens");
       attributes.set("tokens", T / group_.ranks);
@@ -70,8 +74,17 @@ class ContextSplitter : public ForwardRewriter {
     return g_.add("copy_parts", {{"shape", shape}, {"parts", parts}}, {input}, all.name + ".own")[0];
   }
 
+  // Of document starts of whole sequences, those of this rank's queries among all keys.
+  TensorId own_starts(TensorId whole) {
+    const int64_t T = g_.shape(whole)[1];
+    const Attributes a = {
+        {"tokens", T / group_.ranks}, {"firsts", firsts(T)}, {"key_chunk", T}, {"key_firsts", std::vector<int64_t>{0}}};
+    return g_.add("query_starts", a, {whole}, g_.tensor(whole).name + ".own")[0];
+  }
+
   RankGroup group_;
   std::map<TensorId, TensorId> own_;  // by input
+  TensorId starts_ = kNone;           // of documents, for this rank's queries
 };
 
 }  // namespace

@@ -21,6 +21,7 @@ namespace llm::cuda {
 [[gnu::weak]] void rope(const KernelCall& call);
 [[gnu::weak]] void rope_backward(const KernelCall& call);
 [[gnu::weak]] void document_starts(const KernelCall& call);
+[[gnu::weak]] void query_starts(const KernelCall& call);
 [[gnu::weak]] void attention(const KernelCall& call);
 [[gnu::weak]] void attention_backward(const KernelCall& call);
 [[gnu::weak]] void attention_paged(const KernelCall& call);
