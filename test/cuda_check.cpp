@@ -351,15 +351,28 @@ std::vector<Subject> cuda_subjects() {
                                                        {1, 1, 96, 33, 73, {40}},
                                                        {2, 1, 40, 26, 91, {13, 65}},
                                                        {2, 2, 40, 86, 200, {0, 70}, 60},
-                                                       {1, 1, 256, 34, 60, {9, 40}}}) {
+                                                       {1, 1, 256, 34, 60, {9, 40}},
+                                                       // Behind all keys, or the last one behind them.
+                                                       {2, 1, 64, 130, 100, {100}},
+                                                       {1, 1, 64, 70, 200, {200}, 90},
+                                                       {2, 1, 128, 66, 130, {130}, 70},
+                                                       {1, 1, 128, 64, 100, {64}},
+                                                       {1, 1, 32, 40, 70, {70}, 50},
+                                                       {2, 1, 40, 30, 26, {26}, 20},
+                                                       {1, 1, 96, 40, 33, {33}, 60}}) {
     Attributes a = heads({c.H, c.K, c.D, c.T});
     a.set("firsts", c.firsts);
     const int64_t B = c.T < 100 ? 2 : 1;
     Example::Input starts;
     if (c.document) {
-      starts = {.shape = {B, c.keys}, .dtype = DType::int32};
-      for (int64_t t = 0; t < B * c.keys; ++t)
-        starts.values.push_back(static_cast<double>(t % c.keys / c.document * c.document));
+      // Of queries behind the keys the first half is in the last document of these, and the others see none.
+      starts = {.shape = {B, c.T}, .dtype = DType::int32};
+      const int64_t chunk = c.T / static_cast<int64_t>(c.firsts.size());
+      for (int64_t i = 0; i < B * c.T; ++i) {
+        const int64_t t = i % c.T, position = c.firsts[static_cast<size_t>(t / chunk)] + t % chunk;
+        const int64_t start = std::min(position, c.keys - 1) / c.document * c.document;
+        starts.values.push_back(static_cast<double>(position < c.keys || t < c.T / 2 ? start : c.keys));
+      }
     }
     add("attention", a,
         {{{B, c.T, c.H * c.D}, DType::fp32, -2, 2}, starts, {{B, c.keys, 2 * c.K * c.D}, DType::fp32, -2, 2}},

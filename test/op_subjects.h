@@ -58,6 +58,7 @@ std::vector<Array> evaluate(const Subject& subject, const Built& b, const StepSt
 
 // Ops that have no example, since they take several ranks: test_ranks.cpp and test_mesh.cpp test them.
 inline const std::set<std::string> kOpsOfSeveralRanks = {
-    "reduce_scatter_start", "piece_gather_start", "rows_gather_start", "rows_scatter_start", "expert_exchange_start"};
+    "reduce_scatter_start", "piece_gather_start",    "rows_gather_start", "rows_scatter_start",
+    "ring_shift_start",     "expert_exchange_start", "ring_attention"};
 
 }  // namespace llm::reference

@@ -77,8 +77,8 @@ Arrays attention(const Attributes& a, const Arrays& in, const StepState&) {
         const auto key = [&](int64_t s) { return (b * keys + s) * kv.shape[2] + (before + of_group) * D; };
         const auto value = [&](int64_t s) { return key(s) + K * D; };
         log_sum_exp[(b * H + h) * T + t] =
-            attend(q, (b * T + t) * q.shape[2] + h * D, kv, key, kv, value, position + 1, D, out,
-                   ((b * T + t) * H + h) * D, has_starts ? static_cast<int64_t>(in[1][b * keys + position]) : 0);
+            attend(q, (b * T + t) * q.shape[2] + h * D, kv, key, kv, value, std::min(position + 1, keys), D, out,
+                   ((b * T + t) * H + h) * D, has_starts ? static_cast<int64_t>(in[1][b * T + t]) : 0);
       }
   return {out, log_sum_exp};
 }

@@ -100,6 +100,62 @@ Arrays copy_parts(const Attributes& a, const Arrays& in, const StepState&) {
   return {out};
 }
 
+Arrays take_tokens(const Attributes& a, const Arrays& in, const StepState&) {
+  const Shape x = in[0].shape;
+  const int64_t first = a.integer("first"), tokens = a.integer("tokens");
+  const bool is_last = a.integer("axis") == 2;
+  Array y = zeros(is_last ? Shape{x[0], x[1], tokens} : Shape{x[0], tokens, x[2]});
+  for (int64_t i = 0, at = 0; i < x[0]; ++i)
+    for (int64_t j = 0; j < x[1]; ++j)
+      for (int64_t k = 0; k < x[2]; ++k)
+        if (const int64_t t = is_last ? k : j; t >= first && t < first + tokens)
+          y[at++] = in[0][(i * x[1] + j) * x[2] + k];
+  return {y};
+}
+
+Arrays add_tokens(const Attributes& a, const Arrays& in, const StepState&) {
+  Array sum = in[0];
+  const Shape part = in[1].shape;
+  for (int64_t b = 0; b < part[0]; ++b)
+    for (int64_t t = 0; t < part[1]; ++t)
+      for (int64_t c = 0; c < part[2]; ++c)
+        sum[(b * sum.shape[1] + a.integer("first") + t) * part[2] + c] += in[1][(b * part[1] + t) * part[2] + c];
+  return {sum};
+}
+
+// By the sums of exponentials themselves.
+Arrays merge_attention(const Attributes& a, const Arrays& in, const StepState&) {
+  Array out = in[0], sums = in[1];
+  const Shape part = in[3].shape;  // (B, H, t)
+  const int64_t T = sums.shape[2], D = out.shape[2] / part[1];
+  for (int64_t b = 0; b < part[0]; ++b)
+    for (int64_t h = 0; h < part[1]; ++h)
+      for (int64_t t = 0; t < part[2]; ++t) {
+        const int64_t at = (b * part[1] + h) * T + a.integer("first") + t;
+        const double first = std::exp(sums[at]), second = std::exp(in[3][(b * part[1] + h) * part[2] + t]);
+        for (int64_t c = 0; c < D; ++c) {
+          double& value = out[((b * T + a.integer("first") + t) * part[1] + h) * D + c];
+          value = (value * first + in[2][((b * part[2] + t) * part[1] + h) * D + c] * second) / (first + second);
+        }
+        sums[at] = std::log(first + second);
+      }
+  return {out, sums};
+}
+
+// Counts the keys before each query's document.
+Arrays query_starts(const Attributes& a, const Arrays& in, const StepState&) {
+  const auto firsts = a.list("firsts"), key_firsts = a.list("key_firsts");
+  const int64_t tokens = a.integer("tokens"), chunk = tokens / static_cast<int64_t>(firsts.size());
+  Array starts = zeros({in[0].shape[0], tokens});
+  for (int64_t i = 0; i < starts.shape.elements(); ++i) {
+    const int64_t t = i % tokens, position = firsts[static_cast<size_t>(t / chunk)] + t % chunk;
+    for (const int64_t first : key_firsts)
+      for (int64_t key = first; key < first + a.integer("key_chunk"); ++key)
+        starts[i] += key < in[0][i / tokens * in[0].shape[1] + position];
+  }
+  return {starts};
+}
+
 }  // namespace
 
 void add_rank_references(References& table) {
@@ -112,6 +168,10 @@ void add_rank_references(References& table) {
   table["store_start"] = first_half;
   table["sum_partials"] = sum_partials;
   table["copy_parts"] = copy_parts;
+  table["take_tokens"] = take_tokens;
+  table["add_tokens"] = add_tokens;
+  table["merge_attention"] = merge_attention;
+  table["query_starts"] = query_starts;
 }
 
 }  // namespace llm::reference

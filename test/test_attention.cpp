@@ -183,15 +183,20 @@ TEST_CASE(
       for (int64_t rank = 0; rank < ranks; ++rank) {
         const PartOfRank part(s, rank, ranks, qkv, d_out);
         const AttentionShape& own = part.shape;
+        std::vector<int32_t> own_starts;
+        for (int64_t b = 0; b < s.batch && documents; ++b)
+          for (int64_t t = 0; t < own.tokens; ++t)
+            own_starts.push_back(starts[static_cast<size_t>(b * T + part.position(t))]);
+        const int32_t* const own_given = documents ? own_starts.data() : nullptr;
         ThreadTeam team(2);
         auto out = nans(s.batch * own.tokens * out_stride), log_sum_exp = nans(s.batch * s.heads * own.tokens);
         auto d_queries = nans(s.batch * own.tokens * out_stride), d_keys = nans(s.batch * T * key_stride);
         auto workspace = nans(attention_workspace(own, 2));
-        attention_forward(team, own, part.queries.data(), out.data(), log_sum_exp.data(), workspace.data(), given,
+        attention_forward(team, own, part.queries.data(), out.data(), log_sum_exp.data(), workspace.data(), own_given,
                           part.keys_values.data());
         workspace = nans(attention_backward_workspace(own, 2));
         attention_backward(team, own, part.queries.data(), out.data(), log_sum_exp.data(), part.d_out.data(),
-                           d_queries.data(), workspace.data(), given, part.keys_values.data(), d_keys.data());
+                           d_queries.data(), workspace.data(), own_given, part.keys_values.data(), d_keys.data());
         for (size_t i = 0; i < d_keys.size(); ++i) d_keys_values[i] += d_keys[i];
         for (int64_t b = 0; b < s.batch; ++b)
           for (int64_t t = 0; t < own.tokens; ++t)

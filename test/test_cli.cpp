@@ -211,6 +211,11 @@ TEST_CASE("cli: graph and bench show the step that train makes") {
   CHECK(!has(graph({}), "dropout"));
   CHECK(has(graph({"--document-mask"}), "document_starts"));
   CHECK(has(graph({"--document-mask", "--evaluation"}), "document_starts"));
+  Arguments shared = {"--ranks", "2", "--context-ranks", "2", "--context-exchange", "gather"};
+  CHECK(has(graph(shared), "rows_gather_start"));
+  shared.back() = "ring";
+  CHECK(has(graph(shared), "2 of which share sequences in a ring"));
+  CHECK(has(graph(shared), "ring_shift_start"));
   CHECK(has(graph({"--device", "cpu", "--threads", "3"}), "in fp32 on 3 CPU threads"));
   // A GPU's graph needs none: what its products are in, and the workspaces of its kernels.
   const std::string gpu = graph({"--device", "cuda", "--dtype", "fp8"});

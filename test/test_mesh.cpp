@@ -2,6 +2,7 @@
 // for bit where only samples or layers are shared out; that checkpoints go from mesh to mesh.
 #include <doctest/doctest.h>
 
+#include <atomic>
 #include <cmath>
 #include <sstream>
 
@@ -40,7 +41,9 @@ struct Layout {
   int zero = 1;
   PipelineKind pipeline = PipelineKind::one_forward_one_backward;
   int chunks = 1;
+  ContextExchange exchange = ContextExchange::gather;
 };
+constexpr auto kRing = ContextExchange::ring;
 
 struct Recipe {
   std::string model;
@@ -75,6 +78,7 @@ TrainOptions options_of(const Recipe& recipe, const Layout& layout, const std::s
   o.virtual_ranks = recipe.virtual_ranks, o.zero = layout.zero, o.mesh = layout.mesh, o.pipeline = layout.pipeline;
   o.chunks = layout.chunks, o.eval_every = 5, o.save_every = 1, o.sample_every = recipe.sample_every, o.keep_last = 0,
   o.warmup = 0, o.guard_deviations = 0, o.document_mask = recipe.documents, o.trace = recipe.trace;
+  o.context_exchange = layout.exchange;
   return o;
 }
 
@@ -242,7 +246,12 @@ TEST_CASE("mesh: gradients and losses of all meshes are those of one rank") {
                             {{.context = 2, .expert = 2}},
                             {{.context = 4}, 0},
                             {{.data = 2, .context = 2, .tensor = 2}, 3},
-                            {{.stage = 2, .context = 4}, 1, PipelineKind::zero_bubble}};
+                            {{.stage = 2, .context = 4}, 1, PipelineKind::zero_bubble},
+                            {.mesh = {.context = 2}, .zero = 0, .exchange = kRing},
+                            {.mesh = {.context = 8}, .exchange = kRing},
+                            {.mesh = {.context = 2, .expert = 2}, .exchange = kRing},
+                            {.mesh = {.data = 2, .context = 2, .tensor = 2}, .zero = 3, .exchange = kRing},
+                            {{.stage = 2, .context = 4}, 1, PipelineKind::zero_bubble, 1, kRing}};
   for (const std::string kind : {"gpt2", "llama", "qwen3", "experts"}) {
     const Folder folder;
     const Recipe recipe{.model = kind, .documents = kind == "llama"};
@@ -260,6 +269,7 @@ TEST_CASE("mesh: gradients and losses of all meshes are those of one rank") {
       CAPTURE(kind);
       CAPTURE(layout.mesh.text());
       CAPTURE(name_of(layout.pipeline));
+      CAPTURE(name_of(layout.exchange));
       const std::string run = folder / concat("mesh", &layout - layouts);
       train(run, text, recipe, layout, 10);
       if (layout.mesh.sharing() == 1) {
@@ -282,6 +292,89 @@ TEST_CASE("mesh: gradients and losses of all meshes are those of one rank") {
   }
 }
 
+TEST_CASE("mesh: in bf16 a ring's gradients are as exact as those by gathered keys") {
+  for (const std::string kind : {"gpt2", "llama"}) {
+    const Folder folder;
+    const Recipe recipe{.model = kind, .dtype = Precision::bf16, .documents = kind == "llama"};
+    const std::string text = text_for(recipe, folder);
+    for (const int ranks : {2, 8}) {
+      CAPTURE(kind);
+      CAPTURE(ranks);
+      const auto error_of = [&](ContextExchange exchange) {
+        const std::string run = folder / concat(ranks, name_of(exchange));
+        train(run, text, recipe, {.mesh = {.context = ranks}, .exchange = exchange}, 1);
+        const std::vector<Parameter> table = parameter_table(model_of(kind));
+        const auto found = moments_of(run, table), exact = moments_in_double(run, recipe);
+        double error = 0;
+        for (size_t i = 0; i < table.size(); ++i) error += error_of_all(found[i], exact[i]);
+        return error;
+      };
+      CHECK(error_of(kRing) < 1.2 * error_of(ContextExchange::gather));
+    }
+  }
+}
+
+TEST_CASE("mesh: what a ring computes, sends and holds") {
+  ModelConfig model = model_of("llama");
+  model.context = 256;
+  constexpr int64_t kBatch = 2;
+  const int64_t layers = model.layers, all_keys = kBatch * model.context * 2 * model.kv_heads * model.head_size * 4;
+  for (const int ranks : {2, 4, 8}) {
+    CAPTURE(ranks);
+    const int64_t own_keys = all_keys / ranks;
+    double sent = 0;
+    for (int rank = 0; rank < ranks; ++rank) {
+      const auto compiled = [&](ContextExchange exchange) {
+        const DataParallel parallel{.mesh = {.context = ranks}, .run_rank = rank, .context_exchange = exchange};
+        TrainingGraph t =
+            build_training_graph(model, kBatch, model.context, {}, DType::fp32, {.end_of_text = 1}, parallel);
+        return compile(std::move(t.graph), {t.loss, t.gradient_norm}, {});
+      };
+      const auto attention_flops = [](const Compiled& c) {
+        double flops = 0;
+        for (const Node& node : c.graph.nodes)
+          if (std::string_view(node.op->name).starts_with("attention")) flops += node.op->cost(c.graph, node).flops;
+        return flops;
+      };
+      const Compiled gathered = compiled(ContextExchange::gather), ring = compiled(kRing);
+      CHECK(attention_flops(ring) == doctest::Approx(attention_flops(gathered)).epsilon(1e-12));
+      CHECK(ring.plan.bytes < gathered.plan.bytes);
+      // A rank holds, beside its own, the keys and values that it uses and those that arrive; and as much gradient.
+      std::vector<int64_t> arriving(ring.graph.nodes.size(), 0);
+      for (const Node& node : ring.graph.nodes) {
+        if (node.op->name != std::string_view("ring_shift_start")) continue;
+        sent += node.op->cost(ring.graph, node).bytes_sent;
+        const auto id = static_cast<size_t>(node.outputs[0]);
+        const auto [first, last] = ring.plan.lifetimes[id];
+        for (int n = first; n <= last; ++n)
+          arriving[static_cast<size_t>(n)] += static_cast<int64_t>(ring.graph.tensors[id].bytes());
+      }
+      CHECK(*std::max_element(arriving.begin(), arriving.end()) <= (ranks == 2 ? 2 : 4) * own_keys);
+    }
+    // Keys and values go round twice, three quarters of them on the average; their gradient once, but for a chunk.
+    const double rounds = 2 * 0.75 * ranks + ranks - 0.5;
+    CHECK(sent == doctest::Approx(static_cast<double>(layers * own_keys * (ranks - 1)) * rounds).epsilon(1e-12));
+  }
+  // What is sent is what the cost column says.
+  const Folder folder;
+  write_file_atomically(folder / "text", pattern_text(300));
+  for (const int ranks : {2, 4}) {
+    std::atomic<uint64_t> sent{0}, predicted{0};
+    Layout layout{.mesh = {.context = ranks}, .exchange = kRing};
+    train(folder / concat("ring", ranks), folder / "text", {.model = "llama", .virtual_ranks = 1}, layout, 1, 0,
+          [&](Trainer& trainer) {
+            double micro_step = 0, step = 0;
+            const Graph& g = trainer.program().graph();
+            for (const Node& node : g.nodes)
+              (kMicroStep.contain(node.phase) ? micro_step : step) += node.op->cost(g, node).bytes_sent;
+            predicted += static_cast<uint64_t>(kMicroSteps * micro_step + step);
+            sent += trainer.step_bytes_sent();
+          });
+    CAPTURE(ranks);
+    CHECK(sent == predicted);
+  }
+}
+
 TEST_CASE("mesh: Muon, bf16, dropout; how many ranks share samples or layers does not matter where matrices are cut") {
   for (const Precision dtype : {Precision::fp32, Precision::bf16}) {
     const Folder folder;
@@ -298,9 +391,13 @@ TEST_CASE("mesh: Muon, bf16, dropout; how many ranks share samples or layers doe
     train(folder / "chunks", folder / "text", recipe, {{.context = 2}, 0}, 3);
     train(folder / "chunks of more", folder / "text", recipe, {{.data = 2, .context = 2}, 2}, 3);
     CHECK(state_of(folder / "chunks of more", 3) == state_of(folder / "chunks", 3));
+    train(folder / "ring", folder / "text", recipe, {.mesh = {.context = 4}, .zero = 0, .exchange = kRing}, 3);
+    train(folder / "rings", folder / "text", recipe, {.mesh = {.data = 2, .context = 4}, .zero = 3, .exchange = kRing},
+          3);
+    CHECK(state_of(folder / "rings", 3) == state_of(folder / "ring", 3));
     train(folder / "all", folder / "text", recipe, {{.context = 2, .tensor = 4}}, 3);
     const auto a = losses_of(folder / "one");
-    for (const char* run : {"cut", "shared", "chunks", "all"})
+    for (const char* run : {"cut", "shared", "chunks", "ring", "all"})
       for (size_t i = 0; i < a.size(); ++i)
         CHECK(std::abs(a[i] - losses_of(folder / run)[i]) < (dtype == Precision::fp32 ? 1e-4 : 1e-2) * a[i]);
     const std::string state = state_of(folder / "cut", 3);
@@ -453,14 +550,17 @@ TEST_CASE("mesh: what a rank holds gets less, and a budget that one rank cannot 
   CHECK(has(within({}, eight), "is too small: however much is recomputed"));
   CHECK(within(all, eight) == "no error");
   CHECK(has(within(all, eight / 4), "is too small for stage"));
-  // Gathered keys and values are gathered again where they cannot be kept, which changes no bit.
-  const Layout shared{{.context = 2}};
-  for (const size_t less : {size_t{0}, bytes_on(shared) / 8})
-    train(
-        folder / concat("less", less > 0), folder / "text", recipe, shared, 2, 0,
-        [&](Trainer& trainer) { CHECK((less == 0 || trainer.arena_bytes() <= bytes_on(shared) - less)); },
-        less ? bytes_on(shared) - less : 0);
-  CHECK(state_of(folder / "less1", 2) == state_of(folder / "less0", 2));
+  // Keys and values are gathered again, or go round again, where what they give cannot be kept, which changes no bit.
+  for (const ContextExchange exchange : {ContextExchange::gather, kRing}) {
+    const Layout shared{.mesh = {.context = 2}, .exchange = exchange};
+    const size_t bytes = bytes_on(shared);
+    for (const size_t less : {size_t{0}, bytes / 12})
+      train(
+          folder / concat(name_of(exchange), less > 0), folder / "text", recipe, shared, 2, 0,
+          [&](Trainer& trainer) { CHECK((less == 0 || trainer.arena_bytes() <= bytes - less)); },
+          less ? bytes - less : 0);
+    CHECK(state_of(folder / concat(name_of(exchange), 1), 2) == state_of(folder / concat(name_of(exchange), 0), 2));
+  }
 }
 
 TEST_CASE("mesh: what does not divide the model says what would do") {

@@ -74,7 +74,8 @@ for recipe in "--architecture gpt2 --optimizer adamw --dropout 0.1" "--optimizer
   # shellcheck disable=SC2086
   common=(train --data "$work/text" --layers 4 --channels 128 --heads 4 --context 32 --batch 2 --grad-accum 4 --virtual-ranks 2
     --steps 3 --save-every 3 --eval-every 0 --sample-every 0 $threads $recipe)
-  for cut in "" "--tensor 2" "--expert-ranks 2" "--context-ranks 2"; do
+  for cut in "" "--tensor 2" "--expert-ranks 2" "--context-ranks 2" \
+    "--context-exchange ring --context-ranks 2"; do
     [[ "$cut" = *expert* && "$recipe" != *experts* ]] && continue
     each=${cut##* }
     each=${each:-1}
@@ -109,9 +110,14 @@ for recipe in "--architecture gpt2 --dropout 0.1" "--architecture llama" "--arch
   losses_of "$work/alone" >"$work/losses"
   rm -rf "$work/alone"
   echo "$recipe, 8 ranks: losses $(paste -sd ' ' "$work/losses")"
-  for stages in 1 2 4 8; do for tensor in 1 2 4 8; do for context in 1 2 4 8; do
+  for stages in 1 2 4 8; do for tensor in 1 2 4 8; do for context in 1 2 4 8; do for exchange in gather ring; do
     [ $((stages * tensor * context)) -gt 8 ] && continue
     mesh="--stages $stages --tensor $tensor --context-ranks $context"
+    # Rings where nothing is left to data-parallel ranks.
+    if [ $exchange = ring ]; then
+      [ "$context" = 1 ] || [ $((stages * tensor * context)) != 8 ] && continue
+      mesh="$mesh --context-exchange ring"
+    fi
     rm -rf "$work/run"
     # shellcheck disable=SC2086
     if $launch "$binary" "${common[@]}" --ranks 8 $mesh --out "$work/run" >"$work/said" 2>&1; then
@@ -121,8 +127,8 @@ for recipe in "--architecture gpt2 --dropout 0.1" "--architecture llama" "--arch
       error="failed: $(tail -n 1 "$work/said") 0"
     fi
     [ "${error##* }" = 1 ] || failed=$((failed + 1))
-    printf '  %-50s %s%s\n' "$mesh" "${error% *}" "$([ "${error##* }" = 1 ] || echo "  DIFFERS")"
-  done; done; done
+    printf '  %-75s %s%s\n' "$mesh" "${error% *}" "$([ "${error##* }" = 1 ] || echo "  DIFFERS")"
+  done; done; done; done
 done
 [ $failed = 0 ] && echo "all are equal" || echo "$failed differ"
 [ $failed = 0 ]

@@ -99,6 +99,10 @@ TEST_CASE("plan: the memory of a layout is what its run allocates, to the byte")
   pipeline.pipeline = PipelineKind::interleaved, pipeline.chunks = 2;
   check(muon, pipeline);
   check(modern, layout_of({.data = 2, .context = 2}, 1, 2, 2));
+  Layout ring = layout_of({.context = 4}, 1, 2, 2);
+  ring.exchange = ContextExchange::ring;
+  check(modern, ring);
+  check(modern, ring, memory_of(modern, ring, 0).device() * 19 / 20);
   Job experts = job_of("modern", 8);
   experts.model.experts = 4, experts.model.experts_per_token = 2, experts.model.hidden = 32;
   complete_routers(experts.recipe, experts.model);
@@ -149,6 +153,7 @@ TEST_CASE("plan: exchanges between nodes go through the network, and pay for eac
   CHECK(exchange_time(inside, 1e9, h) == doctest::Approx(0.1 + 0.4));
   CHECK(exchange_time(between, 1e9, h) == doctest::Approx(1 + 2));
   CHECK(exchange_time(both, 1e9, h) == doctest::Approx(0.25 + 8));  // four ranks of a node share its network
+  CHECK(exchange_time(inside, 1e9, h, false, 1) == doctest::Approx(0.1 + 0.1));  // to a neighbour alone
   CHECK(exchange_time({}, 1e9, h) == 0);
 }
 

@@ -17,6 +17,7 @@
 #include "llm/model/huggingface.h"
 #include "llm/model/shard.h"
 #include "llm/train/options.h"
+#include "llm/train/recompute_alike.h"
 
 namespace llm {
 namespace {
@@ -151,6 +152,7 @@ Compiled compile_for(const GraphFlags& flags, const ModelConfig& config, std::st
   DataParallel parallel;
   parallel.mesh.tensor = static_cast<int>(flags.tensor), parallel.mesh.expert = static_cast<int>(flags.expert);
   parallel.mesh.context = static_cast<int>(flags.context_ranks);
+  parallel.context_exchange = flags.recipe.context_exchange;
   const int each = parallel.mesh.ranks();
   if (flags.ranks % each) fail_usage("a mesh of ", parallel.mesh.text(), " does not divide --ranks ", flags.ranks);
   parallel.mesh.data = static_cast<int>(flags.ranks / each);
@@ -160,9 +162,15 @@ Compiled compile_for(const GraphFlags& flags, const ModelConfig& config, std::st
   if (flags.ranks > 1) *title += concat(" on rank 0 of ", flags.ranks, ", ZeRO ", flags.zero);
   if (flags.tensor > 1) *title += concat(", ", flags.tensor, " of which share matrices");
   if (flags.expert > 1) *title += concat(", ", flags.expert, " of which share experts");
-  if (flags.context_ranks > 1) *title += concat(", ", flags.context_ranks, " of which share sequences");
-  TrainingGraph g = build_training_graph(config, sequences, tokens, optimizer_of(flags.recipe), dtype,
-                                         recipe_without_data(flags.recipe, config), parallel);
+  if (flags.context_ranks > 1)
+    *title += concat(", ", flags.context_ranks, " of which share sequences",
+                     flags.recipe.context_exchange == ContextExchange::ring ? " in a ring" : "");
+  const auto build = [&](auto builder, const DataParallel& of) {
+    return builder(config, sequences, tokens, optimizer_of(flags.recipe), dtype,
+                   recipe_without_data(flags.recipe, config), of);
+  };
+  recompute_alike(options, parallel, target, build);
+  TrainingGraph g = build(build_training_graph, parallel);
   return compile(std::move(g.graph), g.results(), target, options);
 }
 
@@ -210,6 +218,8 @@ Command graph_command() {
            .with_default(),
        Option("--context-ranks", &f.context_ranks, "of these, so many share the tokens of each sequence")
            .between(1, 256)
+           .with_default(),
+       Option("--context-exchange", &f.recipe.context_exchange, "how these get each other's keys: gather or ring")
            .with_default(),
        Option("--stages", &f.stages, "print the schedule of a pipeline of so many stages instead")
            .between(1, 256)

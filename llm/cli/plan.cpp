@@ -145,6 +145,7 @@ std::string command_of(const Planned& p, PlanFlags& f, const Plan& plan, const G
   if (p.nodes == 1 && p.ranks > 1) text += concat(" --ranks ", p.ranks);
   if (l.mesh.tensor > 1) text += concat(" --tensor ", l.mesh.tensor);
   if (l.mesh.context > 1) text += concat(" --context-ranks ", l.mesh.context);
+  if (l.exchange == ContextExchange::ring) text += " --context-exchange ring";
   if (l.mesh.expert > 1) text += concat(" --expert-ranks ", l.mesh.expert);
   if (l.is_pipeline()) text += concat(" --stages ", l.mesh.stage, " --pipeline ", name_of(l.pipeline));
   if (l.chunks > 1) text += concat(" --chunks ", l.chunks);
@@ -171,6 +172,7 @@ Json json_of(const Planned& p, PlanFlags& f, const Plan& plan, const Given& give
             {"grad_accum", l.grad_accum},
             {"recomputation", name_of(l.recompute)},
             {"schedule", l.is_pipeline() ? name_of(l.pipeline) : "none"},
+            {"context_exchange", l.mesh.context > 1 ? name_of(l.exchange) : "none"},
             {"offload", l.offload}};
   if (plan.time.total() > 0) {
     j["step_ms"] = {{"total", 1e3 * plan.time.total()},
@@ -214,8 +216,10 @@ void print_table(const Rows& rows) {
 
 std::string mesh_text(const Layout& l) {
   return concat("data ", l.mesh.data, " x stage ", l.mesh.stage,
-                l.mesh.context > 1 ? concat(" x context ", l.mesh.context) : std::string(), " x tensor ", l.mesh.tensor,
-                l.mesh.expert > 1 ? concat(" x expert ", l.mesh.expert) : std::string());
+                l.mesh.context > 1
+                    ? concat(" x context ", l.mesh.context, l.exchange == ContextExchange::ring ? " in a ring" : "")
+                    : std::string(),
+                " x tensor ", l.mesh.tensor, l.mesh.expert > 1 ? concat(" x expert ", l.mesh.expert) : std::string());
 }
 
 std::string schedule_text(const Layout& l) {

@@ -54,6 +54,7 @@ double predicted_step_ms(const ModelConfig& model, const TrainOptions& options, 
   const int64_t shares = (options.virtual_ranks + layout.mesh.data - 1) / layout.mesh.data;
   layout.grad_accum = options.grad_accum * std::max<int64_t>(1, shares);
   layout.pipeline = options.pipeline, layout.chunks = static_cast<int>(options.chunks);
+  layout.exchange = options.context_exchange;
   layout.offload = options.offload == Offload::optimizer;
   return 1e3 * StepTimer(job, h).time(layout).total();
 }
@@ -65,11 +66,12 @@ std::string take_best_plan(TrainOptions& o, const TrainOptions& complete, const 
   const Plan best = search(job, h, ranks, Objective::time, 1, false).best[0];
   const Layout& l = best.layout;
   o.mesh = l.mesh, o.zero = l.zero, o.batch = l.batch, o.grad_accum = l.grad_accum, o.virtual_ranks = l.mesh.data;
-  o.pipeline = l.pipeline, o.chunks = l.chunks;
+  o.pipeline = l.pipeline, o.chunks = l.chunks, o.context_exchange = l.exchange;
   if (l.offload) o.offload = Offload::optimizer;
   if (!o.memory_budget) o.memory_budget = best.budget;
   return concat(l.mesh.text(), ", --zero ", l.zero, " --batch ", l.batch, " --grad-accum ", l.grad_accum,
                 l.is_pipeline() ? concat(" --pipeline ", name_of(l.pipeline)) : std::string(),
+                l.exchange == ContextExchange::ring ? " --context-exchange ring" : "",
                 l.offload ? " --offload optimizer" : "", "; ", format_bytes(best.memory.device()), " a rank, ",
                 static_cast<int64_t>(best.time.total() * 1e3 + 0.5), " ms a step by the description of ", h.name);
 }

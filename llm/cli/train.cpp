@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <iostream>
 #include <memory>
+#include <tuple>
 
 #include "llm/base/atomic_file.h"
 #include "llm/base/bytes.h"
@@ -288,7 +289,7 @@ std::unique_ptr<Run> prepare(Arguments& a, const Given& given, const RankPlace& 
     const TrainOptions settings = settings_of(checkpoint);
     if (given.contains("--dtype") && a.device.dtype != settings.dtype) fail_to_change("--dtype", o.out);
     const std::string trace = o.trace;
-    const auto [pipeline, chunks] = std::pair{o.pipeline, o.chunks};
+    const auto [pipeline, chunks, exchange] = std::tuple{o.pipeline, o.chunks, o.context_exchange};
     o = resumed_settings(settings, o, given);
     a.device.dtype = o.dtype;
     if (o.steps < checkpoint.step)
@@ -298,7 +299,7 @@ std::unique_ptr<Run> prepare(Arguments& a, const Given& given, const RankPlace& 
                     << " steps; a larger --steps or --tokens goes on\n";
       return nullptr;
     }
-    o.trace = trace, o.pipeline = pipeline, o.chunks = chunks;
+    o.trace = trace, o.pipeline = pipeline, o.chunks = chunks, o.context_exchange = exchange;
   } else {
     if (o.data.empty()) fail_usage("--data is missing: give a text file or a directory of token shards");
     if (o.steps && o.tokens) fail_usage("--steps and --tokens both say how long; give one");

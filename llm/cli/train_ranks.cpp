@@ -19,6 +19,9 @@ Options rank_options(int& ranks, Mesh& mesh, TrainOptions& train) {
           sharing("--tensor", &mesh.tensor, "Of the ranks, so many share each matrix and the tokens of a micro-step"),
           sharing("--context-ranks", &mesh.context,
                   "Of the ranks, so many share the tokens of each sequence, for long ones (--context)"),
+          Option("--context-exchange", &train.context_exchange,
+                 "How these get keys and values: gather, those of whole sequences; ring, those of a rank at a time")
+              .with_default(),
           sharing("--expert-ranks", &mesh.expert,
                   "Of the ranks, so many share the experts of each layer and the sequences of a micro-step"),
           sharing("--stages", &mesh.stage,
@@ -67,8 +70,8 @@ void share_steps(TrainOptions& o, bool resumes, int64_t context, std::ostream& n
 
 void plan_steps(TrainOptions& o, const Given& given, const ModelConfig& model, int64_t val_tokens, bool is_trained,
                 Device& device, const std::string& hardware, int ranks, std::ostream& notes) {
-  for (const char* flag : {"--tensor", "--context-ranks", "--expert-ranks", "--stages", "--zero", "--batch",
-                           "--grad-accum", "--virtual-ranks", "--pipeline", "--chunks"})
+  for (const char* flag : {"--tensor", "--context-ranks", "--context-exchange", "--expert-ranks", "--stages", "--zero",
+                           "--batch", "--grad-accum", "--virtual-ranks", "--pipeline", "--chunks"})
     if (given.contains(flag)) fail_usage("--plan auto chooses ", flag, "; leave one of them out");
   TrainOptions complete = o;
   complete.virtual_ranks = 1;

@@ -45,9 +45,13 @@ std::string mebibytes(size_t bytes) { return std::to_string((bytes + (1 << 20) -
 Compiled compile(Graph graph, const std::vector<TensorId>& results, const Target& target,
                  const CompileOptions& options) {
   const auto compile_by = [&](RecomputeChoice choice) { return compile_with(graph, results, target, options, choice); };
-  Compiled best = compile_by({});
+  Compiled best = compile_by(options.least);
   const auto fits = [&](const Compiled& c) { return bytes_of(c) <= options.memory_budget; };
   if (!options.memory_budget || fits(best)) return best;
+  if (options.only_least)
+    fail("the memory budget of ", mebibytes(options.memory_budget),
+         " is too small for this rank, which recomputes as those do that it exchanges keys and values with: it needs ",
+         mebibytes(bytes_of(best)));
 
   // The choices are ordered by what a freed byte costs in time: activation functions cost least, then norms, attention,
   // and the products of whole blocks; within a level, one more layer at a time. Memory falls along this sequence, so
@@ -55,11 +59,12 @@ Compiled compile(Graph graph, const std::vector<TensorId>& results, const Target
   int layers = 0;
   for (const Node& node : graph.nodes) layers = std::max(layers, node.layer + 1);
   const auto choice = [&](int i) { return RecomputeChoice{static_cast<Recompute>(1 + i / layers), 1 + i % layers}; };
-  int low = 0, high = 4 * layers - 1;
+  const auto [least, least_layers] = options.least;
+  int low = least == Recompute::none ? 0 : (static_cast<int>(least) - 1) * layers + least_layers, high = 4 * layers - 1;
   if (layers > 0) best = compile_by(choice(high));
   // For small models the kernels' workspaces can make memory rise again at the end of the sequence. Where the last
   // choice does not fit, every choice is tried.
-  for (int i = 0; i < high && !fits(best); ++i) {
+  for (int i = low; i < high && !fits(best); ++i) {
     Compiled candidate = compile_by(choice(i));
     if (fits(candidate)) return candidate;
     if (bytes_of(candidate) < bytes_of(best)) best = std::move(candidate);

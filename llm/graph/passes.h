@@ -62,6 +62,7 @@ const char* name_of(Recompute level);
 struct RecomputeChoice {
   Recompute level = Recompute::none;
   int layers = 0;
+  friend bool operator==(const RecomputeChoice&, const RecomputeChoice&) = default;
 };
 PassReport recompute(Graph& graph, RecomputeChoice choice);
 
@@ -90,6 +91,9 @@ struct CompileOptions {
   bool share_memory = true;
   bool pad_rows = true;
   size_t memory_budget = 0;  // bytes for persistent and transient tensors together; 0: no limit
+  // Where ranks must recompute alike, what the graphs of others need.
+  RecomputeChoice least = {};
+  bool only_least = false;  // neither less nor more
 };
 
 struct Compiled {

@@ -24,6 +24,7 @@ struct DataParallel {
   size_t bucket_bytes = 0;  // gradients are sent when there are so many, or those of a block; 0: those of a block
   Mesh mesh = {};           // of all ranks of the run; where it is one rank alone, the run's ranks are those above
   int run_rank = 0;         // this rank's number in the mesh
+  ContextExchange context_exchange = ContextExchange::gather;
 
   // Of a pipeline (llm/model/stages.h): the parts of the model that each stage has, and where layers are cut; whether
   // the passes towards the weights are runs of their own.
@@ -34,6 +35,8 @@ struct DataParallel {
   RankGroup group() const { return mesh.ranks() == 1 ? RankGroup{rank, ranks} : mesh.data_group(run_rank); }
   RankGroup all() const { return mesh.ranks() == 1 ? RankGroup{rank, ranks} : mesh.all(run_rank); }
   VirtualRanks mine() const { return virtual_ranks_of(rank, ranks, virtual_ranks); }
+  // As the ranks have it whose keys and values go round with this one's, itself included; empty: there is no ring.
+  std::vector<DataParallel> ring() const;
   bool divides_parameters() const { return ranks > 1 && zero >= 3; }
   // Whether a step has one micro-step on each rank, so that gradients need not be kept whole for a second one. (A pipeline's
   // are kept between the graphs of its parts and the one that sends them.)

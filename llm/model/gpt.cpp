@@ -233,7 +233,8 @@ Graph build_forward(const ModelConfig& config, int64_t batch, int64_t tokens, DT
   const TensorId losses = builder.losses(builder.body(ids, recipe.end_of_text, recipe.dropout), targets, recipe.z_loss);
   g.add("mean_loss", {}, {losses, weights}, "loss");
   const auto sliced = [&](const Mesh& by) { return sliced_table(parameter_table(config, recipe.parametrization), by); };
-  if (mesh.context > 1) g = split_context(g, mesh.context_group(parallel.run_rank), kPartChannels);
+  if (mesh.context > 1)
+    g = split_context(g, mesh.context_group(parallel.run_rank), parallel.context_exchange, kPartChannels);
   if (mesh.tensor > 1) {
     Mesh all_experts = mesh;
     all_experts.expert = 1;

@@ -6,9 +6,15 @@
 #include <string>
 
 #include "llm/base/error.h"
+#include "llm/base/names.h"
 #include "llm/base/rank_group.h"
 
 namespace llm {
+
+// How ranks that share sequences get each other's keys and values (llm/model/split_context.h).
+enum class ContextExchange { gather, ring };
+template <>
+inline constexpr std::array kNames<ContextExchange> = {"gather", "ring"};
 
 struct Mesh {
   int data = 1, stage = 1, context = 1, tensor = 1, expert = 1;

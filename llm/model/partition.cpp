@@ -38,6 +38,14 @@ Partition partition_of(const std::vector<Parameter>& table, OptimizerKind kind, 
   return partition;
 }
 
+std::vector<DataParallel> DataParallel::ring() const {
+  const RankGroup group = mesh.context_group(run_rank);
+  std::vector<DataParallel> members;
+  if (context_exchange != ContextExchange::ring || group.is_alone()) return members;
+  for (int r = 0; r < group.ranks; ++r) members.push_back(*this), members.back().run_rank = group.in_run(r);
+  return members;
+}
+
 std::string embedding_gradient_of(const std::string& parameter) { return parameter + ".grad.embedding"; }
 
 TensorId separate_embedding_gradient(Graph& g, TensorId gradient) {

@@ -6,6 +6,7 @@
 #include "llm/model/forward_rewriter.h"
 #include "llm/ops/chunks.h"
 #include "llm/ops/copy_parts.h"
+#include "llm/ops/ring_attention.h"
 #include "llm/ops/row_exchange.h"
 
 namespace llm {
@@ -13,8 +14,8 @@ namespace {
 
 class ContextSplitter : public ForwardRewriter {
  public:
-  ContextSplitter(const Graph& whole, const RankGroup& context, int64_t channels)
-      : ForwardRewriter(whole, channels), group_(context) {}
+  ContextSplitter(const Graph& whole, const RankGroup& context, ContextExchange exchange, int64_t channels)
+      : ForwardRewriter(whole, channels), group_(context), exchange_(exchange) {}
 
  private:
   // First of all, as a pass may move what reads inputs to the front.
@@ -33,12 +34,19 @@ class ContextSplitter : public ForwardRewriter {
     }
     const std::string name = name_of(node);
     Attributes attributes = node.attributes;
+    if (op == "document_starts") {
+      const std::vector<TensorId> whole = g_.add(op, attributes, inputs, name);
+      starts_ = exchange_ == ContextExchange::ring ? add_ring_starts(g_, whole[0], group_)
+                                                   : std::vector{own_starts(whole[0])};
+      return whole;
+    }
     if (op == "attention") {
-      const int64_t T = from_.shape(node.inputs[0])[1];
       const std::vector<TensorId> heads = g_.add("split_heads", attributes, {inputs[0]}, name);
+      if (exchange_ == ContextExchange::ring)
+        return add_ring_attention(g_, attributes, heads[0], heads[1], starts_, group_, name);
       const TensorId keys = gather_chunks(g_, heads[1], group_, name + ".keys_values.all");
-      attributes.set("firsts", firsts(T));
-      inputs = {heads[0], inputs.size() > 1 ? inputs[1] : kNone, keys};
+      attributes.set("firsts", firsts(from_.shape(node.inputs[0])[1]));
+      inputs = {heads[0], starts_.empty() ? kNone : starts_[0], keys};
     } else if (op == "rope_angles") {
       const int64_t T = attributes.integer("tokens");
       attributes.set("tokens", T / group_.ranks);
@@ -70,14 +78,24 @@ class ContextSplitter : public ForwardRewriter {
     return g_.add("copy_parts", {{"shape", shape}, {"parts", parts}}, {input}, all.name + ".own")[0];
   }
 
+  // Of document starts of whole sequences, those of this rank's queries among all keys.
+  TensorId own_starts(TensorId whole) {
+    const int64_t T = g_.shape(whole)[1];
+    const Attributes a = {
+        {"tokens", T / group_.ranks}, {"firsts", firsts(T)}, {"key_chunk", T}, {"key_firsts", std::vector<int64_t>{0}}};
+    return g_.add("query_starts", a, {whole}, g_.tensor(whole).name + ".own")[0];
+  }
+
   RankGroup group_;
+  ContextExchange exchange_;
   std::map<TensorId, TensorId> own_;  // by input
+  std::vector<TensorId> starts_;  // of documents, for this rank's queries: one tensor, or one for each step of a ring
 };
 
 }  // namespace
 
-Graph split_context(const Graph& whole, const RankGroup& context, int64_t channels) {
-  return ContextSplitter(whole, context, channels).run();
+Graph split_context(const Graph& whole, const RankGroup& context, ContextExchange exchange, int64_t channels) {
+  return ContextSplitter(whole, context, exchange, channels).run();
 }
 
 }  // namespace llm

@@ -1,10 +1,11 @@
 // attention: causal self-attention with grouped queries. The CPU kernels are in attention_cpu.cpp (forward) and
 // attention_backward_cpu.cpp; for inference there is attention_paged.cpp.
 //   attention: qkv (B, T, (H + 2 K) D), [document starts (B, T) int32] -> out (B, T, H D), log_sum_exp (B, H, T)
-//   attention: queries (B, T, H D), [document starts (B, T') int32], keys and values (B, T', 2 K D) -> the same
-// Attributes: heads H, kv_heads K, head_size D. With document starts (document_starts.cpp) a token attends only to its
-// own document. Where keys and values have a tensor of their own, the T queries of a sequence are one or two chunks of
-// its T' tokens (chunks.h).
+//   attention: queries (B, T, H D), [document starts (B, T) int32], keys and values (B, T', 2 K D) -> the same
+// Attributes: heads H, kv_heads K, head_size D. With document starts (document_starts.cpp), which number the keys, a
+// token attends only to its own document. Where keys and values have a tensor of their own, the T queries of a sequence
+// are one or two chunks of neighbouring tokens (chunks.h), whose positions are counted from the first key: queries behind
+// the last key see all of them. A query that sees none has the output 0 and the log_sum_exp -infinity.
 #include "llm/ops/attention_cpu.h"
 
 #include "llm/graph/autodiff.h"
@@ -25,7 +26,6 @@ AttentionShape attention_shape(const Graph& g, const Node& node, AttentionInputs
     s.keys = g.shape(id)[1], s.chunks = chunks.count, s.firsts = {chunks.firsts[0], chunks.firsts[1]};
     if (const Shape keys = {s.batch, s.keys, s.key_width()}; g.shape(id) != keys)
       fail("attention: keys and values must be ", keys.text(), ", not ", g.shape(id).text());
-    if (chunks.end() > s.keys) fail("attention: queries up to position ", chunks.end(), " see only ", s.keys, " keys");
   }
   if (q[2] != s.query_width())
     fail("attention: ", s.keys ? "queries" : "qkv", " must be (B, T, ", s.query_width(), "), not ", q.text());
@@ -35,7 +35,7 @@ AttentionShape attention_shape(const Graph& g, const Node& node, AttentionInputs
 namespace {
 
 void check_starts(const Graph& g, TensorId starts, const AttentionShape& s) {
-  const Shape expected = {s.batch, s.key_rows()};
+  const Shape expected = {s.batch, s.tokens};
   if (starts != kNone && g.shape(starts) != expected)
     fail("attention: the document starts must be ", expected.text(), ", not ", g.shape(starts).text());
 }
@@ -64,15 +64,21 @@ void backward(Graph& g, const Node& node, Gradients& gradients) {
   gradients.contribute(node.inputs[0], d[0]);
 }
 
-// kProducts products of D channels for each pair of a query and a key that it sees, up to the diagonal, in each head.
-// Documents leave out more, but how much depends on the data.
+// The keys that the queries of a chunk see, added up: each up to its own position, or all.
+double seen_keys(int64_t queries, int64_t first, int64_t keys) {
+  const int64_t rising = std::clamp<int64_t>(keys - first, 0, queries);
+  return static_cast<double>(rising) * (static_cast<double>(first) + 0.5 * static_cast<double>(rising + 1)) +
+         static_cast<double>(queries - rising) * static_cast<double>(keys);
+}
+
+// kProducts products of D channels for each pair of a query and a key that it sees in each head. Documents leave out
+// more, but how much depends on the data.
 template <const AttentionInputs& kInputs, int kProducts>
 Cost cost(const Graph& g, const Node& node) {
   const AttentionShape s = attention_shape(g, node, kInputs);
   double pairs = 0;  // of a head
   for (int64_t chunk = 0; chunk < s.chunks; ++chunk)
-    pairs += static_cast<double>(s.chunk()) *
-             (static_cast<double>(s.firsts[static_cast<size_t>(chunk)]) + 0.5 * static_cast<double>(s.chunk() + 1));
+    pairs += seen_keys(s.chunk(), s.firsts[static_cast<size_t>(chunk)], s.key_rows());
   return streaming_cost(
       g, node, static_cast<double>(s.batch * s.heads) * pairs * static_cast<double>(2 * kProducts * s.head_size));
 }
@@ -118,7 +124,7 @@ std::vector<Example> examples() {
     Example e{heads(H, K, D), {{{B, T, H * D}, DType::fp32, -2, 2}, {}, {{B, keys, 2 * K * D}, DType::fp32, -2, 2}}};
     e.attributes.set("firsts", firsts);
     if (!starts.empty())
-      e.inputs[1] = {.shape = {B, keys}, .dtype = DType::int32, .values = {starts.begin(), starts.end()}};
+      e.inputs[1] = {.shape = {B, T}, .dtype = DType::int32, .values = {starts.begin(), starts.end()}};
     return e;
   };
   return {example(2, 2, 8, 2, 5),
@@ -128,7 +134,11 @@ std::vector<Example> examples() {
           chunks(2, 1, 8, 2, 3, 9, {6}),
           chunks(4, 2, 6, 2, 6, 12, {3, 6}),
           chunks(2, 1, 16, 1, 26, 91, {13, 65}),
-          chunks(2, 2, 8, 1, 4, 11, {2, 8}, {0, 0, 0, 3, 3, 3, 3, 3, 8, 8, 10})};
+          chunks(2, 2, 8, 1, 4, 11, {2, 8}, {0, 3, 8, 8}),
+          chunks(2, 1, 8, 2, 5, 7, {7}),
+          chunks(2, 1, 8, 1, 9, 6, {3}),
+          chunks(4, 2, 6, 1, 6, 9, {9}, {0, 4, 4, 8, 9, 9}),
+          chunks(1, 1, 8, 1, 3, 20, {20}, {20, 20, 20})};
 }
 
 }  // namespace

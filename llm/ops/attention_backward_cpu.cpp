@@ -69,7 +69,7 @@ struct Head {
   const float* log_sum_exp;  // (T), that of query t at t - queries.shift
   float* d_queries;          // rows at d_queries + (t - queries.shift) * d_stride
   int64_t d_stride;
-  const int32_t* starts;  // (T'), or null
+  QueryStarts starts;
 };
 
 // For one vector of queries and keys [begin, end): scores become probabilities, and d_scores, which holds dP, becomes
@@ -122,12 +122,12 @@ void backward_block(const Head& head, Columns key_columns, int64_t keys, int64_t
   const Columns query_columns = columns_of(head.queries, first, count, scratch.query_columns),
                 d_out_columns = columns_of(head.d_out, first, count, scratch.d_out_columns);
 
-  const int64_t limit = first + count;
+  const int64_t limit = first + count, end_key = std::min(limit, keys);
   float* d_keys = scratch.d_keys_values;
   float* d_values = d_keys + keys * size;
-  const int64_t first_key = kDocuments ? first_key_of(head.starts, first) : 0;
-  for (int64_t key = first_key; key < limit; key += kKeyBlock) {
-    const int64_t key_end = std::min(limit, key + kKeyBlock);
+  const int64_t first_key = kDocuments ? head.starts.first_key(first) : 0;
+  for (int64_t key = first_key; key < end_key; key += kKeyBlock) {
+    const int64_t key_end = std::min(end_key, key + kKeyBlock);
     for (int64_t j = 0; j < panels; ++j) {
       const int64_t query = first + j * kColumns;
       // To the end of the last panel of keys that this tile sees a part of.
@@ -139,7 +139,7 @@ void backward_block(const Head& head, Columns key_columns, int64_t keys, int64_t
       multiply_keys(head.values, key, seen, scratch.d_out_panels + j * panel, query, d_scores, kQueryBlock, ahead);
       for (int64_t half = 0; half < kColumns; half += kLanes)
         softmax_backward_column<kDocuments>(scores + half, d_scores + half, key, seen, query + half,
-                                            kDocuments ? starts_of(head.starts, query + half, limit) : IntVec{},
+                                            kDocuments ? head.starts.lanes(query + half, limit) : IntVec{},
                                             simd::load(log_sum_exp + j * kColumns + half),
                                             simd::load(row_sum + j * kColumns + half), scale);
     }
@@ -158,6 +158,8 @@ void backward_block(const Head& head, Columns key_columns, int64_t keys, int64_t
                           head.d_queries + (first_row + i) * head.d_stride, head.d_stride, key > first_key);
     });
   }
+  if (kDocuments && first_key >= end_key)
+    for (int64_t i = 0; i < count; ++i) std::fill_n(head.d_queries + (first_row + i) * head.d_stride, size, 0.0f);
 }
 
 }  // namespace
@@ -209,7 +211,7 @@ void attention_backward(ThreadTeam& threads, const AttentionShape& s, const floa
                   log_sum_exp + (of_batch * s.heads + head) * T,
                   d_qkv + of_batch * T * stride + head * D,
                   stride,
-                  starts ? starts + of_batch * keys : nullptr};
+                  {starts ? starts + of_batch * T : nullptr, s.shift(chunk)}};
     };
     RowsAhead ahead;
     if (const int64_t following = (item + 1) / splits; following < kv_heads) {

@@ -21,10 +21,11 @@ constexpr int64_t kQueryChunk = 128;  // the fewest queries of an item of work
 // The queries of a head in one chunk. Query t, which is at position t, sees the keys up to t.
 struct HeadTask {
   HeadRows queries, keys, values;
+  int64_t key_count;
   float* out;  // row t at out + (t - queries.shift) * out_stride
   int64_t out_stride;
-  float* log_sum_exp;               // (T), or null: that of query t at t - queries.shift
-  const int32_t* starts = nullptr;  // (T'), or null: where the document of each position begins
+  float* log_sum_exp;  // (T), or null: that of query t at t - queries.shift
+  QueryStarts starts;
 };
 
 struct ForwardScratch {
@@ -92,10 +93,10 @@ void forward_tile(const HeadTask& task, int64_t begin, int64_t end, Columns valu
   alignas(64) float factors[kColumns];
   IntVec starts[2] = {};
   if (kDocuments)
-    for (int j = 0; j < 2; ++j) starts[j] = starts_of(task.starts, begin + j * kLanes, end);
-  const int64_t first_key = kDocuments ? first_key_of(task.starts, begin) : 0;
-  for (int64_t key = first_key; key < end; key += kKeyBlock) {
-    const int64_t key_end = std::min(end, key + kKeyBlock);
+    for (int j = 0; j < 2; ++j) starts[j] = task.starts.lanes(begin + j * kLanes, end);
+  const int64_t first_key = kDocuments ? task.starts.first_key(begin) : 0, end_key = std::min(end, task.key_count);
+  for (int64_t key = first_key; key < end_key; key += kKeyBlock) {
+    const int64_t key_end = std::min(end_key, key + kKeyBlock);
     multiply_keys(task.keys, key, key_end, scratch.queries, begin, scratch.scores, kColumns, ahead);
     for (int j = 0; j < 2; ++j)
       simd::store(factors + j * kLanes, softmax_column<kDocuments>(scratch.scores + j * kLanes, key, key_end,
@@ -109,7 +110,16 @@ void forward_tile(const HeadTask& task, int64_t begin, int64_t end, Columns valu
                           scratch.sums + i * size, size, key > first_key);
     });
   }
-  for (int j = 0; j < 2; ++j) simd::store(factors + j * kLanes, simd::broadcast(1.0f) / sum[j]);
+  if (kDocuments && first_key >= end_key) std::fill_n(scratch.sums, count * size, 0.0f);
+  for (int j = 0; j < 2; ++j) {
+    Vec factor = simd::broadcast(1.0f) / sum[j];
+    if (kDocuments) {  // some queries may see no key at all
+      const auto sees = maximum[j] > simd::broadcast(kHidden);
+      factor = sees ? factor : Vec{};
+      maximum[j] = sees ? maximum[j] : simd::broadcast(kMinusInfinity);
+    }
+    simd::store(factors + j * kLanes, factor);
+  }
   const int64_t first_row = begin - task.queries.shift;
   for (int64_t i = 0; i < count; ++i)
     for (int64_t c = 0; c < size; ++c)
@@ -153,11 +163,12 @@ void forward_all(ThreadTeam& threads, const AttentionShape& s, float* workspace,
     if (index + 1 < items) {
       const Item following = item_at(index + 1);
       const HeadTask task = make_task(following.batch, following.kv_head * group, following.chunk);
-      ahead.add(task.queries.by_number(), following.end - task.queries.shift), ahead.add(task.keys, following.end);
-      ahead.add(task.values, following.end);
+      const int64_t keys = std::min(following.end, s.key_rows());
+      ahead.add(task.queries.by_number(), following.end - task.queries.shift), ahead.add(task.keys, keys);
+      ahead.add(task.values, keys);
     }
     const HeadTask first = make_task(item.batch, item.kv_head * group, item.chunk);
-    const Columns values = columns_of(first.values, 0, item.end, scratch.values);
+    const Columns values = columns_of(first.values, 0, std::min(item.end, s.key_rows()), scratch.values);
     for (int64_t head = item.kv_head * group; head < (item.kv_head + 1) * group; ++head) {
       const HeadTask task = make_task(item.batch, head, item.chunk);
       for (int64_t query = item.begin; query < item.end; query += kColumns)
@@ -186,10 +197,11 @@ void attention_forward(ThreadTeam& threads, const AttentionShape& s, const float
         {qkv + batch * s.tokens * s.query_width() + head * s.head_size, s.query_width(), s.head_size, s.shift(chunk)},
         keys(head / group),
         keys(s.kv_heads + head / group),
+        s.key_rows(),
         out + (batch * s.tokens * s.heads + head) * s.head_size,
         s.heads * s.head_size,
         log_sum_exp + (batch * s.heads + head) * s.tokens,
-        starts ? starts + batch * s.key_rows() : nullptr};
+        {starts ? starts + batch * s.tokens : nullptr, s.shift(chunk)}};
   });
 }
 

@@ -5,11 +5,13 @@
 // value heads, of D channels each; query head h reads key-value head h / (H / K). Scores are multiplied by 1 / sqrt(D).
 //
 // Where the queries are only a part of their sequences (context parallelism), they have a tensor (B, T, H D) of their
-// own, and keys and values of the whole sequences another, (B, T', 2 K D). The queries of a sequence are then one or
-// two chunks of neighbouring tokens; a query sees the keys up to its own position.
+// own, and the keys and values that they may see another, (B, T', 2 K D). The queries of a sequence are then one or two
+// chunks of neighbouring tokens, whose positions are counted from the first key. A query sees the keys up to its own
+// position, and so all of them where it lies behind the last.
 //
-// `starts` (B, T'), may be null: the first position that each token sees, where its document begins (Llama 3, section
-// 3.2). A start is at most the token's own position and never falls along T'.
+// `starts` (B, T), may be null: the first key that each query sees, where its document begins (Llama 3, section 3.2).
+// Starts never fall along T. A query whose start lies behind all keys up to its position sees none: its output is 0 and
+// its log_sum_exp -infinity, and it adds to no gradient.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -21,7 +23,8 @@ namespace llm {
 struct AttentionShape {
   int64_t batch, tokens, heads, kv_heads, head_size;  // B, T, H, K, D
   int64_t keys = 0;                                   // T'; 0: packed with the queries
-  // The queries are so many chunks of equal length; the positions of their first queries, which rise.
+  // The queries are so many chunks of equal length; the positions of their first queries, which rise. They may lie
+  // behind the keys.
   int64_t chunks = 1;
   std::array<int64_t, 2> firsts = {};
 

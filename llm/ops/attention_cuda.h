@@ -55,6 +55,11 @@ struct QueryTile {
   LLM_HOST_DEVICE int end_position(int queries) const {
     return position + (row + queries < end_row ? queries : end_row - row);
   }
+  // Behind the last key, of `keys`, that one of these queries sees.
+  LLM_HOST_DEVICE int end_key(int queries, int keys) const {
+    const int end = end_position(queries);
+    return end < keys ? end : keys;
+  }
 };
 
 // Where the heads lie: in a row of the queries' tensor H query heads; in a row of that of keys and values K key heads,
@@ -105,17 +110,30 @@ struct AttentionHeads {
   }
 };
 
-// Where the documents of a sequence begin. Without kDocuments the sequence is one document, and nothing is read.
+// The first keys that the queries of a chunk see, where their documents begin. Without kDocuments the sequence is one
+// document, and nothing is read.
 template <bool kDocuments>
 struct DocumentStarts {
-  const int32_t* starts;  // (T'), of the sequence
-  int tokens;
+  const int32_t* starts;  // at a query's position its start
+  int begin, end;         // the positions of the tile's first query, and behind the chunk's last
 
-  LLM_HOST_DEVICE DocumentStarts(const int32_t* all, int64_t batch, int sequence_tokens)
-      : starts(kDocuments ? all + batch * sequence_tokens : nullptr), tokens(sequence_tokens) {}
-  // The start of the document of the token at a position; 0 beyond the sequence's end.
-  LLM_HOST_DEVICE int of(int token) const { return kDocuments && token < tokens ? starts[token] : 0; }
+  // `all`: (B, T); `tile` is one of the chunk.
+  LLM_HOST_DEVICE DocumentStarts(const int32_t* all, int64_t batch, int tokens, const QueryTile& tile)
+      : starts(kDocuments ? all + batch * tokens + tile.row - tile.position : nullptr),
+        begin(tile.position),
+        end(tile.position + tile.end_row - tile.row) {}
+  // The start of the query at a position; 0 behind the chunk.
+  LLM_HOST_DEVICE int of(int position) const { return kDocuments && position < end ? starts[position] : 0; }
+  LLM_HOST_DEVICE int first() const { return of(begin); }
+  // That of the last query before a position.
+  LLM_HOST_DEVICE int last_before(int position) const { return of((position < end ? position : end) - 1); }
 };
+
+// The logarithm of the sum of a query's exponentials, or infinity where it sees no key and there is no sum: its
+// probabilities are then 0.
+LLM_HOST_DEVICE inline float finite_or_infinity(float log_sum_exp) {
+  return log_sum_exp == -INFINITY ? INFINITY : log_sum_exp;
+}
 
 // Of a node whose queries are that input.
 AttentionShape attention_shape(const KernelCall& call, size_t queries);
@@ -131,7 +149,7 @@ void flash_attention(const KernelCall& call);
 void flash_attention_backward(const KernelCall& call);
 
 // The same with wgmma and TMA, where the device is a Hopper and the binary has code for sm_90a. Chunks of queries must
-// begin and end at multiples of 64 tokens.
+// begin and end at multiples of 64 tokens, or lie behind all keys.
 bool has_flash_attention_hopper(const CudaDevice& device, const AttentionShape& shape);
 void flash_attention_hopper(const KernelCall& call);
 void flash_attention_backward_hopper(const KernelCall& call);

@@ -20,7 +20,7 @@ struct ForwardShared {
   ScoreTile<kTile> p;
 };
 
-// The tensors of queries q and of keys and values kv (AttentionHeads), starts (B, T') -> out (B, T, H D), log_sum_exp
+// The tensors of queries q and of keys and values kv (AttentionHeads), starts (B, T) -> out (B, T, H D), log_sum_exp
 // (B, H, T). Grid (B H, tiles of queries, the longest first). kDocuments: a query sees no key before its start;
 // otherwise `starts` is not used.
 template <class T, int kTile, int kHead, bool kDocuments>
@@ -32,8 +32,9 @@ __global__ void __launch_bounds__(kThreads)
   auto& shared = simt::shared_memory<ForwardShared<kTile, kHead>>();
   const int head = static_cast<int>(blockIdx.x) % heads.heads, kv_head = head / heads.group();
   const int64_t batch = static_cast<int>(blockIdx.x) / heads.heads;
-  const auto [first_row, first_query, end_row] = heads.tile(static_cast<int>(gridDim.y - 1 - blockIdx.y), kTile);
-  const int end_key = first_query + min(kTile, end_row - first_row);
+  const QueryTile tile = heads.tile(static_cast<int>(gridDim.y - 1 - blockIdx.y), kTile);
+  const auto [first_row, first_query, end_row] = tile;
+  const int end_key = tile.end_key(kTile, heads.keys);
   const T* const keys = kv + batch * heads.keys * heads.key_width();
   const int x = thread_x(), y = thread_y();
 
@@ -42,7 +43,7 @@ __global__ void __launch_bounds__(kThreads)
   float largest[kRows], sum[kRows], accumulated[kRows][kHead / kSide] = {};
 #pragma unroll
   for (int i = 0; i < kRows; ++i) largest[i] = -INFINITY, sum[i] = 0;
-  const DocumentStarts<kDocuments> documents(starts, batch, heads.keys);
+  const DocumentStarts<kDocuments> documents(starts, batch, heads.tokens, tile);
   int row_start[kRows];
 #pragma unroll
   for (int i = 0; i < kRows; ++i) row_start[i] = documents.of(first_query + y + kSide * i);
@@ -60,7 +61,8 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int j = 0; j < kRows; ++j) {
         const int key = first_key + x + kSide * j;
-        const bool seen = key <= first_query + y + kSide * i && (!kDocuments || key >= row_start[i]);
+        const bool seen =
+            key <= first_query + y + kSide * i && key < heads.keys && (!kDocuments || key >= row_start[i]);
         s[i][j] = seen ? s[i][j] * scale : -INFINITY;
         row_largest = fmaxf(row_largest, s[i][j]);
       }
@@ -91,7 +93,7 @@ __global__ void __launch_bounds__(kThreads)
     const float total = sum_over_x(sum[i]);
     if (simt::in_bounds(query < end_row)) {
       T* const row = out + (batch * heads.tokens + query) * heads.out_width() + heads.query(head);
-      most = fmaxf(most, store_row<T>(row, accumulated[i], 1 / total, heads.head_size, packed));
+      most = fmaxf(most, store_row<T>(row, accumulated[i], total > 0 ? 1 / total : 0, heads.head_size, packed));
       if (x == 0) log_sum_exp[int64_t{blockIdx.x} * heads.tokens + query] = largest[i] + logf(total);
     }
   }

@@ -21,7 +21,7 @@ struct BackwardShared {
   ScoreTile<kTile> p;
 };
 
-// d_out, out (B, T, H D), q and kv (AttentionHeads), log_sum_exp (B, H, T), starts (B, T') -> the query heads of d_q,
+// d_out, out (B, T, H D), q and kv (AttentionHeads), log_sum_exp (B, H, T), starts (B, T) -> the query heads of d_q,
 // delta (B, H, T). Grid and kDocuments as the forward kernel's.
 template <class T, int kTile, int kHead, bool kDocuments>
 __global__ void __launch_bounds__(kThreads)
@@ -33,8 +33,9 @@ __global__ void __launch_bounds__(kThreads)
   auto& shared = simt::shared_memory<BackwardShared<kTile, kHead>>();
   const int head = static_cast<int>(blockIdx.x) % heads.heads, kv_head = head / heads.group();
   const int64_t batch = static_cast<int>(blockIdx.x) / heads.heads;
-  const auto [first_row, first_query, end_row] = heads.tile(static_cast<int>(gridDim.y - 1 - blockIdx.y), kTile);
-  const int end_key = first_query + min(kTile, end_row - first_row);
+  const QueryTile tile = heads.tile(static_cast<int>(gridDim.y - 1 - blockIdx.y), kTile);
+  const auto [first_row, first_query, end_row] = tile;
+  const int end_key = tile.end_key(kTile, heads.keys);
   const T* const keys = kv + batch * heads.keys * heads.key_width();
   const int64_t of_out = batch * heads.tokens * heads.out_width() + heads.query(head);
   const int64_t of_statistic = int64_t{blockIdx.x} * heads.tokens;
@@ -65,7 +66,7 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
 
-  const DocumentStarts<kDocuments> documents(starts, batch, heads.keys);
+  const DocumentStarts<kDocuments> documents(starts, batch, heads.tokens, tile);
   int row_start[kRows];
 #pragma unroll
   for (int i = 0; i < kRows; ++i) row_start[i] = documents.of(first_query + y + kSide * i);
@@ -84,7 +85,8 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int j = 0; j < kRows; ++j) {
         const int key = first_key + x + kSide * j;
-        const bool seen = key <= first_query + y + kSide * i && (!kDocuments || key >= row_start[i]);
+        const bool seen =
+            key <= first_query + y + kSide * i && key < heads.keys && (!kDocuments || key >= row_start[i]);
         const float p = seen ? expf(s[i][j] * scale - row_log_sum_exp[i]) : 0;
         s[i][j] = p * (dp[i][j] - row_delta[i]);
       }
@@ -103,7 +105,7 @@ __global__ void __launch_bounds__(kThreads)
   note_largest_over(most, largest, shared);
 }
 
-// d_out (B, T, H D), q and kv (AttentionHeads), log_sum_exp, delta (B, H, T), starts (B, T') -> the key and value heads
+// d_out (B, T, H D), q and kv (AttentionHeads), log_sum_exp, delta (B, H, T), starts (B, T) -> the key and value heads
 // of d_kv: sums over the group's query heads, in order. Grid (B K, tiles of keys, the longest first). Scores stand
 // transposed: keys are the rows.
 template <class T, int kTile, int kHead, bool kDocuments>
@@ -126,13 +128,14 @@ __global__ void __launch_bounds__(kThreads)
   load_tile<T, kTile, kHead>(shared.values, keys + heads.value(kv_head), heads.key_width(), first_key, heads.keys,
                              heads.head_size, packed);
   float key_gradient[kRows][kHead / kSide] = {}, value_gradient[kRows][kHead / kSide] = {};
-  const DocumentStarts<kDocuments> documents(starts, batch, heads.keys);
 
   for (int head = kv_head * heads.group(); head < (kv_head + 1) * heads.group(); ++head) {
     const T* const d_outs = d_out + batch * heads.tokens * heads.out_width() + heads.query(head);
     const int64_t of_statistic = (batch * heads.heads + head) * heads.tokens;
     for (int tile = heads.first_tile_seeing(first_key, kTile); tile < heads.tiles(kTile); ++tile) {
-      const auto [first_row, first_query, end_row] = heads.tile(tile, kTile);
+      const QueryTile other = heads.tile(tile, kTile);
+      const auto [first_row, first_query, end_row] = other;
+      const DocumentStarts<kDocuments> documents(starts, batch, heads.tokens, other);
       if (documents.of(first_query) >= first_key + kTile) break;  // this and all later documents begin behind the keys
       __syncthreads();
       load_tile<T, kTile, kHead>(shared.queries, queries + heads.query(head), heads.query_width(), first_row, end_row,

@@ -23,8 +23,8 @@ using simd::Vec;
 inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 // The score of a key in an earlier document than the query's, before the maximum is known. It is finite, so that a
-// difference of two is not NaN. Sums over such keys alone are later multiplied by 0, when a key of the query's own
-// document raises the maximum.
+// difference of two is not NaN. Sums over such keys alone are later multiplied by 0: when a key of the query's own
+// document raises the maximum, or at the end.
 inline constexpr float kHidden = -1e30f;
 
 // The rows of one head, which have `size` channels: that of position t is at data + (t - shift) * stride.
@@ -144,21 +144,25 @@ inline Vec mask(Vec v, int64_t key, int64_t first_query, float replacement) {
   return lane >= static_cast<int32_t>(std::min<int64_t>(key - first_query, kLanes)) ? v : simd::broadcast(replacement);
 }
 
-// Where the documents of the kLanes queries from `query` on begin; 0 for queries from `end` on, which do not exist.
-inline IntVec starts_of(const int32_t* starts, int64_t query, int64_t end) {
-  IntVec v{};
-  for (int i = 0; i < kLanes && query + i < end; ++i) v[i] = starts[query + i];
-  return v;
-}
+// The first key that each query of a chunk sees: that of the query at position t is starts[t - shift].
+struct QueryStarts {
+  const int32_t* starts = nullptr;  // (T), or null: all queries see key 0
+  int64_t shift = 0;
+
+  explicit operator bool() const { return starts != nullptr; }
+  // Of the kLanes queries from `query` on; 0 for queries from `end` on, which do not exist.
+  IntVec lanes(int64_t query, int64_t end) const {
+    IntVec v{};
+    for (int i = 0; i < kLanes && query + i < end; ++i) v[i] = starts[query - shift + i];
+    return v;
+  }
+  // The first key that queries from `query` on see, rounded down to a multiple of kColumns.
+  int64_t first_key(int64_t query) const { return starts ? starts[query - shift] / kColumns * kColumns : 0; }
+};
 
 // Replaces the lanes of queries whose documents begin after the key.
 inline Vec mask_earlier_documents(Vec v, int64_t key, IntVec starts, float replacement) {
   return starts <= static_cast<int32_t>(key) ? v : simd::broadcast(replacement);
-}
-
-// The first key that queries from `query` on see, rounded down to a multiple of kColumns.
-inline int64_t first_key_of(const int32_t* starts, int64_t query) {
-  return starts ? starts[query] / kColumns * kColumns : 0;
 }
 
 }  // namespace llm::attention

@@ -21,11 +21,15 @@ namespace llm::cuda {
 [[gnu::weak]] void rope(const KernelCall& call);
 [[gnu::weak]] void rope_backward(const KernelCall& call);
 [[gnu::weak]] void document_starts(const KernelCall& call);
+[[gnu::weak]] void query_starts(const KernelCall& call);
 [[gnu::weak]] void attention(const KernelCall& call);
 [[gnu::weak]] void attention_backward(const KernelCall& call);
 [[gnu::weak]] void attention_paged(const KernelCall& call);
 [[gnu::weak]] void split_heads(const KernelCall& call);
 [[gnu::weak]] void join_heads(const KernelCall& call);
+[[gnu::weak]] void merge_attention(const KernelCall& call);
+[[gnu::weak]] void take_tokens(const KernelCall& call);
+[[gnu::weak]] void add_tokens(const KernelCall& call);
 [[gnu::weak]] void quantize(const KernelCall& call);
 [[gnu::weak]] void product_fp8(const KernelCall& call);
 [[gnu::weak]] void bias_gradient(const KernelCall& call);

@@ -1,6 +1,8 @@
 // document_starts on the GPU: a warp takes a row, 32 tokens at a time; a vote of its lanes shows where documents begin.
+// query_starts: a thread takes a query.
 #include "llm/device/cuda.h"
 #include "llm/device/simt.h"
+#include "llm/ops/chunks.h"
 #include "llm/ops/cuda_kernels.h"
 
 namespace llm::cuda {
@@ -24,7 +26,26 @@ __global__ void __launch_bounds__(32) document_starts_kernel(const int32_t* __re
   }
 }
 
+constexpr int kThreads = 256;
+
+__global__ void __launch_bounds__(kThreads)
+    query_starts_kernel(const int32_t* __restrict__ all,  // (B, T)
+                        int32_t* __restrict__ starts,     // (B, tokens)
+                        int64_t T, int64_t tokens, int64_t elements, Chunks queries, Chunks keys) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (simt::in_bounds(i < elements))
+    starts[i] = static_cast<int32_t>(keys.before(all[i / tokens * T + queries.position(i % tokens)]));
+}
+
 }  // namespace
+
+void query_starts(const KernelCall& call) {
+  const Attributes& a = call.node.attributes;
+  const int64_t tokens = call.out_shape(0)[1], elements = call.out_shape(0).elements();
+  simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>((elements + kThreads - 1) / kThreads)), dim3(kThreads),
+               0, query_starts_kernel, call.in_int(0), call.out<int32_t>(0), call.in_shape(0)[1], tokens, elements,
+               chunks_of(a, tokens), key_chunks_of(a));
+}
 
 void document_starts(const KernelCall& call) {
   const Shape& shape = call.in_shape(0);

@@ -93,7 +93,7 @@ struct RunningSoftmax {
   }
 };
 
-// The tensors of queries q and of keys and values kv (AttentionHeads), starts (B, T') -> out (B, T, H D), log_sum_exp
+// The tensors of queries q and of keys and values kv (AttentionHeads), starts (B, T) -> out (B, T, H D), log_sum_exp
 // (B, H, T). Grid (B H, tiles of queries). With kDocuments a query sees no key before its start; without it `starts` is
 // not used.
 template <int kHead, int kRowTiles, int kKeys, bool kHeldQueries, bool kDocuments>
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kThreads)
                               end_token);
     simt::copy_commit();
   };
-  const DocumentStarts<kDocuments> documents(starts, batch, heads.keys);
+  const DocumentStarts<kDocuments> documents(starts, batch, heads.tokens, tile);
   const int begin_key = documents.of(first_query) / kKeys * kKeys;
   copy_tile_async<kThreads>(shared.queries, q + heads.query(head), static_cast<int>(heads.query_width()), first_row,
                             end_row);
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads)
   RowOperand<kRowTiles, kQueries, kHead, kHeldQueries> queries(shared.queries, warp_row);
   RunningSoftmax<kRowTiles> softmax;
   float accumulated[kRowTiles][kHead / 8][4] = {};
-  const int end_key = tile.end_position(kQueries);
+  const int end_key = tile.end_key(kQueries, heads.keys);
   for (int first_key = begin_key, stage = 0; first_key < end_key; first_key += kKeys, stage ^= 1) {
     simt::copy_wait<0>();
     __syncthreads();
@@ -139,9 +139,10 @@ __global__ void __launch_bounds__(kThreads)
     if (kHead < 128 && first_key + kKeys <= documents.of(warp_query)) continue;
     float s[kRowTiles][kKeys / 8][4];
     multiply_transposed(s, queries, shared.keys[stage], 0);
-    if (first_key + kKeys - 1 > warp_query) mask_later_keys<false>(s, warp_query, first_key);
+    if (first_key + kKeys > min(warp_query + 1, heads.keys))
+      mask_later_keys<false>(s, warp_query, first_key, heads.keys);
     if constexpr (kDocuments)
-      if (first_key < documents.of(min(warp_query + 16 * kRowTiles, heads.keys) - 1))
+      if (first_key < documents.last_before(warp_query + 16 * kRowTiles))
         mask_earlier_documents<false>(s, warp_query, first_key, documents);
     softmax.template add<kDocuments>(s, accumulated, scale_to_base_2);
     multiply(accumulated, s, shared.values[stage], 0);
@@ -154,7 +155,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int half = 0; half < 2; ++half) {
       const int query = tile.row + warp_row + 16 * m + 8 * half + group();  // its number
       const float total = group_sum(softmax.sum[m][half]);
-      factor[m][half] = 1 / total;
+      factor[m][half] = kDocuments && total == 0 ? 0 : 1 / total;
       if (simt::in_bounds(query < tile.end_row) && member() == 0)
         log_sum_exp[int64_t{blockIdx.x} * heads.tokens + query] = softmax.largest[m][half] * scale + logf(total);
     }

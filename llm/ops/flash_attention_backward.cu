@@ -74,7 +74,7 @@ __device__ void row_products(float (&sum)[M][2], const A& a, const B& b, int col
   }
 }
 
-// d_out, out (B, T, H D), q and kv (AttentionHeads), log_sum_exp (B, H, T), starts (B, T') -> the query heads of d_q,
+// d_out, out (B, T, H D), q and kv (AttentionHeads), log_sum_exp (B, H, T), starts (B, T) -> the query heads of d_q,
 // delta (B, H, T). Grid (B H, tiles of queries, those with the most keys first). kDocuments as in the forward kernel.
 template <class Tiling, bool kDocuments>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   copy_tile_async<kThreads>(shared.queries, q + heads.query(head), query_width, first_row, end_row);
   copy_tile_async<kThreads>(shared.d_outs, d_out + heads.query(head), out_width, first_row, end_row);
   copy_tile_async<kThreads>(shared.outs(), out + heads.query(head), out_width, first_row, end_row);
-  const DocumentStarts<kDocuments> documents(starts, batch, heads.keys);
+  const DocumentStarts<kDocuments> documents(starts, batch, heads.tokens, tile);
   const int begin_key = documents.of(first_query) / kKeys * kKeys;
   copy_keys_and_values(0, begin_key);
   simt::copy_wait<0>();
@@ -125,13 +125,13 @@ __global__ void __launch_bounds__(kThreads, 1)
       row_delta[m][half] = group_sum(row_delta[m][half]);
       row_log_sum_exp[m][half] = INFINITY;  // makes the probabilities of rows that do not exist 0
       if (simt::in_bounds(query < tile.end_row)) {
-        row_log_sum_exp[m][half] = log_sum_exp[of_statistic + query] * kLog2E;
+        row_log_sum_exp[m][half] = finite_or_infinity(log_sum_exp[of_statistic + query]) * kLog2E;
         if (member() == 0) delta[of_statistic + query] = row_delta[m][half];
       }
     }
 
   float gradient[M][kHead / 8][4] = {};
-  const int end_key = tile.end_position(kQueries);
+  const int end_key = tile.end_key(kQueries, heads.keys);
   for (int first_key = begin_key, stage = 0; first_key < end_key; first_key += kKeys, stage ^= 1) {
     simt::copy_wait<0>();
     __syncthreads();
@@ -144,9 +144,10 @@ __global__ void __launch_bounds__(kThreads, 1)
       float s[M][kStep / 8][4], dp[M][kStep / 8][4];
       multiply_transposed(s, queries, keys, step);
       multiply_transposed(dp, d_outs, values, step);
-      if (first_key + step + kStep - 1 > warp_query) mask_later_keys<false>(s, warp_query, first_key + step);
+      if (first_key + step + kStep > min(warp_query + 1, heads.keys))
+        mask_later_keys<false>(s, warp_query, first_key + step, heads.keys);
       if constexpr (kDocuments)
-        if (first_key + step < documents.of(min(warp_query + 16 * M, heads.keys) - 1))
+        if (first_key + step < documents.last_before(warp_query + 16 * M))
           mask_earlier_documents<false>(s, warp_query, first_key + step, documents);
 #pragma unroll
       for (int m = 0; m < M; ++m)
@@ -175,7 +176,7 @@ struct KeyShared {
   alignas(16) float statistics[2][2 * Tiling::kOthers];  // for each query log_sum_exp to base 2, then delta
 };
 
-// d_out (B, T, H D), q and kv (AttentionHeads), log_sum_exp, delta (B, H, T), starts (B, T') -> the key and value heads
+// d_out (B, T, H D), q and kv (AttentionHeads), log_sum_exp, delta (B, H, T), starts (B, T) -> the key and value heads
 // of d_kv: sums over the group's query heads, in order. Grid (B K, tiles of keys, those with the most queries first).
 template <class Tiling, bool kDocuments>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -201,7 +202,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   // What is known of it is computed again where it is needed, as there are no registers left to hold it.
   int head = kv_head * heads.group(), tile = heads.first_tile_seeing(first_key, kQueries);
   const int end_head = tile < heads.tiles(kQueries) ? head + heads.group() : head;
-  const DocumentStarts<kDocuments> documents(starts, batch, heads.keys);
+  const auto starts_of = [&](const QueryTile& of) {
+    return DocumentStarts<kDocuments>(starts, batch, heads.tokens, of);
+  };
   const auto copy_queries_and_d_outs = [&](int stage) {
     const QueryTile next = heads.tile(tile, kQueries);
     copy_tile_async<kThreads>(shared.queries[stage], q + heads.query(head), query_width, first_row + next.row,
@@ -218,7 +221,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     float value = is_delta ? 0.0f : INFINITY;  // makes the probabilities of queries that do not exist 0
     if (simt::in_bounds(query < next.end_row))
       value = (is_delta ? delta : log_sum_exp)[(int64_t{batch} * heads.heads + head) * heads.tokens + query];
-    return is_delta ? value : value * kLog2E;
+    return is_delta ? value : finite_or_infinity(value) * kLog2E;
   };
 
   copy_tile_async<kThreads>(shared.keys, kv + heads.key(kv_head), width, first_token + first_key, end_token);
@@ -237,10 +240,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int stage = 0; head < end_head; stage ^= 1) {
     simt::copy_wait<0>();
     __syncthreads();
-    const int first = heads.tile(tile, kQueries).position;
+    const QueryTile queries = heads.tile(tile, kQueries);
+    const int first = queries.position;
     float next_statistic = 0;
     // The next head follows when the queries end, or when the next queries and all after them are in later documents.
-    if (++tile == heads.tiles(kQueries) || documents.of(heads.tile(tile, kQueries).position) >= first_key + kKeys)
+    if (++tile == heads.tiles(kQueries) || starts_of(heads.tile(tile, kQueries)).first() >= first_key + kKeys)
       tile = heads.first_tile_seeing(first_key, kQueries), ++head;
     if (head < end_head) {
       copy_queries_and_d_outs(stage ^ 1);
@@ -252,9 +256,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       float p[M][kStep / 8][4], ds[M][kStep / 8][4];
       multiply_transposed(p, keys, shared.queries[stage], step);
       multiply_transposed(ds, values, shared.d_outs[stage], step);
-      if (first + step < warp_key + 16 * M - 1) mask_later_keys<true>(p, warp_key, first + step);
+      if (first + step < warp_key + 16 * M - 1) mask_later_keys<true>(p, warp_key, first + step, heads.keys);
       if constexpr (kDocuments)
-        if (warp_key < documents.of(min(first + step + kStep, heads.keys) - 1))
+        if (const auto documents = starts_of(queries); warp_key < documents.last_before(first + step + kStep))
           mask_earlier_documents<true>(p, warp_key, first + step, documents);
 #pragma unroll
       for (int n = 0; n < kStep / 8; ++n) {

@@ -144,11 +144,11 @@ __device__ inline void multiply(float (&out)[M][kHead / 8][4], const float (&p)[
   }
 }
 
-// Scores of keys that come after the query become -infinity, so that their exponentials are 0. The first row is query
-// `row` and the first column key `column`; with kTransposed the first row is key `row` and the first column query
-// `column`.
+// Scores of keys that come after the query, or from key `keys` on, become -infinity, so that their exponentials are 0.
+// The first row is query `row` and the first column key `column`; with kTransposed the first row is key `row` and the
+// first column query `column`.
 template <bool kTransposed, int M, int N>
-__device__ inline void mask_later_keys(float (&s)[M][N][4], int row, int column) {
+__device__ inline void mask_later_keys(float (&s)[M][N][4], int row, int column, int keys) {
 #pragma unroll
   for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -156,7 +156,7 @@ __device__ inline void mask_later_keys(float (&s)[M][N][4], int row, int column)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int r = row + 16 * m + 8 * (i / 2) + group(), c = column + 8 * n + 2 * member() + i % 2;
-        if (kTransposed ? r > c : c > r) s[m][n][i] = -INFINITY;
+        if (kTransposed ? r > c : c > min(r, keys - 1)) s[m][n][i] = -INFINITY;
       }
 }
 

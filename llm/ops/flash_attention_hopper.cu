@@ -4,9 +4,9 @@
 // a time. In a warpgroup the product of one tile's probabilities with the values runs while the softmax of the next
 // tile's scores is computed. With kTurns the warpgroups take turns in starting products, so that one's softmax
 // coincides with the products of another. Scores become the left operand of the next product without leaving the
-// registers. Only the tile on the diagonal is masked. As the keys come in this order, the first tile of a query has a
-// key that the query sees, so the largest score of the running softmax (Milakov and Gimelshein 2018) is never
-// -infinity.
+// registers. Only the tile on the diagonal, or with the last key, is masked. As the keys come in this order, the first
+// tile of a query has a key that the query sees, so the largest score of the running softmax (Milakov and Gimelshein
+// 2018) is never -infinity, unless documents hide keys.
 // Bytes: queries and outputs once; keys and values once for each tile of queries, from the L2 cache after the first
 // time.
 #include "llm/graph/kernel.h"
@@ -48,8 +48,9 @@ struct Softmax {
   float largest[2] = {-INFINITY, -INFINITY},
         sum[2] = {0, 0};  // of the raw scores; of the exponentials of this thread's columns alone
 
-  // Scores become 2^(scale (score - largest)). The caller must multiply its earlier outputs by `correction`.
-  template <int N>
+  // Scores become 2^(scale (score - largest)). The caller must multiply its earlier outputs by `correction`. Unless
+  // kMayBeEmpty, each row must have had a score that is not masked.
+  template <bool kMayBeEmpty, int N>
   __device__ __forceinline__ void add(float (&s)[N][4], float (&correction)[2], float scale) {
     float most[4] = {s[0][0], s[0][1], s[0][2], s[0][3]};
 #pragma unroll
@@ -60,9 +61,10 @@ struct Softmax {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float now = fmaxf(largest[half], group_max(fmaxf(most[2 * half], most[2 * half + 1])));
-      correction[half] = simt::exp2_fast((largest[half] - now) * scale);
+      const float shift = kMayBeEmpty && now == -INFINITY ? 0 : now;  // differences of infinities would be NaN
+      correction[half] = simt::exp2_fast((largest[half] - shift) * scale);
       largest[half] = now;
-      offset[half] = now * scale;
+      offset[half] = shift * scale;
       part[2 * half] = sum[half] * correction[half];
     }
 #pragma unroll
@@ -144,7 +146,7 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Att
     simt::wait(shared.queries_full[own.stage], own.parity);
     const Item item = shared.items[own.stage];
     if (item.head == kNoItem) break;
-    const DocumentStarts<kDocuments> documents(starts, item.batch, heads.keys);
+    const auto documents = starts_of_item<kDocuments>(heads, item, starts);
     auto& queries = shared.queries[own.stage];
     const int first_query = item.position + row, warp_query = item.position + warp_row;
     if (first_query < item.chunk) {
@@ -155,9 +157,9 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Att
       own.advance();
       continue;
     }
-    const int first = max(item.first_tile, documents.of(first_query) / kKeys);
     const int last = min(item.last_tile, (first_query + kGroupRows - 1) / kKeys);
-    const int last_start = documents.of(min(warp_query + 16, heads.keys) - 1);
+    const int first = min(max(item.first_tile, documents.of(first_query) / kKeys), last);
+    const int last_start = documents.last_before(warp_query + 16);
 #pragma unroll 1
     for (int tile = item.last_tile; tile > last; --tile) skip_tile();
 
@@ -178,9 +180,9 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Att
     simt::hold(s[0]);
     release(shared.keys_empty[key_place.stage]);
     key_place.advance();
-    mask_later_keys<false>(s, warp_query, last * kKeys);
+    mask_later_keys<false>(s, warp_query, last * kKeys, heads.keys);
     mask_documents(last);
-    softmax.add(s[0], correction, scale_to_base_2);
+    softmax.template add<kDocuments>(s[0], correction, scale_to_base_2);
     pack(p, s[0]);
 
     bool add = false;
@@ -202,7 +204,7 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Att
       release(shared.keys_empty[key_place.stage]);
       key_place.advance();
       mask_documents(tile);
-      softmax.add(s[0], correction, scale_to_base_2);
+      softmax.template add<kDocuments>(s[0], correction, scale_to_base_2);
       simt::products_wait<0>();
       simt::hold(accumulated);
       release(shared.values_empty[value_place.stage]);
@@ -223,7 +225,7 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Att
     for (int half = 0; half < 2; ++half) {
       const int query = item.first_row + warp_row + 8 * half + group();  // its number
       const float total = group_sum(softmax.sum[half]);
-      factor[half] = 1 / total;
+      factor[half] = kDocuments && total == 0 ? 0 : 1 / total;
       if (simt::in_bounds(query < tokens) && member() == 0)
         log_sum_exp[of_head + query] = softmax.largest[half] * scale + logf(total);
     }
@@ -247,7 +249,7 @@ __device__ __forceinline__ void consume(ForwardShared<Tiling>& shared, const Att
   note_largest_of_warp(most, largest);
 }
 
-// The tensors of queries, and of keys and values (AttentionHeads), starts (B, T') -> out (B, T, H D), log_sum_exp (B,
+// The tensors of queries, and of keys and values (AttentionHeads), starts (B, T) -> out (B, T, H D), log_sum_exp (B,
 // H, T). With kDocuments a query sees no key before its start; without it `starts` is not used. query_map and key_map
 // are of the two tensors, with boxes of kQueries and kKeys rows.
 template <class Tiling, bool kDocuments>
@@ -311,7 +313,8 @@ bool has_flash_attention_hopper(const CudaDevice& device, const AttentionShape& 
 #if defined(TRAIN_GPT_SM_90A) || defined(LLM_TEST_BED)
   const auto is_even = [](int64_t tokens) { return tokens % kGroupRows == 0; };
   return device.properties().compute_capability == 90 && (s.head_size == 64 || s.head_size == 128) &&
-         is_even(s.firsts[0]) && (s.chunks == 1 || (is_even(s.chunk()) && is_even(s.firsts[1])));
+         (is_even(s.firsts[0]) || s.firsts[0] >= s.key_rows()) &&
+         (s.chunks == 1 || (is_even(s.chunk()) && is_even(s.firsts[1])));
 #else
   return false;
 #endif

@@ -85,21 +85,27 @@ struct alignas(16) Item {
 };
 inline constexpr int kNoItem = -1;  // in place of the head: there are no more items
 
+// The starts of the chunk to which an item's queries belong.
+template <bool kDocuments>
+__device__ __forceinline__ DocumentStarts<kDocuments> starts_of_item(const AttentionHeads& heads, const Item& item,
+                                                                     const int32_t* starts) {
+  const int behind = item.position - item.chunk;  // of the chunk's first query
+  return {starts, item.batch, heads.tokens, {item.first_row, item.position, item.first_row - behind + heads.chunk}};
+}
+
 // The tile of queries with that rank, from the longest on. The tiles of a chunk are counted from its end, the last
 // token rounded up to a warpgroup's 64 queries. So the first tile may begin before the chunk. The item lacks its head.
+// It has a tile of keys even where documents hide them all.
 template <int kQueries, int kKeys, bool kDocuments>
 __device__ __forceinline__ Item query_item(const AttentionHeads& heads, int batch, int rank, const int32_t* starts) {
-  const DocumentStarts<kDocuments> documents(starts, batch, heads.keys);
   const int each = (heads.chunk + kQueries - 1) / kQueries, number = heads.chunks - 1 - rank / each;
   const int at = round_up(heads.chunk, kGroupRows) - (rank % each + 1) * kQueries;  // in the chunk
   const int chunk = number ? heads.firsts[1] : heads.firsts[0], position = chunk + at;
-  return {batch,
-          0,
-          number * heads.chunk + at,
-          documents.of(max(position, chunk)) / kKeys,
-          (min(position + kQueries, chunk + heads.chunk) - 1) / kKeys,
-          position,
-          chunk};
+  Item item = {batch, 0, number * heads.chunk + at, 0, 0, position, chunk};
+  item.last_tile = (min(min(position + kQueries, chunk + heads.chunk), heads.keys) - 1) / kKeys;
+  item.first_tile =
+      min(starts_of_item<kDocuments>(heads, item, starts).of(max(position, chunk)) / kKeys, item.last_tile);
+  return item;
 }
 
 inline Schedule schedule_of(int64_t heads, int64_t tiles, int64_t blocks, int64_t bytes_a_head) {

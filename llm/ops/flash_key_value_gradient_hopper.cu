@@ -49,12 +49,12 @@ struct KeyMaps {
 // The last of the tiles `low` to `high` of kTile queries whose first query is in a document that starts before key
 // `end`: later tiles see none of the keys before `end`. Without documents this is `high`.
 template <int kTile, bool kDocuments>
-__device__ __forceinline__ int last_tile_before(int low, int high, int end, const AttentionHeads& heads,
-                                                const DocumentStarts<kDocuments>& documents) {
+__device__ __forceinline__ int last_tile_before(int low, int high, int end, const AttentionHeads& heads, int batch,
+                                                const int32_t* starts) {
   if constexpr (kDocuments)
     while (low < high) {
       const int middle = (low + high + 1) / 2;
-      if (documents.of(heads.tile(middle, kTile).position) < end)
+      if (DocumentStarts<kDocuments>(starts, batch, heads.tokens, heads.tile(middle, kTile)).first() < end)
         low = middle;
       else
         high = middle - 1;
@@ -71,11 +71,10 @@ __device__ __forceinline__ void produce_queries(KeyShared<Tiling>& shared, const
   int any_head, rank;
   for (int round = 0; schedule.next(round, any_head, rank);) {
     const int kv_head = any_head % heads.kv_heads, batch = any_head / heads.kv_heads;
-    const DocumentStarts<kDocuments> documents(starts, batch, heads.keys);
     const int first_key = rank * Tiling::kKeys, first_tile = heads.first_tile_seeing(first_key, Tiling::kQueries);
     const Item item = {batch, kv_head, first_key, first_tile,
-                       last_tile_before<Tiling::kQueries>(first_tile, heads.tiles(Tiling::kQueries) - 1,
-                                                          first_key + Tiling::kKeys, heads, documents)};
+                       last_tile_before<Tiling::kQueries, kDocuments>(first_tile, heads.tiles(Tiling::kQueries) - 1,
+                                                                      first_key + Tiling::kKeys, heads, batch, starts)};
     auto& own_full = shared.own_full[own.stage];
     auto& own_tiles = shared.own[own.stage];
     simt::wait(shared.own_empty[own.stage], own.parity ^ 1);
@@ -119,12 +118,12 @@ __device__ __forceinline__ void consume_queries(KeyShared<Tiling>& shared, const
     simt::wait(shared.own_full[own.stage], own.parity);
     const Item item = shared.items[own.stage];
     if (item.head == kNoItem) break;
-    const DocumentStarts<kDocuments> documents(starts, item.batch, keys);
     const int first_key = item.first_row + row, warp_key = item.first_row + warp_row;
     const int diagonal = heads.first_tile_seeing(first_key, kQueries);
-    const int last = first_key < keys ? last_tile_before<kQueries>(item.first_tile, item.last_tile,
-                                                                   first_key + kGroupRows, heads, documents)
-                                      : -1;
+    const int last = first_key < keys
+                         ? last_tile_before<kQueries, kDocuments>(item.first_tile, item.last_tile,
+                                                                  first_key + kGroupRows, heads, item.batch, starts)
+                         : -1;
     auto& own_tiles = shared.own[own.stage];
 
     float p[1][kQueries / 8][4], ds[kQueries / 8][4], key_gradient[kHead / 8][4], value_gradient[kHead / 8][4];
@@ -139,11 +138,12 @@ __device__ __forceinline__ void consume_queries(KeyShared<Tiling>& shared, const
     const auto differentiate = [&](int tile) {
       simt::hold(p[0]);
       simt::hold(ds);
-      if (tile == diagonal) mask_later_keys<true>(p, warp_key, heads.tile(tile, kQueries).position);
+      if (tile == diagonal) mask_later_keys<true>(p, warp_key, heads.tile(tile, kQueries).position, keys);
       if constexpr (kDocuments) {
-        const int first_query = heads.tile(tile, kQueries).position;
-        if (warp_key < documents.of(min(first_query + kQueries, keys) - 1))
-          mask_earlier_documents<true>(p, warp_key, first_query, documents);
+        const QueryTile queries = heads.tile(tile, kQueries);
+        const DocumentStarts<kDocuments> documents(starts, item.batch, heads.tokens, queries);
+        if (warp_key < documents.last_before(queries.position + kQueries))
+          mask_earlier_documents<true>(p, warp_key, queries.position, documents);
       }
 #pragma unroll
       for (int n = 0; n < kQueries / 8; ++n) {
@@ -246,7 +246,7 @@ __device__ __forceinline__ void consume_queries(KeyShared<Tiling>& shared, const
   note_largest_of_warp(most, largest);
 }
 
-// statistics (B, H, statistic_rows), starts (B, T') -> the key and value heads of d_kv: sums over the group's query
+// statistics (B, H, statistic_rows), starts (B, T) -> the key and value heads of d_kv: sums over the group's query
 // heads, in order. The maps are of the tensors of keys and values, of queries and, for d_outs, of d_out (B, T, H D).
 template <class Tiling, bool kDocuments>
 __global__ void __launch_bounds__(Tiling::kThreads, 1)

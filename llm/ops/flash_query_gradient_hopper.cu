@@ -151,10 +151,10 @@ __device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const 
       own.advance();
       continue;
     }
-    const DocumentStarts<kDocuments> documents(starts, item.batch, heads.keys);
-    const int first = max(item.first_tile, documents.of(first_query) / kKeys);
+    const auto documents = starts_of_item<kDocuments>(heads, item, starts);
     const int last = min(item.last_tile, (first_query + kGroupRows - 1) / kKeys);
-    const int last_start = documents.of(min(warp_query + 16, heads.keys) - 1);
+    const int first = min(max(item.first_tile, documents.of(first_query) / kKeys), last);
+    const int last_start = documents.last_before(warp_query + 16);
     const int64_t head = int64_t{item.batch} * heads.heads + item.head;  // among those of all batches
     auto& own_tiles = shared.own[own.stage];
 
@@ -163,7 +163,8 @@ __device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const 
     for (int half = 0; half < 2; ++half) {
       const int query = item.first_row + warp_row + 8 * half + group();  // its number
       row_log_sum_exp[half] = INFINITY;  // makes the probabilities of rows that do not exist 0
-      if (simt::in_bounds(query < tokens)) row_log_sum_exp[half] = log_sum_exp[head * tokens + query] * kLog2E;
+      if (simt::in_bounds(query < tokens))
+        row_log_sum_exp[half] = finite_or_infinity(log_sum_exp[head * tokens + query]) * kLog2E;
     }
     row_sums(row_delta, own_tiles.d_outs, own_tiles.outs, warp_row);
     float2* const of_head = statistics + head * statistic_rows;
@@ -224,7 +225,7 @@ __device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const 
     pass_turn();
     simt::products_wait<0>();
     finish_scores();
-    mask_later_keys<false>(s, warp_query, last * kKeys);
+    mask_later_keys<false>(s, warp_query, last * kKeys, heads.keys);
     differentiate(last);
     pack(ds, s[0]);
 
@@ -259,7 +260,7 @@ __device__ __forceinline__ void consume_keys(QueryShared<Tiling>& shared, const 
   note_largest_of_warp(most, largest);
 }
 
-// log_sum_exp (B, H, T), starts (B, T') -> the query heads of d_q, statistics (B, H, statistic_rows) as in
+// log_sum_exp (B, H, T), starts (B, T) -> the query heads of d_q, statistics (B, H, statistic_rows) as in
 // BackwardTensors. kDocuments as in the forward kernel. The maps are of the tensors of queries, of keys and values and,
 // for d_outs and outs, of d_out and out (B, T, H D).
 template <class Tiling, bool kDocuments>

@@ -10,7 +10,7 @@
 // clang-format off
 #define LLM_OP_FILES(_)                                                                                        \
   _(embedding) _(add) _(cast) _(norm) _(qk_norm) _(rope) _(document_starts) _(attention) _(attention_paged)    \
-  _(split_heads)                                                                                               \
+  _(split_heads) _(merge_attention) _(ring_attention) _(token_range)                                           \
   _(route) _(router_loss) _(expert_order) _(expert_rows) _(grouped_linear)                                     \
   _(dropout) _(linear) _(bias_gradient) _(quantize) _(product_fp8) _(activation) _(swiglu) _(softcap) _(scale) \
   _(cross_entropy) _(head_loss) _(mean_loss) _(sample) _(square_sums) _(step_guard) _(adamw)                   \

@@ -26,6 +26,7 @@ struct Layout {
   Recompute recompute = Recompute::none;
   PipelineKind pipeline = PipelineKind::one_forward_one_backward;
   int chunks = 1;
+  ContextExchange exchange = ContextExchange::gather;
   bool offload = false;
   std::vector<int> cuts = {};  // of the layers, where not as `train` cuts them (llm/model/stages.h)
 

@@ -22,7 +22,7 @@ NodeWork work_of(const Graph& g, const Node& node) {
   return work;
 }
 
-double exchange_time(const RankGroup& group, double bytes, const Hardware& h, bool at_end) {
+double exchange_time(const RankGroup& group, double bytes, const Hardware& h, bool at_end, int messages) {
   if (group.is_alone()) return 0;
   const auto node = static_cast<int>(h.ranks_a_node);
   const int together = std::max(1, std::min(group.ranks, node / std::min(node, group.stride)));
@@ -30,7 +30,7 @@ double exchange_time(const RankGroup& group, double bytes, const Hardware& h, bo
   // Ranks on one node use their shares of the network together.
   const double rate = is_inside ? h.inside_gbs : std::min(h.inside_gbs, h.between_gbs * together);
   const double latency = is_inside ? h.inside_latency_us : at_end ? h.reduce_latency_us : h.between_latency_us;
-  return bytes / (rate * 1e9) + group.ranks * latency * 1e-6;
+  return bytes / (rate * 1e9) + (messages ? messages : group.ranks) * latency * 1e-6;
 }
 
 PassTime time_of(const Graph& graph, const Node& node, const Hardware& h, bool messages_between_nodes) {
@@ -39,7 +39,8 @@ PassTime time_of(const Graph& graph, const Node& node, const Hardware& h, bool m
     if (!node.attributes.has("ranks"))  // a copy from or to the host's memory
       return {.exchange = (cost.bytes_read + cost.bytes_written) / 2 / (h.host_gbs * 1e9)};
     const RankGroup group = group_of(node.attributes);
-    return {.exchange = exchange_time(group, cost.bytes_sent, h, !kMicroStep.contain(node.phase)),
+    const int messages = node.op->name == std::string_view("ring_shift_start") ? 1 : 0;
+    return {.exchange = exchange_time(group, cost.bytes_sent, h, !kMicroStep.contain(node.phase), messages),
             .host = (h.exchange_host_us + (messages_between_nodes ? group.ranks * h.beside_messages_us : 0)) * 1e-6};
   }
   const NodeWork work = work_of(graph, node);

@@ -33,7 +33,9 @@ struct NodeWork {
 };
 NodeWork work_of(const Graph& graph, const Node& node);
 
-// Seconds for `bytes` from each rank of a group to others of it, within a pass or at a step's end.
-double exchange_time(const RankGroup& group, double bytes, const Hardware& hardware, bool at_end = false);
+// Seconds for `bytes` from each rank of a group to others of it, within a pass or at a step's end, in so many messages (0: one
+// to each).
+double exchange_time(const RankGroup& group, double bytes, const Hardware& hardware, bool at_end = false,
+                     int messages = 0);
 
 }  // namespace llm

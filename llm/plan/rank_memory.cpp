@@ -6,6 +6,7 @@
 #include "llm/infer/evaluate.h"
 #include "llm/train/pipeline.h"
 #include "llm/train/placement.h"
+#include "llm/train/recompute_alike.h"
 #include "llm/train/virtual_ranks.h"
 
 namespace llm {
@@ -28,9 +29,9 @@ size_t evaluation_bytes(const Job& job, const Layout& layout, const DataParallel
 RankMemory memory_of(const Job& job, const Layout& layout, int stage, size_t budget, bool evaluates) {
   const DataParallel parallel = parallel_of(job, layout, layout.mesh.rank_of({.stage = stage}));
   const TrainOptions recipe = recipe_of(job, layout);
-  const auto build = [&](auto builder) {
+  const auto build = [&](auto builder, const DataParallel& of) {
     return builder(job.model, layout.batch, job.context, optimizer_of(recipe), dtype_of(job.target.precision),
-                   recipe_of(recipe, 0), parallel);
+                   recipe_of(recipe, 0), of);
   };
   RankMemory memory;
   PersistentLayout persistent;
@@ -52,15 +53,16 @@ RankMemory memory_of(const Job& job, const Layout& layout, int stage, size_t bud
   CompileOptions options;
   options.memory_budget = budget;
   PipelineGraphs parts;
-  if (layout.is_pipeline()) parts = build(build_pipeline_graphs);
+  if (layout.is_pipeline()) parts = build(build_pipeline_graphs, parallel);
+  const std::vector<PipelineGraphs> ring = recompute_alike(options, parallel, job.target, build);
   for (PipelinePart& part : parts.parts) hold(part.graph), recomputed(part.graph);
-  TrainingGraph t = layout.is_pipeline() ? parts.step : build(build_training_graph);
+  TrainingGraph t = layout.is_pipeline() ? parts.step : build(build_training_graph, parallel);
   hold(t.graph);
   if (!layout.is_pipeline()) recomputed(t.graph);
   size_t arena = VirtualRankSums(t, parallel, persistent, job.target).arena_bytes();
   if (layout.is_pipeline()) {
     const PipelineShape shape{layout.pipeline, layout.mesh.stage, static_cast<int>(layout.grad_accum), layout.chunks};
-    const Pipeline pipeline(parts, shape, parallel, persistent, job.target, options);
+    const Pipeline pipeline(parts, shape, parallel, persistent, job.target, options, ring);
     arena = std::max(arena, pipeline.arena_bytes());
     memory.recomputation = pipeline.compiled(0).recomputation;
     options.memory_budget = 0;

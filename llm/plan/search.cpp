@@ -86,8 +86,8 @@ class Search {
     }
   }
 
-  void add_all(std::vector<Plan>& plans, const Mesh& mesh) {
-    Layout l{.mesh = mesh, .offload = offload_};
+  void add_all(std::vector<Plan>& plans, const Mesh& mesh, ContextExchange exchange) {
+    Layout l{.mesh = mesh, .exchange = exchange, .offload = offload_};
     for (l.batch = mesh.expert; l.batch <= kMostSequences && l.batch * mesh.data <= job_.step_samples; l.batch *= 2)
       for (const int zero : {1, 2, 3}) {
         // Gradients are sent before a second micro-step would make others; one rank has nothing to divide.
@@ -111,7 +111,8 @@ class Search {
             Mesh mesh{.stage = stages, .context = context, .tensor = tensor, .expert = expert};
             if (ranks_ % mesh.ranks()) continue;
             mesh.data = ranks_ / mesh.ranks();
-            add_all(plans, mesh);
+            for (const ContextExchange exchange : {ContextExchange::gather, ContextExchange::ring})
+              if (context > 1 || exchange == ContextExchange::gather) add_all(plans, mesh, exchange);
           }
     return plans;
   }
@@ -120,7 +121,9 @@ class Search {
   bool is_known(const Layout& l) const {
     return std::any_of(tried_.begin(), tried_.end(), [&](const Plan& tried) {
       const Layout& o = tried.layout;
-      if (o.mesh != l.mesh || o.zero != l.zero || o.chunks != l.chunks || o.offload != l.offload) return false;
+      if (o.mesh != l.mesh || o.zero != l.zero || o.chunks != l.chunks || o.exchange != l.exchange ||
+          o.offload != l.offload)
+        return false;
       if (tried.memory.persistent() > room_) return true;
       return o.pipeline == l.pipeline && (tried.rejection.empty() ? o.batch == l.batch && o.recompute <= l.recompute
                                                                   : o.batch <= l.batch && o.recompute >= l.recompute);
@@ -172,7 +175,9 @@ class Search {
       const bool tensor = l.mesh.tensor != b.mesh.tensor || l.mesh.context != b.mesh.context ||
                           l.mesh.expert != b.mesh.expert,
                  stage = l.mesh.stage != b.mesh.stage, batch = l.batch != b.batch,
-                 recomputes = l.recompute != b.recompute, other = l.zero != b.zero || l.pipeline != b.pipeline;
+                 recomputes = l.recompute != b.recompute,
+                 other = l.zero != b.zero || l.pipeline != b.pipeline ||
+                         (l.mesh.context > 1 && b.mesh.context > 1 && l.exchange != b.exchange);
       if (tensor + stage + batch + recomputes + other != 1 ||
           (tensor && !is_near(l.mesh.sharing(), b.mesh.sharing())) || (stage && !is_near(l.mesh.stage, b.mesh.stage)) ||
           (batch && !is_near(l.batch, b.batch)) ||

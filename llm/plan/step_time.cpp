@@ -39,6 +39,7 @@ TrainOptions recipe_of(const Job& job, const Layout& layout) {
   TrainOptions o = job.recipe;
   o.context = job.context, o.batch = layout.batch, o.grad_accum = layout.grad_accum, o.zero = layout.zero;
   o.mesh = layout.mesh, o.virtual_ranks = layout.mesh.data, o.pipeline = layout.pipeline, o.chunks = layout.chunks;
+  o.context_exchange = layout.exchange;
   o.offload = layout.offload ? Offload::optimizer : Offload::none;
   return o;
 }
@@ -52,6 +53,7 @@ DataParallel parallel_of(const Job& job, const Layout& layout, int run_rank) {
                  .zero = layout.zero,
                  .mesh = mesh,
                  .run_rank = run_rank,
+                 .context_exchange = layout.exchange,
                  .chunks = layout.chunks,
                  .splits_backward = layout.pipeline == PipelineKind::zero_bubble};
   if (layout.is_pipeline())
@@ -64,7 +66,8 @@ StepTimer::Parts StepTimer::parts_of(const Layout& layout) {
   Layout own = layout;
   own.mesh.stage = 1, own.mesh.data = layout.zero == 3 ? layout.mesh.data : 1;
   own.zero = layout.zero == 3 ? 3 : 0;
-  const std::string key = concat(own.mesh.text(), " ", layout.batch, name_of(layout.recompute), messages_between_nodes);
+  const std::string key = concat(own.mesh.text(), " ", name_of(layout.exchange), layout.batch,
+                                 name_of(layout.recompute), messages_between_nodes);
   if (const auto found = parts_.find(key); found != parts_.end()) return found->second;
   Job small = job_;
   small.model.layers = kBlocks;

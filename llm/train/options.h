@@ -53,6 +53,7 @@ struct TrainOptions {
   Precision dtype = Precision::fp32;
   int64_t virtual_ranks = 0;  // who share a step's samples, on however many ranks; 0: as many as ranks
   Mesh mesh;                  // of the ranks there are; not part of the run
+  ContextExchange context_exchange = ContextExchange::gather;
   PipelineKind pipeline = PipelineKind::one_forward_one_backward;
   int64_t chunks = 1;  // of layers, that each stage of a pipeline has
   int64_t zero = 1;    // what the ranks divide among themselves (llm/model/distribute.h)

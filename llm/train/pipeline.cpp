@@ -30,7 +30,8 @@ size_t slots_of(const std::vector<PipelineAction>& actions, int chunk, bool spli
 }  // namespace
 
 Pipeline::Pipeline(PipelineGraphs& graphs, const PipelineShape& shape, const DataParallel& parallel,
-                   const PersistentLayout& layout, const Target& target, const CompileOptions& options)
+                   const PersistentLayout& layout, const Target& target, const CompileOptions& options,
+                   const std::vector<PipelineGraphs>& ring)
     : shape_(shape),
       mesh_(parallel.mesh),
       run_rank_(parallel.run_rank),
@@ -56,6 +57,11 @@ Pipeline::Pipeline(PipelineGraphs& graphs, const PipelineShape& shape, const Dat
     }
     const std::vector<TensorId> results = part.results();
     try {
+      for (const PipelineGraphs& other : ring) {
+        const PipelinePart& same = other.parts[static_cast<size_t>(c)];
+        own.least = compile(same.graph, same.results(), target, own).recomputation;
+      }
+      own.only_least = !ring.empty();
       chunk.compiled = std::make_shared<const Compiled>(compile(std::move(part.graph), results, target, own));
     } catch (const Error&) {
       if (!options.memory_budget) throw;

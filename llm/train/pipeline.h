@@ -15,8 +15,10 @@ namespace llm {
 class Pipeline {
  public:
   // `layout` has the persistent tensors of all graphs of the run. `options.memory_budget` is for all that a rank holds.
+  // `ring`: the graphs of ranks that must recompute alike (recompute_alike.h).
   Pipeline(PipelineGraphs& graphs, const PipelineShape& shape, const DataParallel& parallel,
-           const PersistentLayout& layout, const Target& target, const CompileOptions& options);
+           const PersistentLayout& layout, const Target& target, const CompileOptions& options,
+           const std::vector<PipelineGraphs>& ring = {});
 
   size_t arena_bytes() const { return arena_bytes_; }
   const Compiled& compiled(int chunk) const { return *chunks_[static_cast<size_t>(chunk)].compiled; }

@@ -10,6 +10,7 @@
 #include "llm/base/process.h"
 #include "llm/base/random.h"
 #include "llm/model/huggingface.h"
+#include "llm/train/recompute_alike.h"
 #include "llm/train/rules.h"
 #include "llm/train/trace.h"
 
@@ -32,6 +33,7 @@ DataParallel parallel_of(const ModelConfig& model, const TrainOptions& options, 
           .bucket_bytes = static_cast<size_t>(options.bucket_bytes),
           .mesh = mesh,
           .run_rank = rank,
+          .context_exchange = options.context_exchange,
           .chunks = static_cast<int>(options.chunks),
           .cuts = mesh.stage > 1 ? cut_layers(model, options.context, mesh.stage * static_cast<int>(options.chunks))
                                  : std::vector<int>{},
@@ -68,23 +70,24 @@ Trainer::Trainer(const ModelConfig& model, const TrainOptions& options, Dataset 
                                     : "the data has no tokenizer that says which token is the end of a text");
   const Target target = target_on(device_, options_.dtype);
   const bool is_pipeline = parallel_.mesh.stage > 1;
-  const auto build = [&](auto builder) {
+  const auto build = [&](auto builder, const DataParallel& parallel) {
     return builder(model_, options_.batch, options_.context, optimizer_of(options_), dtype_of(target.precision),
-                   recipe_of(options_, end_of_text), parallel_);
+                   recipe_of(options_, end_of_text), parallel);
   };
   PipelineGraphs parts;
-  if (is_pipeline) parts = build(build_pipeline_graphs);
+  if (is_pipeline) parts = build(build_pipeline_graphs, parallel_);
   for (const PipelinePart& part : parts.parts) layout_.add(part.graph);
-  TrainingGraph t = is_pipeline ? parts.step : build(build_training_graph);
+  TrainingGraph t = is_pipeline ? parts.step : build(build_training_graph, parallel_);
   tensors_ = {t.tokens, t.targets, t.loss_weights, t.loss, t.gradient_norm, t.guarded_norm, t.router_statistics};
   layout_.add(t.graph);
   sums_ = std::make_unique<VirtualRankSums>(t, parallel_, layout_, target);
   CompileOptions compiling;
   compiling.memory_budget = options_.memory_budget;
+  const std::vector<PipelineGraphs> ring = recompute_alike(compiling, parallel_, target, build);
   if (is_pipeline) {
     const PipelineShape shape = {options_.pipeline, parallel_.mesh.stage, static_cast<int>(options_.grad_accum),
                                  parallel_.chunks};
-    pipeline_ = std::make_unique<Pipeline>(parts, shape, parallel_, layout_, target, compiling);
+    pipeline_ = std::make_unique<Pipeline>(parts, shape, parallel_, layout_, target, compiling, ring);
     compiling.memory_budget = 0;  // a step's end keeps nothing that could be computed again
   }
   training_ = std::make_unique<Program>(
