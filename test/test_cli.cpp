@@ -346,6 +346,11 @@ TEST_CASE("cli: models of other programs are imported, exported, evaluated, cont
     CHECK(result["accuracy_per_byte"] == share("right_per_byte"));
     CHECK(result["accuracy_per_character"] == share("right_per_byte"));  // all of these are ASCII
     CHECK(result["tasks"] == 40);
+    run_well(folder, {"eval", model, "--choices", tasks, "--scores", folder / "scores.jsonl"});
+    const std::string scores = read_file(folder / "scores.jsonl");
+    CHECK(std::count(scores.begin(), scores.end(), '\n') == 40);
+    CHECK(json::parse(scores.substr(0, scores.find('\n')))[1].get<double>() ==
+          doctest::Approx(expected["log_likelihoods"][0][1].get<double>()).epsilon(1e-5));
     CHECK(run_well(folder, {"generate", model, "--prompt", "the hen", "--logits"}) == logits);
   }
   write_file_atomically(folder / "text.txt", expected["text"].get<std::string>());

@@ -248,9 +248,46 @@ TEST_CASE("multiple choice: each ending's log-likelihood, and what is counted, a
   CHECK(empty.endings[0].characters == 3);
   CHECK(empty.endings[0].tokens[0] == bytes->end_of_text());
   CHECK(empty.endings[0].first == 1);
-  const TokenizedChoice blank = tokenize_choice({" ", {"b", "c"}, 0}, *bytes, 30, "line");
-  CHECK(blank.endings[0].tokens == empty.endings[1].tokens);
+  const TokenizedChoice blank = tokenize_choice({" ", {"b", "c"}, 0}, *bytes, 30, "line", "");
+  CHECK(blank.endings[0].tokens == tokenize_choice({"", {"b", "c"}, 0}, *bytes, 30, "line").endings[0].tokens);
   CHECK(blank.endings[0].first == 1);
+}
+
+TEST_CASE(
+    "multiple choice: 240 tasks have lm-evaluation-harness's figures, with and without a token that begins a text") {
+  // Of scripts/check_lm_eval.py: tasks with an empty context, a long one, and white space at the seam are among them.
+  const std::string folder = "test/data/lm_eval/";
+  const std::vector<Choice> choices = read_choices(folder + "tasks.jsonl");
+  REQUIRE(choices.size() == 240);
+  ThreadTeam threads(2);
+  CpuDevice device(threads);
+  for (const char* kind : {"gpt2", "llama"}) {
+    CAPTURE(kind);
+    const json expected = read_json(folder + kind + "/expected.json");
+    LoadedModel model(folder + kind);
+    std::vector<TokenizedChoice> tasks;
+    for (const Choice& choice : choices)
+      tasks.push_back(tokenize_choice(choice, *model.tokenizer(), model.config().context, "test"));
+    ChoiceScorer scorer(model.config(), tasks, 0, model.layout(), {.threads = 2});
+    scorer.bind(model.load(scorer.arena_bytes(), device));
+    const ChoiceScorer::Result result = scorer.run();
+    const auto right = [&](const char* key) {
+      return static_cast<int64_t>(std::llround(expected[key].get<double>() * 240));
+    };
+    CHECK(result.right == right("accuracy"));
+    CHECK(result.right_per_character == right("accuracy_per_character"));
+    CHECK(result.right_per_byte == right("accuracy_per_byte"));
+    double largest = 0;
+    for (size_t i = 0; i < tasks.size(); ++i) {
+      const json& theirs = expected["log_likelihoods"][i];
+      REQUIRE(scorer.log_likelihoods(i).size() == theirs.size());
+      for (size_t k = 0; k < theirs.size(); ++k) {
+        const double score = theirs[k].get<double>();
+        largest = std::max(largest, std::abs(scorer.log_likelihoods(i)[k] - score) / std::max(1.0, std::abs(score)));
+      }
+    }
+    CHECK(largest < 2e-5);
+  }
 }
 
 TEST_CASE("multiple choice: what is no task is an error that names the line") {
