@@ -233,7 +233,7 @@ TEST_CASE("sampler: what cannot be sampled is an error") {
 }
 
 TEST_CASE("generator: the tokens are those of a full recomputation") {
-  for (const std::string kind : {"gpt2", "llama", "qwen3", "mix", "experts"}) {
+  for (const std::string kind : {"gpt2", "llama", "qwen3", "mix", "experts", "phi", "gemma"}) {
     CAPTURE(kind);
     const ModelConfig config = small_config(kind);
     Rig machine(config);

@@ -186,7 +186,8 @@ TEST_CASE("llm.c: bf16 checkpoints, and files that are not whole") {
 TEST_CASE(
     "Hugging Face: logits of models that transformers has written, of several families, in F16, and in BF16 in many "
     "files") {
-  for (const std::string kind : {"llama2", "llama3", "qwen2-yarn", "phi3", "mixtral", "qwen3-moe", "gemma"}) {
+  for (const std::string kind : {"llama2", "llama3", "qwen2-yarn", "phi3", "mixtral", "qwen3-moe", "gemma", "phi",
+                                 "phi3-longrope", "gemma2", "gemma3"}) {
     const std::string folder = "test/data/transformers/" + kind;
     const json expected = read_json(folder + "/expected.json");
     ThreadTeam threads(2);
@@ -194,6 +195,7 @@ TEST_CASE(
     LoadedModel model(folder);
     CHECK((model.config().rope_factor == 8) == (kind == "llama3"));
     CHECK((model.config().rope_kind == RopeKind::yarn) == (kind == "qwen2-yarn"));
+    CHECK((model.config().rope_kind == RopeKind::longrope) == (kind == "phi3-longrope"));
     Generator generator(model.config(), model.layout(), {.threads = 2});
     generator.bind(model.load(generator.arena_bytes(), device));
     for (size_t i = 0; i < expected["prompts"].size(); ++i) {

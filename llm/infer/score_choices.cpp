@@ -110,8 +110,10 @@ ChoiceScorer::ChoiceScorer(const ModelConfig& config, std::vector<TokenizedChoic
     : tasks_(std::move(tasks)), scores_(tasks_.size()) {
   std::map<int64_t, std::vector<size_t>> by_length;
   for (size_t task = 0; task < tasks_.size(); ++task) {
-    const auto length = std::bit_ceil(static_cast<uint64_t>(std::max(kShortest, longest(tasks_[task]))));
-    by_length[std::min(config.context, static_cast<int64_t>(length))].push_back(task);
+    const int64_t needed = longest(tasks_[task]);
+    auto length = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max(kShortest, needed))));
+    if (!config.is_far(needed) && config.is_far(length)) length = config.rope_original;
+    by_length[std::min(config.context, length)].push_back(task);
   }
   for (auto& [length, numbers] : by_length) {
     int64_t rows = 0;
