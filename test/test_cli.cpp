@@ -152,6 +152,12 @@ TEST_CASE("cli: a wrong command line is status 2 and one line") {
   wrong({"generate", t.run_path, "--max-tokens=-1"}, "--max-tokens");
   wrong({"graph", "no-such-model"}, "no-such-model");
   wrong({"graph", "gpt2-mdium"}, "gpt2-medium?");
+  wrong({"graph", "llama3"}, "\"llama3\": llama-3.2-1B?");
+  wrong({"graph", "Llama-8B"}, "llama-3.1-8B?");
+  wrong({"graph", "Qwen3-4B-Instruct"}, "qwen3-4B?");
+  wrong({"graph", "mamba"}, "unknown model \"mamba\" Presets");
+  wrong({"graph", "tiny", "--layers", "0"}, "must be from 1 to 16777216, not 0");
+  wrong({"eval", t.run_path, "--data", t.text, "--delimiter", ""}, "--delimiter goes with --choices");
   wrong({"train", "qwen3-4", "--data", t.text, "--out", out}, "qwen3-4B?");
   wrong({"train", t.text, "--data", t.text, "--out", out}, "train_gpt import " + t.text + " --out DIR");
 }

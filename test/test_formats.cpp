@@ -272,6 +272,8 @@ TEST_CASE("configs: defaults, nulls, and both spellings of the rotary parameters
   refused("llama", longrope({1, 2}, {1, 2, 3}), R"("short_factor" has 2 numbers for 3 pairs of channels)");
   refused("llama", longrope({1, 2, 0}, {1, 2, 3}), "cannot be divided by 0");
   refused("llama", {{"rope_scaling", {{"rope_type", "proportional"}}}}, R"("rope_type": "proportional" is not)");
+  refused("llama", {{"quantization_config", {{"quant_method", "gptq"}, {"bits", 4}}}},
+          "weights quantized by gptq are not read");
   json phi = {{"model_type", "phi"}, {"hidden_act", "gelu_new"}, {"partial_rotary_factor", 0.5}};
   refused("llama", phi, "even head size, not 3");
   phi["partial_rotary_factor"] = 1.5;

@@ -301,9 +301,12 @@ TEST_CASE("multiple choice: what is no task is an error that names the line") {
   const std::string good = R"({"ctx": "a", "endings": ["b", "c"], "label": 1})"
                            "\n";
   CHECK(message(good + "\r\n \n" + good) == "no error");
+  CHECK(message(R"({"ctx": "a", "endings": ["b", "c"], "label": 1.0})") == "no error");
+  CHECK(has(message("\x1F\x8B\x08"), "packed by gzip"));
+  CHECK(has(message("[" + good + "]"), "line 1: a JSON list"));
   CHECK(has(message(""), "it is empty"));
   CHECK(has(message(good + "{"), "line 2: not a JSON object"));
-  CHECK(has(message(good + "\n[]"), "line 3: not a JSON object"));
+  CHECK(has(message(good + "\n7"), "line 3: not a JSON object"));
   CHECK(has(message(R"({"endings": ["b", "c"], "label": 1})"), "no \"ctx\""));
   CHECK(has(message(R"({"ctx": 3, "endings": ["b", "c"], "label": 1})"), "\"ctx\" is not a string"));
   CHECK(has(message(R"({"ctx": "", "endings": ["b"], "label": 0})"), "two or more"));

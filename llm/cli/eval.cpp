@@ -283,7 +283,8 @@ void evaluate(const EvalFlags& flags) {
     fail_usage("eval needs --data, or --choices for multiple-choice tasks");
   if (!flags.choices.empty() && (!flags.split.empty() || flags.batches > 0))
     fail_usage(flags.batches > 0 ? "--batches" : "--split", " goes with --data: of --choices all tasks are scored");
-  if (flags.choices.empty() && !flags.scores.empty()) fail_usage("--scores goes with --choices");
+  if (flags.choices.empty() && (!flags.scores.empty() || flags.delimiter != " "))
+    fail_usage(flags.scores.empty() ? "--delimiter" : "--scores", " goes with --choices");
   if (!flags.choices.empty() && flags.ranks > 1) fail_usage("--ranks goes with --data: --choices are scored on one");
   if (!flags.choices.empty()) return evaluate_choices(flags);
   run_on_ranks(flags.ranks, [&](const RankPlace& place) { evaluate_text(flags, place); });

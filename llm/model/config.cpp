@@ -42,16 +42,29 @@ std::string lower(std::string_view text) {
   return result;
 }
 
-// How many characters must be put in, taken out or replaced to make `b` of `a` (Levenshtein 1966).
-size_t distance(std::string_view a, std::string_view b) {
+std::string letters_and_digits(std::string_view name) {
+  std::string result = lower(name);
+  std::erase_if(result, [](unsigned char c) { return !std::isalnum(c); });
+  return result;
+}
+
+// How many characters must be put in, taken out or replaced to make `b` of `a` (Levenshtein 1966). Those by which one of
+// them goes on where the other ends count a quarter: a part of a name, and a name with more behind it, are near it.
+double distance(std::string_view a, std::string_view b) {
   std::vector<size_t> row(b.size() + 1);
   std::iota(row.begin(), row.end(), size_t{0});
+  const auto with_rest = [](size_t wrong, size_t rest) {
+    return static_cast<double>(wrong) + 0.25 * static_cast<double>(rest);
+  };
+  double least = with_rest(b.size(), a.size());
   for (size_t i = 0; i < a.size(); ++i) {
     size_t diagonal = std::exchange(row[0], i + 1);
     for (size_t j = 0; j < b.size(); ++j)
       diagonal = std::exchange(row[j + 1], std::min({row[j] + 1, row[j + 1] + 1, diagonal + (a[i] != b[j])}));
+    least = std::min(least, with_rest(row.back(), a.size() - 1 - i));
   }
-  return row.back();
+  for (size_t j = 0; j < row.size(); ++j) least = std::min(least, with_rest(row[j], b.size() - j));
+  return least;
 }
 
 }  // namespace
@@ -169,11 +182,12 @@ const Preset& preset_named(const std::string& name) {
     fail_usage("the model ", name, " is a file; make a directory of it that training goes on from: train_gpt import ",
                name, " --out DIR");
   std::string known, nearest;
-  size_t least = name.size();
+  const std::string meant = letters_and_digits(name);
+  double least = 0.5 * static_cast<double>(meant.size());  // what is farther is another name
   for (const Preset& p : kPresets) {
     known += (known.empty() ? "" : ", ") + std::string(p.name);
     for (const char* called : {p.name, p.also})
-      if (const size_t wrong = distance(lower(name), lower(called)); *called && wrong < least)
+      if (const double wrong = distance(meant, letters_and_digits(called)); *called && wrong < least)
         least = wrong, nearest = called;
   }
   fail_usage("unknown model \"", name, "\"", nearest.empty() ? "" : concat(": ", nearest, "?"), " Presets: ", known);

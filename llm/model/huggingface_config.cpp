@@ -253,6 +253,11 @@ ModelConfig parse_config(const std::string& text, const std::string& path) {
   const std::string type = keys.text("model_type");
   keys.require("model_type", {"gpt2", "llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe", "phi", "phi3",
                               "gemma", "gemma2", "gemma3_text", "train_gpt"});
+  if (keys.has("quantization_config")) {
+    const Keys quantized = keys.object("quantization_config");
+    fail(path, ": \"quantization_config\": weights quantized by ", quantized.text("quant_method", "an unknown method"),
+         " are not read; take the model that they were made of, or a GGUF file of it");
+  }
   try {
     const ModelConfig config = type == "gpt2"        ? read_gpt2(keys)
                                : type == "train_gpt" ? read_own(keys)
