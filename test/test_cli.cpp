@@ -359,6 +359,17 @@ TEST_CASE("cli: models of other programs are imported, exported, evaluated, cont
           doctest::Approx(expected["log_likelihoods"][0][1].get<double>()).epsilon(1e-5));
     CHECK(run_well(folder, {"generate", model, "--prompt", "the hen", "--logits"}) == logits);
   }
+  // Gemma's classes, whose norms are kept less 1.
+  for (const auto& [kind, type] : {std::pair{"gemma", "gemma"}, {"gemma2", "gemma2"}, {"gemma3", "gemma3_text"}}) {
+    const std::string from = concat("test/data/transformers/", kind), to = folder / kind;
+    run_well(folder, {"export", from, "--out", to});
+    CHECK(json::parse(read_file(to + "/config.json"))["model_type"] == type);
+    std::istringstream theirs(run_well(folder, {"generate", from, "--prompt-ids", "5 9 2", "--logits"})),
+        ours(run_well(folder, {"generate", to, "--prompt-ids", "5 9 2", "--logits"}));
+    int count = 0;
+    for (double a, b; theirs >> a && ours >> b; ++count) CHECK(a == doctest::Approx(b).epsilon(1e-4).scale(1));
+    CHECK(count == 160);
+  }
   write_file_atomically(folder / "text.txt", expected["text"].get<std::string>());
   const json loss = json::parse(
       run_well(folder, {"eval", choices, "--data", folder / "text.txt", "--split", "all", "--format", "json"}));

@@ -19,6 +19,12 @@ namespace {
 
 constexpr int kThreads = 256, kRows = kThreads / 32;
 
+// The cosine, and `half` behind it the sine.
+__device__ inline void put_angle(double angle, double magnitude, float* to, int64_t half) {
+  to[0] = static_cast<float>(magnitude * cos(angle));
+  to[half] = static_cast<float>(magnitude * sin(angle));
+}
+
 // The angles are computed in double: at position 8192 a float is wrong by up to 5e-4.
 __global__ void __launch_bounds__(kThreads)
     rope_angles_kernel(const int32_t* __restrict__ positions,  // (T), or null: those of chunks
@@ -30,9 +36,8 @@ __global__ void __launch_bounds__(kThreads)
   if (simt::in_bounds(pair < pairs)) {
     const int64_t t = pair / half, i = pair % half;
     const double frequency = rope_frequency(theta, static_cast<double>(i), static_cast<double>(half), scaling);
-    const double angle = static_cast<double>(positions ? positions[t] : chunks.position(t)) * frequency;
-    angles[t * 2 * half + i] = static_cast<float>(scaling.magnitude * cos(angle));
-    angles[t * 2 * half + half + i] = static_cast<float>(scaling.magnitude * sin(angle));
+    put_angle(static_cast<double>(positions ? positions[t] : chunks.position(t)) * frequency, scaling.magnitude,
+              angles + t * 2 * half + i, half);
   }
 }
 
@@ -46,9 +51,8 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t t = pair / half, i = pair % half;
     const double divisor = are_far && are_far[t] ? divisors.far[i] : divisors.near[i];
     const double frequency = rope_frequency(theta, static_cast<double>(i), static_cast<double>(half), scaling);
-    const double angle = static_cast<double>(positions ? positions[t] : chunks.position(t)) * frequency / divisor;
-    angles[t * 2 * half + i] = static_cast<float>(scaling.magnitude * cos(angle));
-    angles[t * 2 * half + half + i] = static_cast<float>(scaling.magnitude * sin(angle));
+    put_angle(static_cast<double>(positions ? positions[t] : chunks.position(t)) * frequency / divisor,
+              scaling.magnitude, angles + t * 2 * half + i, half);
   }
 }
 
