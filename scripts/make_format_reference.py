@@ -126,12 +126,11 @@ def write_choices(folder):
     expected = dict(torch=torch.__version__, log_likelihoods=[], tokens=[])
     right = np.zeros(3, dtype=int)
     for task in tasks:
-        alone, scores = tokenizer.encode(task["ctx"]).ids, []
+        alone, scores = tokenizer.encode(task["ctx"].rstrip()).ids, []
         for ending in task["endings"]:
-            joined = task["ctx"] + ("" if task["ctx"][-1:] in ("", " ") or ending[0] == " " else " ") + ending
-            ids = tokenizer.encode(joined).ids
-            first = next(i for i, (a, b) in enumerate(zip(alone + [None], ids)) if a != b)
-            n = len(ids) - first
+            ids = tokenizer.encode(task["ctx"] + " " + ending).ids
+            n = len(ids) - len(alone)
+            ids = alone + ids[len(alone):]
             ids = ids[-(c["context"] + 1):]
             total = sum(log_probabilities(ids)[-n:])
             scores.append((total, total / n, total / len(ending.encode()), n))

@@ -102,9 +102,9 @@ Arrays qk_norm_backward(const Attributes& a, const Arrays& in, const StepState&)
 // The inverse of a rotation is the rotation by the same angle with the sine negated.
 Arrays rope_backward(const Attributes& a, const Arrays& in, const StepState& step) {
   Array back = in[1];
-  const int64_t D = a.integer("head_size");
+  const int64_t R = back.shape.last();
   for (int64_t i = 0; i < back.shape.elements(); ++i)
-    if (i % D >= D / 2) back[i] = -back[i];
+    if (i % R >= R / 2) back[i] = -back[i];
   return references().at("rope")(a, {in[0], back}, step);
 }
 

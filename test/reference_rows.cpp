@@ -130,8 +130,10 @@ Arrays rope_angles(const Attributes& a, const Arrays& in, const StepState&) {
   Array angles = zeros({T, D});
   for (int64_t t = 0; t < T; ++t)
     for (int64_t i = 0; i < D / 2; ++i) {
-      const double turn =
+      double turn =
           (in.empty() ? static_cast<double>(position_of(a, T, t)) : in[0][t]) * frequencies[static_cast<size_t>(i)];
+      if (const bool is_far = in.size() > 1 && in[1][t] != 0; a.has("divisors"))
+        turn /= a.numbers(is_far ? "long_divisors" : "divisors")[static_cast<size_t>(i)];
       angles[t * D + i] = a.number("magnitude", 1) * std::cos(turn);
       angles[t * D + D / 2 + i] = a.number("magnitude", 1) * std::sin(turn);
     }
@@ -151,12 +153,13 @@ Arrays split_heads(const Attributes& a, const Arrays& in, const StepState&) {
 Arrays rope(const Attributes& a, const Arrays& in, const StepState&) {
   const int64_t turned = a.integer("heads") + a.integer("kv_heads"), D = a.integer("head_size");
   const int64_t rows = in[0].shape.rows(), width = in[0].shape.last(), T = in[0].shape[1];
+  const int64_t R = a.integer("rotary_size", D);
   Array y = in[0];
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t head = 0; head < turned; ++head)
-      for (int64_t i = 0; i < D / 2; ++i) {
-        const int64_t first = r * width + head * D + i, second = first + D / 2;
-        const double cosine = in[1][r % T * D + i], sine = in[1][r % T * D + D / 2 + i];
+      for (int64_t i = 0; i < R / 2; ++i) {
+        const int64_t first = r * width + head * D + i, second = first + R / 2;
+        const double cosine = in[1][r % T * R + i], sine = in[1][r % T * R + R / 2 + i];
         y[first] = in[0][first] * cosine - in[0][second] * sine;
         y[second] = in[0][second] * cosine + in[0][first] * sine;
       }

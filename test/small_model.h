@@ -14,7 +14,8 @@
 namespace test {
 
 // gpt2, llama with grouped queries, qwen3, "mix": switches that no class of transformers combines, "experts": qwen3's with
-// five of them and a shared one.
+// five of them and a shared one; "phi": its blocks, with longrope of some of a head's channels, which from 17 tokens on are
+// turned otherwise; "gemma": Gemma 3's two kinds of layers.
 inline llm::ModelConfig small_config(const std::string& kind) {
   llm::ModelConfig c;
   set_architecture(c, llm::find_value<llm::Architecture>(kind).value_or(llm::Architecture::modern));
@@ -22,6 +23,16 @@ inline llm::ModelConfig small_config(const std::string& kind) {
   c.channels = 24, c.head_size = kind == "qwen3" ? 8 : 6, c.hidden = 40;
   if (kind == "experts")
     c.experts = 5, c.experts_per_token = 2, c.hidden = 24, c.shared_hidden = 12, c.router_bias = true;
+  if (kind == "phi") {
+    c.norm = llm::Norm::layernorm, c.activation = llm::Activation::gelu, c.qk_norm = false;
+    c.bias = c.head_bias = c.parallel_block = true;
+    c.rotary_size = 4, c.rope_kind = llm::RopeKind::longrope, c.rope_original = 16, c.rope_magnitude = 1.1;
+    c.rope_near = {1, 2.5}, c.rope_far = {1.75, 40};
+  }
+  if (kind == "gemma") {
+    c.activation = llm::Activation::geglu, c.post_norms = true, c.embedding_scale = 4.9;
+    c.global_every = 2, c.rope_local_theta = 300, c.rope_magnitude = 0.9;
+  }
   if (kind == "mix") c.activation = llm::Activation::relu2, c.norm = llm::Norm::layernorm, c.bias = true;
   return c;
 }

@@ -152,6 +152,12 @@ TEST_CASE("cli: a wrong command line is status 2 and one line") {
   wrong({"generate", t.run_path, "--max-tokens=-1"}, "--max-tokens");
   wrong({"graph", "no-such-model"}, "no-such-model");
   wrong({"graph", "gpt2-mdium"}, "gpt2-medium?");
+  wrong({"graph", "llama3"}, "\"llama3\": llama-3.2-1B?");
+  wrong({"graph", "Llama-8B"}, "llama-3.1-8B?");
+  wrong({"graph", "Qwen3-4B-Instruct"}, "qwen3-4B?");
+  wrong({"graph", "mamba"}, "unknown model \"mamba\" Presets");
+  wrong({"graph", "tiny", "--layers", "0"}, "must be from 1 to 16777216, not 0");
+  wrong({"eval", t.run_path, "--data", t.text, "--delimiter", ""}, "--delimiter goes with --choices");
   wrong({"train", "qwen3-4", "--data", t.text, "--out", out}, "qwen3-4B?");
   wrong({"train", t.text, "--data", t.text, "--out", out}, "train_gpt import " + t.text + " --out DIR");
 }
@@ -346,7 +352,23 @@ TEST_CASE("cli: models of other programs are imported, exported, evaluated, cont
     CHECK(result["accuracy_per_byte"] == share("right_per_byte"));
     CHECK(result["accuracy_per_character"] == share("right_per_byte"));  // all of these are ASCII
     CHECK(result["tasks"] == 40);
+    run_well(folder, {"eval", model, "--choices", tasks, "--scores", folder / "scores.jsonl"});
+    const std::string scores = read_file(folder / "scores.jsonl");
+    CHECK(std::count(scores.begin(), scores.end(), '\n') == 40);
+    CHECK(json::parse(scores.substr(0, scores.find('\n')))[1].get<double>() ==
+          doctest::Approx(expected["log_likelihoods"][0][1].get<double>()).epsilon(1e-5));
     CHECK(run_well(folder, {"generate", model, "--prompt", "the hen", "--logits"}) == logits);
+  }
+  // Gemma's classes, whose norms are kept less 1.
+  for (const auto& [kind, type] : {std::pair{"gemma", "gemma"}, {"gemma2", "gemma2"}, {"gemma3", "gemma3_text"}}) {
+    const std::string from = concat("test/data/transformers/", kind), to = folder / kind;
+    run_well(folder, {"export", from, "--out", to});
+    CHECK(json::parse(read_file(to + "/config.json"))["model_type"] == type);
+    std::istringstream theirs(run_well(folder, {"generate", from, "--prompt-ids", "5 9 2", "--logits"})),
+        ours(run_well(folder, {"generate", to, "--prompt-ids", "5 9 2", "--logits"}));
+    int count = 0;
+    for (double a, b; theirs >> a && ours >> b; ++count) CHECK(a == doctest::Approx(b).epsilon(1e-4).scale(1));
+    CHECK(count == 160);
   }
   write_file_atomically(folder / "text.txt", expected["text"].get<std::string>());
   const json loss = json::parse(

@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "llm/base/atomic_file.h"
+#include "llm/cli/progress.h"
 #include "llm/text/shards.h"
 #include "test/command_line.h"
 
@@ -35,6 +36,14 @@ TEST_CASE("cli use: a model with more tokens than its tokenizer draws none that 
   CHECK(count == 50);
   const Result plain = run(folder, train_arguments(text, folder / "plain", {"--steps", "1"}));
   CHECK_FALSE(has(plain.err, "note:"));
+}
+
+TEST_CASE("cli use: counts are shown by three digits") {
+  CHECK(format_count(999) == "999");
+  CHECK(format_count(1000) == "1k");
+  CHECK(format_count(999885952) == "1B");
+  CHECK(format_count(999.4e3) == "999k");
+  CHECK(format_count(2779683840) == "2.78B");
 }
 
 TEST_CASE("cli use: one command begins a run and goes on with it") {

@@ -142,7 +142,7 @@ TEST_CASE("engine: keys and values in bf16 and 8 bits give the same bytes alone 
 }
 
 TEST_CASE("engine: reduced weights give the bytes of fp32 weights that were rounded to them, alone and among others") {
-  for (const std::string kind : {"gpt2", "llama", "mix", "experts"})
+  for (const std::string kind : {"gpt2", "llama", "mix", "experts", "phi"})
     for (const DType weights : {DType::bf16, DType::int8, DType::int4}) {
       INFO(kind, " in ", name_of(weights));
       const ModelConfig config = small_config(kind);
@@ -177,7 +177,7 @@ TEST_CASE("engine: reduced weights give the bytes of fp32 weights that were roun
 }
 
 TEST_CASE("engine: a request gets the same bytes alone, among others, in pieces, after preemption, on any threads") {
-  for (const std::string kind : {"gpt2", "llama", "qwen3", "mix", "experts"}) {
+  for (const std::string kind : {"gpt2", "llama", "qwen3", "mix", "experts", "phi", "gemma"}) {
     CAPTURE(kind);
     ModelConfig config = small_config(kind);
     if (kind == "llama") config.context = 300;  // attention in two parts

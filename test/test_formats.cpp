@@ -195,6 +195,56 @@ TEST_CASE("configs: defaults, nulls, and both spellings of the rotary parameters
   CHECK(read("llama", {{"model_type", "phi3"}, {"rms_norm_eps", "absent"}}, "llama").norm_epsilon == 1e-5);
   c = read("llama", {{"model_type", "gemma"}, {"hidden_act", "gelu"}, {"tie_word_embeddings", "absent"}}, "train_gpt");
   CHECK((c.activation == Activation::geglu && c.tied_head && c.embedding_scale == std::sqrt(24.0)));
+  CHECK((exported_type_of(c) == "gemma" && parse_config(config_json(c, -1, "gemma"), "c") == c));
+
+  // Phi-1 and Phi-2; longrope, of which Phi-3 has the original context beside it.
+  c = read("llama",
+           {{"model_type", "phi"}, {"hidden_act", "gelu_new"}, {"partial_rotary_factor", 0.7}, {"head_dim", 6}}, "phi");
+  CHECK((c.rotary_size == 4 && c.parallel_block && c.head_bias && c.bias && c.norm == Norm::layernorm && !c.tied_head));
+  CHECK(c.norm_epsilon == 1e-5);
+  c = read("llama",
+           {{"model_type", "phi"},
+            {"hidden_act", "gelu_new"},
+            {"num_attention_heads", 3},
+            {"num_key_value_heads", 3},
+            {"head_dim", 8}},
+           "phi");
+  CHECK(c.rotary_size == 4);
+  const auto longrope = [](std::vector<double> near, std::vector<double> far) {
+    return json{{"model_type", "phi3"},
+                {"max_position_embeddings", 64},
+                {"original_max_position_embeddings", 16},
+                {"rope_scaling", {{"type", "su"}, {"short_factor", near}, {"long_factor", far}}}};
+  };
+  c = read("llama", longrope({1, 2, 3}, {1.5, 2, 9.25}), "phi3");
+  CHECK((c.rope_kind == RopeKind::longrope && c.rope_original == 16 && c.rope_factor == 4 && c.rope_far[2] == 9.25));
+  CHECK(c.rope_magnitude == doctest::Approx(std::sqrt(1 + std::log(4.0) / std::log(16.0))));
+  CHECK((c.is_far(17) && !c.is_far(16)));
+
+  json gemma = {{"model_type", "gemma3_text"},
+                {"hidden_activation", "gelu_pytorch_tanh"},
+                {"head_dim", 6},
+                {"hidden_act", "absent"},
+                {"query_pre_attn_scalar", 8},
+                {"sliding_window", 10}};
+  const auto exported = [&](const char* type) {
+    const ModelConfig read_config = read("llama", gemma, "train_gpt");
+    CHECK(exported_type_of(read_config) == type);
+    CHECK(parse_config(config_json(read_config, -1, type), "c") == read_config);
+    return read_config;
+  };
+  c = exported("gemma3_text");
+  CHECK((c.qk_norm && c.post_norms && c.global_every == 3 && c.context == 10 && c.rope_local_theta == 10000));
+  CHECK(c.rope_magnitude == doctest::Approx(std::pow(6.0 / 8, 0.25)));
+  gemma["layer_types"] = {"sliding_attention", "full_attention"}, gemma["rope_local_base_freq"] = 500;
+  CHECK((exported("gemma3_text").global_every == 2 && exported("gemma3_text").rope_local_theta == 500));
+  gemma["layer_types"] = {"full_attention", "full_attention"};
+  CHECK((exported("gemma3_text").global_every == 0 && exported("gemma3_text").context == 16));
+  gemma["layer_types"] = "absent", gemma["model_type"] = "gemma2", gemma["attn_logit_softcapping"] = nullptr;
+  c = exported("gemma2");
+  CHECK((!c.qk_norm && c.post_norms && c.global_every == 0 && c.context == 10 && c.logit_softcap == 30));
+  gemma.erase("attn_logit_softcapping");
+
   const json mixtral = {{"model_type", "mixtral"}, {"num_local_experts", 4}, {"num_experts_per_tok", 3}};
   c = read("llama", mixtral, "mixtral");
   CHECK((c.experts == 4 && c.experts_per_token == 3 && c.hidden == 40 && !c.qk_norm));
@@ -218,7 +268,24 @@ TEST_CASE("configs: defaults, nulls, and both spellings of the rotary parameters
   refused("llama", {{"rope_scaling", {{"rope_type", "llama3"}, {"factor", 8}}}}, "\"low_freq_factor\" is missing");
   refused("llama", {{"rope_scaling", {{"rope_type", "yarn"}}}}, R"("factor" is missing)");
   refused("llama", {{"rope_scaling", {{"rope_type", "yarn"}, {"factor", 2}, {"truncate", false}}}}, "\"truncate\"");
-  refused("llama", {{"rope_scaling", {{"rope_type", "longrope"}}}}, R"("rope_type": "longrope" is not supported)");
+  refused("llama", {{"rope_scaling", {{"rope_type", "longrope"}}}}, R"("short_factor" is missing)");
+  refused("llama", longrope({1, 2}, {1, 2, 3}), R"("short_factor" has 2 numbers for 3 pairs of channels)");
+  refused("llama", longrope({1, 2, 0}, {1, 2, 3}), "cannot be divided by 0");
+  refused("llama", {{"rope_scaling", {{"rope_type", "proportional"}}}}, R"("rope_type": "proportional" is not)");
+  refused("llama", {{"quantization_config", {{"quant_method", "gptq"}, {"bits", 4}}}},
+          "weights quantized by gptq are not read");
+  json phi = {{"model_type", "phi"}, {"hidden_act", "gelu_new"}, {"partial_rotary_factor", 0.5}};
+  refused("llama", phi, "even head size, not 3");
+  phi["partial_rotary_factor"] = 1.5;
+  refused("llama", phi, R"("partial_rotary_factor" is 1.5)");
+  phi["partial_rotary_factor"] = 0.5, phi["qk_layernorm"] = true;
+  refused("llama", phi, "\"qk_layernorm\"");
+  gemma["model_type"] = "gemma2", gemma["final_logit_softcapping"] = nullptr;
+  refused("llama", gemma, R"("attn_logit_softcapping": 50 is not supported)");  // the usual one
+  gemma["attn_logit_softcapping"] = nullptr, gemma["layer_types"] = {"full_attention"};
+  refused("llama", gemma, R"("layer_types" is not a list of 2 layers)");
+  gemma["layer_types"] = {"full_attention", "sliding_attention"};
+  refused("llama", gemma, R"("layer_types": "sliding_attention" in layer 1)");
   refused("llama", {{"partial_rotary_factor", 0.5}}, "\"partial_rotary_factor\"");
   refused("llama", {{"rope_scaling", {{"type", "linear"}}}}, R"("factor" is missing)");
   moe["norm_topk_prob"] = false;

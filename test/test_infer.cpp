@@ -233,7 +233,7 @@ TEST_CASE("sampler: what cannot be sampled is an error") {
 }
 
 TEST_CASE("generator: the tokens are those of a full recomputation") {
-  for (const std::string kind : {"gpt2", "llama", "qwen3", "mix", "experts"}) {
+  for (const std::string kind : {"gpt2", "llama", "qwen3", "mix", "experts", "phi", "gemma"}) {
     CAPTURE(kind);
     const ModelConfig config = small_config(kind);
     Rig machine(config);
@@ -390,6 +390,13 @@ TEST_CASE("loaded model: weights, tokenizer and the choice of the checkpoint") {
     CHECK(has(other.no_tokenizer(), "Characters"));
     fs::remove(first + "/tokenizer.json");
     CHECK(has(LoadedModel(first).no_tokenizer(), "no tokenizer.json"));
+    write_file_atomically(first + "/tokenizer.model", "");
+    CHECK(has(LoadedModel(first).no_tokenizer(), "make it of tokenizer.model"));
+  }
+  SUBCASE("an adapter is no model") {
+    fs::create_directories(folder / "adapter");
+    write_file_atomically(folder / "adapter/adapter_config.json", "{}");
+    CHECK(has(error_of([&] { LoadedModel{folder / "adapter"}; }), "an adapter (LoRA) alone"));
   }
   SUBCASE("a damaged checkpoint is passed over, and said so") {
     fs::resize_file(folder / "run/checkpoints/30/model.safetensors", 100);

@@ -186,7 +186,8 @@ TEST_CASE("llm.c: bf16 checkpoints, and files that are not whole") {
 TEST_CASE(
     "Hugging Face: logits of models that transformers has written, of several families, in F16, and in BF16 in many "
     "files") {
-  for (const std::string kind : {"llama2", "llama3", "qwen2-yarn", "phi3", "mixtral", "qwen3-moe", "gemma"}) {
+  for (const std::string kind : {"llama2", "llama3", "qwen2-yarn", "phi3", "mixtral", "qwen3-moe", "gemma", "phi",
+                                 "phi3-longrope", "gemma2", "gemma3"}) {
     const std::string folder = "test/data/transformers/" + kind;
     const json expected = read_json(folder + "/expected.json");
     ThreadTeam threads(2);
@@ -194,6 +195,7 @@ TEST_CASE(
     LoadedModel model(folder);
     CHECK((model.config().rope_factor == 8) == (kind == "llama3"));
     CHECK((model.config().rope_kind == RopeKind::yarn) == (kind == "qwen2-yarn"));
+    CHECK((model.config().rope_kind == RopeKind::longrope) == (kind == "phi3-longrope"));
     Generator generator(model.config(), model.layout(), {.threads = 2});
     generator.bind(model.load(generator.arena_bytes(), device));
     for (size_t i = 0; i < expected["prompts"].size(); ++i) {
@@ -248,9 +250,46 @@ TEST_CASE("multiple choice: each ending's log-likelihood, and what is counted, a
   CHECK(empty.endings[0].characters == 3);
   CHECK(empty.endings[0].tokens[0] == bytes->end_of_text());
   CHECK(empty.endings[0].first == 1);
-  const TokenizedChoice blank = tokenize_choice({" ", {"b", "c"}, 0}, *bytes, 30, "line");
-  CHECK(blank.endings[0].tokens == empty.endings[1].tokens);
+  const TokenizedChoice blank = tokenize_choice({" ", {"b", "c"}, 0}, *bytes, 30, "line", "");
+  CHECK(blank.endings[0].tokens == tokenize_choice({"", {"b", "c"}, 0}, *bytes, 30, "line").endings[0].tokens);
   CHECK(blank.endings[0].first == 1);
+}
+
+TEST_CASE(
+    "multiple choice: 240 tasks have lm-evaluation-harness's figures, with and without a token that begins a text") {
+  // Of scripts/check_lm_eval.py: tasks with an empty context, a long one, and white space at the seam are among them.
+  const std::string folder = "test/data/lm_eval/";
+  const std::vector<Choice> choices = read_choices(folder + "tasks.jsonl");
+  REQUIRE(choices.size() == 240);
+  ThreadTeam threads(2);
+  CpuDevice device(threads);
+  for (const char* kind : {"gpt2", "llama"}) {
+    CAPTURE(kind);
+    const json expected = read_json(folder + kind + "/expected.json");
+    LoadedModel model(folder + kind);
+    std::vector<TokenizedChoice> tasks;
+    for (const Choice& choice : choices)
+      tasks.push_back(tokenize_choice(choice, *model.tokenizer(), model.config().context, "test"));
+    ChoiceScorer scorer(model.config(), tasks, 0, model.layout(), {.threads = 2});
+    scorer.bind(model.load(scorer.arena_bytes(), device));
+    const ChoiceScorer::Result result = scorer.run();
+    const auto right = [&](const char* key) {
+      return static_cast<int64_t>(std::llround(expected[key].get<double>() * 240));
+    };
+    CHECK(result.right == right("accuracy"));
+    CHECK(result.right_per_character == right("accuracy_per_character"));
+    CHECK(result.right_per_byte == right("accuracy_per_byte"));
+    double largest = 0;
+    for (size_t i = 0; i < tasks.size(); ++i) {
+      const json& theirs = expected["log_likelihoods"][i];
+      REQUIRE(scorer.log_likelihoods(i).size() == theirs.size());
+      for (size_t k = 0; k < theirs.size(); ++k) {
+        const double score = theirs[k].get<double>();
+        largest = std::max(largest, std::abs(scorer.log_likelihoods(i)[k] - score) / std::max(1.0, std::abs(score)));
+      }
+    }
+    CHECK(largest < 2e-5);
+  }
 }
 
 TEST_CASE("multiple choice: what is no task is an error that names the line") {
@@ -262,9 +301,12 @@ TEST_CASE("multiple choice: what is no task is an error that names the line") {
   const std::string good = R"({"ctx": "a", "endings": ["b", "c"], "label": 1})"
                            "\n";
   CHECK(message(good + "\r\n \n" + good) == "no error");
+  CHECK(message(R"({"ctx": "a", "endings": ["b", "c"], "label": 1.0})") == "no error");
+  CHECK(has(message("\x1F\x8B\x08"), "packed by gzip"));
+  CHECK(has(message("[" + good + "]"), "line 1: a JSON list"));
   CHECK(has(message(""), "it is empty"));
   CHECK(has(message(good + "{"), "line 2: not a JSON object"));
-  CHECK(has(message(good + "\n[]"), "line 3: not a JSON object"));
+  CHECK(has(message(good + "\n7"), "line 3: not a JSON object"));
   CHECK(has(message(R"({"endings": ["b", "c"], "label": 1})"), "no \"ctx\""));
   CHECK(has(message(R"({"ctx": 3, "endings": ["b", "c"], "label": 1})"), "\"ctx\" is not a string"));
   CHECK(has(message(R"({"ctx": "", "endings": ["b"], "label": 0})"), "two or more"));

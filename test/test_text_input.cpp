@@ -138,6 +138,10 @@ TEST_CASE("text input: what is no text is called by its name") {
   CHECK(has(error("PK\x03\x04 and more"), "zip"));
   CHECK(has(error(std::string(257, 'a') + "ustar  and more"), "tar archive"));
   CHECK(error("\xEF\xBB\xBFtext with the mark that UTF-8 may have") == "no error");
+  std::string cyrillic;  // in Windows' encoding
+  for (int i = 0; i < 64; ++i) cyrillic += i % 8 == 7 ? ' ' : static_cast<char>(0xE0 + i % 32);
+  CHECK(has(error(cyrillic), "is not UTF-8 text: 56 of its first 64 bytes are part of no character"));
+  CHECK(error("Привет, мир") == "no error");
   CHECK(error("Latin-1 \xE9 is read as it is, byte for byte") == "no error");
 }
 

@@ -246,6 +246,11 @@ CheckpointInfo find_checkpoint(const std::string& path, Which which) {
       fail(path, ": ", pickled, " holds pickled Python objects, which are not read; save the weights as ", kWeights,
            ": python3 -c 'from transformers import AutoModelForCausalLM as M; M.from_pretrained(\"", path,
            "\").save_pretrained(\"", path, "-safetensors\")'");
+  if (!(weights && config) && fs::exists(path + "/adapter_config.json", error))
+    fail(path,
+         ": an adapter (LoRA) alone, which is no model; merge it into its base: python3 -c 'from peft import "
+         "AutoPeftModelForCausalLM as M; M.from_pretrained(\"",
+         path, "\").merge_and_unload().save_pretrained(\"", path, "-merged\")'");
   if (!weights || !config)
     fail(path, ": no model here: neither checkpoints/ nor config.json with ", kWeights,
          config || weights ? ", only " : "",

@@ -42,6 +42,11 @@ LoadedModel::LoadedModel(const std::string& path, DType dtype, std::optional<DTy
     }
   } else {
     no_tokenizer_ = checkpoint_.path + " has no tokenizer.json";
+    if (std::error_code none; std::filesystem::exists(checkpoint_.path + "/tokenizer.model", none))
+      no_tokenizer_ += concat(
+          "; make it of tokenizer.model: python3 -c 'from transformers import AutoTokenizer as T; "
+          "T.from_pretrained(\"",
+          checkpoint_.path, "\").save_pretrained(\"", checkpoint_.path, "\")'");
   }
   Graph parameters;
   add_parameters(parameters, config_, dtype, weights);

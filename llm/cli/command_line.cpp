@@ -22,8 +22,13 @@ std::string wrong_number(const std::string& text, const Option& option) {
     return concat("must be a ", whole ? "whole " : "", "number, not ", text);
   const auto number = static_cast<double>(value);
   if (number >= option.low && number <= option.high) return "";
-  if (option.high == kNoLimit && number < option.low) return concat("must be ", option.low, " or more, not ", text);
-  return concat("must be from ", option.low, " to ", option.high, ", not ", text);
+  const auto said = [](double bound) {
+    return bound == std::floor(bound) && std::fabs(bound) < 0x1p53 ? std::to_string(static_cast<int64_t>(bound))
+                                                                   : concat(bound);
+  };
+  if (option.high == kNoLimit && number < option.low)
+    return concat("must be ", said(option.low), " or more, not ", text);
+  return concat("must be from ", said(option.low), " to ", said(option.high), ", not ", text);
 }
 
 CLI::Option* add(CLI::App& app, const Option& option, bool*& value) {

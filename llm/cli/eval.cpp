@@ -12,6 +12,7 @@
 #include <numbers>
 #include <optional>
 
+#include "llm/base/atomic_file.h"
 #include "llm/base/error.h"
 #include "llm/base/json.h"
 #include "llm/checkpoint/loaded_model.h"
@@ -30,7 +31,8 @@ namespace fs = std::filesystem;
 
 struct EvalFlags {
   int ranks = 0;
-  std::string model, data, choices, split, format = "text";
+  std::string model, data, choices, scores, split, format = "text";
+  std::string delimiter = " ";
   int64_t batch = 0, context = 0, batches = 0;
   DeviceOptions device;
   WeightOptions weights;
@@ -172,8 +174,8 @@ std::vector<TokenizedChoice> read_tasks(const EvalFlags& flags, const LoadedMode
          model.config().vocabulary);
   std::vector<TokenizedChoice> tasks;
   for (const Choice& choice : read_choices(flags.choices))
-    tasks.push_back(
-        tokenize_choice(choice, *model.tokenizer(), context, concat(flags.choices, ": task ", tasks.size() + 1)));
+    tasks.push_back(tokenize_choice(choice, *model.tokenizer(), context,
+                                    concat(flags.choices, ": task ", tasks.size() + 1), flags.delimiter));
   return tasks;
 }
 
@@ -194,6 +196,14 @@ std::string choices_text(const EvalFlags& flags, const ChoiceScorer::Result& res
       share(result.right_per_token), share(result.right_per_character), share(result.right_per_byte),
       share(result.right), static_cast<long long>(result.tasks));
   return line;
+}
+
+// One JSON list a task: its endings' log-likelihoods, with all digits of a float.
+std::string scores_text(const ChoiceScorer& scorer, int64_t tasks) {
+  std::string text;
+  for (int64_t task = 0; task < tasks; ++task)
+    text += Json(scorer.log_likelihoods(static_cast<size_t>(task))).dump() + "\n";
+  return text;
 }
 
 // "eval: [####....] 12 of 100 tasks, accuracy 0.300, 0:05 left"
@@ -226,6 +236,7 @@ void evaluate_choices(const EvalFlags& flags) {
     if (terminal) progress.show(choices_progress(so_far, total, seconds.count()));
   });
   progress.clear();
+  if (!flags.scores.empty()) write_file_atomically(flags.scores, scores_text(scorer, result.tasks));
   write_result(choices_text(flags, result), model);
 }
 
@@ -272,6 +283,8 @@ void evaluate(const EvalFlags& flags) {
     fail_usage("eval needs --data, or --choices for multiple-choice tasks");
   if (!flags.choices.empty() && (!flags.split.empty() || flags.batches > 0))
     fail_usage(flags.batches > 0 ? "--batches" : "--split", " goes with --data: of --choices all tasks are scored");
+  if (flags.choices.empty() && (!flags.scores.empty() || flags.delimiter != " "))
+    fail_usage(flags.scores.empty() ? "--delimiter" : "--scores", " goes with --choices");
   if (!flags.choices.empty() && flags.ranks > 1) fail_usage("--ranks goes with --data: --choices are scored on one");
   if (!flags.choices.empty()) return evaluate_choices(flags);
   run_on_ranks(flags.ranks, [&](const RankPlace& place) { evaluate_text(flags, place); });
@@ -288,6 +301,9 @@ Command eval_command() {
       Option("--choices", &f.choices,
              "instead of --data: multiple-choice tasks, one JSON object a line, as HellaSwag's: "
              "{\"ctx\": text, \"endings\": [text, ...], \"label\": the right one's number}"),
+      Option("--delimiter", &f.delimiter, "with --choices: what joins a context and an ending (one blank)"),
+      Option("--scores", &f.scores,
+             "with --choices: also write each ending's log-likelihood in nats, one JSON list a task, to this file"),
       Option("--split", &f.split,
              "val: what was held out, of a text file the same last part as in training; train; or all (val, or all of "
              "named shards that have no val)")

@@ -157,13 +157,18 @@ void export_model(const ExportFlags& flags) {
   if (!out.has_filename()) out = out.parent_path();
   if (fs::exists(out, none) && !(fs::is_directory(out, none) && fs::is_empty(out, none)))
     fail_usage("--out ", flags.out, " is there already and not an empty directory: choose another");
-  const Model m = read_directory(flags.from);
+  Model m = read_directory(flags.from);
   AtomicDirectory directory(out.parent_path().string(), out.filename().string());
   const auto put = [&](const std::string& name, const std::string& text) {
     write_file_atomically(directory.path() + "/" + name, text);
   };
+  const std::string type = exported_type_of(m.config);
+  if (holds_norms_less_one(type))
+    for (size_t i = 0; i < m.table.size(); ++i)
+      if (m.table[i].init == Parameter::Init::ones)
+        for (float& weight : m.values[i]) weight -= 1;
   save_parameters(directory.path() + "/model.safetensors", m.table, [&](size_t i) { return m.values[i].data(); });
-  put("config.json", config_json(m.config, m.end_tokens));
+  put("config.json", config_json(m.config, m.end_tokens, type));
   put("generation_config.json", generation_config_json(m.end_tokens));
   bool has_config = false;
   for (auto& [name, text] : m.other_files) {
@@ -175,7 +180,6 @@ void export_model(const ExportFlags& flags) {
     if (!has_config) put("tokenizer_config.json", tokenizer_config_json(m.config, m.end_tokens, m.tokenizer_json));
   }
   directory.commit();
-  const std::string type = model_type_of(m.config);
   std::printf("%s: %s, %lld parameters\n", flags.out.c_str(), type.c_str(),
               static_cast<long long>(parameter_count(m.config)));
   if (type == "train_gpt")

@@ -98,7 +98,7 @@ std::string format_seconds(double seconds) {
 std::string format_count(double count) {
   const char* unit = "";
   for (const char* next : {"k", "M", "B"})
-    if (count >= 1000) count /= 1000, unit = next;
+    if (count >= 999.5) count /= 1000, unit = next;  // which three digits would show as 1e+03
   char text[32];
   std::snprintf(text, sizeof text, *unit ? "%.3g%s" : "%.0f%s", count, unit);
   return text;

@@ -26,6 +26,10 @@ std::string text_of(const Attributes::Value& value) {
   if (const auto* flag = std::get_if<bool>(&value)) return *flag ? "yes" : "no";
   if (const auto* whole = std::get_if<int64_t>(&value)) return std::to_string(*whole);
   std::string list;
+  if (const auto* numbers = std::get_if<std::vector<double>>(&value)) {
+    for (const double v : *numbers) list += (list.empty() ? "" : ",") + format("%.10g", v);
+    return list;
+  }
   for (const int64_t v : std::get<std::vector<int64_t>>(value)) list += (list.empty() ? "" : ",") + std::to_string(v);
   return list;
 }

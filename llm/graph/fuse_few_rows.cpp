@@ -54,7 +54,7 @@ class FewRowsFuser : Fusion {
   bool take_rope(int index) {
     Node& linear = node(index);
     Node* const rope = follower(index, "rope");
-    if (!rope || writer(rope->inputs[1]) > index) return false;
+    if (!rope || rope->attributes.has("rotary_size") || writer(rope->inputs[1]) > index) return false;
     linear.set_input(linear_input::angles, rope->inputs[1]);
     for (const char* name : {"heads", "kv_heads", "head_size"})
       linear.attributes.set(name, rope->attributes.integer(name));

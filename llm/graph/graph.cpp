@@ -70,6 +70,10 @@ std::span<const int64_t> Attributes::list(std::string_view key) const {
   return get<std::vector<int64_t>>(key, "a list of whole numbers");
 }
 
+std::span<const double> Attributes::numbers(std::string_view key) const {
+  return get<std::vector<double>>(key, "a list of numbers");
+}
+
 TensorId Graph::add_tensor(std::string name, DType dtype, Shape shape, Role role) {
   tensors.push_back({.name = std::move(name), .dtype = dtype, .shape = shape, .role = role});
   return static_cast<TensorId>(tensors.size()) - 1;

@@ -87,7 +87,7 @@ inline constexpr Phases kWholeStep = kMicroStep | Phase::reduce | Phase::optimiz
 // unless the caller gives a value for that case (`otherwise`).
 class Attributes {
  public:
-  using Value = std::variant<int64_t, double, bool, std::vector<int64_t>>;
+  using Value = std::variant<int64_t, double, bool, std::vector<int64_t>, std::vector<double>>;
 
   Attributes() = default;
   Attributes(std::initializer_list<std::pair<const char*, Value>> values) {
@@ -101,6 +101,7 @@ class Attributes {
   double number(std::string_view key, double otherwise) const { return has(key) ? number(key) : otherwise; }
   bool flag(std::string_view key) const;
   std::span<const int64_t> list(std::string_view key) const;
+  std::span<const double> numbers(std::string_view key) const;
   const std::vector<std::pair<std::string, Value>>& all() const { return values_; }
 
  private:

@@ -13,8 +13,8 @@ constexpr int64_t kCheapRows = 8;
 
 }  // namespace
 
-Batch::Batch(const EngineOptions& options, int64_t context)
-    : options_(options), context_(context), pool_(options.blocks) {
+Batch::Batch(const EngineOptions& options, int64_t context, int64_t nearest)
+    : options_(options), context_(context), nearest_(nearest), pool_(options.blocks) {
   for (int64_t slot = options.most_running; slot-- > 0;) free_slots_.push_back(slot);
 }
 
@@ -30,7 +30,7 @@ void Batch::release(Sequence& s) {
   s.blocks.clear();
   if (s.slot >= 0) free_slots_.push_back(s.slot);
   s.slot = -1;
-  s.taken_in = s.published = 0, s.link = BlockPool::kStart;
+  s.taken_in = s.published = 0;
 }
 
 void Batch::remove_ended() {
@@ -83,8 +83,8 @@ void Batch::schedule(Sequence& s, int64_t count) {
     const bool draws = position + 1 == s.size() && s.may_follow(context_) > 0;
     const bool scores = s.scores_prompt() && position + 1 < s.prompt && position + 1 >= s.echoed;
     if (draws || scores) wanted_.push_back({&s, static_cast<int32_t>(rows_.size()), position});
-    rows_.push_back(
-        {s.tokens[static_cast<size_t>(position)], static_cast<int32_t>(position), static_cast<int32_t>(s.slot)});
+    rows_.push_back({s.tokens[static_cast<size_t>(position)], static_cast<int32_t>(position),
+                     static_cast<int32_t>(s.slot), s.is_far});
   }
   s.taken_in += count;
   publish(s);
@@ -93,13 +93,15 @@ void Batch::schedule(Sequence& s, int64_t count) {
 // Puts tokens that are likely to follow the last one into the step, as many as there are blocks for, and returns how
 // many. What they leave in the blocks is written over where they do not follow, so they are not taken in yet.
 int64_t Batch::schedule_draft(Sequence& s, int64_t most, PagedModel& model) {
+  if (!s.is_far) most = std::min(most, nearest_ - s.size());
   std::vector<int32_t> draft = draft_by_lookup(s.tokens, most);
   const int64_t room = (static_cast<int64_t>(s.blocks.size()) + pool_.free()) * kBlockTokens - s.taken_in;
   const int64_t count = make_room(s, std::min(static_cast<int64_t>(draft.size()), room), model);
   for (int64_t i = 0; i < count; ++i) {
     const int64_t position = s.taken_in + i;
     wanted_.push_back({&s, static_cast<int32_t>(rows_.size()), position});
-    rows_.push_back({draft[static_cast<size_t>(i)], static_cast<int32_t>(position), static_cast<int32_t>(s.slot)});
+    rows_.push_back(
+        {draft[static_cast<size_t>(i)], static_cast<int32_t>(position), static_cast<int32_t>(s.slot), s.is_far});
   }
   counted_.drafted_tokens += count;
   return count;
@@ -129,6 +131,8 @@ void Batch::share_prefix(Sequence& s, PagedModel& model) {
 bool Batch::admit(PagedModel& model) {
   if (waiting_.empty() || free_slots_.empty()) return false;
   Sequence& s = *waiting_.front();
+  s.is_far = s.size() > nearest_;
+  s.link = s.is_far ? BlockPool::kFarStart : BlockPool::kStart;
   s.slot = free_slots_.back();
   free_slots_.pop_back();
   share_prefix(s, model);
@@ -144,9 +148,21 @@ bool Batch::admit(PagedModel& model) {
   return true;
 }
 
+// Texts that have become far go back to the queue, to be taken in again from their first token on.
+void Batch::restart_far() {
+  for (size_t i = running_.size(); i-- > 0;) {
+    Sequence& s = *running_[i];
+    if (s.is_far || s.size() <= nearest_) continue;
+    release(s);
+    waiting_.push_front(std::move(running_[i]));
+    running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(i));
+  }
+}
+
 void Batch::plan(PagedModel& model) {
   rows_.clear();
   wanted_.clear();
+  restart_far();
   int64_t budget = options_.tokens_of_step;
   for (const auto& s : running_) budget -= s->left() == 1;
   const bool drafts = std::ssize(running_) * (1 + options_.drafts) <= kCheapRows;

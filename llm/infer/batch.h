@@ -19,6 +19,7 @@ struct Sequence {
   TokenCounts counts;           // where there are penalties
   int64_t echoed = 0;           // tokens of the prompt that were handed on
   bool begun = false, ended = false;
+  bool is_far = false;  // longer than the original context of longrope
 
   // While it is running:
   int64_t slot = -1;
@@ -48,7 +49,8 @@ struct Wanted {
 
 class Batch {
  public:
-  Batch(const EngineOptions& options, int64_t context);
+  // `nearest`: the longest text whose keys are those of shorter ones (ModelConfig::is_far()).
+  Batch(const EngineOptions& options, int64_t context, int64_t nearest);
 
   bool empty() const { return waiting_.empty() && running_.empty(); }
   void add(std::unique_ptr<Sequence> sequence) { waiting_.push_back(std::move(sequence)); }
@@ -76,9 +78,10 @@ class Batch {
   void publish(Sequence& s);
   void share_prefix(Sequence& s, PagedModel& model);
   bool admit(PagedModel& model);
+  void restart_far();
 
   EngineOptions options_;
-  int64_t context_;
+  int64_t context_, nearest_;
   BlockPool pool_;
   std::deque<std::unique_ptr<Sequence>> waiting_, running_;  // each in the order of arrival
   std::vector<int64_t> free_slots_;

@@ -20,6 +20,8 @@ class BlockPool {
   // A place in a chain of published blocks; a number is never used twice.
   using Link = uint64_t;
   static constexpr Link kStart = 0;
+  static constexpr Link kFarStart =
+      1;  // of texts whose keys are others from the first token on (ModelConfig::is_far())
 
   explicit BlockPool(int64_t blocks);
 
@@ -64,7 +66,7 @@ class BlockPool {
 
   std::vector<State> blocks_;
   std::unordered_map<Key, Block, Hash> known_;
-  Link last_link_ = kStart;
+  Link last_link_ = kFarStart;
   Block first_ = kNoBlock, last_ = kNoBlock;  // free blocks, in the order in which they are taken
   int64_t free_ = 0, cached_ = 0;
 };

@@ -13,8 +13,6 @@
 #include "llm/model/parameters.h"
 
 namespace llm {
-namespace {}  // namespace
-
 struct Engine::Implementation {
   const ModelConfig config;
   const EngineOptions options;
@@ -45,7 +43,7 @@ struct Engine::Implementation {
         model(c, layout, target, options.tokens_of_step,
               {options.blocks, kBlockTokens, options.most_running, target.cache_type()}, options.known_tokens,
               options.divide),
-        batch(options, c.context) {
+        batch(options, c.context, c.rope_kind == RopeKind::longrope ? c.rope_original : c.context + 1) {
     for (const Parameter& p : parameter_table(config)) {
       const bool looked_up =
           p.group == LearningRateGroup::embedding && !(config.tied_head && p.name == "token_embedding.weight");

@@ -110,12 +110,14 @@ void PagedModel::set_blocks(int64_t slot, int64_t first, std::span<const int32_t
 void PagedModel::run(std::span<const TokenRow> rows) {
   const auto count = static_cast<int64_t>(rows.size()), size = rounded(count);
   last_ = &body(size);
-  staged_.assign(static_cast<size_t>(3 * size), 0);
+  const bool with_far = config_.rope_kind == RopeKind::longrope;
+  staged_.assign(static_cast<size_t>((with_far ? 4 : 3) * size), 0);
   std::fill_n(staged_.begin() + size, size, -1);  // rows that stand for no token
   for (int64_t i = 0; i < count; ++i) {
     const TokenRow& row = rows[static_cast<size_t>(i)];
     int32_t* const at = staged_.data() + i;
     at[0] = row.token, at[size] = row.position, at[2 * size] = row.slot;
+    if (with_far) at[3 * size] = row.is_far;
   }
   put(arena_->device(), last_->program.data<std::byte>(last_->rows), staged_.data(), staged_.size() * sizeof(int32_t));
   last_->program.run(Phase::forward);

@@ -16,6 +16,7 @@ namespace llm {
 // A token at its position of the sequence in a slot.
 struct TokenRow {
   int32_t token, position, slot;
+  bool is_far = false;  // the text has more tokens than the original context of longrope
 };
 
 class PagedModel {

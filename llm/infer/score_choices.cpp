@@ -7,13 +7,12 @@
 
 #include "llm/base/error.h"
 #include "llm/model/gpt.h"
+#include "llm/text/normalizer.h"
 
 namespace llm {
 namespace {
 
 constexpr int64_t kShortest = 32;  // tokens of the shortest program
-
-bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
 // The program for `batch` texts of up to `length` predictions.
 struct Scoring {
@@ -67,27 +66,27 @@ int64_t longest(const TokenizedChoice& task) {
 }  // namespace
 
 TokenizedChoice tokenize_choice(const Choice& choice, const Tokenizer& tokenizer, int64_t context,
-                                const std::string& where) {
+                                const std::string& where, const std::string& delimiter) {
   TokenizedChoice task;
   task.label = static_cast<size_t>(choice.label);
-  const bool blank = std::all_of(choice.context.begin(), choice.context.end(), is_space);
-  std::vector<int32_t> start = tokenizer.text_prefix();
-  if (start.empty() && blank) {
+  std::string stripped = choice.context;
+  strip_normalizer(false, true).apply(stripped, false);
+  std::vector<int32_t> alone = tokenizer.text_prefix();
+  if (alone.empty() && stripped.empty()) {
     if (tokenizer.end_of_text() < 0)
       fail(where, ": \"ctx\" is empty, and the tokenizer has no end-of-text token for a text to begin with");
-    start = {tokenizer.end_of_text()};
+    alone = {tokenizer.end_of_text()};
   }
-  const bool joined_already = choice.context.empty() || is_space(choice.context.back());
-  std::vector<int32_t> alone = start;
-  if (!blank) tokenizer.encode(choice.context, false, alone);
+  const std::vector<int32_t> start = alone;
+  if (!stripped.empty()) tokenizer.encode(stripped, true, alone);
   for (const std::string& ending : choice.endings) {
     std::vector<int32_t> tokens = start;
-    tokenizer.encode(choice.context + (joined_already || is_space(ending[0]) ? "" : " ") + ending, false, tokens);
-    auto first = static_cast<size_t>(std::mismatch(alone.begin(), alone.end(), tokens.begin(), tokens.end()).second -
-                                     tokens.begin());
-    // Where the ending merges with the context's very first token, nothing comes before that token to predict it from:
-    // it is given.
-    first = std::max<size_t>(1, std::min(first, tokens.size() - 1));
+    tokenizer.encode(choice.context + delimiter + ending, true, tokens);
+    if (tokens.size() < 2) fail(where, ": context and ending are one token together, there is nothing to predict");
+    // Where an ending merges with the context's last token, no token would be left to predict; and nothing comes before
+    // the very first token to predict it from: that one is given.
+    size_t first = std::clamp<size_t>(alone.size(), 1, tokens.size() - 1);
+    if (first == alone.size()) std::copy(alone.begin(), alone.end(), tokens.begin());
     const size_t room = static_cast<size_t>(context) + 1;
     if (tokens.size() - first > room - 1)
       fail(where, ": an ending has ", tokens.size() - first, " tokens, more than the model's context of ", context);
@@ -95,7 +94,6 @@ TokenizedChoice tokenize_choice(const Choice& choice, const Tokenizer& tokenizer
       first -= tokens.size() - room;
       tokens.erase(tokens.begin(), tokens.end() - static_cast<std::ptrdiff_t>(room));
     }
-    if (tokens.size() < 2) fail(where, ": context and ending are one token together, there is nothing to predict");
     const auto characters = std::count_if(ending.begin(), ending.end(), [](char c) { return (c & 0xC0) != 0x80; });
     task.endings.push_back({std::move(tokens), first, ending.size(), static_cast<size_t>(characters)});
   }
@@ -112,8 +110,10 @@ ChoiceScorer::ChoiceScorer(const ModelConfig& config, std::vector<TokenizedChoic
     : tasks_(std::move(tasks)), scores_(tasks_.size()) {
   std::map<int64_t, std::vector<size_t>> by_length;
   for (size_t task = 0; task < tasks_.size(); ++task) {
-    const auto length = std::bit_ceil(static_cast<uint64_t>(std::max(kShortest, longest(tasks_[task]))));
-    by_length[std::min(config.context, static_cast<int64_t>(length))].push_back(task);
+    const int64_t needed = longest(tasks_[task]);
+    auto length = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max(kShortest, needed))));
+    if (!config.is_far(needed) && config.is_far(length)) length = config.rope_original;
+    by_length[std::min(config.context, length)].push_back(task);
   }
   for (auto& [length, numbers] : by_length) {
     int64_t rows = 0;

@@ -23,13 +23,14 @@ struct TokenizedChoice {
   size_t label = 0;
 };
 
-// Context and ending are joined by a blank, unless the ending begins with white space, or the context is empty or ends
-// with white space. The ending's tokens are those of the joined text behind the tokens that it shares with the
-// context's own; a context of white space alone belongs to the ending. What the tokenizer puts before a text comes first;
-// where that is nothing and the context is empty or white space, the end-of-text token. Of a text longer than the model's `context` (in tokens) the beginning is left out. Throws Error
-// with `where` for an ending that is longer by itself.
+// Context and ending are joined by `delimiter` and tokenized together, with special tokens that the text names, as
+// lm-evaluation-harness does (its target_delimiter): the ending's tokens are those behind as many as the context alone has,
+// without the white space at its end, which belongs to the ending; before them stand the context's own tokens, also where
+// the last of these would merge with the ending. What the tokenizer puts before a text comes first; where
+// that is nothing and the context is empty or white space, the end-of-text token does. Of a text longer than the model's
+// `context` (in tokens) the beginning is left out. Throws Error with `where` for an ending that is longer by itself.
 TokenizedChoice tokenize_choice(const Choice& choice, const Tokenizer& tokenizer, int64_t context,
-                                const std::string& where);
+                                const std::string& where, const std::string& delimiter = " ");
 
 class ChoiceScorer {
  public:

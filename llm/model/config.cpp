@@ -42,16 +42,29 @@ std::string lower(std::string_view text) {
   return result;
 }
 
-// How many characters must be put in, taken out or replaced to make `b` of `a` (Levenshtein 1966).
-size_t distance(std::string_view a, std::string_view b) {
+std::string letters_and_digits(std::string_view name) {
+  std::string result = lower(name);
+  std::erase_if(result, [](unsigned char c) { return !std::isalnum(c); });
+  return result;
+}
+
+// How many characters must be put in, taken out or replaced to make `b` of `a` (Levenshtein 1966). Those by which one of
+// them goes on where the other ends count a quarter: a part of a name, and a name with more behind it, are near it.
+double distance(std::string_view a, std::string_view b) {
   std::vector<size_t> row(b.size() + 1);
   std::iota(row.begin(), row.end(), size_t{0});
+  const auto with_rest = [](size_t wrong, size_t rest) {
+    return static_cast<double>(wrong) + 0.25 * static_cast<double>(rest);
+  };
+  double least = with_rest(b.size(), a.size());
   for (size_t i = 0; i < a.size(); ++i) {
     size_t diagonal = std::exchange(row[0], i + 1);
     for (size_t j = 0; j < b.size(); ++j)
       diagonal = std::exchange(row[j + 1], std::min({row[j] + 1, row[j + 1] + 1, diagonal + (a[i] != b[j])}));
+    least = std::min(least, with_rest(row.back(), a.size() - 1 - i));
   }
-  return row.back();
+  for (size_t j = 0; j < row.size(); ++j) least = std::min(least, with_rest(row[j], b.size() - j));
+  return least;
 }
 
 }  // namespace
@@ -63,19 +76,38 @@ void ModelConfig::check() const {
   for (auto& [name, value] : counts)
     if (value < 1 || value > (int64_t{1} << 24)) fail_usage("the model's ", name, " cannot be ", value);
   if (heads % kv_heads) fail_value("kv-heads", " ", kv_heads, " does not divide heads ", heads);
-  if (positions == Positions::rope && head_size % 2)
-    fail_usage("rotary positions need an even head size, not ", head_size);
+  if (parallel_block && (post_norms || experts))
+    fail_usage("attention and MLP side by side go with neither norms behind them nor experts");
   if (!(logit_softcap >= 0 && logit_softcap < 1e6))
     fail_value("logit-softcap", " must be 0 or more, and below a million, not ", logit_softcap);
   if (!(norm_epsilon > 0 && norm_epsilon < 1)) fail_usage("norm epsilon must lie in (0, 1), not ", norm_epsilon);
+  if (!(embedding_scale > 0 && embedding_scale < 1e6)) fail_usage("embeddings cannot be scaled by ", embedding_scale);
+  check_rope();
+  check_experts();
+}
+
+void ModelConfig::check_rope() const {
+  if (rotary_size < 0 || rotary_size > head_size)
+    fail_usage("rotary positions turn some of a head's ", head_size, " channels, not ", rotary_size);
+  if (positions == Positions::rope && rotary_width() % 2)
+    fail_usage("rotary positions need an even head size, not ", rotary_width());
   if (!(rope_factor >= 1 && rope_low > 0 && rope_high > rope_low && rope_original > 0))
     fail_usage("rotary positions cannot be stretched by factor ", rope_factor, ", low ", rope_low, ", high ", rope_high,
                ", original context ", rope_original);
   if (!(rope_magnitude > 0 && rope_magnitude < 1e3))
     fail_usage("rotary positions cannot have magnitude ", rope_magnitude);
-  if (!(embedding_scale > 0 && embedding_scale < 1e6)) fail_usage("embeddings cannot be scaled by ", embedding_scale);
-  if (!(rope_theta > 1)) fail_usage("rope theta must be over 1, not ", rope_theta);
-  check_experts();
+  for (const double theta : {rope_theta, rope_local_theta})
+    if (!(theta > 1)) fail_usage("rope theta must be over 1, not ", theta);
+  if (global_every < 0 || global_every == 1 || global_every > layers + 1)
+    fail_usage("of ", layers, " layers, those with a theta of their own cannot be all but each ", global_every, "-th");
+  if (rope_kind != RopeKind::longrope) return;
+  const size_t pairs = static_cast<size_t>(rotary_width() / 2);
+  if (pairs > 128) fail_usage("longrope has divisors for at most 128 pairs of channels, not ", pairs);
+  for (const auto* list : {&rope_near, &rope_far}) {
+    if (list->size() != pairs) fail_usage("longrope needs a divisor for each of ", pairs, " pairs, not ", list->size());
+    for (const double divisor : *list)
+      if (!(divisor > 0 && divisor < 1e9)) fail_usage("rotary frequencies cannot be divided by ", divisor);
+  }
 }
 
 void ModelConfig::check_experts() const {
@@ -100,6 +132,7 @@ void set_architecture(ModelConfig& c, Architecture architecture) {
   c.positions = gpt2 ? Positions::learned : Positions::rope;
   c.activation = gpt2 ? Activation::gelu : Activation::swiglu;
   c.qk_norm = qwen3 || architecture == Architecture::modern;
+  c.head_bias = c.parallel_block = c.post_norms = false, c.rotary_size = c.global_every = 0;
   c.bias = gpt2, c.qkv_bias = c.attention_out_bias = c.mlp_bias = false, c.embedding_scale = 1;
   c.tied_head = gpt2 || qwen3;
   c.norm_epsilon = c.qk_norm ? 1e-6 : 1e-5;
@@ -149,11 +182,12 @@ const Preset& preset_named(const std::string& name) {
     fail_usage("the model ", name, " is a file; make a directory of it that training goes on from: train_gpt import ",
                name, " --out DIR");
   std::string known, nearest;
-  size_t least = name.size();
+  const std::string meant = letters_and_digits(name);
+  double least = 0.5 * static_cast<double>(meant.size());  // what is farther is another name
   for (const Preset& p : kPresets) {
     known += (known.empty() ? "" : ", ") + std::string(p.name);
     for (const char* called : {p.name, p.also})
-      if (const size_t wrong = distance(lower(name), lower(called)); *called && wrong < least)
+      if (const double wrong = distance(meant, letters_and_digits(called)); *called && wrong < least)
         least = wrong, nearest = called;
   }
   fail_usage("unknown model \"", name, "\"", nearest.empty() ? "" : concat(": ", nearest, "?"), " Presets: ", known);

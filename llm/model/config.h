@@ -5,6 +5,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "llm/base/names.h"
 
@@ -15,8 +16,8 @@ enum class Positions { learned, rope };
 // gelu: tanh form; relu2: relu(x)^2 (So et al. 2021); swiglu and geglu are gated, by SiLU and by GELU (Shazeer 2020)
 enum class Activation { gelu, relu2, swiglu, geglu };
 // How rotary frequencies are stretched for a longer context (llm/ops/rope_frequency.h). dynamic: only beyond the context, so
-// not here; it is kept for the files.
-enum class RopeKind { llama3, linear, yarn, dynamic };
+// not here; it is kept for the files. longrope: by two lists of divisors, one for texts beyond the original context.
+enum class RopeKind { llama3, linear, yarn, dynamic, longrope };
 template <>
 inline constexpr std::array kNames<Norm> = {"layernorm", "rmsnorm"};
 template <>
@@ -24,7 +25,7 @@ inline constexpr std::array kNames<Positions> = {"learned", "rope"};
 template <>
 inline constexpr std::array kNames<Activation> = {"gelu", "relu2", "swiglu", "geglu"};
 template <>
-inline constexpr std::array kNames<RopeKind> = {"llama3", "linear", "yarn", "dynamic"};
+inline constexpr std::array kNames<RopeKind> = {"llama3", "linear", "yarn", "dynamic", "longrope"};
 inline bool is_gated(Activation a) { return a == Activation::swiglu || a == Activation::geglu; }
 
 struct ModelConfig {
@@ -49,6 +50,9 @@ struct ModelConfig {
   bool bias = false;    // biases in all linear layers but the head
   // Without `bias`: in these alone (Qwen2 has the first, Llama may have any).
   bool qkv_bias = false, attention_out_bias = false, mlp_bias = false;
+  bool head_bias = false;
+  bool parallel_block = false;  // attention and MLP read one norm of the stream, side by side (Wang 2021, "GPT-J")
+  bool post_norms = false;   // what attention and MLP add to the stream is normed as well (Gemma Team 2024, "Gemma 2")
   bool tied_head = false;    // the head's matrix is the token embedding
   double logit_softcap = 0;  // the logits are cap tanh(logit / cap) (Gemma Team 2024, "Gemma 2"); 0: as they are
   double norm_epsilon = 1e-6;
@@ -57,14 +61,26 @@ struct ModelConfig {
   RopeKind rope_kind = RopeKind::llama3;
   double rope_factor = 1, rope_low = 1, rope_high = 4, rope_magnitude = 1;  // factor 1: nothing is stretched
   int64_t rope_original = 8192;
+  std::vector<double> rope_near,
+      rope_far;             // longrope's divisors of each pair's frequency, up to rope_original and beyond
+  int64_t rotary_size = 0;  // the first channels of a head, which alone are turned; 0: all of them
+  // Layers but each `global_every`-th have a theta of their own, and nothing stretched (Gemma Team 2025, "Gemma 3"). 0: none.
+  int64_t global_every = 0;
+  double rope_local_theta = 10000;
 
   bool operator==(const ModelConfig&) const = default;
   void check() const;  // throws UsageError that names the impossible value
   int64_t query_width() const { return heads * head_size; }
   int64_t qkv_width() const { return (heads + 2 * kv_heads) * head_size; }
+  int64_t rotary_width() const { return rotary_size ? rotary_size : head_size; }
+  bool is_stretched() const { return rope_factor != 1 || rope_kind == RopeKind::longrope; }
+  // Whether a text of so many tokens has other rotary frequencies than shorter ones, from its first token on.
+  bool is_far(int64_t tokens) const { return rope_kind == RopeKind::longrope && tokens > rope_original; }
+  bool is_local(int64_t layer) const { return global_every > 0 && (layer + 1) % global_every != 0; }
 
  private:
   void check_experts() const;
+  void check_rope() const;
 };
 
 // gpt2: Radford et al. 2019. llama: Touvron et al. 2023. modern: llama with QK-norm. qwen3: modern with a tied head.

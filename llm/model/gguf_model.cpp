@@ -278,7 +278,7 @@ void save_gguf(const std::string& path, const ModelConfig& c, const std::string&
                const std::function<const float*(size_t index)>& source) {
   const std::string architecture = model_type_of(c);
   if (c.experts) fail("mixtures of experts are not written to GGUF; --format huggingface writes them");
-  if (architecture == "train_gpt")
+  if (architecture == "train_gpt" || architecture.starts_with("phi"))
     fail("GGUF has no architecture that combines this model's switches; it has gpt2, llama, qwen2 and qwen3");
   const bool stretched = c.rope_factor != 1;
   if (stretched && c.rope_kind != RopeKind::llama3 && c.rope_kind != RopeKind::linear)

@@ -36,13 +36,14 @@ class ForwardBuilder {
     return norm(blocks(tokens), "final_norm");
   }
 
-  // rows (3, R) -> the output of the last block (1, R, C)
+  // rows (3, R), or (4, R) where some may be far -> the output of the last block (1, R, C)
   TensorId body_paged(TensorId rows, const PagedMemory& memory) {
     const int64_t R = g_.shape(rows)[1];
     paged_ = &memory;
     const TensorId tokens = g_.add_view("tokens", rows, {1, R}, 0);
     positions_ = g_.add_view("positions", rows, {1, R}, R);
     slots_ = g_.add_view("slots", rows, {1, R}, 2 * R);
+    if (c_.rope_kind == RopeKind::longrope) are_far_ = g_.add_view("are_far", rows, {1, R}, 3 * R);
     tables_ = g_.add_tensor("block_tables", DType::int32, {memory.sequences, ceil_div(c_.context, memory.block)},
                             Role::state);
     return blocks(tokens);
@@ -58,7 +59,9 @@ class ForwardBuilder {
 
   // x (B, T, C) -> logits (B, T, V), before the soft-cap
   TensorId head(TensorId x, const Attributes& attributes = {}) {
-    return g_.add("linear", attributes, {x, parameter(head_weight(c_))}, "logits")[0];
+    std::vector<TensorId> inputs = {x, parameter(head_weight(c_))};
+    if (c_.head_bias) inputs.push_back(parameter("head.bias"));
+    return g_.add("linear", attributes, inputs, "logits")[0];
   }
 
   // x (B, T, C), targets (B, T) -> losses (B, T)
@@ -78,19 +81,8 @@ class ForwardBuilder {
       inputs.push_back(parameter("position_embedding.weight"));
       if (paged_) inputs.push_back(positions_);
     } else {
-      Attributes a = {{"tokens", s[1]}, {"head_size", c_.head_size}, {"theta", c_.rope_theta}};
-      if (c_.rope_factor != 1 && c_.rope_kind != RopeKind::dynamic) {
-        static_assert(static_cast<int>(RopeStretch::all) == static_cast<int>(RopeKind::linear));
-        static_assert(static_cast<int>(RopeStretch::turns) == static_cast<int>(RopeKind::yarn));
-        a.set("stretch", static_cast<int64_t>(c_.rope_kind));
-        a.set("magnitude", c_.rope_magnitude);
-        a.set("factor", c_.rope_factor);
-        a.set("low", c_.rope_low);
-        a.set("high", c_.rope_high);
-        a.set("original", c_.rope_original);
-      }
-      angles_ = g_.add("rope_angles", a, paged_ ? std::vector<TensorId>{positions_} : std::vector<TensorId>{},
-                       "rope_angles")[0];
+      angles_ = rope_angles(s[1], c_.rope_theta, c_.is_stretched(), "rope_angles");
+      if (c_.global_every) local_angles_ = rope_angles(s[1], c_.rope_local_theta, false, "rope_local_angles");
     }
     TensorId x = g_.add("embedding", reduced_ ? Attributes{{"widen", true}} : Attributes{}, inputs, "embedding")[0];
     if (c_.embedding_scale != 1) x = g_.add("scale", {{"factor", c_.embedding_scale}}, {x}, "embedding_scaled")[0];
@@ -103,16 +95,42 @@ class ForwardBuilder {
     return x;
   }
 
+  // The angles (T, R) of T tokens, for the channels of a head that are turned.
+  TensorId rope_angles(int64_t tokens, double theta, bool stretched, const char* name) {
+    Attributes a = {{"tokens", tokens}, {"head_size", c_.rotary_width()}, {"theta", theta}};
+    std::vector<TensorId> inputs;
+    if (paged_) inputs.push_back(positions_);
+    if (stretched && c_.rope_kind == RopeKind::longrope) {
+      a.set("divisors", c_.is_far(tokens) && !paged_ ? c_.rope_far : c_.rope_near);
+      if (paged_) a.set("long_divisors", c_.rope_far), inputs.push_back(are_far_);
+    } else if (stretched && c_.rope_kind != RopeKind::dynamic) {
+      static_assert(static_cast<int>(RopeStretch::all) == static_cast<int>(RopeKind::linear));
+      static_assert(static_cast<int>(RopeStretch::turns) == static_cast<int>(RopeKind::yarn));
+      a.set("stretch", static_cast<int64_t>(c_.rope_kind));
+      a.set("factor", c_.rope_factor);
+      a.set("low", c_.rope_low);
+      a.set("high", c_.rope_high);
+      a.set("original", c_.rope_original);
+    }
+    if (c_.rope_magnitude != 1) a.set("magnitude", c_.rope_magnitude);
+    return g_.add("rope_angles", a, inputs, name)[0];
+  }
+
   TensorId block(TensorId x, const std::string& name) {
     const Attributes heads = {{"heads", c_.heads}, {"kv_heads", c_.kv_heads}, {"head_size", c_.head_size}};
-    TensorId qkv = linear(norm(x, name + "attention_norm"), name + "qkv");
+    const TensorId first_normal = norm(x, name + "attention_norm");
+    TensorId qkv = linear(first_normal, name + "qkv");
     if (c_.qk_norm) {
       Attributes a = heads;
       a.set("epsilon", c_.norm_epsilon);
       qkv = g_.add("qk_norm", a, {qkv, parameter(name + "query_norm.weight"), parameter(name + "key_norm.weight")},
                    name + "qk_norm")[0];
     }
-    if (c_.positions == Positions::rope) qkv = g_.add("rope", heads, {qkv, angles_}, name + "rope")[0];
+    if (c_.positions == Positions::rope) {
+      Attributes a = heads;
+      if (c_.rotary_width() != c_.head_size) a.set("rotary_size", c_.rotary_size);
+      qkv = g_.add("rope", a, {qkv, c_.is_local(g_.layer) ? local_angles_ : angles_}, name + "rope")[0];
+    }
     TensorId attended;
     if (paged_) {
       const Shape shape = {paged_->blocks, c_.kv_heads, paged_->block, c_.head_size};
@@ -126,11 +144,13 @@ class ForwardBuilder {
       if (starts_ != kNone) inputs.push_back(starts_);
       attended = g_.add("attention", heads, inputs, name + "attention")[0];
     }
-    x = g_.add("add", {}, {x, dropped(linear(attended, name + "attention_out"), name + "attention_dropout")},
-               name + "attention_sum")[0];
+    TensorId branch = linear(attended, name + "attention_out");
+    if (c_.post_norms) branch = norm(branch, name + "attention_post_norm");
+    x = g_.add("add", {}, {x, dropped(branch, name + "attention_dropout")}, name + "attention_sum")[0];
 
-    const TensorId normal = norm(x, name + "mlp_norm");
-    const TensorId branch = c_.experts ? experts(normal, name) : mlp(normal, name + "mlp", name);
+    const TensorId normal = c_.parallel_block ? first_normal : norm(x, name + "mlp_norm");
+    branch = c_.experts ? experts(normal, name) : mlp(normal, name + "mlp", name);
+    if (c_.post_norms) branch = norm(branch, name + "mlp_post_norm");
     return g_.add("add", {}, {x, dropped(branch, name + "mlp_dropout")}, name + "mlp_sum")[0];
   }
 
@@ -202,9 +222,9 @@ class ForwardBuilder {
   const ModelConfig& c_;
   DType dtype_;
   std::optional<DType> reduced_;  // the type of the matrices of weights, if it is another
-  TensorId angles_ = kNone, starts_ = kNone;
+  TensorId angles_ = kNone, local_angles_ = kNone, starts_ = kNone;
   const PagedMemory* paged_ = nullptr;
-  TensorId positions_ = kNone, slots_ = kNone, tables_ = kNone;
+  TensorId positions_ = kNone, slots_ = kNone, are_far_ = kNone, tables_ = kNone;
   double dropout_ = 0;
   int64_t dropouts_ = 0;
   bool watches_routers_ = false;
@@ -293,7 +313,7 @@ PagedGraph build_paged_graph(const ModelConfig& config, int64_t rows, const Page
                              bool with_head, std::optional<DType> weights) {
   PagedGraph p;
   ForwardBuilder builder(p.graph, config, dtype, weights);
-  p.rows = add_input(p.graph, "rows", DType::int32, 3, rows);
+  p.rows = add_input(p.graph, "rows", DType::int32, config.rope_kind == RopeKind::longrope ? 4 : 3, rows);
   p.hidden = builder.body_paged(p.rows, memory);
   if (with_head) p.logits = builder.head_paged(p.hidden);
   return p;

@@ -67,7 +67,8 @@ struct PagedMemory {
   std::optional<DType> type = {};  // of keys and values, where that is not `dtype`
 };
 // The blocks of layers for R = `rows` new tokens of any sequences. Inputs: rows (3, R) int32: the tokens, their positions
-// (below 0: a row that stands for no token), and their slots. Result: hidden (1, R, C), for the head; `with_head`: the
+// (below 0: a row that stands for no token), and their slots; of a model with longrope a fourth row, whether the token's
+// text is longer than the original context (0 or 1). Result: hidden (1, R, C), for the head; `with_head`: the
 // logits (1, R, V) of all rows.
 struct PagedGraph {
   Graph graph;

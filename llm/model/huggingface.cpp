@@ -61,14 +61,33 @@ struct FoundPart {
 };
 using Found = std::vector<std::vector<FoundPart>>;  // [parameter][part]
 
-// The parts of a parameter as this file has them: Phi-3's has matrices joined as the parameter has them, in one tensor.
+// The parts of a parameter as this file has them: matrices that lie one behind another in the parameter may be one tensor
+// (as in Phi-3's files) or a tensor each.
 std::vector<FilePart> parts_in(const ShardedSafetensors& weights, const Parameter& p) {
-  std::string name = p.file_parts[0].name, in_file;
-  for (const auto& [first, joined] : {std::pair{".q_proj.", ".qkv_proj."}, {".gate_proj.", ".gate_up_proj."}}) {
-    const size_t at = name.find(first);
-    if (p.file_parts.size() < 2 || at == name.npos) continue;
-    name.replace(at, std::string_view(first).size(), joined);
-    if (find_tensor(weights, name, in_file)) return {{name, 0, p.shape[0], false, p.shape}};
+  struct Join {
+    std::string_view joined;
+    std::vector<std::string_view> apart;
+  };
+  static const Join kJoins[] = {{".qkv_proj.", {".q_proj.", ".k_proj.", ".v_proj."}},
+                                {".gate_up_proj.", {".gate_proj.", ".up_proj."}}};
+  std::string in_file;
+  const auto renamed = [&](std::string_view from, std::string_view to) {
+    std::string name = p.file_parts[0].name;
+    if (const size_t at = name.find(from); at != name.npos) return name.replace(at, from.size(), to);
+    return std::string();
+  };
+  for (const Join& join : kJoins) {
+    if (p.joined.size() != join.apart.size()) continue;
+    const bool is_apart = p.file_parts.size() > 1;
+    const std::string other = is_apart ? renamed(join.apart[0], join.joined) : renamed(join.joined, join.apart[0]);
+    if (other.empty() || !find_tensor(weights, other, in_file)) continue;
+    if (is_apart) return {{other, 0, p.shape[0], false, p.shape}};
+    std::vector<FilePart> parts;
+    int64_t row = 0;
+    for (size_t i = 0; i < join.apart.size(); row += p.joined[i++])
+      parts.push_back({renamed(join.joined, join.apart[i]), row, p.joined[i], false,
+                       p.shape.rank() == 1 ? Shape{p.joined[i]} : Shape{p.joined[i], p.shape[1]}});
+    return parts;
   }
   return p.file_parts;
 }
@@ -132,11 +151,12 @@ void read_part(const SafetensorsEntry& entry, const Parameter& p, const FilePart
   }
 }
 
-// Gemma's files hold the weights of its norms less 1.
 bool has_norms_less_one(const std::string& path) {
   std::error_code none;
   const std::string config = path + "/config.json";
-  return fs::exists(config, none) && json_or_null(read_file(config))["model_type"] == "gemma";
+  if (!fs::exists(config, none)) return false;
+  const Json values = json_or_null(read_file(config));
+  return values["model_type"].is_string() && holds_norms_less_one(values["model_type"].string());
 }
 
 // By whole vectors: every weight of a model passes here whenever it is loaded. x - x is 0, but NaN where x is not finite.
@@ -149,6 +169,8 @@ bool all_finite(const float* values, int64_t count) {
 }
 
 }  // namespace
+
+bool holds_norms_less_one(const std::string& model_type) { return model_type.starts_with("gemma"); }
 
 void load_parameters(const std::string& path, const std::vector<Parameter>& table,
                      const std::function<float*(size_t index)>& destination) {

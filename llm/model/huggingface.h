@@ -1,6 +1,6 @@
 // Models on disk; the readers take a GGUF file (gguf_model.h) in place of a directory, too.
-// Hugging Face's model directories: config.json and the weights under Hugging Face's names, for GPT-2, Llama, Qwen3,
-// and "train_gpt", the project's own model_type for switches that no class of transformers combines.
+// Hugging Face's model directories: config.json and the weights under Hugging Face's names, for the families that
+// llm/model/README.md lists, and "train_gpt", the project's own model_type for switches that no class of transformers combines.
 #pragma once
 #include <functional>
 #include <string>
@@ -13,8 +13,8 @@
 namespace llm {
 
 // `path`: a config.json, or a directory with one. Throws Error with the path and the key for what is missing or
-// malformed, or for what this model cannot do (scalings of rotary positions other than Llama 3's, attention biases,
-// other activations, ...).
+// malformed, or for what this model cannot do (windows of attention shorter than the context where the context cannot be
+// shortened, caps of attention scores, other activations, ...).
 ModelConfig read_config(const std::string& path);
 // The same from the text of a config.json; `path` is for messages only.
 ModelConfig parse_config(const std::string& json, const std::string& path);
@@ -32,8 +32,13 @@ struct EndTokens {
 // The tokens that generation_config.json names, else config.json; none where neither file does.
 EndTokens read_end_tokens(const std::string& directory);
 
-// The text of a config.json with all keys that transformers needs, for model_type_of(config).
+// The text of a config.json with all keys that transformers needs, for model_type_of(config) or, where a model leaves the
+// program, for exported_type_of(config).
 std::string config_json(const ModelConfig& config, const EndTokens& tokens);
+std::string config_json(const ModelConfig& config, const EndTokens& tokens, const std::string& model_type);
+// Files of the Gemmas hold the weights of norms less 1. (A run's own files hold all weights as they are: the difference would
+// be rounded.)
+bool holds_norms_less_one(const std::string& model_type);
 std::string generation_config_json(const EndTokens& tokens);
 // What transformers needs beside tokenizer.json to open it: tokenizer_config.json.
 std::string tokenizer_config_json(const ModelConfig& config, const EndTokens& tokens,

@@ -11,7 +11,7 @@ namespace {
 class Table {
  public:
   Table(const ModelConfig& config, const Parametrization& parametrization)
-      : c_(config), how_(parametrization), gpt2_names_(model_type_of(config) == "gpt2") {
+      : c_(config), how_(parametrization), type_(model_type_of(config)), gpt2_names_(type_ == "gpt2") {
     if (!how_.complete_p) return;
     wide_ = static_cast<double>(c_.channels) / kBaseChannels;
     deep_ = static_cast<double>(c_.layers) / kBaseLayers;
@@ -35,13 +35,17 @@ class Table {
     }
     for (int l = 0; l < c_.layers; ++l) block(l);
     layer_ = -1;
-    norm("final_norm", c_.channels, gpt2_names_ ? "transformer.ln_f" : "model.norm");
+    norm("final_norm", c_.channels,
+         gpt2_names_      ? "transformer.ln_f"
+         : type_ == "phi" ? "model.final_layernorm"
+                          : "model.norm");
     if (!c_.tied_head) {
       matrix("head.weight", {c_.vocabulary, c_.channels}, inverse_root(c_.channels) / std::sqrt(wide_),
              LearningRateGroup::head, 0, {"lm_head.weight"});
       multiply(head_rate_ / wide_, 1, 1 / wide_);
       if (how_.zero_projections) table_.back().init = Parameter::Init::zeros, table_.back().init_std = 0;
     }
+    if (c_.head_bias) vector("head.bias", c_.vocabulary, Parameter::Init::zeros, "lm_head.bias");
     return std::move(table_);
   }
 
@@ -55,11 +59,14 @@ class Table {
     const double residual =
         how_.complete_p ? inverse_root(2 * kBaseLayers) / deep_ : 1.0 / std::sqrt(2.0 * static_cast<double>(c_.layers));
     const auto std = [](int64_t fan_in) { return inverse_root(fan_in); };
-    const int64_t q = c_.query_width(), kv = c_.kv_heads * c_.head_size, f = c_.hidden, c = c_.channels;
+    const int64_t q = c_.query_width(), kv = c_.kv_heads * c_.head_size, c = c_.channels;
 
     norm(name + "attention_norm", c, file + (gpt2_names_ ? "ln_1" : "input_layernorm"));
     if (gpt2_names_) {
       linear(name + "qkv", {c_.qkv_width(), c}, gpt2_std(c), 0, {{file + "attn.c_attn", c_.qkv_width()}}, {q, kv, kv});
+    } else if (type_ == "phi3") {
+      linear(name + "qkv", {c_.qkv_width(), c}, std(c), 0, {{file + "self_attn.qkv_proj", c_.qkv_width()}},
+             {q, kv, kv});
     } else {
       const std::string attention = file + "self_attn.";
       linear(name + "qkv", {c_.qkv_width(), c}, std(c), 0,
@@ -72,17 +79,36 @@ class Table {
       vector(name + "key_norm.weight", c_.head_size, Parameter::Init::ones, file + "self_attn.k_norm.weight");
     }
     linear(name + "attention_out", {c, q}, (gpt2_names_ ? gpt2_std(q) : std(q)) * residual, 1,
-           {{file + (gpt2_names_ ? "attn.c_proj" : "self_attn.o_proj"), c}}, {}, true);
-    norm(name + "mlp_norm", c, file + (gpt2_names_ ? "ln_2" : "post_attention_layernorm"));
-    if (c_.experts) return experts(name, file, residual);
+           {{file + (gpt2_names_      ? "attn.c_proj"
+                     : type_ == "phi" ? "self_attn.dense"
+                                      : "self_attn.o_proj"),
+             c}},
+           {}, true);
+    if (c_.post_norms) norm(name + "attention_post_norm", c, file + "post_attention_layernorm");
+    if (!c_.parallel_block)
+      norm(name + "mlp_norm", c,
+           file + (gpt2_names_     ? "ln_2"
+                   : c_.post_norms ? "pre_feedforward_layernorm"
+                                   : "post_attention_layernorm"));
+    if (c_.experts)
+      experts(name, file, residual);
+    else
+      mlp(name, file, residual);
+    if (c_.post_norms) norm(name + "mlp_post_norm", c, file + "post_feedforward_layernorm");
+  }
+
+  void mlp(const std::string& name, const std::string& file, double residual) {
+    const auto std = [&](int64_t fan_in) { return gpt2_names_ ? gpt2_std(fan_in) : inverse_root(fan_in); };
+    const bool phi = type_ == "phi";
+    const int64_t f = c_.hidden, c = c_.channels;
     if (is_gated(c_.activation)) {
       gated_in(name + "mlp_in", file + "mlp.", f);
     } else {
-      linear(name + "mlp_in", {f, c}, gpt2_names_ ? gpt2_std(c) : std(c), 0,
-             {{file + (gpt2_names_ ? "mlp.c_fc" : "mlp.up_proj"), f}});
+      const char* const in = gpt2_names_ ? "mlp.c_fc" : phi ? "mlp.fc1" : "mlp.up_proj";
+      linear(name + "mlp_in", {f, c}, std(c), 0, {{file + in, f}});
     }
-    linear(name + "mlp_out", {c, f}, (gpt2_names_ ? gpt2_std(f) : std(f)) * residual, 1,
-           {{file + (gpt2_names_ ? "mlp.c_proj" : "mlp.down_proj"), c}}, {}, true);
+    const char* const out = gpt2_names_ ? "mlp.c_proj" : phi ? "mlp.fc2" : "mlp.down_proj";
+    linear(name + "mlp_out", {c, f}, std(f) * residual, 1, {{file + out, c}}, {}, true);
   }
 
   // A mixture of experts. Their matrices lie one behind another, as the grouped product takes them. To Muon and in the
@@ -119,8 +145,9 @@ class Table {
 
   // The gate's and the up projection of a gated MLP, to a width of f.
   void gated_in(const std::string& name, const std::string& file, int64_t f) {
-    linear(name, {2 * f, c_.channels}, inverse_root(c_.channels), 0, {{file + "gate_proj", f}, {file + "up_proj", f}},
-           {f, f});
+    std::vector<Part> parts = {{file + "gate_proj", f}, {file + "up_proj", f}};
+    if (type_ == "phi3") parts = {{file + "gate_up_proj", 2 * f}};
+    linear(name, {2 * f, c_.channels}, inverse_root(c_.channels), 0, parts, {f, f});
   }
 
   static double inverse_root(int64_t n) { return 1 / std::sqrt(static_cast<double>(n)); }
@@ -220,6 +247,7 @@ class Table {
   Parametrization how_;
   double wide_ = 1, deep_ = 1;  // width and depth in units of the base model
   double embedding_rate_ = 1, position_rate_ = 1, head_rate_ = 1;
+  std::string type_;
   bool gpt2_names_;
   int layer_ = -1;
   std::vector<Parameter> table_;
@@ -240,13 +268,22 @@ const char* name_of(LearningRateGroup group) {
 }
 
 std::string model_type_of(const ModelConfig& c) {
-  if (c.logit_softcap > 0 || c.embedding_scale != 1) return "train_gpt";
-  const bool square = c.head_size * c.heads == c.channels && c.kv_heads == c.heads;
-  if (c.norm == Norm::layernorm && c.positions == Positions::learned && c.activation == Activation::gelu && c.bias &&
-      !c.qk_norm && square)
-    return "gpt2";
-  if (c.norm != Norm::rmsnorm || c.positions != Positions::rope || c.activation != Activation::swiglu)
+  const bool own_magnitude = c.rope_magnitude != 1 && !c.is_stretched();
+  if (c.logit_softcap > 0 || c.embedding_scale != 1 || c.post_norms || c.global_every || own_magnitude)
     return "train_gpt";
+  const bool is_square = c.head_size * c.heads == c.channels;
+  if (c.norm == Norm::layernorm && c.activation == Activation::gelu && c.bias && !c.qk_norm && is_square) {
+    if (c.positions == Positions::rope) return c.parallel_block && c.head_bias ? "phi" : "train_gpt";
+    return c.kv_heads == c.heads && !c.parallel_block && !c.head_bias ? "gpt2" : "train_gpt";
+  }
+  if (c.norm != Norm::rmsnorm || c.positions != Positions::rope || c.activation != Activation::swiglu ||
+      c.parallel_block || c.head_bias)
+    return "train_gpt";
+  const bool plain = !c.bias && !c.qkv_bias && !c.attention_out_bias && !c.mlp_bias;
+  if (c.rotary_width() != c.head_size || c.rope_kind == RopeKind::longrope)
+    return plain && !c.experts && !c.qk_norm && is_square && (!c.is_stretched() || c.rope_kind == RopeKind::longrope)
+               ? "phi3"
+               : "train_gpt";
   if (c.experts) {
     if (c.router_bias || c.shared_hidden || c.qkv_bias != c.attention_out_bias) return "train_gpt";
     return c.qk_norm ? "qwen3_moe" : c.qkv_bias ? "train_gpt" : "mixtral";
@@ -255,6 +292,25 @@ std::string model_type_of(const ModelConfig& c) {
   if (c.qk_norm) return alike && !c.mlp_bias && !c.bias ? "qwen3" : "train_gpt";
   if (alike) return "llama";
   return c.qkv_bias && !c.mlp_bias && !c.bias ? "qwen2" : "train_gpt";
+}
+
+int64_t query_scalar(const ModelConfig& c) {
+  return std::llround(static_cast<double>(c.head_size) / std::pow(c.rope_magnitude, 4));
+}
+
+std::string exported_type_of(const ModelConfig& c) {
+  const double size = static_cast<double>(c.head_size);
+  const bool is_gemma =
+      c.norm == Norm::rmsnorm && c.positions == Positions::rope && c.activation == Activation::geglu && !c.experts &&
+      !c.bias && !c.qkv_bias && !c.attention_out_bias && !c.mlp_bias && !c.head_bias && !c.parallel_block &&
+      c.rotary_width() == c.head_size && c.embedding_scale == std::sqrt(static_cast<double>(c.channels)) &&
+      (!c.is_stretched() || c.rope_kind == RopeKind::linear || c.rope_kind == RopeKind::llama3);
+  if (!is_gemma) return model_type_of(c);
+  if (!c.post_norms && !c.qk_norm && !c.global_every && c.logit_softcap == 0 && c.rope_magnitude == 1) return "gemma";
+  const int64_t scalar = query_scalar(c);
+  const bool is_scaled = scalar > 0 && std::sqrt(std::sqrt(size / static_cast<double>(scalar))) == c.rope_magnitude;
+  if (!c.post_norms || !is_scaled) return model_type_of(c);
+  return c.qk_norm ? "gemma3_text" : c.global_every ? model_type_of(c) : "gemma2";
 }
 
 std::vector<Parameter> parameter_table(const ModelConfig& config, const Parametrization& parametrization) {

@@ -98,9 +98,13 @@ void add_parameters(Graph& graph, const ModelConfig& config, DType dtype, std::o
 // The name of the parameter that is the matrix of the head.
 const char* head_weight(const ModelConfig& config);
 
-// The Hugging Face model_type that has these switches: "gpt2", "llama", "qwen2", "qwen3", "mixtral" or "qwen3_moe", or
-// else "train_gpt", the project's own.
+// The Hugging Face model_type that has these switches: "gpt2", "llama", "qwen2", "qwen3", "mixtral", "qwen3_moe", "phi"
+// or "phi3", or else "train_gpt", the project's own.
 std::string model_type_of(const ModelConfig& config);
+// The same for a model that is exported: "gemma", "gemma2" or "gemma3_text" as well.
+std::string exported_type_of(const ModelConfig& config);
+// Gemma's number by whose root scores are divided in place of the head size's, as the magnitude of queries and keys says it.
+int64_t query_scalar(const ModelConfig& config);
 
 // Fills `data`, one float for each element of the parameter, with its initial values; each is a pure function of (seed,
 // name, element).

@@ -4,6 +4,7 @@
 // rope: a warp takes the row of a token. A lane takes 16 bytes of the first half of a head and the 16 bytes of the
 // second half that are rotated with them; its angles stay in registers from head to head where a warp covers whole
 // heads. Then the warp copies the values. Every byte is read and written once, the angles once for each sequence.
+#include <algorithm>
 #include <cmath>
 
 #include "llm/device/cuda.h"
@@ -18,6 +19,12 @@ namespace {
 
 constexpr int kThreads = 256, kRows = kThreads / 32;
 
+// The cosine, and `half` behind it the sine.
+__device__ inline void put_angle(double angle, double magnitude, float* to, int64_t half) {
+  to[0] = static_cast<float>(magnitude * cos(angle));
+  to[half] = static_cast<float>(magnitude * sin(angle));
+}
+
 // The angles are computed in double: at position 8192 a float is wrong by up to 5e-4.
 __global__ void __launch_bounds__(kThreads)
     rope_angles_kernel(const int32_t* __restrict__ positions,  // (T), or null: those of chunks
@@ -29,16 +36,40 @@ __global__ void __launch_bounds__(kThreads)
   if (simt::in_bounds(pair < pairs)) {
     const int64_t t = pair / half, i = pair % half;
     const double frequency = rope_frequency(theta, static_cast<double>(i), static_cast<double>(half), scaling);
-    const double angle = static_cast<double>(positions ? positions[t] : chunks.position(t)) * frequency;
-    angles[t * 2 * half + i] = static_cast<float>(scaling.magnitude * cos(angle));
-    angles[t * 2 * half + half + i] = static_cast<float>(scaling.magnitude * sin(angle));
+    put_angle(static_cast<double>(positions ? positions[t] : chunks.position(t)) * frequency, scaling.magnitude,
+              angles + t * 2 * half + i, half);
+  }
+}
+
+// The same with LongRoPE's divisors; `are_far` (T) says which, or null: near ones.
+__global__ void __launch_bounds__(kThreads)
+    rope_divided_angles_kernel(const int32_t* __restrict__ positions, const int32_t* __restrict__ are_far,
+                               Chunks chunks, float* __restrict__ angles, int64_t pairs, int64_t half, double theta,
+                               RopeScaling scaling, RopeDivisors divisors) {
+  const int64_t pair = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (simt::in_bounds(pair < pairs)) {
+    const int64_t t = pair / half, i = pair % half;
+    const double divisor = are_far && are_far[t] ? divisors.far[i] : divisors.near[i];
+    const double frequency = rope_frequency(theta, static_cast<double>(i), static_cast<double>(half), scaling);
+    put_angle(static_cast<double>(positions ? positions[t] : chunks.position(t)) * frequency / divisor,
+              scaling.magnitude, angles + t * 2 * half + i, half);
   }
 }
 
 struct Heads {
-  int64_t turned, copied;  // number of query and key heads; of value heads
-  int64_t width, half;     // channels of a row; half the channels of a head
+  int64_t turned, copied;     // number of query and key heads; of value heads
+  int64_t width, size, half;  // channels of a row; of a head; half of those of a head that are turned
 };
+
+// Channels that stay as they are. In place, they are read only to find the largest.
+template <class T, int kWidth>
+__device__ void keep(const T* from, T* to, bool in_place, float& most) {
+  using Pack = simt::Pack<T, kWidth>;
+  const Pack v = *reinterpret_cast<const Pack*>(from);
+  if (!in_place) *reinterpret_cast<Pack*>(to) = v;
+#pragma unroll
+  for (int k = 0; k < kWidth; ++k) most = fmaxf(most, fabsf(v.get(k)));
+}
 
 template <int kWidth>
 struct Angles {
@@ -77,7 +108,7 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(const T* in,            
       const int head = item / packs, pack = item % packs;
       if (pack != loaded) angle.load(of_token + pack * kWidth, heads.half);
       loaded = pack;
-      const int64_t at = head * 2 * heads.half + pack * kWidth;
+      const int64_t at = head * heads.size + pack * kWidth;
       const Pack x1 = *reinterpret_cast<const Pack*>(x + at);
       const Pack x2 = *reinterpret_cast<const Pack*>(x + at + heads.half);
       float y1[kWidth], y2[kWidth];
@@ -91,14 +122,14 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(const T* in,            
       *reinterpret_cast<Pack*>(y + at) = simt::packed<T>(y1);
       *reinterpret_cast<Pack*>(y + at + heads.half) = simt::packed<T>(y2);
     }
-    const int64_t values = heads.turned * 2 * heads.half;
-    // In place, the values are read only to find the largest.
-    const int64_t copied = x == y && !largest ? 0 : heads.copied * 2 * heads.half;
-    for (int64_t i = lane * kWidth; i < copied; i += 32 * kWidth) {
-      const Pack v = *reinterpret_cast<const Pack*>(x + values + i);
-      if (x != y) *reinterpret_cast<Pack*>(y + values + i) = v;
-#pragma unroll
-      for (int k = 0; k < kWidth; ++k) most = fmaxf(most, fabsf(v.get(k)));
+    const bool in_place = x == y, keeps = !in_place || largest;
+    const int64_t values = heads.turned * heads.size, copied = keeps ? heads.copied * heads.size : 0;
+    for (int64_t i = lane * kWidth; i < copied; i += 32 * kWidth)
+      keep<T, kWidth>(x + values + i, y + values + i, in_place, most);
+    const int64_t rest = heads.size - 2 * heads.half, rests = keeps ? heads.turned * rest : 0;
+    for (int64_t i = lane * kWidth; i < rests; i += 32 * kWidth) {
+      const int64_t at = i / rest * heads.size + 2 * heads.half + i % rest;
+      keep<T, kWidth>(x + at, y + at, in_place, most);
     }
   }
   if (largest) note_largest(to_float(simt::stored<T>(most)), largest, simt::shared_memory<LargestShared>());
@@ -112,8 +143,10 @@ void turn_as(const KernelCall& call, float direction) {
   T* out = call.out<T>(0);
   const int64_t kv = a.integer("kv_heads"), D = a.integer("head_size"), turned = a.integer("heads") + kv;
   const int64_t rows = call.in_shape(0).rows(), tokens = call.in_shape(0)[1];
-  const Heads heads{turned, kv, (turned + kv) * D, D / 2};
-  const bool packs = simt::packs(in, D / 2) && simt::packs(out, D / 2) && simt::packs(angles, D / 2);
+  const int64_t half = a.integer("rotary_size", D) / 2;
+  const Heads heads{turned, kv, (turned + kv) * D, D, half};
+  const bool packs = simt::packs(in, half) && simt::packs(out, half) && simt::packs(angles, half) &&
+                     (D - 2 * half) % simt::kPack<T> == 0;
   uint32_t* largest = largest_of(call);
   simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>((rows + kRows - 1) / kRows)), dim3(kThreads),
                largest ? sizeof(LargestShared) : 0, packs ? rope_kernel<T, simt::kPack<T>> : rope_kernel<T, 1>, in,
@@ -130,9 +163,18 @@ void rope_angles(const KernelCall& call) {
   const Attributes& a = call.node.attributes;
   const RopeScaling scaling = rope_scaling(a);
   const int64_t half = call.out_shape(0)[1] / 2, pairs = call.out_shape(0)[0] * half;
-  simt::launch(call.cuda->stream(), dim3(static_cast<unsigned>((pairs + kThreads - 1) / kThreads)), dim3(kThreads), 0,
-               rope_angles_kernel, call.in_int(0), chunks_of(a, call.out_shape(0)[0]), call.out(0), pairs, half,
-               a.number("theta"), scaling);
+  const dim3 blocks(static_cast<unsigned>((pairs + kThreads - 1) / kThreads));
+  if (a.has("divisors")) {
+    RopeDivisors divisors{};
+    std::ranges::copy(a.numbers("divisors"), divisors.near);
+    if (call.in_int(1)) std::ranges::copy(a.numbers("long_divisors"), divisors.far);
+    simt::launch(call.cuda->stream(), blocks, dim3(kThreads), 0, rope_divided_angles_kernel, call.in_int(0),
+                 call.in_int(1), chunks_of(a, call.out_shape(0)[0]), call.out(0), pairs, half, a.number("theta"),
+                 scaling, divisors);
+    return;
+  }
+  simt::launch(call.cuda->stream(), blocks, dim3(kThreads), 0, rope_angles_kernel, call.in_int(0),
+               chunks_of(a, call.out_shape(0)[0]), call.out(0), pairs, half, a.number("theta"), scaling);
 }
 void rope(const KernelCall& call) { turn(call, 1); }
 void rope_backward(const KernelCall& call) { turn(call, -1); }

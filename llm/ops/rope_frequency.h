@@ -18,6 +18,13 @@ namespace llm {
 // `original` is the context length of the pretraining. factor 1: nothing is stretched.
 enum class RopeStretch : int { wavelengths, all, turns };
 
+// LongRoPE (Ding et al. 2024) divides each pair's frequency by a number of its own: by those in "divisors", or, in a text
+// longer than the original context, by those in "long_divisors" (rope.cpp).
+struct RopeDivisors {
+  static constexpr int64_t kMost = 128;  // pairs of a head
+  double near[kMost], far[kMost];
+};
+
 struct RopeScaling {
   double factor, low, high, original, magnitude;
   RopeStretch stretch;

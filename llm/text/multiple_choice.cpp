@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 
 #include "llm/base/error.h"
 #include "llm/base/json.h"
@@ -11,6 +12,9 @@ namespace llm {
 
 Choice parse_choice(std::string_view line, const std::string& where) {
   const Json j = json_or_null(line);
+  if (line.starts_with("\x1F\x8B")) fail(where, ": packed by gzip; unpack it: gunzip FILE");
+  if (line.starts_with('['))
+    fail(where, ": a JSON list, not a JSON object a line; unpack it: jq -c '.[]' FILE > TASKS");
   if (!j.is_object()) fail(where, ": not a JSON object in UTF-8");
   for (const char* key : {"ctx", "endings", "label"})
     if (!j.contains(key)) fail(where, ": no \"", key, "\"");
@@ -23,8 +27,9 @@ Choice parse_choice(std::string_view line, const std::string& where) {
   }
   // Some copies have the label as a string.
   choice.label = -1;
-  if (j["label"].is_number_integer()) {
-    choice.label = j["label"].get<int64_t>();
+  if (j["label"].is_number()) {
+    const double label = j["label"].get<double>();
+    if (label == std::floor(label) && std::fabs(label) < 0x1p53) choice.label = static_cast<int64_t>(label);
   } else if (j["label"].is_string()) {
     const std::string& text = j["label"].string();
     std::from_chars(text.data(), text.data() + text.size(), choice.label);

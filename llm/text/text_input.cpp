@@ -15,6 +15,7 @@
 #include "llm/base/error.h"
 #include "llm/base/json.h"
 #include "llm/text/decompress.h"
+#include "llm/text/utf8.h"
 
 namespace llm {
 namespace {
@@ -93,6 +94,17 @@ void check_is_text(std::string_view text, const std::string& name) {
   if (zeros > begin.size() / 16)
     fail(name, " is not UTF-8 text: ", zeros, " of its first ", begin.size(), " bytes are 0; if it is UTF-16, ",
          kUtf16Help);
+  size_t strange = 0;  // bytes of no character
+  for (size_t at = 0; at < begin.size();) {
+    const size_t length = utf8_length(begin.substr(at));
+    strange += length == 0;
+    at += std::max<size_t>(1, length);
+  }
+  if (begin.size() >= 64 && strange > begin.size() / 8)
+    fail(name, " is not UTF-8 text: ", strange, " of its first ", begin.size(),
+         " bytes are part of no character; if it is text in another encoding, convert it: iconv -f ENCODING -t UTF-8 "
+         "FILE "
+         "> TEXT");
 }
 
 bool ends_with_one_of(std::string_view name, std::initializer_list<std::string_view> ends) {
