@@ -40,28 +40,33 @@ double rotary_share(const ModelConfig& c) {
   return share * size < turned ? std::nextafter(share, 1.0) : share;
 }
 
+// The keys that all families but GPT-2 have.
+Json decoder_json(const ModelConfig& c, const std::string& type, const char* architecture) {
+  return {{"architectures", {architecture}},
+          {"model_type", type},
+          {"vocab_size", c.vocabulary},
+          {"hidden_size", c.channels},
+          {"intermediate_size", c.hidden},
+          {"num_hidden_layers", c.layers},
+          {"num_attention_heads", c.heads},
+          {"num_key_value_heads", c.kv_heads},
+          {"max_position_embeddings", c.context},
+          {"rope_theta", c.rope_theta},
+          {"rope_scaling", rope_scaling_json(c)},
+          {"attention_dropout", 0.0},
+          {"initializer_range", 0.02},
+          {"use_cache", true}};
+}
+
 // The keys of Phi-1, Phi-2 and Phi-3.
 Json phi_json(const ModelConfig& c, const std::string& type) {
   const bool phi3 = type == "phi3";
-  Json j = {{"architectures", {phi3 ? "Phi3ForCausalLM" : "PhiForCausalLM"}},
-            {"model_type", type},
-            {"vocab_size", c.vocabulary},
-            {"hidden_size", c.channels},
-            {"intermediate_size", c.hidden},
-            {"num_hidden_layers", c.layers},
-            {"num_attention_heads", c.heads},
-            {"num_key_value_heads", c.kv_heads},
-            {"hidden_act", phi3 ? "silu" : "gelu_new"},
-            {"max_position_embeddings", c.context},
+  Json j = decoder_json(c, type, phi3 ? "Phi3ForCausalLM" : "PhiForCausalLM");
+  j.update({{"hidden_act", phi3 ? "silu" : "gelu_new"},
             {phi3 ? "rms_norm_eps" : "layer_norm_eps", c.norm_epsilon},
             {"partial_rotary_factor", rotary_share(c)},
-            {"rope_theta", c.rope_theta},
-            {"rope_scaling", rope_scaling_json(c)},
             {"resid_pdrop", 0.0},
-            {"embd_pdrop", 0.0},
-            {"attention_dropout", 0.0},
-            {"initializer_range", 0.02},
-            {"use_cache", true}};
+            {"embd_pdrop", 0.0}});
   if (phi3)
     j.update({{"original_max_position_embeddings", c.is_stretched() ? c.rope_original : c.context},
               {"sliding_window", nullptr},
@@ -76,26 +81,13 @@ Json gemma_json(const ModelConfig& c, const std::string& type) {
   const char* const name = type == "gemma"    ? "GemmaForCausalLM"
                            : type == "gemma2" ? "Gemma2ForCausalLM"
                                               : "Gemma3ForCausalLM";
-  Json j = {{"architectures", {name}},
-            {"model_type", type},
-            {"vocab_size", c.vocabulary},
-            {"hidden_size", c.channels},
-            {"intermediate_size", c.hidden},
-            {"num_hidden_layers", c.layers},
-            {"num_attention_heads", c.heads},
-            {"num_key_value_heads", c.kv_heads},
-            {"head_dim", c.head_size},
+  Json j = decoder_json(c, type, name);
+  j.update({{"head_dim", c.head_size},
             {"hidden_act", "gelu_pytorch_tanh"},
             {"hidden_activation", "gelu_pytorch_tanh"},
-            {"max_position_embeddings", c.context},
             {"rms_norm_eps", c.norm_epsilon},
-            {"rope_theta", c.rope_theta},
-            {"rope_scaling", rope_scaling_json(c)},
             {"attention_bias", false},
-            {"attention_dropout", 0.0},
-            {"initializer_range", 0.02},
-            {"pad_token_id", nullptr},
-            {"use_cache", true}};
+            {"pad_token_id", nullptr}});
   if (type == "gemma") return j;
   const Json cap = c.logit_softcap > 0 ? Json(c.logit_softcap) : Json();
   std::vector<std::string> layers;
@@ -189,24 +181,11 @@ std::string config_json(const ModelConfig& c, const EndTokens& tokens, const std
                        : type == "mixtral"   ? "MixtralForCausalLM"
                        : qwen                ? "Qwen2ForCausalLM"
                                              : "LlamaForCausalLM";
-    j = {{"architectures", {name}},
-         {"model_type", type},
-         {"vocab_size", c.vocabulary},
-         {"hidden_size", c.channels},
-         {"intermediate_size", c.hidden},
-         {"num_hidden_layers", c.layers},
-         {"num_attention_heads", c.heads},
-         {"num_key_value_heads", c.kv_heads},
-         {"head_dim", c.head_size},
-         {"hidden_act", "silu"},
-         {"max_position_embeddings", c.context},
-         {"rms_norm_eps", c.norm_epsilon},
-         {"rope_theta", c.rope_theta},
-         {"rope_scaling", rope_scaling_json(c)},
-         {"attention_bias", biased},
-         {"attention_dropout", 0.0},
-         {"initializer_range", 0.02},
-         {"use_cache", true}};
+    j = decoder_json(c, type, name);
+    j.update({{"head_dim", c.head_size},
+              {"hidden_act", "silu"},
+              {"rms_norm_eps", c.norm_epsilon},
+              {"attention_bias", biased}});
     if (qwen) {
       j["use_sliding_window"] = false;
       j["sliding_window"] = nullptr;
