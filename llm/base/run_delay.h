@@ -1,16 +1,19 @@
 // Whether something else keeps the calling thread from its core: the share of the time in which the thread could have run
 // and did not, as Linux counts it (/proc/thread-self/schedstat, "time spent waiting on a runqueue").
 #pragma once
-#include <chrono>
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <cstdint>
 #include <cstdio>
+
+#include "llm/base/clock.h"
 
 namespace llm {
 
 // For one thread. Looks at the clock in each call, and at the system's count once in a window.
 class RunDelay {
  public:
-  using Clock = std::chrono::steady_clock;
   static constexpr std::chrono::milliseconds kWindow{50};
 
   // Whether a window ends now in which more than `share` of the time was spent waiting for a core.
@@ -27,14 +30,15 @@ class RunDelay {
   void restart() { begin_ = {}; }
 
  private:
-  // 0 where the system does not say.
+  // 0 where the system does not say. Allocates nothing, since kernels call this in every step.
   static int64_t waited_ns() {
-    std::FILE* file = std::fopen("/proc/thread-self/schedstat", "re");
-    if (!file) return 0;
+    char text[128] = {};
+    const int file = ::open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+    if (file < 0) return 0;
+    const ssize_t bytes = ::read(file, text, sizeof text - 1);
+    ::close(file);
     long long ran = 0, waited = 0;
-    const int read = std::fscanf(file, "%lld %lld", &ran, &waited);
-    std::fclose(file);
-    return read == 2 ? waited : 0;
+    return bytes > 0 && std::sscanf(text, "%lld %lld", &ran, &waited) == 2 ? waited : 0;
   }
 
   Clock::time_point begin_{};

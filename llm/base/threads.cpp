@@ -76,14 +76,26 @@ class ThreadTeam::Workers {
     call(function, context);
   }
 
-  // On the threads that do not rest.
-  void deal_out(int64_t count, ItemFunction function, void* context) {
-    choose_active();
-    const int active = active_;
-    if (active == 1) {
-      for (int64_t item = 0; item < count; ++item) function(context, item, 0);
-      return;
+  // How many threads take part from the next call on, the caller among them.
+  int choose_active() {
+    if (!spins_) return active_;
+    using namespace std::chrono_literals;
+    const Clock::time_point now = Clock::now();
+    const bool is_starved = delay_.exceeds(starved_share(), now) | is_starved_.load(std::memory_order_relaxed);
+    if (is_starved && active_ > 1) {
+      rest_ = now - called_in_ < 4 * RunDelay::kWindow ? std::min<Clock::duration>(2 * rest_, 8s) : 1s;
+      call_in(active_ - 1);
+      rests_until_ = now + rest_;
+    } else if (active_ < size_ && now > rests_until_) {
+      call_in(active_ + 1);
+      called_in_ = now, rests_until_ = now + rest_;
     }
+    return active_;
+  }
+
+  // On the threads that do not rest, of which there are several.
+  void deal_out(int64_t count, ItemFunction function, void* context) {
+    const int active = active_;
     const auto share_begin = [&](int rank) { return count * rank / active; };
     for (int rank = 0; rank < active; ++rank)
       shares_[static_cast<size_t>(rank)].next.store(share_begin(rank), std::memory_order_relaxed);
@@ -145,8 +157,7 @@ class ThreadTeam::Workers {
       }
       core_of(rank).store(sched_getcpu(), std::memory_order_relaxed);
       function_(context_, rank);
-      if (spins_ && delay.exceeds(starved_share(), RunDelay::Clock::now()))
-        is_starved_.store(true, std::memory_order_relaxed);
+      if (spins_ && delay.exceeds(starved_share(), Clock::now())) is_starved_.store(true, std::memory_order_relaxed);
       if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) running_.notify_one();
     }
   }
@@ -193,20 +204,6 @@ class ThreadTeam::Workers {
   // With n threads one of which runs for a part of the time only, n - 1 are faster if that part is below (n - 1) / n,
   // and before that, as memory does not serve n threads n times as fast as one.
   double starved_share() const { return std::max(0.15, 1.0 / (active_ + 1)); }
-  void choose_active() {
-    if (!spins_) return;
-    using namespace std::chrono_literals;
-    const RunDelay::Clock::time_point now = RunDelay::Clock::now();
-    const bool is_starved = delay_.exceeds(starved_share(), now) | is_starved_.load(std::memory_order_relaxed);
-    if (is_starved && active_ > 1) {
-      rest_ = now - called_in_ < 4 * RunDelay::kWindow ? std::min<RunDelay::Clock::duration>(2 * rest_, 8s) : 1s;
-      call_in(active_ - 1);
-      rests_until_ = now + rest_;
-    } else if (active_ < size_ && now > rests_until_) {
-      call_in(active_ + 1);
-      called_in_ = now, rests_until_ = now + rest_;
-    }
-  }
   // From the next call on, threads of ranks below `active` take part.
   void call_in(int active) {
     if (active == active_) return;
@@ -230,8 +227,8 @@ class ThreadTeam::Workers {
   std::atomic<Roster> roster_;
   std::atomic<bool> is_starved_{false};
   RunDelay delay_;  // of the caller
-  RunDelay::Clock::time_point called_in_{}, rests_until_{};
-  RunDelay::Clock::duration rest_{};
+  Clock::time_point called_in_{}, rests_until_{};
+  Clock::duration rest_{};
   std::vector<std::thread> threads_;
 };
 
@@ -250,20 +247,19 @@ void ThreadTeam::dispatch(Function function, void* context) {
 }
 
 void ThreadTeam::deal_out(int64_t count, ItemFunction function, void* context) {
-  if (workers_ && count > 1) return workers_->deal_out(count, function, context);
+  if (workers_ && count > 1 && workers_->choose_active() > 1) return workers_->deal_out(count, function, context);
   if (rehearsal_ && count > 1) return rehearse(count, function, context);
   for (int64_t item = 0; item < count; ++item) function(context, item, 0);
 }
 
 void ThreadTeam::rehearse(int64_t count, ItemFunction function, void* context) {
-  using Clock = std::chrono::steady_clock;
   std::priority_queue<double, std::vector<double>, std::greater<>> free;  // when each thread becomes free
   for (int rank = 0; rank < size_; ++rank) free.push(0);
   double end = 0;
   for (int64_t item = 0; item < count; ++item) {
     const auto begin = Clock::now();
     function(context, item, 0);
-    const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+    const double seconds = seconds_since(begin);
     const double done = free.top() + seconds;
     free.pop(), free.push(done);
     rehearsal_->busy += seconds;
