@@ -28,7 +28,7 @@ MPI ?= auto
 NCCL ?= auto
 ONEDNN ?= 0
 HTTP ?= auto
-# This demo trains for about half a minute on two cores.
+# This demo trains for about a minute on two cores.
 DEMO_FLAGS ?= tiny --steps 1500
 TEST_RUNNER :=
 
