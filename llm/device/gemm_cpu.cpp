@@ -23,6 +23,7 @@ namespace {
 using microkernel::kColumns;
 using microkernel::kRows;
 using microkernel::RowPanels;
+using simd::kLanes;
 
 // How a product is cut: the steps of k in a stage, the most column panels of a block, and the most row panels that are
 // multiplied with one of them before the next one's turn. With AVX-512 a row panel of a row-major A stays in L1 and meets
@@ -34,7 +35,7 @@ struct Cut {
 #if defined(__AVX512F__)
 constexpr Cut kRowMajor = {768, 2, 1}, kTransposed = {384, 24, 16};
 #else
-constexpr Cut kRowMajor = {384, 8, 32}, kTransposed = {384, 24, 32};
+constexpr Cut kRowMajor = {384, 24, 32}, kTransposed = {384, 24, 32};
 #endif
 constexpr const Cut& cut_of(bool a_row_major) { return a_row_major ? kRowMajor : kTransposed; }
 constexpr int64_t kDeepest = std::max(kRowMajor.depth, kTransposed.depth);
@@ -64,7 +65,7 @@ struct Plan {
   int64_t depth, stages;
   int64_t column_panels, column_blocks, row_blocks;
   int64_t panels;           // of the widest block
-  int64_t packed_rows = 0;  // of a transposed A, the most that are packed together
+  int64_t room_of_rows = 0;  // for a transposed A
 
   Plan(int64_t m, int64_t n, int64_t k, bool a_row_major, bool b_along_k, int64_t threads)
       : column_panels(ceil_div(n, kColumns)) {
@@ -91,18 +92,22 @@ struct Plan {
         least = time, row_blocks = rows, column_blocks = of_columns;
       }
     panels = ceil_div(column_panels, column_blocks);
-    if (!a_row_major) packed_rows = most_packed_rows(m);
+    if (!a_row_major) room_of_rows = floats_of_rows(m, depth);
   }
   // A third of L2 holds the row panels that meet one column panel after the other.
   int64_t row_panels_together(bool a_row_major) const {
     const int64_t bytes = kRows * std::max<int64_t>(depth, 1) * static_cast<int64_t>(sizeof(float));
     return std::clamp<int64_t>(second_level_cache_bytes() / 3 / bytes, 1, cut_of(a_row_major).row_panels);
   }
-  static int64_t most_packed_rows(int64_t m) { return std::min(ceil_div(m, kRows), kTransposed.row_panels) * kRows; }
+  // Room for the row panels of a transposed A that are packed together, each with what a copy writes behind it.
+  static int64_t floats_of_rows(int64_t m, int64_t depth) {
+    return std::min(ceil_div(m, kRows), kTransposed.row_panels) * packed_panel(depth);
+  }
+  static int64_t packed_panel(int64_t depth) { return depth * kRows + kLanes; }
 
   int64_t blocks() const { return row_blocks * column_blocks; }
   int64_t floats_of_panels() const { return panels * kColumns * depth; }
-  int64_t floats_of_thread() const { return floats_of_panels() + round_up(packed_rows * depth, 16); }
+  int64_t floats_of_thread() const { return floats_of_panels() + round_up(room_of_rows, 16); }
 };
 
 class BlockedGemm {
@@ -148,7 +153,7 @@ class BlockedGemm {
             microkernel::Tile t = {k.size(),       a,           g_.a.row_stride, g_.a.column_stride,
                                    pack_of(panel), kColumns,    g_.c + at,       g_.c_stride,
                                    g_.c + at,      g_.c_stride, p.columns};
-            if (packs_a) t.a = packed_a + (i - first) * k.size() * kRows, t.a_step = kRows;
+            if (packs_a) t.a = packed_a + (i - first) * Plan::packed_panel(k.size()), t.a_step = kRows;
             if (stage == 0) {
               t.addend = g_.addend ? g_.addend + row * g_.addend_stride + panel * kColumns : nullptr;
               t.addend_stride = g_.addend_stride;
@@ -195,17 +200,18 @@ class BlockedGemm {
             std::min<int64_t>(kColumns, g_.n - panel * kColumns)};
   }
   // Copies row panels [first, end) of a transposed A, at most kTransposed.row_panels. The elements of one panel and one
-  // k lie side by side, in kRows places whatever the panel's height, and those of the next k behind them: copies of one
-  // size are moves.
+  // k lie side by side, in kRows places whatever the panel's height, and those of the next k behind them. Where a vector holds
+  // them, a copy is one move, which writes some places of the next k as well, before these get their own values.
   void pack_rows(const RowPanels& panels, int64_t first_row, int64_t first, int64_t end, Range k, float* packed) const {
-    const int64_t row = first_row + panels.begin(first), panel_stride = k.size() * kRows;
+    constexpr int64_t kMoved = kRows <= kLanes ? kLanes : kRows;
+    const int64_t row = first_row + panels.begin(first), panel_stride = Plan::packed_panel(k.size());
     int64_t begins[kTransposed.row_panels], whole = 0;
     for (int64_t i = first; i < end; ++i) begins[i - first] = panels.begin(i) - panels.begin(first);
-    while (whole < end - first && row + begins[whole] + kRows <= g_.m) ++whole;
+    while (whole < end - first && row + begins[whole] + kMoved <= g_.m) ++whole;
     for (int64_t step = 0; step < k.size(); ++step) {
       const float* from = g_.a.data + row + (k.begin + step) * g_.a.column_stride;
       float* to = packed + step * kRows;
-      for (int64_t i = 0; i < whole; ++i) std::memcpy(to + i * panel_stride, from + begins[i], kRows * sizeof(float));
+      for (int64_t i = 0; i < whole; ++i) std::memcpy(to + i * panel_stride, from + begins[i], kMoved * sizeof(float));
       for (int64_t i = whole; i < end - first; ++i)  // A ends here
         std::copy(from + begins[i], from + panels.begin(first + i + 1) - panels.begin(first), to + i * panel_stride);
     }
@@ -261,9 +267,8 @@ int64_t gemm_workspace_up_to(int64_t m, int64_t n, int64_t k, int threads, bool 
   if (row_invariant) return gemm_rows_workspace_up_to(m, k, threads);
   const int64_t panels = std::min(ceil_div(n, kColumns), kWidest);
   const int64_t depth = round_up(std::min(k, kDeepest), 16);
-  const int64_t packed_rows = Plan::most_packed_rows(m);
   return std::max(gemm_rows_workspace_up_to(std::min(m, kMostRowsUnasked), k, threads),
-                  threads * (panels * kColumns * depth + round_up(packed_rows * depth, 16))) +
+                  threads * (panels * kColumns * depth + round_up(Plan::floats_of_rows(m, depth), 16))) +
          16;
 }
 

@@ -7,20 +7,31 @@
 namespace llm::microkernel {
 namespace {
 
+// sum += a b. With AVX2 the form that adds into the register of the sum: of the other forms, which the compiler mixes in, the
+// sums move from register to register.
+inline __attribute__((always_inline)) void multiply_add(Vec& sum, Vec a, Vec b) {
+#if defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
+  asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+#else
+  sum += a * b;
+#endif
+}
+
 // One step of k: row(i) gives the element of row i of A.
 template <int Rows, int Vectors, bool Copy, class Row>
 inline __attribute__((always_inline)) void step(Vec (&sum)[Rows][Vectors], const float* b, float* b_copy, Row row) {
   Vec b_row[Vectors];
 #pragma GCC unroll 2
   for (int j = 0; j < Vectors; ++j) {
-    b_row[j] = simd::load(b + j * kLanes);
+    // Held in a register: the compiler would else load the vector again for each row, three loads for two multiply-adds.
+    b_row[j] = simd::rounded(simd::load(b + j * kLanes));
     if constexpr (Copy) simd::store(b_copy + j * kLanes, b_row[j]);
   }
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
     const Vec a_element = simd::broadcast(row(i));
 #pragma GCC unroll 2
-    for (int j = 0; j < Vectors; ++j) sum[i][j] += a_element * b_row[j];
+    for (int j = 0; j < Vectors; ++j) multiply_add(sum[i][j], a_element, b_row[j]);
   }
 }
 
@@ -37,11 +48,18 @@ inline __attribute__((always_inline)) void step(Vec (&sum)[Rows][Vectors], const
 }
 
 enum class Extra { none, trickle, row_sums };  // what a kernel does besides multiplying
+// A: the elements of a row lie side by side, or those of a column do, kRows floats from the next column's or any number.
+enum class Layout { row_major, packed, transposed };
+// B: its rows lie kColumns floats apart, or any number, or are copied on the way as well.
+enum class Source { packed, in_place, copied };
 
-// RowMajor: t.a_step is 1; otherwise t.a_row is 1.
-template <int Rows, int Vectors, bool RowMajor, bool Copy, Extra Kind>
+// Distances that the compiler knows are parts of the instructions: 20 and not 24 of them a step with AVX2. Where another thread
+// shares the core, and so its instruction decoder, each of them counts.
+template <int Rows, int Vectors, Layout A, Source From, Extra Kind>
 void multiply(const Tile& t) {
-  constexpr bool kTrickles = Kind == Extra::trickle, kSumsRows = Kind == Extra::row_sums;
+  constexpr bool kTrickles = Kind == Extra::trickle, kSumsRows = Kind == Extra::row_sums, kCopies = From == Source::copied, kRowMajor = A == Layout::row_major;
+  // Groups of 4 steps in one piece: the kernels that do nearly all of the work have more; with AVX-512 a step is long enough.
+  constexpr int kGroupsATurn = kLanes < 16 && Vectors == 2 && From == Source::packed ? 4 : 1;
   Vec sum[Rows][Vectors];
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i)
@@ -70,12 +88,12 @@ void multiply(const Tile& t) {
       for (int i = 0; i < Rows; ++i) fetch_row(i);
   }
   [[maybe_unused]] const float* trickle = t.trickle;
-  const float *b = t.b, *fetch_block = t.fetch ? t.fetch : t.b;
+  const float *b = t.b, *fetch_block = t.fetch;
   float* b_copy = t.b_copy;
-  const int64_t b_step = t.b_step, fetch_step = t.fetch ? t.fetch_step : 0, to_next_block = t.fetch ? t.fetch_block : 0;
+  const int64_t b_step = From == Source::packed ? kColumns : t.b_step, fetch_step = t.fetch_step;
   // For a row-major A, pointers to every fourth row: the rows between are one, two and three strides further.
-  constexpr int kGroups = RowMajor ? (Rows + 3) / 4 : 1;
-  const int64_t a_row = t.a_row, a_step = RowMajor ? 1 : t.a_step;
+  constexpr int kGroups = kRowMajor ? (Rows + 3) / 4 : 1;
+  const int64_t a_row = t.a_row, a_step = kRowMajor ? 1 : A == Layout::packed ? kRows : t.a_step;
   const float* a[kGroups];
 #pragma GCC unroll 4
   for (int g = 0; g < kGroups; ++g) a[g] = t.a + 4 * g * a_row;
@@ -100,24 +118,31 @@ void multiply(const Tile& t) {
       trickle += kTrickle * t.trickle_step;
     }
     const auto step_once = [&]() __attribute__((always_inline)) {
-      __builtin_prefetch(fetch, 0, 2);
       if constexpr (kSumsRows)
 #pragma GCC unroll 4
         for (int i = 0; i < kRowVectors; ++i) row_sums[i] += rows_of(a[0] + i * kLanes, i);
-      step<Rows, Vectors, Copy>(sum, b, b_copy, [&](int i) { return RowMajor ? a[i / 4][(i % 4) * a_row] : a[0][i]; });
+      step<Rows, Vectors, kCopies>(sum, b, b_copy, [&](int i) { return kRowMajor ? a[i / 4][(i % 4) * a_row] : a[0][i]; });
 #pragma GCC unroll 4
       for (int g = 0; g < kGroups; ++g) a[g] += a_step;
       b += b_step;
-      if constexpr (Copy) b_copy += kColumns;
-      fetch += fetch_step;
+      if constexpr (kCopies) b_copy += kColumns;
     };
-    if (left >= 16)
+    if (left >= 16) {
+#pragma GCC unroll 1
+      for (int turn = 0; turn < 4 / kGroupsATurn; ++turn)
 #pragma GCC unroll 4
-      for (int k = 0; k < 16; ++k) step_once();
-    else
+        for (int group = 0; group < kGroupsATurn; ++group) {
+          if (fetch)
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; ++k, fetch += fetch_step) __builtin_prefetch(fetch, 0, 2);
+#pragma GCC unroll 4
+          for (int k = 0; k < 4; ++k) step_once();
+        }
+    } else {
 #pragma GCC unroll 1
       for (int64_t k = left; k > 0; --k) step_once();
-    fetch_block += to_next_block;
+    }
+    if (fetch) fetch_block += t.fetch_block;
   }
 
   if constexpr (kSumsRows)
@@ -153,28 +178,42 @@ void multiply(const Tile& t) {
 }
 
 using Kernel = void (*)(const Tile&);
-template <int Vectors, bool RowMajor, bool Copy, Extra Kind, int... I>
+template <int Vectors, Layout A, Source From, Extra Kind, int... I>
 constexpr std::array<Kernel, sizeof...(I)> kernels(std::integer_sequence<int, I...>) {
-  return {&multiply<I + 1, Vectors, RowMajor, Copy, Kind>...};
+  return {&multiply<I + 1, Vectors, A, From, Kind>...};
 }
-template <int Vectors, bool RowMajor, bool Copy, Extra Kind = Extra::none>
-constexpr auto kTable = kernels<Vectors, RowMajor, Copy, Kind>(std::make_integer_sequence<int, kRows>{});
+template <int Vectors, Layout A, Source From, Extra Kind>
+constexpr auto kTable = kernels<Vectors, A, From, Kind>(std::make_integer_sequence<int, kRows>{});
 
-template <bool RowMajor, Extra Kind = Extra::none>
-Kernel kernel_of(size_t row, bool wide, bool copy) {
-  if (copy) return wide ? kTable<2, RowMajor, true, Kind>[row] : kTable<1, RowMajor, true, Kind>[row];
-  return wide ? kTable<2, RowMajor, false, Kind>[row] : kTable<1, RowMajor, false, Kind>[row];
+template <Layout A, Source From, Extra Kind>
+Kernel kernel_of(int64_t rows, bool wide) {
+  return (wide ? kTable<2, A, From, Kind> : kTable<1, A, From, Kind>)[static_cast<size_t>(rows - 1)];
+}
+template <Layout A, Extra Kind = Extra::none>
+Kernel kernel_of(int64_t rows, bool wide, Source from) {
+  if (from == Source::copied) return kernel_of<A, Source::copied, Kind>(rows, wide);
+  if constexpr (Kind == Extra::none && A != Layout::packed)
+    if (from == Source::in_place) return kernel_of<A, Source::in_place, Kind>(rows, wide);
+  return kernel_of<A, Source::packed, Kind>(rows, wide);
 }
 
 }  // namespace
 
 void multiply_tile(int64_t rows, const Tile& t) {
-  const auto row = static_cast<size_t>(rows - 1);
-  const bool wide = t.columns > kLanes, copy = t.b_copy;
-  if (t.trickle && wide)
-    return (copy ? kTable<2, true, true, Extra::trickle> : kTable<2, true, false, Extra::trickle>)[row](t);
-  if (t.row_sums) return kernel_of<false, Extra::row_sums>(row, wide, copy)(t);
-  (t.a_row == 1 ? kernel_of<false>(row, wide, copy) : kernel_of<true>(row, wide, copy))(t);
+  using enum Layout;
+  const bool wide = t.columns > kLanes;
+  const Source from = t.b_copy ? Source::copied : t.b_step == kColumns ? Source::packed : Source::in_place;
+  const Layout a = t.a_row != 1 ? row_major : t.a_step == kRows && from != Source::in_place ? packed : transposed;
+  Kernel kernel;
+  if (a == row_major)
+    kernel = t.trickle && from != Source::in_place ? kernel_of<row_major, Extra::trickle>(rows, wide, from)
+                                                   : kernel_of<row_major>(rows, wide, from);
+  else if (t.row_sums)
+    kernel = a == packed ? kernel_of<packed, Extra::row_sums>(rows, wide, from)
+                         : kernel_of<transposed, Extra::row_sums>(rows, wide, from);
+  else
+    kernel = a == packed ? kernel_of<packed>(rows, wide, from) : kernel_of<transposed>(rows, wide, from);
+  kernel(t);
 }
 
 }  // namespace llm::microkernel
