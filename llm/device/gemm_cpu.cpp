@@ -103,7 +103,7 @@ struct Plan {
   static int64_t floats_of_rows(int64_t m, int64_t depth) {
     return std::min(ceil_div(m, kRows), kTransposed.row_panels) * packed_panel(depth);
   }
-  static int64_t packed_panel(int64_t depth) { return depth * kRows + kLanes; }
+  static int64_t packed_panel(int64_t depth) { return depth * kRows + microkernel::kRowsMoved; }
 
   int64_t blocks() const { return row_blocks * column_blocks; }
   int64_t floats_of_panels() const { return panels * kColumns * depth; }
@@ -141,19 +141,26 @@ class BlockedGemm {
         end = std::min(first + together, row_panels.count);
         // All of these rows are above the diagonal.
         if (g_.symmetric && panels.begin * kColumns >= rows.begin + row_panels.begin(end)) continue;
-        if (packs_a) pack_rows(row_panels, rows.begin, first, end, k, packed_a);
         for (int64_t panel = panels.begin; panel < panels.end; ++panel)
           for (int64_t i = first; i < end; ++i) {
             const int64_t row = rows.begin + row_panels.begin(i);
             const int64_t height = row_panels.begin(i + 1) - row_panels.begin(i);
             if (g_.symmetric && panel * kColumns >= row + height) continue;  // above the diagonal
-            const float* a = g_.a.data + row * g_.a.row_stride + k.begin * g_.a.column_stride;
+            const float* const a = g_.a.data + row * g_.a.row_stride + k.begin * g_.a.column_stride;
             const Piece p = piece(panel, k.begin);
             const int64_t at = row * g_.c_stride + panel * kColumns;
             microkernel::Tile t = {k.size(),       a,           g_.a.row_stride, g_.a.column_stride,
                                    pack_of(panel), kColumns,    g_.c + at,       g_.c_stride,
                                    g_.c + at,      g_.c_stride, p.columns};
-            if (packs_a) t.a = packed_a + (i - first) * Plan::packed_panel(k.size()), t.a_step = kRows;
+            if (packs_a) {
+              float* const packed_rows = packed_a + (i - first) * Plan::packed_panel(k.size());
+              const bool at_the_edge = row + microkernel::kRowsMoved > g_.m;  // more cannot be read
+              if (panel == panels.begin && at_the_edge) pack_rows(row, height, k, packed_rows);
+              if (panel == panels.begin && !at_the_edge)
+                t.a_copy = packed_rows;
+              else
+                t.a = packed_rows, t.a_step = kRows;
+            }
             if (stage == 0) {
               t.addend = g_.addend ? g_.addend + row * g_.addend_stride + panel * kColumns : nullptr;
               t.addend_stride = g_.addend_stride;
@@ -167,9 +174,9 @@ class BlockedGemm {
               t.trickle = next.data + tiles_left / kTrickleTiles * 16 + step * b_stride_;
               t.trickle_step = b_stride_;
             }
-            // The rows of A that are read next, or packed next.
+            // The rows of A that are read next from where they are.
             const int64_t next_rows = i + (packs_a ? together : 1);
-            if (panel == panels.begin && next_rows < row_panels.count) {
+            if (panel == (packs_a ? panels.end - 1 : panels.begin) && next_rows < row_panels.count) {
               t.fetch = a + (row_panels.begin(next_rows) - row_panels.begin(i)) * g_.a.row_stride;
               t.fetch_step = a_row_major_ ? g_.a.row_stride : g_.a.column_stride;
               t.fetch_block = 16 * g_.a.column_stride;
@@ -199,22 +206,11 @@ class BlockedGemm {
     return {g_.b.data + k * g_.b.row_stride + panel * kColumns * g_.b.column_stride,
             std::min<int64_t>(kColumns, g_.n - panel * kColumns)};
   }
-  // Copies row panels [first, end) of a transposed A, at most kTransposed.row_panels. The elements of one panel and one
-  // k lie side by side, in kRows places whatever the panel's height, and those of the next k behind them. Where a vector holds
-  // them, a copy is one move, which writes some places of the next k as well, before these get their own values.
-  void pack_rows(const RowPanels& panels, int64_t first_row, int64_t first, int64_t end, Range k, float* packed) const {
-    constexpr int64_t kMoved = kRows <= kLanes ? kLanes : kRows;
-    const int64_t row = first_row + panels.begin(first), panel_stride = Plan::packed_panel(k.size());
-    int64_t begins[kTransposed.row_panels], whole = 0;
-    for (int64_t i = first; i < end; ++i) begins[i - first] = panels.begin(i) - panels.begin(first);
-    while (whole < end - first && row + begins[whole] + kMoved <= g_.m) ++whole;
-    for (int64_t step = 0; step < k.size(); ++step) {
-      const float* from = g_.a.data + row + (k.begin + step) * g_.a.column_stride;
-      float* to = packed + step * kRows;
-      for (int64_t i = 0; i < whole; ++i) std::memcpy(to + i * panel_stride, from + begins[i], kMoved * sizeof(float));
-      for (int64_t i = whole; i < end - first; ++i)  // A ends here
-        std::copy(from + begins[i], from + panels.begin(first + i + 1) - panels.begin(first), to + i * panel_stride);
-    }
+  // Copies a row panel of a transposed A: the elements of one k lie side by side, in kRows places whatever the panel's
+  // height, and those of the next k behind them.
+  void pack_rows(int64_t row, int64_t height, Range k, float* packed) const {
+    for (int64_t step = k.begin; step < k.end; ++step, packed += kRows)
+      std::copy_n(g_.a.data + row + step * g_.a.column_stride, height, packed);
   }
   bool packs_on_the_way(Piece p) const { return !b_along_k_ && p.columns == kColumns && !g_.symmetric; }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <utility>
 
 namespace llm::microkernel {
@@ -47,7 +48,7 @@ inline __attribute__((always_inline)) void step(Vec (&sum)[Rows][Vectors], const
     }
 }
 
-enum class Extra { none, trickle, row_sums };  // what a kernel does besides multiplying
+enum class Extra { none, trickle, row_sums, copy_rows, copy_rows_and_sum };  // what a kernel does besides multiplying
 // A: the elements of a row lie side by side, or those of a column do, kRows floats from the next column's or any number.
 enum class Layout { row_major, packed, transposed };
 // B: its rows lie kColumns floats apart, or any number, or are copied on the way as well.
@@ -57,7 +58,9 @@ enum class Source { packed, in_place, copied };
 // shares the core, and so its instruction decoder, each of them counts.
 template <int Rows, int Vectors, Layout A, Source From, Extra Kind>
 void multiply(const Tile& t) {
-  constexpr bool kTrickles = Kind == Extra::trickle, kSumsRows = Kind == Extra::row_sums, kCopies = From == Source::copied, kRowMajor = A == Layout::row_major;
+  constexpr bool kTrickles = Kind == Extra::trickle, kCopies = From == Source::copied, kRowMajor = A == Layout::row_major,
+                 kSumsRows = Kind == Extra::row_sums || Kind == Extra::copy_rows_and_sum,
+                 kCopiesRows = Kind == Extra::copy_rows || Kind == Extra::copy_rows_and_sum;
   // Groups of 4 steps in one piece: the kernels that do nearly all of the work have more; with AVX-512 a step is long enough.
   constexpr int kGroupsATurn = kLanes < 16 && Vectors == 2 && From == Source::packed ? 4 : 1;
   Vec sum[Rows][Vectors];
@@ -90,6 +93,7 @@ void multiply(const Tile& t) {
   [[maybe_unused]] const float* trickle = t.trickle;
   const float *b = t.b, *fetch_block = t.fetch;
   float* b_copy = t.b_copy;
+  [[maybe_unused]] float* a_copy = t.a_copy;
   const int64_t b_step = From == Source::packed ? kColumns : t.b_step, fetch_step = t.fetch_step;
   // For a row-major A, pointers to every fourth row: the rows between are one, two and three strides further.
   constexpr int kGroups = kRowMajor ? (Rows + 3) / 4 : 1;
@@ -121,6 +125,7 @@ void multiply(const Tile& t) {
       if constexpr (kSumsRows)
 #pragma GCC unroll 4
         for (int i = 0; i < kRowVectors; ++i) row_sums[i] += rows_of(a[0] + i * kLanes, i);
+      if constexpr (kCopiesRows) std::memcpy(a_copy, a[0], kRowsMoved * sizeof(float)), a_copy += kRows;
       step<Rows, Vectors, kCopies>(sum, b, b_copy, [&](int i) { return kRowMajor ? a[i / 4][(i % 4) * a_row] : a[0][i]; });
 #pragma GCC unroll 4
       for (int g = 0; g < kGroups; ++g) a[g] += a_step;
@@ -208,6 +213,9 @@ void multiply_tile(int64_t rows, const Tile& t) {
   if (a == row_major)
     kernel = t.trickle && from != Source::in_place ? kernel_of<row_major, Extra::trickle>(rows, wide, from)
                                                    : kernel_of<row_major>(rows, wide, from);
+  else if (t.a_copy)
+    kernel = t.row_sums ? kernel_of<transposed, Extra::copy_rows_and_sum>(rows, wide, from)
+                        : kernel_of<transposed, Extra::copy_rows>(rows, wide, from);
   else if (t.row_sums)
     kernel = a == packed ? kernel_of<packed, Extra::row_sums>(rows, wide, from)
                          : kernel_of<transposed, Extra::row_sums>(rows, wide, from);

@@ -23,6 +23,7 @@ inline constexpr int kRows = 12;
 inline constexpr int kRows = 6;
 #endif
 inline constexpr int kColumns = 2 * kLanes;
+inline constexpr int kRowsMoved = kRows <= kLanes ? kLanes : kRows;  // kRows floats, or a vector that holds them: one move
 
 // The product of one tile. A's element (i, k) is at a[i * a_row + k * a_step], where a_row or a_step is 1; B's row k is
 // at b + k * b_step. Only `columns` columns are written, but B must be readable in the full width of one or two
@@ -41,6 +42,9 @@ struct Tile {
   const float* beside = nullptr;  // a matrix with C's stride that is prefetched together with C; null: none
   bool c_is_near = false;         // C is in the first-level cache, so that neither is prefetched
   float* b_copy = nullptr;        // where B's rows are copied to, kColumns floats apart, for the tiles that follow
+  // For a transposed A: where its elements are copied to, kRows floats for each k, for the tiles that follow. Copied are
+  // kRowsMoved floats at a time, so that many must be readable at each k, and room for them behind the last.
+  float* a_copy = nullptr;
   // What will be read soon is prefetched into L2, one cache line for each step of k: in steps 16 i to 16 i + 15 the
   // lines at fetch + i * fetch_block + (0 to 15) * fetch_step.
   const float* fetch = nullptr;
