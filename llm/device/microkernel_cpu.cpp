@@ -20,7 +20,7 @@ inline __attribute__((always_inline)) void step(Vec (&sum)[Rows][Vectors], const
   for (int i = 0; i < Rows; ++i) {
     const Vec a_element = simd::broadcast(row(i));
 #pragma GCC unroll 2
-    for (int j = 0; j < Vectors; ++j) sum[i][j] += a_element * b_row[j];
+    for (int j = 0; j < Vectors; ++j) sum[i][j] = multiply_add(a_element, b_row[j], sum[i][j]);
   }
 }
 
