@@ -57,4 +57,21 @@ QuantizedBlock quantize_to_4_bits(const float* values) {
   return best;
 }
 
+void round_row(DType dtype, float* values, int64_t columns) {
+  if (dtype == DType::fp32) return;
+  if (dtype == DType::bf16) {
+    std::transform(values, values + columns, values, [](float x) { return to_float(nearest_bf16(x)); });
+    return;
+  }
+  if (!is_quantized(dtype)) fail("no weights are rounded to ", name_of(dtype));
+  for (int64_t first = 0; first < columns; first += kBlockValues) {
+    const int64_t count = std::min(kBlockValues, columns - first);
+    float padded[kBlockValues] = {};
+    std::copy_n(values + first, count, padded);
+    const QuantizedBlock block = dtype == DType::int8 ? quantize_to_8_bits(padded) : quantize_to_4_bits(padded);
+    for (int64_t i = 0; i < count; ++i)
+      values[first + i] = float_of_half(block.scale) * static_cast<float>(block.numbers[i]);
+  }
+}
+
 }  // namespace llm

@@ -10,15 +10,17 @@
 
 namespace llm {
 
-// int8, int4: weights in blocks of 32 with one scale (llm/base/packed_rows.h).
+// int8, int4: values in blocks of 32 with one scale (llm/base/quantize_blocks.h).
 enum class DType : uint8_t { fp32, bf16, e4m3, e5m2, int32, int8, int4 };
 
 inline bool is_fp8(DType dtype) { return dtype == DType::e4m3 || dtype == DType::e5m2; }
 inline bool is_quantized(DType dtype) { return dtype == DType::int8 || dtype == DType::int4; }
 // Of an element; not of a quantized one, which has no size of its own.
 inline size_t size_of(DType dtype) { return is_fp8(dtype) ? 1 : dtype == DType::bf16 ? 2 : 4; }
-// Bytes of a row of a quantized matrix, with its scales (packed_rows.cpp).
+// Bytes of a row that lies by itself, with its scales (packed_rows.cpp).
 int64_t quantized_row_bytes(DType dtype, int64_t columns);
+// Bytes of a matrix (n, k) of weights as packed panels (packed_panels.cpp).
+int64_t packed_panels_bytes(DType dtype, int64_t n, int64_t k);
 
 inline const char* name_of(DType dtype) {
   switch (dtype) {

@@ -7,7 +7,7 @@
 #include <functional>
 
 #include "llm/base/error.h"
-#include "llm/base/packed_rows.h"
+#include "llm/base/quantize_blocks.h"
 #include "llm/graph/staging.h"
 #include "llm/model/huggingface.h"
 #include "llm/model/parameters.h"
@@ -15,14 +15,10 @@
 namespace llm {
 namespace {
 
-// Rounds the rows of a matrix to what packed rows of a type stand for.
+// Rounds the rows of a matrix to what weights of a type stand for.
 void round_rows(ThreadTeam& threads, DType dtype, float* values, int64_t rows, int64_t columns) {
   threads.for_blocks(rows, 16, [&](int64_t begin, int64_t end) {
-    std::vector<std::byte> packed(static_cast<size_t>(packed_row_bytes(dtype, columns)));
-    for (int64_t i = begin; i < end; ++i) {
-      pack_row(dtype, values + i * columns, columns, packed.data());
-      unpack_row(dtype, packed.data(), columns, values + i * columns);
-    }
+    for (int64_t i = begin; i < end; ++i) round_row(dtype, values + i * columns, columns);
   });
 }
 

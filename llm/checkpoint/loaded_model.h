@@ -15,7 +15,7 @@ class LoadedModel {
  public:
   // `path`: a run, of which the checkpoint with the lowest validation loss is taken (the newest where none was
   // measured); one of its checkpoints; or a Hugging Face directory. Reads the config and the tokenizer, but not yet the
-  // weights, which will be held as `dtype`, the matrices as `weights` if that is given. Throws Error that says what is there
+  // weights, which will be held as `dtype`, the matrices as panels of `weights` if that is given. Throws Error that says what is there
   // instead.
   explicit LoadedModel(const std::string& path, DType dtype = DType::fp32, std::optional<DType> weights = {});
 

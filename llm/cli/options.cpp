@@ -103,8 +103,9 @@ Options WeightOptions::cache_options() {
 }
 
 Target WeightOptions::target(Target target, const DeviceOptions& device) const {
-  target.weights = type(device);
-  if (target.weights) target.cache = DType::bf16;
+  const std::optional<DType> reduced = type(device);
+  if (reduced) target.cache = DType::bf16;
+  if (!device.on_cuda()) target.weights = reduced.value_or(dtype_of(device.precision()));
   if (!cache) return target;
   if (device.on_cuda())
     fail_usage("--cache ", name_of(*cache), " is for CPUs; use --device cpu, or --dtype for the GPU's keys and values");

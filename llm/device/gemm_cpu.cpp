@@ -11,9 +11,10 @@
 #include <limits>
 
 #include "llm/base/error.h"
+#include "llm/base/quantize_blocks.h"
 #include "llm/base/rounding.h"
 #include "llm/device/cache_size.h"
-#include "llm/device/gemm_rows_cpu.h"
+#include "llm/device/gemm_panels_cpu.h"
 #include "llm/device/microkernel_cpu.h"
 #include "llm/device/pack_cpu.h"
 
@@ -60,6 +61,11 @@ struct Range {
 // The i-th of `count` nearly equal parts of [0, n).
 Range part(int64_t n, int64_t count, int64_t i) { return {i * n / count, (i + 1) * n / count}; }
 
+// The steps of k in each of the fewest stages of at most `most` steps, a multiple of `unit`.
+int64_t even_depth(int64_t k, int64_t most, int64_t unit) {
+  return round_up(ceil_div(k, std::max<int64_t>(1, ceil_div(k, most))), unit);
+}
+
 // How C is cut. Of all this only the stages affect the bits, and they depend on k and the layout of A alone.
 struct Plan {
   int64_t depth, stages;
@@ -69,8 +75,8 @@ struct Plan {
 
   Plan(int64_t m, int64_t n, int64_t k, bool a_row_major, bool b_along_k, int64_t threads)
       : column_panels(ceil_div(n, kColumns)) {
-    stages = std::max<int64_t>(1, ceil_div(k, cut_of(a_row_major).depth));
-    depth = round_up(ceil_div(k, stages), 16);
+    depth = a_row_major ? gemm_stage_depth(k) : even_depth(k, kTransposed.depth, 16);
+    stages = std::max<int64_t>(1, ceil_div(k, std::max<int64_t>(depth, 1)));
     const int64_t least_rows = b_along_k ? kLeastRowsPacking : kLeastRowsOnTheWay;
     const int64_t most_row_blocks = std::max<int64_t>(1, m / least_rows);
     // Where A (m, k) is larger than B (k, n), each thread gets rows of its own, as in the ops before and after.
@@ -247,11 +253,14 @@ void mirror_rows(const Gemm& g, int64_t begin, int64_t end) {
 
 }  // namespace
 
-int64_t gemm_workspace(int64_t m, int64_t n, int64_t k, int threads, bool row_invariant) {
+int64_t gemm_stage_depth(int64_t k) { return even_depth(k, kRowMajor.depth, kBlockValues); }
+
+int64_t gemm_packed_workspace(int64_t k, int threads) { return gemm_panels_workspace(k, threads); }
+
+int64_t gemm_workspace(int64_t m, int64_t n, int64_t k, int threads) {
   if (m <= 0 || n <= 0) return 0;
-  if (row_invariant) return gemm_rows_workspace(m, k, threads);
   // A small product is computed by one thread alone, in wider blocks, so a team of 1 is counted too.
-  int64_t floats = m <= kMostRowsUnasked ? gemm_rows_workspace(m, k, threads) : 0;
+  int64_t floats = 0;
   for (const bool row_major : {true, false})
     for (const bool along_k : {true, false})
       for (const int team : {1, threads})
@@ -259,13 +268,10 @@ int64_t gemm_workspace(int64_t m, int64_t n, int64_t k, int threads, bool row_in
   return floats + 16;
 }
 
-int64_t gemm_workspace_up_to(int64_t m, int64_t n, int64_t k, int threads, bool row_invariant) {
-  if (row_invariant) return gemm_rows_workspace_up_to(m, k, threads);
+int64_t gemm_workspace_up_to(int64_t m, int64_t n, int64_t k, int threads) {
   const int64_t panels = std::min(ceil_div(n, kColumns), kWidest);
-  const int64_t depth = round_up(std::min(k, kDeepest), 16);
-  return std::max(gemm_rows_workspace_up_to(std::min(m, kMostRowsUnasked), k, threads),
-                  threads * (panels * kColumns * depth + round_up(Plan::floats_of_rows(m, depth), 16))) +
-         16;
+  const int64_t depth = round_up(std::min(k, kDeepest), kBlockValues);
+  return threads * (panels * kColumns * depth + round_up(Plan::floats_of_rows(m, depth), 16)) + 16;
 }
 
 void gemm(ThreadTeam& threads, const Gemm& g, float* workspace) {
@@ -273,7 +279,7 @@ void gemm(ThreadTeam& threads, const Gemm& g, float* workspace) {
   const bool alone = static_cast<double>(g.m) * g.n * g.k < kSerialWork;
   if (g.symmetric && (g.m != g.n || g.addend || g.epilogue.apply || g.row_sums))
     fail("gemm: a symmetric product is square, without addend, epilogue and sums");
-  if (sums_by_rows(g)) return gemm_rows(threads, g, alone || threads.size() == 1, workspace);
+  if (g.packed_b.data) return gemm_panels(threads, g, alone || threads.size() == 1, workspace);
   const int team = alone ? 1 : threads.size();
   const Plan plan(g.m, g.n, g.k, g.a.column_stride == 1, g.b.column_stride != 1, team);
   const BlockedGemm blocked(g, plan, workspace);

@@ -2,9 +2,7 @@
 // tiles.
 //
 // Each element of C is one sum over k in a fixed order, in stages whose length depends on k and on whether A is
-// transposed. So the bits do not depend on the number of threads, nor on m, with one exception: up to 8 rows against a
-// transposed B take kernels of their own (gemm_rows_cpu.h), which sum in another order. A row has the same bits in every
-// batch of up to 8 rows, and the same bits in every batch of more than 8 rows; with `row_invariant`, in every batch.
+// transposed. So the bits depend neither on the number of threads nor on m, nor on how B lies in memory.
 #pragma once
 #include <cstdint>
 
@@ -27,6 +25,12 @@ struct FinishedTile {
   float* c;
   int64_t stride;  // elements between rows
   int64_t row, rows, column, columns;
+};
+// B's transpose (n, k), as weights lie in memory: packed panels (llm/base/packed_panels.h), or rows of bf16.
+struct PackedB {
+  const std::byte* data = nullptr;
+  DType dtype = DType::fp32;
+  bool in_rows = false;
 };
 // A function that is called once for each tile of C when the tile is finished.
 struct Epilogue {
@@ -54,18 +58,20 @@ struct Gemm {
   // B is A's transpose, so C is symmetric: one triangle is computed and copied into the other, to the same bits. Not
   // together with an addend, an epilogue or row sums (throws Error).
   bool symmetric = false;
-  // For a row-major A and a transposed B: sums in one order for any number of rows, that of few rows.
-  bool row_invariant = false;
-  // With `row_invariant`, in place of `b`: B's transpose (n, k) as packed rows (llm/base/packed_rows.h) of this type. The
-  // product has the bits of one with the floats that the rows stand for.
-  const std::byte* packed_b = nullptr;
-  DType packed_dtype = DType::fp32;
+  // In place of `b`, for a row-major A: the product has the bits of one with the floats that the weights stand for. Not with
+  // row sums, nor symmetric (throws Error).
+  PackedB packed_b = {};
 };
 
+// The steps of k in a stage of a product with a row-major A: a multiple of the blocks of weights in 8 and 4 bits.
+int64_t gemm_stage_depth(int64_t k);
+
 // How many floats of workspace gemm() needs for these sizes with a team of `threads`, for every layout of A and B.
-int64_t gemm_workspace(int64_t m, int64_t n, int64_t k, int threads, bool row_invariant = false);
+int64_t gemm_workspace(int64_t m, int64_t n, int64_t k, int threads);
 // The same for every m, n and k up to these.
-int64_t gemm_workspace_up_to(int64_t m, int64_t n, int64_t k, int threads, bool row_invariant = false);
+int64_t gemm_workspace_up_to(int64_t m, int64_t n, int64_t k, int threads);
+// The same with a packed B, for every m and n.
+int64_t gemm_packed_workspace(int64_t k, int threads);
 
 void gemm(ThreadTeam& threads, const Gemm& g, float* workspace);
 

@@ -10,11 +10,11 @@ namespace {
 
 // sum += a b. With AVX2 the form that adds into the register of the sum: of the other forms, which the compiler mixes in, the
 // sums move from register to register.
-inline __attribute__((always_inline)) void multiply_add(Vec& sum, Vec a, Vec b) {
+inline __attribute__((always_inline)) void add_product(Vec& sum, Vec a, Vec b) {
 #if defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
   asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
 #else
-  sum += a * b;
+  sum = multiply_add(a, b, sum);
 #endif
 }
 
@@ -32,7 +32,7 @@ inline __attribute__((always_inline)) void step(Vec (&sum)[Rows][Vectors], const
   for (int i = 0; i < Rows; ++i) {
     const Vec a_element = simd::broadcast(row(i));
 #pragma GCC unroll 2
-    for (int j = 0; j < Vectors; ++j) multiply_add(sum[i][j], a_element, b_row[j]);
+    for (int j = 0; j < Vectors; ++j) add_product(sum[i][j], a_element, b_row[j]);
   }
 }
 

@@ -25,6 +25,18 @@ inline constexpr int kRows = 6;
 inline constexpr int kColumns = 2 * kLanes;
 inline constexpr int kRowsMoved = kRows <= kLanes ? kLanes : kRows;  // kRows floats, or a vector that holds them: one move
 
+// sum + a b, rounded once where the processor has such an instruction: the compiler, which would join the two operations as
+// well, thinks better of it where only one sum is made (GCC, tuning for Zen), and that sum would have other bits.
+inline Vec multiply_add(Vec a, Vec b, Vec sum) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif defined(__FMA__) && defined(__AVX2__)
+  return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#else
+  return sum + a * b;
+#endif
+}
+
 // The product of one tile. A's element (i, k) is at a[i * a_row + k * a_step], where a_row or a_step is 1; B's row k is
 // at b + k * b_step. Only `columns` columns are written, but B must be readable in the full width of one or two
 // vectors.

@@ -39,16 +39,21 @@ struct Tensor {
   int64_t offset = 0;      // the element of `alias` at which this tensor begins
   int64_t row_stride = 0;  // elements from one row to the next; 0: the rows are contiguous
   bool on_host = false;    // of optimizer state: it lies in the host's memory, where no kernel but copies touches it
+  // Of a matrix of weights that lies as packed panels (llm/base/packed_panels.h): how many of its rows belong to one product,
+  // all of them or those of one expert. 0: row after row.
+  int64_t panel_rows = 0;
   int64_t spare_rows = 0;  // rows of zeros behind a parameter or its gradient, which a product may take in
 
   int64_t stride() const { return row_stride ? row_stride : shape.last(); }
   bool is_dense() const { return stride() == shape.last(); }
   size_t bytes() const { return bytes_of_rows(shape.rows(), shape.last()); }
   // bytes(), what lies between the rows, and the spare rows.
-  size_t storage_bytes() const { return bytes_of_rows(shape.rows() + spare_rows, stride()); }
+  size_t storage_bytes() const { return panel_rows ? bytes() : bytes_of_rows(shape.rows() + spare_rows, stride()); }
 
  private:
   size_t bytes_of_rows(int64_t rows, int64_t columns) const {
+    if (panel_rows)
+      return static_cast<size_t>(rows / panel_rows * packed_panels_bytes(dtype, panel_rows, columns));
     if (is_quantized(dtype)) return static_cast<size_t>(rows * quantized_row_bytes(dtype, columns));
     return static_cast<size_t>(rows * columns) * size_of(dtype);
   }

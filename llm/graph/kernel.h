@@ -42,6 +42,7 @@ struct KernelCall {
   // elements.
   int64_t in_stride(size_t i) const { return graph.tensor(node.inputs[i]).stride(); }
   int64_t out_stride(size_t i) const { return graph.tensor(node.outputs[i]).stride(); }
+  int64_t in_panel_rows(size_t i) const { return graph.tensor(node.inputs[i]).panel_rows; }
   DType in_dtype(size_t i) const { return graph.tensor(node.inputs[i]).dtype; }
   DType out_dtype(size_t i) const { return graph.tensor(node.outputs[i]).dtype; }
   // The address of a tensor; null when the optional tensor is absent. CPU kernels of ops without `cpu_takes_bf16` see

@@ -45,7 +45,7 @@ PassReport fuse_scales(Graph& graph);
 // bf16 input and a cast behind it for each bf16 output. State in bf16 (the key-value cache) is read and written as it is.
 // So the CPU computes what a GPU computes, which reads bf16, calculates in
 // fp32 and rounds what it writes: a reference for bf16 runs. It is slower than an fp32 run on the CPU, which has no
-// casts. Weights that a kernel reads as packed rows (Op::packed_input) stay as they are.
+// casts. Weights that a kernel reads packed (Op::packed_input) stay as they are.
 PassReport cast_for_cpu(Graph& graph);
 
 // Rows whose distance is a multiple of 4 KiB share one set of the first-level cache, which has fewer ways than a

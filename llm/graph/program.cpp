@@ -12,10 +12,11 @@ void PersistentLayout::add(const Graph& graph) {
     if (!is_persistent(t.role) || t.alias != kNone) continue;
     size_t& used = t.on_host ? host_bytes_ : bytes_;
     const size_t offset = used + (t.on_host ? Arena::kHostPart : 0);
-    const auto [entry, is_new] = places_.try_emplace(t.name, Place{offset, t.dtype, t.shape, t.storage_bytes()});
+    const auto [entry, is_new] = places_.try_emplace(t.name, Place{offset, t.dtype, t.shape, t.panel_rows, t.storage_bytes()});
     if (is_new) used += placed_bytes(t.storage_bytes());
     const Place& place = entry->second;
-    if (place.dtype != t.dtype || place.shape != t.shape || place.bytes != t.storage_bytes())
+    if (place.dtype != t.dtype || place.shape != t.shape || place.panel_rows != t.panel_rows ||
+        place.bytes != t.storage_bytes())
       fail("the tensor ", t.name, " is laid out as ", name_of(place.dtype), " ", place.shape.text(), " in ",
            place.bytes, " bytes, but another graph has it as ", name_of(t.dtype), " ", t.shape.text(), " in ",
            t.storage_bytes());

@@ -24,6 +24,7 @@ class PersistentLayout {
   size_t offset(const std::string& name) const { return place(name).offset; }  // throws for an unknown name
   DType dtype(const std::string& name) const { return place(name).dtype; }
   const Shape& shape(const std::string& name) const { return place(name).shape; }
+  int64_t panel_rows(const std::string& name) const { return place(name).panel_rows; }
   bool has(const std::string& name) const { return places_.contains(name); }
   size_t bytes() const { return bytes_; }            // of those on the device
   size_t host_bytes() const { return host_bytes_; }  // of those in the arena's host part
@@ -33,6 +34,7 @@ class PersistentLayout {
     size_t offset;
     DType dtype;
     Shape shape;
+    int64_t panel_rows;
     size_t bytes;
   };
   const Place& place(const std::string& name) const;

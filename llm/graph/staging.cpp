@@ -3,14 +3,16 @@
 #include <algorithm>
 #include <utility>
 
-#include "llm/base/packed_rows.h"
+#include "llm/base/packed_panels.h"
 
 namespace llm {
 
 Staging::~Staging() = default;
 
 float* Staging::in_place(const std::string& name) const {
-  if ((piece_of_ && piece_of_(name).count >= 0) || layout_.dtype(name) != DType::fp32) return nullptr;
+  if ((piece_of_ && piece_of_(name).count >= 0) || layout_.dtype(name) != DType::fp32 ||
+      layout_.panel_rows(name) > 0)
+    return nullptr;
   return reinterpret_cast<float*>(arena_.on_host(layout_.offset(name)));
 }
 
@@ -33,14 +35,16 @@ void Staging::flush() {
   const Piece piece = piece_of(name, floats_.size());
   if (piece.count == 0) return;
   const auto from = floats_.begin() + piece.first, to = from + piece.count;
-  if (const DType dtype = layout_.dtype(name); is_quantized(dtype)) {
-    const int64_t columns = layout_.shape(name).last(), bytes = packed_row_bytes(dtype, columns);
-    const int64_t rows = piece.count / columns;
-    packed_.resize(static_cast<size_t>(rows * bytes));
-    arena_.device().threads().for_blocks(rows, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) pack_row(dtype, &*from + i * columns, columns, packed_.data() + i * bytes);
+  const DType dtype = layout_.dtype(name);
+  if (const int64_t rows = layout_.panel_rows(name); rows > 0) {
+    const int64_t columns = layout_.shape(name).last(), bytes = panel_bytes(dtype, columns);
+    const int64_t panels = ceil_div(rows, kPanelColumns);  // of each product's rows
+    auto* const to_panels = arena_.on_host(layout_.offset(name));
+    arena_.device().threads().for_items(piece.count / (rows * columns) * panels, [&](int64_t i, int) {
+      const int64_t first = i % panels * kPanelColumns;
+      pack_panel(dtype, &*from + (i / panels * rows + first) * columns, columns, std::min(kPanelColumns, rows - first),
+                 columns, to_panels + i * bytes);
     });
-    arena_.write(layout_.offset(name), packed_.data(), packed_.size());
   } else if (dtype == DType::bf16) {
     rounded_.resize(static_cast<size_t>(piece.count));
     std::transform(from, to, rounded_.begin(), nearest_bf16);
@@ -56,7 +60,7 @@ float* Staging::values(const std::string& name, int64_t elements) {
   floats_.resize(static_cast<size_t>(elements));
   const Piece piece = piece_of(name, floats_.size());
   if (piece.count == 0) return floats_.data();
-  if (is_quantized(layout_.dtype(name))) fail("the tensor ", name, " is quantized, and its values are not given back");
+  if (layout_.panel_rows(name) > 0) fail("the tensor ", name, " lies as panels, and its values are not given back");
   const auto to = floats_.begin() + piece.first;
   if (layout_.dtype(name) == DType::bf16) {
     rounded_.resize(static_cast<size_t>(piece.count));

@@ -26,7 +26,7 @@ class Staging {
   Staging& operator=(const Staging&) = delete;
 
   // Memory for the caller to write the values of a tensor (elements) into. The values go to the arena (to bf16: rounded
-  // to the nearest; to quantized types: whole matrices alone) with the next call, or with flush(). fp32 tensors that the host can address are given as they are.
+  // to the nearest; packed as panels: whole matrices alone) with the next call, or with flush(). fp32 tensors that the host can address are given as they are.
   float* room(const std::string& name, int64_t elements);
   void flush();
 
@@ -43,7 +43,6 @@ class Staging {
   std::string pending_;  // the tensor whose values are in `floats_` and not yet in the arena; empty: none
   std::vector<float> floats_;
   std::vector<bf16> rounded_;
-  std::vector<std::byte> packed_;
 };
 
 }  // namespace llm

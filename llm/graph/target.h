@@ -24,7 +24,8 @@ struct Target {
   int threads = 1;  // of the CPU's team: some CPU kernels need a workspace for each thread
   bool cuda = false;
   Precision precision = Precision::fp32;
-  // For inference on a CPU in fp32: the type of the matrices of weights.
+  // For inference on a CPU: the type of the matrices of weights, which are then packed panels (llm/base/packed_panels.h).
+  // Else they lie as in training.
   std::optional<DType> weights = {};
   // The type of the cache of keys and values; on a GPU that of the activations.
   std::optional<DType> cache = {};

@@ -6,6 +6,7 @@
 
 #include "llm/base/clock.h"
 #include "llm/base/error.h"
+#include "llm/base/packed_panels.h"
 #include "llm/base/packed_rows.h"
 #include "llm/base/rounding.h"
 #include "llm/infer/batch.h"
@@ -47,8 +48,10 @@ struct Engine::Implementation {
     for (const Parameter& p : parameter_table(config)) {
       const bool looked_up =
           p.group == LearningRateGroup::embedding && !(config.tied_head && p.name == "token_embedding.weight");
-      const int64_t row = packed_row_bytes(type_of(p, dtype_of(target.precision), target.weights), p.shape.last());
-      weight_bytes += static_cast<double>(looked_up ? row : row * p.shape.rows());
+      const DType type = type_of(p, dtype_of(target.precision), target.weights);
+      const double bits = is_quantized(type) ? bits_of_number(type) + 16.0 / kBlockValues
+                                             : 8 * static_cast<double>(size_of(type));
+      weight_bytes += bits / 8 * static_cast<double>(looked_up ? p.shape.last() : p.shape.elements());
     }
     position_bytes = static_cast<double>(block_bytes(config, target)) / kBlockTokens;
   }

@@ -16,7 +16,7 @@ const Attributes kRowInvariant = {{"row_invariant", true}};
 class ForwardBuilder {
  public:
   ForwardBuilder(Graph& graph, const ModelConfig& config, DType dtype, std::optional<DType> weights = {})
-      : g_(graph), c_(config), dtype_(dtype), reduced_(weights) {
+      : g_(graph), c_(config), dtype_(dtype), weights_(weights) {
     c_.check();
     add_parameters(g_, c_, dtype_, weights);
   }
@@ -84,7 +84,8 @@ class ForwardBuilder {
       angles_ = rope_angles(s[1], c_.rope_theta, c_.is_stretched(), "rope_angles");
       if (c_.global_every) local_angles_ = rope_angles(s[1], c_.rope_local_theta, false, "rope_local_angles");
     }
-    TensorId x = g_.add("embedding", reduced_ ? Attributes{{"widen", true}} : Attributes{}, inputs, "embedding")[0];
+    const bool widens = weights_ && dtype_ == DType::fp32;
+    TensorId x = g_.add("embedding", widens ? Attributes{{"widen", true}} : Attributes{}, inputs, "embedding")[0];
     if (c_.embedding_scale != 1) x = g_.add("scale", {{"factor", c_.embedding_scale}}, {x}, "embedding_scaled")[0];
     x = dropped(x, "embedding_dropout");
     for (int l = 0; l < c_.layers; ++l) {
@@ -221,7 +222,7 @@ class ForwardBuilder {
   Graph& g_;
   const ModelConfig& c_;
   DType dtype_;
-  std::optional<DType> reduced_;  // the type of the matrices of weights, if it is another
+  std::optional<DType> weights_;  // the type of the matrices of weights, where they are packed panels
   TensorId angles_ = kNone, local_angles_ = kNone, starts_ = kNone;
   const PagedMemory* paged_ = nullptr;
   TensorId positions_ = kNone, slots_ = kNone, are_far_ = kNone, tables_ = kNone;

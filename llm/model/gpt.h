@@ -61,7 +61,7 @@ EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch,
 // The parts of a step of inference (llm/infer/engine.h). Keys and values lie in state tensors "layers.N.key_blocks" and
 // "layers.N.value_blocks", (blocks, K, block, D); which block holds which positions of the sequence in a slot stands in
 // the state tensor "block_tables" (sequences, context / block, rounded up) int32. All products are row-invariant.
-// `weights`: the type of the matrices, where that is not `dtype` (type_of() in parameters.h).
+// `weights`: the type of the matrices, where they are packed panels (Target::weights).
 struct PagedMemory {
   int64_t blocks, block, sequences;
   std::optional<DType> type = {};  // of keys and values, where that is not `dtype`

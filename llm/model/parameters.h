@@ -88,11 +88,12 @@ int64_t parameter_count(const ModelConfig& config);
 int64_t active_parameter_count(const ModelConfig& config);
 int64_t active_elements(const ModelConfig& config, const Parameter& parameter);
 
-// The type in which a program for inference holds a parameter: `weights` for the matrices of products and the token
-// embedding, `dtype` for the rest.
+// The type in which a program for inference holds a parameter: `weights`, if given, for the matrices of products and the
+// token embedding, `dtype` for the rest.
+bool is_matrix_of_weights(const Parameter& parameter);
 DType type_of(const Parameter& parameter, DType dtype, std::optional<DType> weights);
 
-// Adds a tensor for each parameter, of the type that type_of() says. The head's tensor has spare rows: a GPU's products are fast only at sizes that are
+// Adds a tensor for each parameter, of the type that type_of() says; with `weights` the matrices are packed panels. The head's tensor has spare rows: a GPU's products are fast only at sizes that are
 // multiples of 8 elements, and vocabularies are not.
 void add_parameters(Graph& graph, const ModelConfig& config, DType dtype, std::optional<DType> weights = {});
 // The name of the parameter that is the matrix of the head.

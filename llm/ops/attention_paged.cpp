@@ -18,7 +18,7 @@
 #include "llm/base/packed_rows.h"
 #include "llm/base/rounding.h"
 #include "llm/base/simd.h"
-#include "llm/device/weight_rows_cpu.h"
+#include "llm/device/packed_rows_cpu.h"
 #include "llm/ops/attention_cuda.h"
 #include "llm/ops/cuda_kernels.h"
 #include "llm/ops/ops.h"
@@ -88,9 +88,9 @@ struct Partial {
 template <class Reader>
 void widen(const std::byte* rows, int64_t row_bytes, int64_t count, int64_t size, float* to) {
   constexpr int64_t kStep = Reader::kVectors * kLanes;
-  float scales[weight_rows::room_for_scales<Reader>(kMostVectorSize) + 1];
+  float scales[packed_rows::room_for_scales(kMostVectorSize)];
   for (int64_t row = 0; row < count; ++row) {
-    const Reader reader(rows + row * row_bytes, size, 0, size, scales);
+    const Reader reader(rows + row * row_bytes, size, scales);
     for (int64_t s = 0; s < size / kStep; ++s) {
       const auto step = reader.step(s);
 #pragma GCC unroll 8
@@ -101,8 +101,8 @@ void widen(const std::byte* rows, int64_t row_bytes, int64_t count, int64_t size
 void widen_rows(DType type, const std::byte* rows, int64_t row_bytes, int64_t count, int64_t size, float* to) {
   const int64_t step = std::max<int64_t>(2 * kLanes, kBlockValues);
   if (size % step == 0 && size <= kMostVectorSize && (type == DType::bf16 || type == DType::int8)) {
-    if (type == DType::bf16) return widen<weight_rows::Plain<bf16>>(rows, row_bytes, count, size, to);
-    return widen<weight_rows::Int8>(rows, row_bytes, count, size, to);
+    if (type == DType::bf16) return widen<packed_rows::Bf16>(rows, row_bytes, count, size, to);
+    return widen<packed_rows::Int8>(rows, row_bytes, count, size, to);
   }
   for (int64_t row = 0; row < count; ++row) unpack_row(type, rows + row * row_bytes, size, to + row * size);
 }

@@ -1,11 +1,12 @@
 // embedding: x = token_table[token] (+ position_table[position]).
 //   tokens (B, T) int32, token_table (V, C), [position_table (context, C)], [positions (B, T) int32] -> x (B, T, C)
 // Without `positions` those of each sequence are 0, 1, ..., or of chunks (chunks.h); a negative position is taken for
-// 0. The table may be packed rows; with the attribute "widen", a flag, x is fp32 whatever the table is. The backward
+// 0. The table may be packed panels (llm/base/packed_panels.h) or, on the CPU, rows of bf16; with the attribute "widen", a flag, x is fp32 whatever the table is. The backward
 // pass on the CPU: a thread owns a block of channels and adds the gradients of all tokens in their order, so that the
 // bits do not depend on the number of threads.
 #include <algorithm>
 
+#include "llm/base/packed_panels.h"
 #include "llm/base/packed_rows.h"
 #include "llm/graph/autodiff.h"
 #include "llm/ops/chunks.h"
@@ -65,11 +66,14 @@ void cpu(const KernelCall& call) {
   float* x = call.out(0);
   const int64_t T = call.in_shape(0)[1], C = call.in_shape(1)[1];
   const DType dtype = call.in_dtype(1);
-  const int64_t row_bytes = packed_row_bytes(dtype, C);
+  const bool in_panels = call.in_panel_rows(1) > 0;
   const Chunks chunks = chunks_of(call.node.attributes, T);
   call.threads.for_blocks(call.out_shape(0).rows(), row_grain(C), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      unpack_row(dtype, table + tokens[row] * row_bytes, C, x + row * C);
+      if (in_panels)
+        unpack_panel_row(dtype, table, tokens[row], C, x + row * C);
+      else
+        unpack_row(dtype, table + tokens[row] * packed_row_bytes(dtype, C), C, x + row * C);
       if (!position_table) continue;
       const int64_t at = positions ? std::max(0, positions[row]) : chunks.position(row % T);
       const float* position = position_table + at * C;

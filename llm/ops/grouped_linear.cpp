@@ -5,11 +5,11 @@
 //   grouped_linear_backward_weight: dy (1, N, O), x (1, N, I), counts -> dW (E O, I)
 // Expert e's rows of W are [e O, (e + 1) O), its rows of x the counts[e] behind those of the experts before it. Where
 // all counts together are less than N, the rows behind them become zeros.
-// The attribute "row_invariant", a flag, of `grouped_linear`: the sums have one order for any number of rows. On the
-// CPU W may then be packed rows (llm/base/packed_rows.h).
+// The attribute "row_invariant", a flag, of `grouped_linear`: the sums have one order for any number of rows, as they
+// always have on the CPU. There W may then be packed panels (llm/base/packed_panels.h), or rows of bf16.
 #include <algorithm>
 
-#include "llm/base/packed_rows.h"
+#include "llm/base/packed_panels.h"
 #include "llm/device/gemm_cpu.h"
 #include "llm/graph/autodiff.h"
 #include "llm/ops/cuda_kernels.h"
@@ -68,7 +68,11 @@ size_t workspace(const Graph& g, const Node& node, const Target& target) {
   const bool of_weight = node.op == op_named("grouped_linear_backward_weight");
   const int64_t m = of_weight ? in : rows, k = of_weight ? rows : in;
   const int64_t n = of_weight ? g.shape(node.inputs[1]).last() : g.shape(node.outputs[0]).last();
-  return static_cast<size_t>(gemm_workspace_up_to(m, n, k, target.threads, node.attributes.flag("row_invariant"))) * 4;
+  const Tensor& w = g.tensor(node.inputs[1]);
+  const bool is_packed = !of_weight && (w.panel_rows > 0 || w.dtype != DType::fp32);
+  return static_cast<size_t>(is_packed ? gemm_packed_workspace(k, target.threads)
+                                       : gemm_workspace_up_to(m, n, k, target.threads)) *
+         4;
 }
 
 // Calls work(e, first row, number of rows) for each expert; returns the number of all experts' rows.
@@ -83,9 +87,10 @@ int64_t for_experts(const KernelCall& call, Work&& work) {
 // x W^T or, `backwards`, dy W: rows of `in` elements to rows of `out` elements.
 void multiply(const KernelCall& call, bool backwards) {
   const int64_t in = call.in_shape(0).last(), out = call.out_shape(0).last();
-  const bool row_invariant = call.node.attributes.flag("row_invariant");
   const DType dtype = call.in_dtype(1);
-  const std::byte* const packed = dtype == DType::fp32 ? nullptr : call.in<std::byte>(1);
+  const bool in_panels = call.in_panel_rows(1) > 0;
+  const std::byte* const packed = in_panels || dtype != DType::fp32 ? call.in<std::byte>(1) : nullptr;
+  const int64_t packed_bytes = in_panels ? packed_panels_bytes(dtype, out, in) : out * in * 2;  // of an expert
   const int64_t rows = for_experts(call, [&](int64_t e, int64_t first, int64_t count) {
     const float* w = packed ? nullptr : call.in(1) + e * in * out;
     gemm(call.threads,
@@ -98,9 +103,7 @@ void multiply(const KernelCall& call, bool backwards) {
                            : transposed(w, in),
           .c = call.out(0) + first * out,
           .c_stride = out,
-          .row_invariant = row_invariant,
-          .packed_b = packed ? packed + e * out * packed_row_bytes(dtype, in) : nullptr,
-          .packed_dtype = dtype},
+          .packed_b = {packed ? packed + e * packed_bytes : nullptr, dtype, !in_panels}},
          call.workspace());
   });
   std::fill(call.out(0) + rows * out, call.out(0) + call.out_shape(0).elements(), 0.0f);

@@ -2,8 +2,8 @@
 //   linear:                 x (.., I), W (O, I), [b (O)] -> y (.., O), [activated (.., O)]
 //   linear_backward_input:  dy (.., O), W (O, I), [h (.., I)] -> dx (.., I)
 //   linear_backward_weight: dy (.., O), x (.., I) -> dW (O, I), [db (O)] (with the flag "bias")
-// The attribute "row_invariant", a flag, of `linear`: the sums have one order for any number of rows of x. On the CPU W may
-// then be packed rows.
+// The attribute "row_invariant", a flag, of `linear`: the sums have one order for any number of rows of x, as they always
+// have on the CPU. There W may then be packed panels (llm/base/packed_panels.h), or rows of bf16.
 // The fusion passes set these attributes:
 // - "activation" (ActivationKind): `linear` also gives the activated output, and y only where something else reads it;
 //   `linear_backward_input` multiplies its result by the derivative of the activation function at h.
@@ -48,7 +48,11 @@ void with_activation(ActivationKind kind, Body&& body) {
 size_t workspace(const Graph& g, const Node& node, const Target& target) {
   const Product p = products_of(g, node)[0];
   if (target.cuda) return linear_workspace_cuda();
-  return static_cast<size_t>(gemm_workspace(p.m, p.n, p.k, target.threads, node.attributes.flag("row_invariant"))) * 4;
+  const Tensor& w = g.tensor(node.inputs[1]);
+  const bool is_packed = w.panel_rows > 0 || w.dtype != DType::fp32;
+  return static_cast<size_t>(is_packed ? gemm_packed_workspace(p.k, target.threads)
+                                       : gemm_workspace(p.m, p.n, p.k, target.threads)) *
+         4;
 }
 
 // The same. Of a symmetric product only half is multiplied.
@@ -132,7 +136,7 @@ void cpu(const KernelCall& call) {
     epilogue.apply =
         call.node.attributes.flag("derivative") ? activate_and_differentiate<Function> : activate<Function>;
   });
-  const bool is_packed = call.in_dtype(1) != DType::fp32;
+  const bool in_panels = call.in_panel_rows(1) > 0, is_packed = in_panels || call.in_dtype(1) != DType::fp32;
   gemm(call.threads,
        {.m = m,
         .n = n,
@@ -144,9 +148,7 @@ void cpu(const KernelCall& call) {
         .addend = call.in(2),
         .epilogue = epilogue,
         .symmetric = call.node.attributes.flag("symmetric"),
-        .row_invariant = call.node.attributes.flag("row_invariant"),
-        .packed_b = is_packed ? call.in<std::byte>(1) : nullptr,
-        .packed_dtype = call.in_dtype(1)},
+        .packed_b = {is_packed ? call.in<std::byte>(1) : nullptr, call.in_dtype(1), !in_panels}},
        call.workspace());
 }
 
