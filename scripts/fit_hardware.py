@@ -19,7 +19,7 @@ import sys
 import tempfile
 
 NUMBERS = ("product_efficiency product_depth attention_efficiency attention_depth logit_ps shared_logit_ps bandwidth_gbs kernel_us launch_us micro_step_ms step_ms inside_gbs "
-           "between_gbs inside_latency_us between_latency_us reduce_latency_us exchange_host_us beside_messages_us hidden hidden_zero stall_ms").split()
+           "between_gbs reduce_gbs inside_latency_us between_latency_us reduce_latency_us exchange_host_us beside_messages_us hidden hidden_zero stall_ms").split()
 SHARES = ("product_efficiency", "attention_efficiency", "hidden", "hidden_zero")  # at most 1
 PULL = 0.03  # of a number's logarithm towards where it began
 
@@ -81,8 +81,7 @@ class Fit:
             json.dump(self.described(point), file)
         found = []
         for table in self.tables:
-            command = [self.program, "plan", "--validate", table, "--hardware", path, "--rows", "--no-memory",
-                       "--format", "json"]
+            command = [self.program, "plan", "--validate", table, "--hardware", path, "--rows", "--format", "json"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(done.stderr.strip())

@@ -151,8 +151,8 @@ Hardware measure_hardware(Device& device, Precision precision, const Hardware& o
   h.attention_efficiency = inverse(x[2]), h.attention_depth = x[2] > 0 ? x[3] / x[2] : 0;
   h.bandwidth_gbs = inverse(x[4]) * 1e-9, h.kernel_us = x[6] * 1e6;
   h.cached_gbs = cuda ? 0 : inverse(x[5]) * 1e-9, h.cache_mib = cuda ? 0 : kCacheMib;
-  h.launch_us = 0, h.logit_ps = h.shared_logit_ps = 0, h.micro_step_ms = 0, h.beside_messages_us = 0, h.kept = 1;
-  h.stall_nodes = h.stall_ms = 0;
+  h.launch_us = 0, h.logit_ps = h.shared_logit_ps = 0, h.micro_step_ms = 0, h.beside_messages_us = 0;
+  h.stall_nodes = h.stall_divided_nodes = h.stall_tensor_nodes = h.stall_ms = 0;
   h.step_ms = std::max(0.0, median(beside) * 1e3);
   if (cuda) h.memory_gib = static_cast<double>(cuda->properties().memory_bytes) * 0x1p-30;
   if (cuda) return h;

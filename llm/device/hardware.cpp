@@ -36,6 +36,7 @@ constexpr std::array kNumbers = {Number{"memory_gib", &Hardware::memory_gib, tru
                                  Number{"ranks_a_node", &Hardware::ranks_a_node, true},
                                  Number{"inside_gbs", &Hardware::inside_gbs, true},
                                  Number{"between_gbs", &Hardware::between_gbs, true},
+                                 Number{"reduce_gbs", &Hardware::reduce_gbs},
                                  Number{"inside_latency_us", &Hardware::inside_latency_us},
                                  Number{"between_latency_us", &Hardware::between_latency_us},
                                  Number{"reduce_latency_us", &Hardware::reduce_latency_us},
@@ -44,8 +45,15 @@ constexpr std::array kNumbers = {Number{"memory_gib", &Hardware::memory_gib, tru
                                  Number{"hidden", &Hardware::hidden},
                                  Number{"hidden_zero", &Hardware::hidden_zero},
                                  Number{"stall_nodes", &Hardware::stall_nodes},
+                                 Number{"stall_divided_nodes", &Hardware::stall_divided_nodes},
+                                 Number{"stall_tensor_nodes", &Hardware::stall_tensor_nodes},
                                  Number{"stall_ms", &Hardware::stall_ms},
-                                 Number{"kept", &Hardware::kept},
+                                 Number{"parameter_bytes", &Hardware::parameter_bytes},
+                                 Number{"divided_bytes", &Hardware::divided_bytes},
+                                 Number{"channel_bytes", &Hardware::channel_bytes},
+                                 Number{"hidden_bytes", &Hardware::hidden_bytes},
+                                 Number{"gathered_bytes", &Hardware::gathered_bytes},
+                                 Number{"logit_bytes", &Hardware::logit_bytes},
                                  Number{"host_gbs", &Hardware::host_gbs}};
 
 struct Embedded {
@@ -58,7 +66,10 @@ constexpr Embedded kDescriptions[] = {
 void take_numbers(Hardware& h, const Json& json) {
   for (const auto& [key, place, needed] : kNumbers)
     if (json.contains(key)) h.*place = json.at(key).get<double>();
-  if (json.contains("equal_cuts")) h.equal_cuts = json.at("equal_cuts").get<bool>();
+  if (!json.contains("cuts")) return;
+  const auto cuts = find_value<LayerCuts>(json.at("cuts").string());
+  if (!cuts) fail("\"cuts\" is none of by_cost, equal and as_they_come");
+  h.cuts = *cuts;
 }
 
 Hardware parse(const Json& json, const std::string& where, bool as_published) {
