@@ -51,9 +51,9 @@ struct Hardware {
   // Of the links. Ranks with neighbouring numbers are on one node.
   double ranks_a_node = 1;
   double inside_gbs = 0, between_gbs = 0;  // that a rank sends; between nodes: through its own share of the network
-  double reduce_gbs = 0;                   // the same between nodes at a step's end; 0: no other
+  double reduce_gbs = 0;                   // between nodes at a step's end; 0: as within a pass
   double inside_latency_us = 0, between_latency_us = 0;  // of an exchange, for each rank of its group
-  double reduce_latency_us = 0;  // the same between nodes at a step's end, where exchanges do not wait for each other
+  double reduce_latency_us = 0;  // at a step's end, for each node of a group that several have
   double exchange_host_us = 0;   // the host's time for an exchange within a pass
   // And for each rank of its group, beside the latency, what it takes longer within a pipeline whose messages go from node to
   // node: exchanges and messages then take turns on the device. Hidden by kernels that run meanwhile.

@@ -31,7 +31,9 @@ double exchange_time(const RankGroup& group, double bytes, const Hardware& h, bo
   const double between = at_end && h.reduce_gbs > 0 ? h.reduce_gbs : h.between_gbs;
   const double rate = is_inside ? h.inside_gbs : std::min(h.inside_gbs, between * together);
   const double latency = is_inside ? h.inside_latency_us : at_end ? h.reduce_latency_us : h.between_latency_us;
-  return bytes / (rate * 1e9) + (messages ? messages : group.ranks) * latency * 1e-6;
+  // A step's end waits once for each node; exchanges within a pass, which wait for each other, for each rank.
+  const int waits = messages ? messages : at_end && !is_inside ? group.ranks / together : group.ranks;
+  return bytes / (rate * 1e9) + waits * latency * 1e-6;
 }
 
 PassTime time_of(const Graph& graph, const Node& node, const Hardware& h, bool messages_between_nodes) {
