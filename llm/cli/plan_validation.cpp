@@ -11,7 +11,6 @@
 #include "llm/model/parameters.h"
 #include "llm/model/shard.h"
 #include "llm/model/stages.h"
-#include "llm/plan/rank_memory.h"
 #include "llm/plan/step_time.h"
 
 namespace llm {
@@ -166,17 +165,19 @@ struct Model {
     const double tokens = static_cast<double>(layout.batch * job.context), tensor = mesh.tensor;
     const auto channels = static_cast<double>(m.channels), vocabulary = static_cast<double>(m.vocabulary);
     const double gathered = layout.is_pipeline() ? 0 : h.gathered_bytes * (1 - 1 / tensor);
-    const double activations =
-        tokens * (channels * (h.channel_bytes / tensor + gathered) + static_cast<double>(m.hidden) * h.hidden_bytes / tensor);
+    const double activations = tokens * (channels * (h.channel_bytes / tensor + gathered) +
+                                         static_cast<double>(m.hidden) * h.hidden_bytes / tensor);
     double most = 0;
     for (int stage = 0; stage < mesh.stage; ++stage) {
       const bool first = stage == 0, last = stage + 1 == mesh.stage;
-      const double layers = layout.is_pipeline() ? layout.cuts[static_cast<size_t>(stage) + 1] - layout.cuts[static_cast<size_t>(stage)]
-                                                 : static_cast<double>(m.layers);
+      const double layers = layout.is_pipeline()
+                                ? layout.cuts[static_cast<size_t>(stage) + 1] - layout.cuts[static_cast<size_t>(stage)]
+                                : static_cast<double>(m.layers);
       const auto in_flight = static_cast<double>(std::min<int64_t>(layout.grad_accum, mesh.stage - stage));
       const double parameters = (layers * layer_parameters + vocabulary * channels * (first + last)) / tensor;
       most = std::max(most, parameters * (h.parameter_bytes + h.divided_bytes / (layout.zero ? mesh.data : 1)) +
-                                in_flight * layers * activations + (last ? tokens * vocabulary / tensor * h.logit_bytes : 0));
+                                in_flight * layers * activations +
+                                (last ? tokens * vocabulary / tensor * h.logit_bytes : 0));
     }
     return most;
   }
@@ -184,20 +185,24 @@ struct Model {
     const ModelConfig& m = job.model;
     std::vector<int> cuts(static_cast<size_t>(stages) + 1, static_cast<int>(m.layers));
     if (hardware.cuts == LayerCuts::by_cost) return cut_layers(m, job.context, stages);
-    const double all = static_cast<double>(m.layers) * layer_parameters + static_cast<double>(m.vocabulary * m.channels);
+    const double all =
+        static_cast<double>(m.layers) * layer_parameters + static_cast<double>(m.vocabulary * m.channels);
     for (int64_t s = 0; s < stages; ++s)
       cuts[static_cast<size_t>(s)] =
           hardware.cuts == LayerCuts::equal
               ? static_cast<int>(m.layers * s / stages)
               : std::min(static_cast<int>(m.layers),
-                         s == 0 ? 0 : static_cast<int>(all * static_cast<double>(s) / static_cast<double>(stages) / layer_parameters) + 1);
+                         s == 0 ? 0
+                                : static_cast<int>(all * static_cast<double>(s) / static_cast<double>(stages) /
+                                                   layer_parameters) +
+                                      1);
     return cuts;
   }
 };
 
 }  // namespace
 
-Validation validate(const std::string& path, const std::string& hardware, bool with_memory) {
+Validation validate(const std::string& path, const std::string& hardware) {
   Table table(path);
   Validation v;
   std::map<std::string, Model> models;
@@ -247,7 +252,7 @@ Validation validate(const std::string& path, const std::string& hardware, bool w
   for (const ValidatedRow& row : v.rows)
     if (row.measured_gib > 0 && row.predicted_gib > 0)
       measured_gib.push_back(row.measured_gib), predicted_gib.push_back(row.predicted_gib);
-  if (with_memory) v.memory_correlation = rank_correlation(measured_gib, predicted_gib);
+  v.memory_correlation = rank_correlation(measured_gib, predicted_gib);
   v.mean_error = mean_of(errors);
   std::sort(errors.begin(), errors.end());
   if (!errors.empty()) v.median_error = (errors[errors.size() / 2] + errors[(errors.size() - 1) / 2]) / 2;

@@ -78,6 +78,10 @@ Hardware parse(const Json& json, const std::string& where, bool as_published) {
   for (const Json& source : json["sources"]) h.sources.push_back(source.string());
   h.cuda = !json.contains("device") || json.at("device").string() != "cpu";
   take_numbers(h, json);
+  if (json.contains("ops"))
+    for (const auto& [op, numbers] : json.at("ops").items())
+      h.ops[op] = {numbers.at("flop_ps").get<double>(), numbers.at("byte_ps").get<double>(),
+                   numbers.at("node_us").get<double>()};
   if (as_published) take_numbers(h, json["published"]);
   for (const auto& [key, place, needed] : kNumbers)
     if (h.*place < 0 || (needed && h.*place == 0)) fail(where, ": \"", key, "\" must be more than 0");
@@ -112,6 +116,7 @@ Hardware hardware_of(const std::string& name, bool as_published) {
 Hardware shared_by(const Hardware& cpu, int ranks) {
   Hardware h = cpu;
   h.peak_tflops /= ranks, h.bandwidth_gbs /= ranks, h.cached_gbs /= ranks, h.memory_gib /= ranks;
+  for (auto& [op, time] : h.ops) time.flop_ps *= ranks, time.byte_ps *= ranks;
   h.ranks_a_node = ranks;
   return h;
 }
@@ -121,6 +126,8 @@ std::string hardware_json(const Hardware& h) {
   json["name"] = h.name, json["sources"] = h.sources, json["device"] = h.cuda ? "cuda" : "cpu";
   for (const auto& [key, place, needed] : kNumbers)
     if (h.*place != 0) json[key] = h.*place;
+  for (const auto& [op, time] : h.ops)
+    json["ops"][op] = {{"flop_ps", time.flop_ps}, {"byte_ps", time.byte_ps}, {"node_us", time.node_us}};
   return json.dump(1) + "\n";
 }
 

@@ -4,6 +4,7 @@
 // to which they were fitted (scripts/fit_hardware.py): its kernels, what its host does meanwhile, and its network.
 #pragma once
 #include <array>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -24,7 +25,7 @@ struct Hardware {
   // How the program, whose step times the numbers were fitted to, gives the stages of a pipeline their layers. It matters
   // where that program's rows are predicted again; `train` cuts layers by cost.
   LayerCuts cuts = LayerCuts::by_cost;
-  // The bytes that it keeps on a GPU; none: as `train`. Of each parameter of the rank: those that data-parallel ranks divide
+  // The bytes that it keeps on a GPU; 0: not known. Of each parameter of the rank: those that data-parallel ranks divide
   // from ZeRO 1 on (`divided`), and the others. Of each layer, micro-batch in flight and token: for each channel, for each
   // channel of the MLP's middle; and, where there is no pipeline, for each channel whatever the tensor-parallel size
   // (`gathered`). For each logit of a micro-batch.
@@ -45,6 +46,12 @@ struct Hardware {
   double bandwidth_gbs = 0;               // bytes that kernels read and write
   double cached_gbs = 0, cache_mib = 0;   // the same of kernels whose tensors together are no larger; 0: not known
   double kernel_us = 0;                   // of a kernel's time, what does not depend on its size
+  // Of the nodes of an op, where they were measured; those numbers above stand for the other ops: picoseconds of a FLOP and
+  // of a byte, read or written, and microseconds of each node.
+  struct OpTime {
+    double flop_ps = 0, byte_ps = 0, node_us = 0;
+  };
+  std::map<std::string, OpTime> ops;  // by kind_of() the node (llm/plan/pass_time.h)
   double launch_us = 0;                   // the host's time for each kernel, while the device works on those before
   double micro_step_ms = 0, step_ms = 0;  // what a micro-step and a step take whatever the model
 
@@ -53,8 +60,8 @@ struct Hardware {
   double inside_gbs = 0, between_gbs = 0;  // that a rank sends; between nodes: through its own share of the network
   double reduce_gbs = 0;                   // between nodes at a step's end; 0: as within a pass
   double inside_latency_us = 0, between_latency_us = 0;  // of an exchange, for each rank of its group
-  double reduce_latency_us = 0;  // at a step's end, for each node of a group that several have
-  double exchange_host_us = 0;   // the host's time for an exchange within a pass
+  double reduce_latency_us = 0;                          // at a step's end, for each node of a group that several have
+  double exchange_host_us = 0;                           // the host's time for an exchange within a pass
   // And for each rank of its group, beside the latency, what it takes longer within a pipeline whose messages go from node to
   // node: exchanges and messages then take turns on the device. Hidden by kernels that run meanwhile.
   double beside_messages_us = 0;

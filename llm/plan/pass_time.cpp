@@ -3,10 +3,15 @@
 #include <algorithm>
 #include <string_view>
 
+#include "llm/base/error.h"
 #include "llm/graph/dump.h"
 #include "llm/ops/exchange.h"
 
 namespace llm {
+
+std::string kind_of(const Node& node) {
+  return concat(node.op->name, node.attributes.has("symmetric") ? " symmetric" : "");
+}
 
 NodeWork work_of(const Graph& g, const Node& node) {
   const Cost cost = cost_of(g, node);
@@ -53,6 +58,10 @@ PassTime time_of(const Graph& graph, const Node& node, const Hardware& h, bool m
   if (cost.flops == 0 && work.bytes == 0) return {};
   if (std::string_view(node.op->name) == "sum_partials")  // other programs' exchanges add as they go
     return {.exchange = work.bytes / (h.bandwidth_gbs * 1e9)};
+  if (const auto op = h.ops.find(kind_of(node)); op != h.ops.end())
+    return {.device = cost.flops * op->second.flop_ps * 1e-12 + work.bytes * op->second.byte_ps * 1e-12 +
+                      op->second.node_us * 1e-6,
+            .host = h.launch_us * 1e-6};
   const double peak = h.peak_tflops * 1e12;
   const double bandwidth = work.bytes > h.cache_mib * 0x1p20 ? h.bandwidth_gbs : h.cached_gbs;
   PassTime time;
