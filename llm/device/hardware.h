@@ -43,15 +43,15 @@ struct Hardware {
   // Beside the products of the head, for each of its results, where these pass through memory; `shared`: of a head that
   // tensor-parallel ranks share.
   double logit_ps = 0, shared_logit_ps = 0;
-  double bandwidth_gbs = 0;               // bytes that kernels read and write
-  double cached_gbs = 0, cache_mib = 0;   // the same of kernels whose tensors together are no larger; 0: not known
-  double kernel_us = 0;                   // of a kernel's time, what does not depend on its size
+  double bandwidth_gbs = 0;              // bytes that kernels read and write
+  double cached_gbs = 0, cache_mib = 0;  // the same of kernels whose tensors together are no larger; 0: not known
+  double kernel_us = 0;                  // of a kernel's time, what does not depend on its size
   // Of the nodes of an op, where they were measured; those numbers above stand for the other ops: picoseconds of a FLOP and
   // of a byte, read or written, and microseconds of each node.
   struct OpTime {
     double flop_ps = 0, byte_ps = 0, node_us = 0;
   };
-  std::map<std::string, OpTime> ops;  // by kind_of() the node (llm/plan/pass_time.h)
+  std::map<std::string, OpTime> ops;      // by kind_of() the node (llm/plan/pass_time.h)
   double launch_us = 0;                   // the host's time for each kernel, while the device works on those before
   double micro_step_ms = 0, step_ms = 0;  // what a micro-step and a step take whatever the model
 
