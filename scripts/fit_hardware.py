@@ -6,7 +6,8 @@
 Every N-th row that was measured (from the --first on) is calibrated on; `train_gpt plan --validate` tells how well the rest is
 predicted. The model of time is the program's own: each trial runs it. Errors are those of logarithms, weighted as Cauchy's
 distribution has them, since some rows of published tables are many times slower than their neighbours for reasons that
-they do not name; a weak pull holds numbers, of which the rows say nothing, where they began. Standard library alone.
+they do not name; a pull holds numbers, of which the rows say little, near where they began: at what data sheets and
+other measurements make likely. Standard library alone.
 """
 import argparse
 import concurrent.futures
@@ -19,9 +20,8 @@ import sys
 import tempfile
 
 NUMBERS = ("product_efficiency product_depth attention_efficiency attention_depth logit_ps shared_logit_ps bandwidth_gbs kernel_us launch_us micro_step_ms step_ms inside_gbs "
-           "between_gbs inside_latency_us between_latency_us reduce_latency_us exchange_host_us beside_messages_us hidden hidden_zero stall_ms").split()
+           "between_gbs reduce_gbs inside_latency_us between_latency_us reduce_latency_us exchange_host_us beside_messages_us hidden hidden_zero stall_ms").split()
 SHARES = ("product_efficiency", "attention_efficiency", "hidden", "hidden_zero")  # at most 1
-PULL = 0.03  # of a number's logarithm towards where it began
 
 
 def calibration_rows(path, every, first):
@@ -53,7 +53,7 @@ class Fit:
     def __init__(self, arguments, folder):
         self.program = arguments.program
         self.folder = folder
-        self.scale = arguments.scale
+        self.scale, self.pull = arguments.scale, arguments.pull
         with open(arguments.start, encoding="utf-8") as file:
             self.description = json.load(file)
         begin = {**self.description, **self.description.get("published", {})}
@@ -81,8 +81,7 @@ class Fit:
             json.dump(self.described(point), file)
         found = []
         for table in self.tables:
-            command = [self.program, "plan", "--validate", table, "--hardware", path, "--rows", "--no-memory",
-                       "--format", "json"]
+            command = [self.program, "plan", "--validate", table, "--hardware", path, "--rows", "--format", "json"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(done.stderr.strip())
@@ -92,7 +91,7 @@ class Fit:
 
     def cost(self, point, residuals):
         return sum(math.log1p((r / self.scale) ** 2) for r in residuals) * self.scale**2 + sum(
-            (PULL * (p - s)) ** 2 for p, s in zip(point, self.start))
+            (self.pull * (p - s)) ** 2 for p, s in zip(point, self.start))
 
     def run(self, rounds, workers):
         point, step, damping = list(self.start), 0.02, 1e-2
@@ -107,9 +106,9 @@ class Fit:
                 matrix = [[sum(w * a * b for w, a, b in zip(weights, slopes[i], slopes[j])) for j in range(n)]
                           for i in range(n)]
                 right = [-sum(w * a * r for w, a, r in zip(weights, slopes[i], residuals)) -
-                         PULL**2 * (point[i] - self.start[i]) for i in range(n)]
+                         self.pull**2 * (point[i] - self.start[i]) for i in range(n)]
                 for i in range(n):
-                    matrix[i][i] += PULL**2
+                    matrix[i][i] += self.pull**2
                 before = best
                 for _ in range(6):
                     damped = [[matrix[i][j] + (damping if i == j else 0) for j in range(n)] for i in range(n)]
@@ -136,6 +135,8 @@ def main():
     parser.add_argument("--first", type=int, default=0, help="from this one on (%(default)s)")
     parser.add_argument("--numbers", nargs="+", default=NUMBERS, help="which are fitted (those above 0)")
     parser.add_argument("--scale", type=float, default=0.05, help="errors beyond this weigh less (%(default)s)")
+    parser.add_argument("--pull", type=float, default=0.15,
+                        help="of a number's logarithm towards where it began (%(default)s)")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--program", default="./train_gpt")

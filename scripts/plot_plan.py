@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws predicted against measured step times of tables as an SVG, for docs/plan.md:
 
-    for t in layouts_*.csv; do ./train_gpt plan --validate $t --rows --format json --no-memory >$t.json; done
+    for t in layouts_*.csv; do ./train_gpt plan --validate $t --rows --format json >$t.json; done
     scripts/plot_plan.py NAME=TABLE.csv.json ... >data/results/plan.svg
 
 Standard library alone.

@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <map>
 
 #include "llm/base/clock.h"
 #include "llm/base/error.h"
@@ -13,6 +14,7 @@
 #include "llm/device/ceilings_cuda.h"
 #include "llm/device/communicator_threads.h"
 #include "llm/device/cuda.h"
+#include "llm/graph/dump.h"
 #include "llm/graph/program.h"
 #include "llm/model/gpt.h"
 #include "llm/plan/pass_time.h"
@@ -22,18 +24,22 @@ namespace {
 
 // A node's time is linear in what these stand for; hence the numbers are found by least squares.
 constexpr double kCacheMib = static_cast<double>(Ceilings::kCachedBytes) * 0x1p-20;
-constexpr size_t kNumbers = 7;
+constexpr size_t kNumbers = 7, kOpNumbers = 3;
 
+template <size_t N>
 struct Sample {
-  std::array<double, kNumbers> per{};  // seconds of the node for each unknown's unit
+  std::array<double, N> per{};  // seconds of the node for each unknown's unit
   double seconds = 0;
+};
+struct Samples {
+  std::vector<Sample<kNumbers>> all;
+  std::map<std::string, std::vector<Sample<kOpNumbers>>> ops;  // FLOPs, bytes and 1
 };
 
 // The unknowns: 1 / product efficiency, that times the depth, the same of attention, 1 / bandwidth of memory and of caches, seconds
 // of a kernel.
-Sample sample_of(const Graph& g, const Node& node, double peak, bool has_cache) {
-  Sample s;
-  const NodeWork work = work_of(g, node);
+Sample<kNumbers> sample_of(const NodeWork& work, double peak, bool has_cache) {
+  Sample<kNumbers> s;
   s.per[0] = work.products / peak, s.per[1] = work.products_by_depth / peak;
   s.per[2] = work.others / peak, s.per[3] = work.others_by_head_size / peak;
   s.per[has_cache && work.bytes <= kCacheMib * 0x1p20 ? 5 : 4] = work.bytes, s.per[6] = 1;
@@ -41,23 +47,28 @@ Sample sample_of(const Graph& g, const Node& node, double peak, bool has_cache) 
 }
 
 // Unknowns of at least 0 with the least sum of squares of relative errors, one coordinate after another.
-std::array<double, kNumbers> least_squares(const std::vector<Sample>& samples) {
-  std::array<double, kNumbers> x{};
+template <size_t N>
+std::array<double, N> least_squares(const std::vector<Sample<N>>& samples) {
+  std::array<std::array<double, N>, N> products{};
+  std::array<double, N> right{}, x{};
+  for (const Sample<N>& s : samples)
+    for (size_t k = 0; k < N; ++k) {
+      right[k] += s.per[k] / s.seconds;
+      for (size_t j = 0; j < N; ++j) products[k][j] += s.per[k] * s.per[j] / (s.seconds * s.seconds);
+    }
   for (int round = 0; round < 20000; ++round)
-    for (size_t k = 0; k < kNumbers; ++k) {
-      double top = 0, bottom = 0;
-      for (const Sample& s : samples) {
-        double rest = s.seconds;
-        for (size_t j = 0; j < kNumbers; ++j) rest -= j == k ? 0 : s.per[j] * x[j];
-        top += s.per[k] * rest / (s.seconds * s.seconds), bottom += s.per[k] * s.per[k] / (s.seconds * s.seconds);
-      }
-      x[k] = bottom > 0 ? std::max(0.0, top / bottom) : 0;
+    for (size_t k = 0; k < N; ++k) {
+      double rest = right[k];
+      for (size_t j = 0; j < N; ++j) rest -= j == k ? 0 : products[k][j] * x[j];
+      x[k] = products[k][k] > 0 ? std::max(0.0, rest / products[k][k]) : 0;
     }
   return x;
 }
 
-ModelConfig model_of(int64_t layers, int64_t channels, int64_t heads, int64_t context, int64_t vocabulary) {
+ModelConfig model_of(int64_t layers, int64_t channels, int64_t heads, int64_t context, int64_t vocabulary,
+                     Architecture architecture = Architecture::modern) {
   ModelConfig c;
+  set_architecture(c, architecture);
   c.layers = layers, c.channels = channels, c.heads = c.kv_heads = heads, c.head_size = channels / heads;
   c.hidden = usual_hidden(channels, c.activation), c.context = context, c.vocabulary = vocabulary;
   return c;
@@ -66,11 +77,13 @@ ModelConfig model_of(int64_t layers, int64_t channels, int64_t heads, int64_t co
 struct Step {
   ModelConfig model;
   int64_t batch;
+  OptimizerKind optimizer = OptimizerKind::adamw;
 };
 
 // Appends a sample for each node of a step, the median of some runs. Returns the seconds of a step beside its nodes.
-double measure_step(const Step& step, Device& device, Precision precision, double peak, std::vector<Sample>& samples) {
-  TrainingGraph t = build_training_graph(step.model, step.batch, step.model.context, {}, dtype_of(precision));
+double measure_step(const Step& step, Device& device, Precision precision, double peak, Samples& samples) {
+  TrainingGraph t =
+      build_training_graph(step.model, step.batch, step.model.context, {.kind = step.optimizer}, dtype_of(precision));
   PersistentLayout layout;
   layout.add(t.graph);
   const std::vector<TensorId> results = {t.loss, t.gradient_norm, t.guarded_norm};
@@ -86,7 +99,7 @@ double measure_step(const Step& step, Device& device, Precision precision, doubl
   std::vector<std::vector<double>> seconds(nodes);
   std::vector<double> beside;
   const auto begin = Clock::now();
-  for (int run = 0; run < 3 || (run < 30 && seconds_since(begin) < 1.5); ++run) {
+  for (int run = 0; run < 3 || (run < 30 && seconds_since(begin) < 1); ++run) {
     program.write(t.tokens, tokens.data());
     program.write(t.targets, tokens.data());
     program.write(t.loss_weights, weights.data());
@@ -99,9 +112,14 @@ double measure_step(const Step& step, Device& device, Precision precision, doubl
     beside.push_back(left);
   }
   for (size_t n = 0; n < nodes; ++n) {
-    Sample s = sample_of(program.graph(), program.graph().nodes[n], peak, !device.cuda());
+    const Graph& g = program.graph();
+    const Node& node = g.nodes[n];
+    const NodeWork work = work_of(g, node);
+    Sample<kNumbers> s = sample_of(work, peak, !device.cuda());
     s.seconds = median(seconds[n]);
-    if (s.seconds > 0 && (s.per[0] > 0 || s.per[4] > 0 || s.per[5] > 0)) samples.push_back(s);
+    if (s.seconds == 0 || (s.per[0] == 0 && s.per[4] == 0 && s.per[5] == 0)) continue;
+    samples.all.push_back(s);
+    samples.ops[kind_of(node)].push_back({{cost_of(g, node).flops, work.bytes, 1}, s.seconds});
   }
   return median(beside);
 }
@@ -135,25 +153,35 @@ Hardware measure_hardware(Device& device, Precision precision, const Hardware& o
   const double gflops =
       cuda ? measure_cuda_peak_gflops(*device.cuda(), dtype_of(precision)) : measure_peak_gflops(device.threads());
   h.peak_tflops = gflops * 1e-3;
-  std::vector<Sample> samples;
-  std::vector<Step> steps = {{model_of(4, 128, 4, 64, 256), 16},    {model_of(2, 128, 4, 256, 4096), 4},
-                             {model_of(2, 384, 6, 256, 256), 4},    {model_of(2, 384, 6, 64, 8192), 8},
-                             {model_of(1, 768, 12, 256, 16384), 2}, {model_of(2, 768, 12, 512, 1024), 1}};
+  Samples samples;
+  std::vector<Step> steps = {{model_of(4, 128, 4, 64, 256), 16, OptimizerKind::muon},
+                             {model_of(2, 128, 4, 256, 4096), 4},
+                             {model_of(1, 384, 6, 256, 256), 4, OptimizerKind::muon},
+                             {model_of(2, 384, 6, 64, 8192), 8},
+                             {model_of(1, 768, 12, 256, 16384), 2},
+                             {model_of(2, 768, 12, 512, 1024), 1},
+                             {model_of(2, 256, 4, 128, 512, Architecture::gpt2), 8},
+                             {model_of(1, 768, 12, 64, 8192, Architecture::gpt2), 4}};
   if (cuda)
     steps = {{model_of(2, 768, 12, 1024, 32768), 4},
              {model_of(2, 2048, 16, 2048, 32768), 2},
              {model_of(2, 4096, 32, 2048, 4096), 4}};
   std::vector<double> beside;
   for (const Step& step : steps) beside.push_back(measure_step(step, device, precision, gflops * 1e9, samples));
-  const std::array<double, kNumbers> x = least_squares(samples);
+  const std::array<double, kNumbers> x = least_squares(samples.all);
   const auto inverse = [](double value) { return value > 0 ? 1 / value : std::numeric_limits<double>::max(); };
   h.product_efficiency = inverse(x[0]), h.product_depth = x[0] > 0 ? x[1] / x[0] : 0;
   h.attention_efficiency = inverse(x[2]), h.attention_depth = x[2] > 0 ? x[3] / x[2] : 0;
   h.bandwidth_gbs = inverse(x[4]) * 1e-9, h.kernel_us = x[6] * 1e6;
   h.cached_gbs = cuda ? 0 : inverse(x[5]) * 1e-9, h.cache_mib = cuda ? 0 : kCacheMib;
-  h.launch_us = 0, h.logit_ps = h.shared_logit_ps = 0, h.micro_step_ms = 0, h.beside_messages_us = 0, h.kept = 1;
-  h.stall_nodes = h.stall_ms = 0;
+  h.launch_us = 0, h.logit_ps = h.shared_logit_ps = 0, h.micro_step_ms = 0, h.beside_messages_us = 0;
+  h.stall_nodes = h.stall_divided_nodes = h.stall_tensor_nodes = h.stall_ms = 0;
   h.step_ms = std::max(0.0, median(beside) * 1e3);
+  h.ops.clear();
+  for (const auto& [op, of] : samples.ops) {
+    const std::array<double, kOpNumbers> y = least_squares(of);
+    h.ops[op] = {y[0] * 1e12, y[1] * 1e12, y[2] * 1e6};
+  }
   if (cuda) h.memory_gib = static_cast<double>(cuda->properties().memory_bytes) * 0x1p-30;
   if (cuda) return h;
   const double few = exchange_seconds(64), many = exchange_seconds(size_t{32} << 20);

@@ -29,7 +29,7 @@ struct PlanFlags {
   Objective objective = Objective::time;
   int64_t gpus = 0, nodes = 0, step_tokens = 0, threads = 0;
   double hours = 0;
-  bool why = false, rows = false, memory = true;
+  bool why = false, rows = false;
 };
 
 std::string format(const char* how, double value) {
@@ -263,7 +263,7 @@ void print_text(const Planned& p, PlanFlags& f, const Plans& plans, const Given&
 }
 
 void print_validation(const PlanFlags& f) {
-  const Validation v = validate(f.validate, f.hardware, f.memory);
+  const Validation v = validate(f.validate, f.hardware);
   Json rows = Json::array();
   Rows table = {{"line", "measured ms", "predicted ms", "error", "measured GiB", "predicted GiB", "layout"}};
   int64_t measured = 0, failed = 0, refused = 0, wrongly = 0, unknown = 0;
@@ -282,7 +282,7 @@ void print_validation(const PlanFlags& f) {
                      row.predicted_ms > 0 ? format("%+.1f %%", 100 * row.error()) : "-",
                      known("%.1f", row.measured_gib), known("%.1f", row.predicted_gib), row.layout});
   }
-  const bool has_memory = f.memory && (failed > 0 || v.memory_correlation != 0);
+  const bool has_memory = v.memory_correlation != 0;
   if (f.format == "json") {
     Json result = {{"rows", measured},
                    {"mean_error", v.mean_error},
@@ -366,7 +366,6 @@ Command plan_command() {
        Option("--threads", &f.threads, "of a CPU (this one's)").between(0, 1024),
        Option("--why", &f.why, "print why the neighbours of the best plan are none"),
        Option("--validate", &f.validate, "a table of measured step times (CSV): predict its rows instead"),
-       Option("!--no-memory", &f.memory, "with --validate: step times alone, which takes less time"),
        Option("--rows", &f.rows, "with --validate: each row"),
        Option("--format", &f.format, "text or json").among({"text", "json"}).with_default()});
   std::string names;

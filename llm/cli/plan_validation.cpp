@@ -8,8 +8,9 @@
 #include <sstream>
 
 #include "llm/base/error.h"
+#include "llm/model/parameters.h"
 #include "llm/model/shard.h"
-#include "llm/plan/rank_memory.h"
+#include "llm/model/stages.h"
 #include "llm/plan/step_time.h"
 
 namespace llm {
@@ -143,28 +144,65 @@ double between_batches(const Layout& layout, int64_t context, Function&& value) 
                       static_cast<double>(high.batch - low.batch);
 }
 
+double parameters_of_layer(const ModelConfig& model) {
+  double parameters = 0;
+  for (const Parameter& p : parameter_table(model))
+    if (p.layer == 0) parameters += static_cast<double>(p.shape.elements());
+  return parameters;
+}
+
 struct Model {
   Job job;
   Hardware hardware;
   StepTimer timer;
-  // Of a rank of the first or the last stage, whichever needs more. Other programs cut the vocabulary among tensor-parallel
-  // ranks, too.
+  double layer_parameters;  // of the matrices of a layer
+  // Of the rank that needs the most, by the description's bytes; 0: it has none. Other programs cut the vocabulary among
+  // tensor-parallel ranks, too, and keep logits.
   double bytes(const Layout& layout) const {
-    Job cut = job;
-    cut.model.vocabulary /= layout.mesh.tensor;
+    const ModelConfig& m = job.model;
+    const Hardware& h = hardware;
+    const Mesh& mesh = layout.mesh;
+    const double tokens = static_cast<double>(layout.batch * job.context), tensor = mesh.tensor;
+    const auto channels = static_cast<double>(m.channels), vocabulary = static_cast<double>(m.vocabulary);
+    const double gathered = layout.is_pipeline() ? 0 : h.gathered_bytes * (1 - 1 / tensor);
+    const double activations = tokens * (channels * (h.channel_bytes / tensor + gathered) +
+                                         static_cast<double>(m.hidden) * h.hidden_bytes / tensor);
     double most = 0;
-    for (const int stage : {0, layout.mesh.stage - 1}) {
-      const RankMemory m = memory_of(cut, layout, stage, 0, false);
-      most = std::max(most, static_cast<double>(m.persistent()) + hardware.kept * static_cast<double>(m.activations));
-      if (layout.mesh.stage == 1) break;
+    for (int stage = 0; stage < mesh.stage; ++stage) {
+      const bool first = stage == 0, last = stage + 1 == mesh.stage;
+      const double layers = layout.is_pipeline()
+                                ? layout.cuts[static_cast<size_t>(stage) + 1] - layout.cuts[static_cast<size_t>(stage)]
+                                : static_cast<double>(m.layers);
+      const auto in_flight = static_cast<double>(std::min<int64_t>(layout.grad_accum, mesh.stage - stage));
+      const double parameters = (layers * layer_parameters + vocabulary * channels * (first + last)) / tensor;
+      most = std::max(most, parameters * (h.parameter_bytes + h.divided_bytes / (layout.zero ? mesh.data : 1)) +
+                                in_flight * layers * activations +
+                                (last ? tokens * vocabulary / tensor * h.logit_bytes : 0));
     }
     return most;
+  }
+  std::vector<int> cuts(int stages) const {
+    const ModelConfig& m = job.model;
+    std::vector<int> cuts(static_cast<size_t>(stages) + 1, static_cast<int>(m.layers));
+    if (hardware.cuts == LayerCuts::by_cost) return cut_layers(m, job.context, stages);
+    const double all =
+        static_cast<double>(m.layers) * layer_parameters + static_cast<double>(m.vocabulary * m.channels);
+    for (int64_t s = 0; s < stages; ++s)
+      cuts[static_cast<size_t>(s)] =
+          hardware.cuts == LayerCuts::equal
+              ? static_cast<int>(m.layers * s / stages)
+              : std::min(static_cast<int>(m.layers),
+                         s == 0 ? 0
+                                : static_cast<int>(all * static_cast<double>(s) / static_cast<double>(stages) /
+                                                   layer_parameters) +
+                                      1);
+    return cuts;
   }
 };
 
 }  // namespace
 
-Validation validate(const std::string& path, const std::string& hardware, bool with_memory) {
+Validation validate(const std::string& path, const std::string& hardware) {
   Table table(path);
   Validation v;
   std::map<std::string, Model> models;
@@ -179,13 +217,11 @@ Validation validate(const std::string& path, const std::string& hardware, bool w
       const Job job = job_of(table);
       Hardware machine = hardware_of(hardware.empty() ? table.text("hardware") : hardware, true);
       machine.ranks_a_node = static_cast<double>(table.whole("gpus_per_node"));
-      found = models.emplace(name, Model{job, machine, StepTimer(job, machine)}).first;
+      found = models.emplace(name, Model{job, machine, StepTimer(job, machine), parameters_of_layer(job.model)}).first;
     }
     Model& model = found->second;
     Layout layout = layout_of(table);
-    if (model.hardware.equal_cuts)
-      for (int64_t s = 0; s <= layout.mesh.stage; ++s)
-        layout.cuts.push_back(static_cast<int>(model.job.model.layers * s / layout.mesh.stage));
+    if (layout.is_pipeline()) layout.cuts = model.cuts(layout.mesh.stage);
     ValidatedRow row;
     row.line = table.line(), row.failed = table.text("status") != "ok";
     row.layout = concat(layout.mesh.text(), ", ZeRO ", layout.zero, ", ", layout.grad_accum, " x ", layout.batch);
@@ -196,14 +232,12 @@ Validation validate(const std::string& path, const std::string& hardware, bool w
     // What no graph can be built for, `train` could not do either.
     try {
       const auto predict = [&](auto&& value) { return between_batches(layout, model.job.context, value); };
+      row.predicted_gib = model.bytes(layout) * 0x1p-30;
+      row.fits = row.predicted_gib <= model.hardware.memory_gib - model.hardware.reserved_gib;
       if (!row.failed) {
-        row.predicted_ms = predict([&](const Layout& l) { return 1e3 * model.timer.time(l).total(); });
+        row.predicted_ms = predict([&](const Layout& l) { return 1e3 * model.timer.time(l, !row.fits).total(); });
         const int64_t samples = layout.mesh.data * layout.batch * layout.grad_accum;
         choices[concat(name, table.text("gpus"), " ", samples)].push_back(v.rows.size());
-      }
-      if (with_memory && (row.failed || row.measured_gib > 0)) {
-        row.predicted_gib = predict([&](const Layout& l) { return model.bytes(l); }) * 0x1p-30;
-        row.fits = row.predicted_gib <= model.hardware.memory_gib - model.hardware.reserved_gib;
       }
     } catch (const Error&) {
       row.fits = false;
@@ -218,7 +252,7 @@ Validation validate(const std::string& path, const std::string& hardware, bool w
   for (const ValidatedRow& row : v.rows)
     if (row.measured_gib > 0 && row.predicted_gib > 0)
       measured_gib.push_back(row.measured_gib), predicted_gib.push_back(row.predicted_gib);
-  if (with_memory) v.memory_correlation = rank_correlation(measured_gib, predicted_gib);
+  v.memory_correlation = rank_correlation(measured_gib, predicted_gib);
   v.mean_error = mean_of(errors);
   std::sort(errors.begin(), errors.end());
   if (!errors.empty()) v.median_error = (errors[errors.size() / 2] + errors[(errors.size() - 1) / 2]) / 2;

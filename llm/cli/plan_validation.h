@@ -26,6 +26,6 @@ struct Validation {
 // A CSV file whose first line names columns: hardware, gpus, gpus_per_node, architecture, layers, channels, heads, kv_heads,
 // hidden, vocabulary, context, data, tensor, stages, zero, micro_batch, grad_accum, status, step_ms, memory_gib. `hardware`:
 // a machine's description in place of those that the rows name; empty: those. Throws Error with the line that is wrong.
-Validation validate(const std::string& path, const std::string& hardware, bool with_memory);
+Validation validate(const std::string& path, const std::string& hardware);
 
 }  // namespace llm

@@ -36,6 +36,7 @@ constexpr std::array kNumbers = {Number{"memory_gib", &Hardware::memory_gib, tru
                                  Number{"ranks_a_node", &Hardware::ranks_a_node, true},
                                  Number{"inside_gbs", &Hardware::inside_gbs, true},
                                  Number{"between_gbs", &Hardware::between_gbs, true},
+                                 Number{"reduce_gbs", &Hardware::reduce_gbs},
                                  Number{"inside_latency_us", &Hardware::inside_latency_us},
                                  Number{"between_latency_us", &Hardware::between_latency_us},
                                  Number{"reduce_latency_us", &Hardware::reduce_latency_us},
@@ -44,8 +45,15 @@ constexpr std::array kNumbers = {Number{"memory_gib", &Hardware::memory_gib, tru
                                  Number{"hidden", &Hardware::hidden},
                                  Number{"hidden_zero", &Hardware::hidden_zero},
                                  Number{"stall_nodes", &Hardware::stall_nodes},
+                                 Number{"stall_divided_nodes", &Hardware::stall_divided_nodes},
+                                 Number{"stall_tensor_nodes", &Hardware::stall_tensor_nodes},
                                  Number{"stall_ms", &Hardware::stall_ms},
-                                 Number{"kept", &Hardware::kept},
+                                 Number{"parameter_bytes", &Hardware::parameter_bytes},
+                                 Number{"divided_bytes", &Hardware::divided_bytes},
+                                 Number{"channel_bytes", &Hardware::channel_bytes},
+                                 Number{"hidden_bytes", &Hardware::hidden_bytes},
+                                 Number{"gathered_bytes", &Hardware::gathered_bytes},
+                                 Number{"logit_bytes", &Hardware::logit_bytes},
                                  Number{"host_gbs", &Hardware::host_gbs}};
 
 struct Embedded {
@@ -58,7 +66,10 @@ constexpr Embedded kDescriptions[] = {
 void take_numbers(Hardware& h, const Json& json) {
   for (const auto& [key, place, needed] : kNumbers)
     if (json.contains(key)) h.*place = json.at(key).get<double>();
-  if (json.contains("equal_cuts")) h.equal_cuts = json.at("equal_cuts").get<bool>();
+  if (!json.contains("cuts")) return;
+  const auto cuts = find_value<LayerCuts>(json.at("cuts").string());
+  if (!cuts) fail("\"cuts\" is none of by_cost, equal and as_they_come");
+  h.cuts = *cuts;
 }
 
 Hardware parse(const Json& json, const std::string& where, bool as_published) {
@@ -67,6 +78,10 @@ Hardware parse(const Json& json, const std::string& where, bool as_published) {
   for (const Json& source : json["sources"]) h.sources.push_back(source.string());
   h.cuda = !json.contains("device") || json.at("device").string() != "cpu";
   take_numbers(h, json);
+  if (json.contains("ops"))
+    for (const auto& [op, numbers] : json.at("ops").items())
+      h.ops[op] = {numbers.at("flop_ps").get<double>(), numbers.at("byte_ps").get<double>(),
+                   numbers.at("node_us").get<double>()};
   if (as_published) take_numbers(h, json["published"]);
   for (const auto& [key, place, needed] : kNumbers)
     if (h.*place < 0 || (needed && h.*place == 0)) fail(where, ": \"", key, "\" must be more than 0");
@@ -101,6 +116,7 @@ Hardware hardware_of(const std::string& name, bool as_published) {
 Hardware shared_by(const Hardware& cpu, int ranks) {
   Hardware h = cpu;
   h.peak_tflops /= ranks, h.bandwidth_gbs /= ranks, h.cached_gbs /= ranks, h.memory_gib /= ranks;
+  for (auto& [op, time] : h.ops) time.flop_ps *= ranks, time.byte_ps *= ranks;
   h.ranks_a_node = ranks;
   return h;
 }
@@ -110,6 +126,8 @@ std::string hardware_json(const Hardware& h) {
   json["name"] = h.name, json["sources"] = h.sources, json["device"] = h.cuda ? "cuda" : "cpu";
   for (const auto& [key, place, needed] : kNumbers)
     if (h.*place != 0) json[key] = h.*place;
+  for (const auto& [op, time] : h.ops)
+    json["ops"][op] = {{"flop_ps", time.flop_ps}, {"byte_ps", time.byte_ps}, {"node_us", time.node_us}};
   return json.dump(1) + "\n";
 }
 

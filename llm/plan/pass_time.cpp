@@ -3,10 +3,15 @@
 #include <algorithm>
 #include <string_view>
 
+#include "llm/base/error.h"
 #include "llm/graph/dump.h"
 #include "llm/ops/exchange.h"
 
 namespace llm {
+
+std::string kind_of(const Node& node) {
+  return concat(node.op->name, node.attributes.has("symmetric") ? " symmetric" : "");
+}
 
 NodeWork work_of(const Graph& g, const Node& node) {
   const Cost cost = cost_of(g, node);
@@ -28,9 +33,12 @@ double exchange_time(const RankGroup& group, double bytes, const Hardware& h, bo
   const int together = std::max(1, std::min(group.ranks, node / std::min(node, group.stride)));
   const bool is_inside = together == group.ranks;
   // Ranks on one node use their shares of the network together.
-  const double rate = is_inside ? h.inside_gbs : std::min(h.inside_gbs, h.between_gbs * together);
+  const double between = at_end && h.reduce_gbs > 0 ? h.reduce_gbs : h.between_gbs;
+  const double rate = is_inside ? h.inside_gbs : std::min(h.inside_gbs, between * together);
   const double latency = is_inside ? h.inside_latency_us : at_end ? h.reduce_latency_us : h.between_latency_us;
-  return bytes / (rate * 1e9) + (messages ? messages : group.ranks) * latency * 1e-6;
+  // A step's end waits once for each node; exchanges within a pass, which wait for each other, for each rank.
+  const int waits = messages ? messages : at_end && !is_inside ? group.ranks / together : group.ranks;
+  return bytes / (rate * 1e9) + waits * latency * 1e-6;
 }
 
 PassTime time_of(const Graph& graph, const Node& node, const Hardware& h, bool messages_between_nodes) {
@@ -40,13 +48,20 @@ PassTime time_of(const Graph& graph, const Node& node, const Hardware& h, bool m
       return {.exchange = (cost.bytes_read + cost.bytes_written) / 2 / (h.host_gbs * 1e9)};
     const RankGroup group = group_of(node.attributes);
     const int messages = node.op->name == std::string_view("ring_shift_start") ? 1 : 0;
-    return {.exchange = exchange_time(group, cost.bytes_sent, h, !kMicroStep.contain(node.phase), messages),
-            .host = (h.exchange_host_us + (messages_between_nodes ? group.ranks * h.beside_messages_us : 0)) * 1e-6};
+    PassTime time{.exchange = exchange_time(group, cost.bytes_sent, h, !kMicroStep.contain(node.phase), messages),
+                  .host = h.exchange_host_us * 1e-6};
+    if (messages_between_nodes && h.beside_messages_us > 0)
+      time.host += group.ranks * h.beside_messages_us * 1e-6 + exchange_time(group, 0, h, false, messages);
+    return time;
   }
   const NodeWork work = work_of(graph, node);
   if (cost.flops == 0 && work.bytes == 0) return {};
   if (std::string_view(node.op->name) == "sum_partials")  // other programs' exchanges add as they go
     return {.exchange = work.bytes / (h.bandwidth_gbs * 1e9)};
+  if (const auto op = h.ops.find(kind_of(node)); op != h.ops.end())
+    return {.device = cost.flops * op->second.flop_ps * 1e-12 + work.bytes * op->second.byte_ps * 1e-12 +
+                      op->second.node_us * 1e-6,
+            .host = h.launch_us * 1e-6};
   const double peak = h.peak_tflops * 1e12;
   const double bandwidth = work.bytes > h.cache_mib * 0x1p20 ? h.bandwidth_gbs : h.cached_gbs;
   PassTime time;

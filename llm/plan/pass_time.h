@@ -1,6 +1,7 @@
 // The time of the nodes of a compiled graph on a machine, from the cost column of the op table and a machine's numbers.
 #pragma once
 #include <algorithm>
+#include <string>
 
 #include "llm/base/rank_group.h"
 #include "llm/device/hardware.h"
@@ -24,6 +25,9 @@ struct PassTime {
 
 // `messages_between_nodes`: the node belongs to a pipeline whose messages go from node to node.
 PassTime time_of(const Graph& graph, const Node& node, const Hardware& hardware, bool messages_between_nodes = false);
+
+// The op and how it is done, where that makes a difference: products whose results are symmetric make half of them.
+std::string kind_of(const Node& node);
 
 // What a node does, in the units of a machine's numbers (llm/device/hardware.h).
 struct NodeWork {

@@ -121,11 +121,18 @@ StepTimer::End StepTimer::end_of(const Layout& layout, int stage) {
   return ends_[key] = end;
 }
 
-StepTime StepTimer::time(const Layout& layout) {
+StepTime StepTimer::time(const Layout& layout, bool is_stalled) {
   const Mesh& mesh = layout.mesh;
   const Parts parts = parts_of(layout);
   const DataParallel parallel = parallel_of(job_, layout, 0);
   const auto micro_batches = static_cast<double>(layout.grad_accum);
+  const auto reaches = [](double value, double least) { return least > 0 && value >= least; };
+  const double nodes = mesh.ranks() / hardware_.ranks_a_node;
+  is_stalled = is_stalled || reaches(nodes, hardware_.stall_nodes);
+  if (layout.is_pipeline())
+    is_stalled = is_stalled || reaches(mesh.tensor / hardware_.ranks_a_node, hardware_.stall_tensor_nodes) ||
+                 (layout.zero > 0 && reaches(std::min<double>(nodes, mesh.data), hardware_.stall_divided_nodes));
+  const double stall = is_stalled ? hardware_.stall_ms * 1e-3 : 0;
   std::vector<PassTimes> times;  // by stage
   double busy = 0, compute = 0;  // of all stages, a micro-batch
   for (int stage = 0; stage < mesh.stage; ++stage) {
@@ -141,22 +148,20 @@ StepTime StepTimer::time(const Layout& layout) {
              (pass == &Passes::forward ? hardware_.micro_step_ms * 1e-3 : 0);
     };
     const auto all = [&](PassTime Passes::*pass) { return sum(pass, &PassTime::total) / layout.chunks; };
-    times.push_back({all(&Passes::forward), all(&Passes::backward), all(&Passes::weights)});
+    const double stalled = stall * ((stage > 0) + (stage + 1 < mesh.stage));
+    times.push_back({all(&Passes::forward) + stalled, all(&Passes::backward) + stalled, all(&Passes::weights)});
     for (PassTime Passes::*pass : {&Passes::forward, &Passes::backward, &Passes::weights})
       busy += sum(pass, &PassTime::total), compute += sum(pass, &PassTime::compute);
   }
   busy *= micro_batches / mesh.stage, compute *= micro_batches / mesh.stage;
-  double length = busy;
+  double length = busy + (layout.is_pipeline() ? 0 : micro_batches * stall);
   if (layout.is_pipeline()) {
     const PipelineShape shape{layout.pipeline, mesh.stage, static_cast<int>(layout.grad_accum), layout.chunks};
     const double bytes = static_cast<double>(layout.batch * job_.context * job_.model.channels / mesh.sharing()) *
                          static_cast<double>(size_of(dtype_of(job_.target.precision)));
     RankGroup two = mesh.stage_group(0);
     two.ranks = 2;
-    double message = exchange_time(two, bytes, hardware_);
-    const double nodes = mesh.ranks() / hardware_.ranks_a_node;
-    if (hardware_.stall_nodes > 0 && layout.zero > 0 && std::min<double>(nodes, mesh.data) >= hardware_.stall_nodes)
-      message += hardware_.stall_ms * 1e-3;
+    const double message = exchange_time(two, bytes, hardware_);
     length = simulate(shape, make_schedule(shape), times, message).length;
   }
   double reduce = 0, optimizer = 0;

@@ -21,7 +21,8 @@ struct StepTime {
 class StepTimer {
  public:
   StepTimer(const Job& job, const Hardware& hardware) : job_(job), hardware_(hardware) {}
-  StepTime time(const Layout& layout);
+  // `is_stalled`: exchanges of micro-steps take as long as the machine says that they do where they stall.
+  StepTime time(const Layout& layout, bool is_stalled = false);
 
  private:
   // One micro-batch: a block, what is in front of the first and behind the last one.
