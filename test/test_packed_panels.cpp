@@ -71,7 +71,8 @@ int64_t count_wrong(DType dtype, const std::vector<float>& values, const std::ve
   int64_t wrong = 0;
   for (size_t i = 0; i < values.size(); ++i) {
     float largest = 0;  // of the block
-    const size_t row = i / static_cast<size_t>(columns) * static_cast<size_t>(columns), first = row + (i - row) / 32 * 32;
+    const size_t row = i / static_cast<size_t>(columns) * static_cast<size_t>(columns),
+                 first = row + (i - row) / 32 * 32;
     for (size_t j = first; j < std::min(first + 32, row + static_cast<size_t>(columns)); ++j)
       largest = std::max(largest, std::fabs(values[j]));
     // The scale is rounded, too. In 4 bits the largest value may be clipped by the smallest of the candidates.
@@ -163,8 +164,7 @@ struct Products {
     Gemm g{m, n, k, row_major(a.data(), stride), transposed(floats.data(), k), c.data(), n};
     g.addend = adds ? addend.data() : nullptr, g.epilogue = epilogue;
     if (form == Form::panels) g.b = {}, g.packed_b = {panels.data(), dtype, false};
-    if (form == Form::halves)
-      g.b = {}, g.packed_b = {reinterpret_cast<const std::byte*>(halves.data()), dtype, true};
+    if (form == Form::halves) g.b = {}, g.packed_b = {reinterpret_cast<const std::byte*>(halves.data()), dtype, true};
     ThreadTeam threads(team);
     gemm(threads, g, workspace.data());
     CHECK(workspace.back() == 777.0f);
@@ -175,8 +175,14 @@ using Form = Products::Form;
 
 TEST_CASE("gemm: a product with packed weights has the bits of one with the floats that they stand for") {
   for (const DType dtype : kTypes)
-    for (const auto& [n, k] : {std::array<int64_t, 2>{65, 128}, {7, 32}, {1, 1}, {50, 172}, {130, 1024}, {33, 3100},
-                               {17, 785}, {300, 416}}) {
+    for (const auto& [n, k] : {std::array<int64_t, 2>{65, 128},
+                               {7, 32},
+                               {1, 1},
+                               {50, 172},
+                               {130, 1024},
+                               {33, 3100},
+                               {17, 785},
+                               {300, 416}}) {
       const Products p(dtype, n, k);
       for (const int64_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 33, 70, 300}) {
         INFO(name_of(dtype), " ", m, " x ", n, " x ", k);

@@ -61,9 +61,7 @@ void unpack_quantized(DType dtype, const std::byte* panel, int64_t column, int64
 }
 
 // The place of a value in bf16.
-int64_t place_of_half(int64_t k, int64_t column) {
-  return k * kPanelColumns + column % kLanes * 2 + column / kLanes;
-}
+int64_t place_of_half(int64_t k, int64_t column) { return k * kPanelColumns + column % kLanes * 2 + column / kLanes; }
 
 }  // namespace
 

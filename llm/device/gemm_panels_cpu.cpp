@@ -34,7 +34,7 @@ constexpr int panels_at_once(int rows) {
   while (panels > 1 && 2 * panels * (rows + Reader::kConstants) > (kManyRegisters ? 28 : 12)) panels /= 2;
   return panels;
 }
-constexpr int64_t kChunk = 8;                           // panels that meet the rows of a stage in L2
+constexpr int64_t kChunk = 8;  // panels that meet the rows of a stage in L2
 
 class PanelGemm {
  public:
@@ -55,8 +55,8 @@ class PanelGemm {
       panels::with_reader(g_.packed_b.dtype, [&](auto reader) { few<decltype(reader)>(begin, end); });
       const int64_t column = begin * kPanelColumns;
       if (g_.epilogue.apply)
-        g_.epilogue.apply(g_.epilogue.context, {g_.c + column, g_.c_stride, 0, g_.m, column,
-                                                std::min(g_.n, end * kPanelColumns) - column});
+        g_.epilogue.apply(g_.epilogue.context,
+                          {g_.c + column, g_.c_stride, 0, g_.m, column, std::min(g_.n, end * kPanelColumns) - column});
       return;
     }
     float* const wide = workspace_ + rank * floats_of_thread(g_.k);

@@ -51,7 +51,7 @@ void pack_copying(const T* in, int64_t stride, int64_t count, int64_t depth, flo
 // in[k * stride + i].
 template <class T>
 void pack_columns(bool along_k, const T* in, int64_t stride, int64_t count, int64_t depth, float* panel,
-                         float scale = 1.0f) {
+                  float scale = 1.0f) {
   for (int64_t column = 0; column < kColumns; column += kLanes) {
     const T* from = in + column * (along_k ? stride : 1);
     if (along_k)

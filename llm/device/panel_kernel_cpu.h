@@ -18,7 +18,7 @@ struct Stage {
   int64_t c_stride, c_apart;
   const float* addend;  // (rows, columns), may be C; null: none
   int64_t addend_stride;
-  int64_t columns;        // of the last panel; the others are full
+  int64_t columns;  // of the last panel; the others are full
 };
 
 // `count` steps as floats (count, kPanelColumns).

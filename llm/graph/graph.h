@@ -52,8 +52,7 @@ struct Tensor {
 
  private:
   size_t bytes_of_rows(int64_t rows, int64_t columns) const {
-    if (panel_rows)
-      return static_cast<size_t>(rows / panel_rows * packed_panels_bytes(dtype, panel_rows, columns));
+    if (panel_rows) return static_cast<size_t>(rows / panel_rows * packed_panels_bytes(dtype, panel_rows, columns));
     if (is_quantized(dtype)) return static_cast<size_t>(rows * quantized_row_bytes(dtype, columns));
     return static_cast<size_t>(rows * columns) * size_of(dtype);
   }

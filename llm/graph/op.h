@@ -106,7 +106,7 @@ struct Op {
   // blocks of rows, the last block may be smaller but counts as a full one.
   std::vector<Product> (*products)(const Graph&, const Node&) = nullptr;
   bool cpu_takes_bf16 = false;  // false: casts around the node give its CPU kernel fp32 in place of bf16
-  int packed_input = -1;        // this input its CPU kernel reads as packed panels (llm/base/packed_panels.h) or bf16, too
+  int packed_input = -1;  // this input its CPU kernel reads as packed panels (llm/base/packed_panels.h) or bf16, too
   bool packed_where_row_invariant = false;  // only where the node has the attribute "row_invariant"
   bool waits_for_device = false;   // its CUDA kernel makes the host wait, so a walk with such a node cannot be captured
   bool cpu_takes_strides = false;  // its CPU kernel works with any row stride (KernelCall::in_stride, out_stride)

@@ -12,7 +12,8 @@ void PersistentLayout::add(const Graph& graph) {
     if (!is_persistent(t.role) || t.alias != kNone) continue;
     size_t& used = t.on_host ? host_bytes_ : bytes_;
     const size_t offset = used + (t.on_host ? Arena::kHostPart : 0);
-    const auto [entry, is_new] = places_.try_emplace(t.name, Place{offset, t.dtype, t.shape, t.panel_rows, t.storage_bytes()});
+    const auto [entry, is_new] =
+        places_.try_emplace(t.name, Place{offset, t.dtype, t.shape, t.panel_rows, t.storage_bytes()});
     if (is_new) used += placed_bytes(t.storage_bytes());
     const Place& place = entry->second;
     if (place.dtype != t.dtype || place.shape != t.shape || place.panel_rows != t.panel_rows ||

@@ -10,8 +10,7 @@ namespace llm {
 Staging::~Staging() = default;
 
 float* Staging::in_place(const std::string& name) const {
-  if ((piece_of_ && piece_of_(name).count >= 0) || layout_.dtype(name) != DType::fp32 ||
-      layout_.panel_rows(name) > 0)
+  if ((piece_of_ && piece_of_(name).count >= 0) || layout_.dtype(name) != DType::fp32 || layout_.panel_rows(name) > 0)
     return nullptr;
   return reinterpret_cast<float*>(arena_.on_host(layout_.offset(name)));
 }

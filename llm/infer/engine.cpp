@@ -49,8 +49,8 @@ struct Engine::Implementation {
       const bool looked_up =
           p.group == LearningRateGroup::embedding && !(config.tied_head && p.name == "token_embedding.weight");
       const DType type = type_of(p, dtype_of(target.precision), target.weights);
-      const double bits = is_quantized(type) ? bits_of_number(type) + 16.0 / kBlockValues
-                                             : 8 * static_cast<double>(size_of(type));
+      const double bits =
+          is_quantized(type) ? bits_of_number(type) + 16.0 / kBlockValues : 8 * static_cast<double>(size_of(type));
       weight_bytes += bits / 8 * static_cast<double>(looked_up ? p.shape.last() : p.shape.elements());
     }
     position_bytes = static_cast<double>(block_bytes(config, target)) / kBlockTokens;
