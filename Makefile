@@ -88,14 +88,11 @@ asan_flags = -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-s
 # -O3 keeps vectors in registers: under ThreadSanitizer each access to memory is a call.
 tsan_flags = $(if $(filter llm/device/% llm/ops/%,$<),-O3,-O1) -g1 -fsanitize=thread
 
-release_levels := -O1 -O3
-asan_levels := -O1
-
-WARNINGS := -Wall -Wextra -Wno-restrict -Wno-stringop-overflow -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wextra-semi -Wvla \
+WARNINGS := -Wall -Wextra -Wno-restrict -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wextra-semi -Wvla \
   -Wduplicated-cond -Wlogical-op
 # The flags that nvcc hands to the host's compiler as well, without -Wpedantic: the code that nvcc generates is not
 # pedantic. (`=`, not `:=`, from here on: the flags depend on the file, $<.) Without errno a square root is one
-# instruction. GCC 12's -Wrestrict is wrong about "text" + std::string (GCC bug 105651), and so is -Wstringop-overflow.
+# instruction. GCC 12's -Wrestrict is wrong about "text" + std::string (GCC bug 105651).
 HOST_FLAGS = $($(VARIANT)_flags) -march=$(MARCH) -fno-math-errno -pthread $(WARNINGS)
 COMPILE = $(CXX) -std=c++20 $(HOST_FLAGS) -Wpedantic -I. \
   $(if $(filter %_mpi.cpp,$<),$(MPI_FLAGS)) $(if $(filter test/%,$<),-DDOCTEST_CONFIG_SUPER_FAST_ASSERTS) \
@@ -161,19 +158,18 @@ define compile
 endef
 $(BUILD)/%.cpp.o $(BUILD)/simt/%.o $(BUILD)/%.cu.o: COLOURS := -fdiagnostics-color=always
 
-# The standard headers, compiled once for each level of optimisation (llm/base/precompiled.h). Only GCC finds them by this name.
-IS_GCC := $(findstring Free Software,$(shell $(CXX) --version 2>&1))
-PRECOMPILED := $(if $(IS_GCC),$(addprefix $(BUILD)/precompiled,$(addsuffix .h.gch,$($(VARIANT)_levels))))
-include_precompiled = $(if $(PRECOMPILED),-include $(BUILD)/precompiled$(filter -O%,$($(VARIANT)_flags)).h)
+# The standard headers, compiled once (llm/base/precompiled.h), for all files but those with -O3: there GCC 12's warnings about
+# strings are wrong where the header is precompiled. Only GCC finds such a header by this name.
+PRECOMPILED := $(if $(filter tsan,$(VARIANT)),,$(if $(findstring Free Software,$(shell $(CXX) --version 2>&1)),$(BUILD)/precompiled.h.gch))
+include_precompiled = $(if $(PRECOMPILED),$(if $(filter -O1,$($(VARIANT)_flags)),-include $(PRECOMPILED:.gch=)))
 
 $(BUILD)/%.cpp.o: %.cpp $(BUILD)/compile.stamp $(PRECOMPILED)
 	$(call compile,$(COMPILE) $(include_precompiled),compile $<)
 
-.SECONDARY: $(PRECOMPILED)
-$(BUILD)/precompiled-%.h.gch: llm/base/precompiled.h $(BUILD)/compile.stamp
+$(BUILD)/precompiled.h.gch: llm/base/precompiled.h $(BUILD)/compile.stamp
 	@echo '#include "$<"' >$(@:.gch=)
-	@echo "  compile $< with -$*"
-	@$(COMPILE) -$* -x c++-header $(@:.gch=) -o $@
+	@echo "  compile $<"
+	@$(COMPILE) -O1 -x c++-header $(@:.gch=) -o $@
 
 # Descriptions of machines become a table of the program.
 HARDWARE := $(sort $(wildcard data/hardware/*.json))

@@ -1,4 +1,4 @@
-// The standard library's headers that most files include, compiled once for all of them: reading these headers took half of the
+// The standard headers that most files include, compiled once for all of them: reading these headers took half of the
 // time of a build. A file includes what it uses all the same: builds for ThreadSanitizer and by nvcc have no such header.
 #pragma once
 #include <algorithm>
