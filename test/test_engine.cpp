@@ -172,6 +172,21 @@ TEST_CASE("engine: packed weights give the bytes of fp32 weights that lie as in 
     }
 }
 
+TEST_CASE("engine: with activations in 8 bits a request gets the same bytes alone and among others") {
+  for (const std::string kind : {"gpt2", "llama", "experts"})
+    for (const DType weights : {DType::w8a8, DType::w4a8}) {
+      INFO(kind, " in ", name_of(weights));
+      const ModelConfig config = small_config(kind);
+      const std::vector<Request> requests = requests_of(config, 12);
+      Rig alone(config, {.prefix_cache = false}, 1, weights),
+          among(config, {.most_running = 12, .tokens_of_step = 40}, 3, weights);
+      std::vector<Answer> together(requests.size());
+      for (size_t i = 0; i < requests.size(); ++i) among.submit(requests[i], together[i]);
+      among.run();
+      for (size_t i = 0; i < requests.size(); ++i) CHECK(alone.answer(requests[i]).bytes() == together[i].bytes());
+    }
+}
+
 TEST_CASE("engine: a request gets the same bytes alone, among others, in pieces, after preemption, on any threads") {
   for (const std::string kind : {"gpt2", "llama", "qwen3", "mix", "experts", "phi", "gemma"}) {
     CAPTURE(kind);

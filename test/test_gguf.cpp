@@ -283,6 +283,9 @@ TEST_CASE("cli: a model goes through GGUF and gives the same text; weights in 8 
 
   check_error(folder, {"export", run_path, "--format", "gguf", "--out", folder / "whole.gguf"}, 2, "--out");
   check_error(folder, {"export", run_path, "--type", "Q8_0", "--out", folder / "x"}, 2, "--type");
+  CHECK(loss(run_path, {"--weights", "w8a8"}) != loss(run_path, {"--weights", "int8"}));
+  CHECK(loss(run_path, {"--weights", "w8a8"}) == doctest::Approx(loss(run_path, {"--weights", "int8"})).epsilon(0.005));
+  CHECK(loss(run_path, {"--weights", "w4a8"}) == doctest::Approx(loss(run_path, {"--weights", "int4"})).epsilon(0.005));
   check_error(folder, {"generate", run_path, "--weights", "int8", "--dtype", "bf16", "--prompt", "a"}, 2, "--weights");
   CHECK(text(run_path, {"--cache", "fp32"}) == text(run_path));
   check_error(folder, {"generate", run_path, "--cache", "int4", "--prompt", "a"}, 2, "--cache");

@@ -159,8 +159,10 @@ struct Products {
     const std::vector<float> a = normals(m * stride, 2), addend = normals(n, 3);
     const bool is_packed = form != Form::floats;
     std::vector<float> c(static_cast<size_t>(m * n)),
-        workspace(static_cast<size_t>(is_packed ? gemm_packed_workspace(k, team) : gemm_workspace(m, n, k, team)) + 1,
-                  777.0f);
+        workspace(
+            static_cast<size_t>(is_packed ? gemm_packed_workspace(dtype, m, k, team) : gemm_workspace(m, n, k, team)) +
+                1,
+            777.0f);
     Gemm g{m, n, k, row_major(a.data(), stride), transposed(floats.data(), k), c.data(), n};
     g.addend = adds ? addend.data() : nullptr, g.epilogue = epilogue;
     if (form == Form::panels) g.b = {}, g.packed_b = {panels.data(), dtype, false};
@@ -220,6 +222,76 @@ TEST_CASE("gemm: the epilogue of a product with packed weights sees each final e
         CHECK(context.final);
         CHECK(context.seen == std::vector<int>(expected.size(), 1));
       }
+}
+
+// The products of A's rows with weights, both as whole numbers times scales: in double precision, from the definition.
+std::vector<double> rounded_products(const std::vector<float>& a, int64_t stride, int64_t m, const Products& p) {
+  std::vector<double> c(static_cast<size_t>(m * p.n));
+  std::vector<double> row(static_cast<size_t>(p.k));
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t first = 0; first < p.k; first += 32) {
+      double largest = 0;
+      const int64_t end = std::min(p.k, first + 32);
+      for (int64_t k = first; k < end; ++k)
+        largest = std::max(largest, std::fabs(double{a[static_cast<size_t>(i * stride + k)]}));
+      for (int64_t k = first; k < end; ++k)
+        row[static_cast<size_t>(k)] =
+            largest == 0 ? 0 : std::nearbyint(a[static_cast<size_t>(i * stride + k)] / largest * 127) * (largest / 127);
+    }
+    for (int64_t j = 0; j < p.n; ++j)
+      for (int64_t k = 0; k < p.k; ++k)
+        c[static_cast<size_t>(i * p.n + j)] += row[static_cast<size_t>(k)] * p.floats[static_cast<size_t>(j * p.k + k)];
+  }
+  return c;
+}
+
+TEST_CASE("gemm: products that round activations, too, are those of the rounded numbers, for any number of rows") {
+  for (const DType dtype : {DType::w8a8, DType::w4a8})
+    for (const auto& [n, k] : {std::array<int64_t, 2>{65, 128},
+                               {7, 32},
+                               {1, 1},
+                               {50, 172},
+                               {130, 1024},
+                               {33, 3100},
+                               {17, 785},
+                               {300, 416}}) {
+      const Products p(dtype, n, k);
+      const std::vector<float> all = p.product(Form::panels, 70, 1, false), a = normals(70 * (k + 3), 2);
+      const std::vector<double> expected = rounded_products(a, k + 3, 70, p);
+      int64_t wrong = 0;
+      for (size_t i = 0; i < all.size(); ++i)
+        wrong += !(std::fabs(all[i] - expected[i]) <= 2e-5 * std::sqrt(static_cast<double>(k)));
+      INFO(name_of(dtype), " ", n, " x ", k);
+      // A value halfway between two numbers may be rounded to the other one.
+      CHECK(wrong <= static_cast<int64_t>(all.size()) / 50);
+      for (const int64_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 33}) {
+        const std::vector<float> some = p.product(Form::panels, m, 1, false), added = p.product(Form::panels, m, 1);
+        CHECK(std::memcmp(some.data(), all.data(), some.size() * sizeof(float)) == 0);
+        CHECK(same_bits(some, p.product(Form::panels, m, 3, false)));
+        CHECK(same_bits(added, p.product(Form::panels, m, 2)));
+        const std::vector<float> addend = normals(n, 3);
+        int64_t far = 0;
+        for (size_t i = 0; i < some.size(); ++i)
+          far += !(std::fabs(some[i] + addend[i % static_cast<size_t>(n)] - added[i]) <=
+                   1e-4f * (1 + std::fabs(added[i])));
+        CHECK(far == 0);
+      }
+    }
+}
+
+TEST_CASE("gemm: an activation that is not finite makes products of rounded activations NaN") {
+  for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity()})
+    for (const int64_t m : {1, 3}) {
+      const Products p(DType::w4a8, 20, 100);
+      std::vector<float> a = normals(m * 100, 5), c(static_cast<size_t>(m * 20)),
+                         workspace(static_cast<size_t>(gemm_packed_workspace(p.dtype, m, 100, 1)));
+      a[static_cast<size_t>(m * 100 - 5)] = bad;
+      Gemm g{m, 20, 100, row_major(a.data(), 100), {}, c.data(), 20};
+      g.packed_b = {p.panels.data(), p.dtype, false};
+      ThreadTeam team(1);
+      gemm(team, g, workspace.data());
+      for (int64_t i = 0; i < m * 20; ++i) CHECK(std::isnan(c[static_cast<size_t>(i)]) == (i >= (m - 1) * 20));
+    }
 }
 
 TEST_CASE("gemm: packed weights go with a row-major A alone") {

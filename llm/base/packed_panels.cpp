@@ -21,7 +21,13 @@ struct Nibble {
       : word((k % 4 * 2 + column / kLanes) * kLanes + column % kLanes), shift(static_cast<int>(k / 4) * 4) {}
 };
 
+// The place of a number of 8 bits, behind the scales.
+int64_t place_of_byte(DType dtype, int64_t k, int64_t column) {
+  return dtype == DType::int8 ? k * kPanelColumns + column : (k % 16 * kPanelColumns + column) * 2 + k / 16;
+}
+
 void pack_quantized(DType dtype, const float* rows, int64_t stride, int64_t count, int64_t k, std::byte* panel) {
+  const bool is_8 = bits_of_number(dtype) == 8;
   const int64_t block_bytes = quantized_block_bytes(bits_of_number(dtype));
   for (int64_t first = 0; first < k; first += kBlockValues, panel += block_bytes) {
     uint16_t scales[kPanelColumns];
@@ -29,17 +35,16 @@ void pack_quantized(DType dtype, const float* rows, int64_t stride, int64_t coun
     for (int64_t column = 0; column < kPanelColumns; ++column) {
       float values[kBlockValues] = {};
       if (column < count) std::copy_n(rows + column * stride + first, std::min(kBlockValues, k - first), values);
-      const QuantizedBlock block = dtype == DType::int8 ? quantize_to_8_bits(values) : quantize_to_4_bits(values);
+      const QuantizedBlock block = is_8 ? quantize_to_8_bits(values) : quantize_to_4_bits(values);
       scales[column] = block.scale;
       for (int64_t i = 0; i < kBlockValues; ++i) {
-        if (dtype == DType::int8)
-          panel[kScaleBytes + i * kPanelColumns + column] = static_cast<std::byte>(block.numbers[i]);
+        if (is_8) panel[kScaleBytes + place_of_byte(dtype, i, column)] = static_cast<std::byte>(block.numbers[i]);
         const Nibble at(i, column);
         nibbles[at.word] |= static_cast<uint32_t>(block.numbers[i] + 8) << at.shift;
       }
     }
     std::memcpy(panel, scales, sizeof scales);
-    if (dtype == DType::int4) std::memcpy(panel + kScaleBytes, nibbles, sizeof nibbles);
+    if (!is_8) std::memcpy(panel + kScaleBytes, nibbles, sizeof nibbles);
   }
 }
 
@@ -49,8 +54,10 @@ void unpack_quantized(DType dtype, const std::byte* panel, int64_t column, int64
     const int64_t of_block = i % kBlockValues;
     uint16_t scale;
     std::memcpy(&scale, block + column * 2, 2);
-    int number = static_cast<int8_t>(block[kScaleBytes + of_block * kPanelColumns + column]);
-    if (dtype == DType::int4) {
+    int number = 0;
+    if (bits_of_number(dtype) == 8) {
+      number = static_cast<int8_t>(block[kScaleBytes + place_of_byte(dtype, of_block, column)]);
+    } else {
       const Nibble at(of_block, column);
       uint32_t word;
       std::memcpy(&word, block + kScaleBytes + at.word * 4, 4);

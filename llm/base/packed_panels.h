@@ -6,6 +6,7 @@
 //   int8: blocks of 32 k (quantize_blocks.h): the scales of the columns in fp16, then for each k the columns' numbers.
 //   int4: the same scales, then four groups of two vectors of kLanes words, one for each half of the columns: bits
 //     [4 j, 4 j + 4) of a word of group g hold 8 and the number of k = 4 j + g of the block.
+//   w8a8: the scales, then for each p < 16 the numbers of k = p and 16 + p of each column, side by side. w4a8: as int4.
 // The last panel is filled up with zeros, and so is the last block of k. The form is that of the CPU which runs the program,
 // and never goes into a file.
 #pragma once
@@ -21,7 +22,7 @@ namespace llm {
 
 inline constexpr int64_t kPanelColumns = 2 * simd::kLanes;
 
-constexpr int bits_of_number(DType dtype) { return dtype == DType::int8 ? 8 : 4; }
+constexpr int bits_of_number(DType dtype) { return dtype == DType::int8 || dtype == DType::w8a8 ? 8 : 4; }
 constexpr int64_t quantized_block_bytes(int bits) { return kPanelColumns * (2 + kBlockValues * bits / 8); }
 
 inline int64_t panel_bytes(DType dtype, int64_t k) {

@@ -23,7 +23,7 @@ QuantizedBlock quantize_to_8_bits(const float* values);
 // form stays as it is.
 QuantizedBlock quantize_to_4_bits(const float* values);
 
-// Rounds a row of weights to what it stands for in this type: fp32, bf16, int8 or int4.
+// Rounds a row of weights to what it stands for in this type: fp32, bf16 or a quantized one.
 void round_row(DType dtype, float* values, int64_t columns);
 
 }  // namespace llm

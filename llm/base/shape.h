@@ -10,11 +10,15 @@
 
 namespace llm {
 
-// int8, int4: values in blocks of 32 with one scale (llm/base/quantize_blocks.h).
-enum class DType : uint8_t { fp32, bf16, e4m3, e5m2, int32, int8, int4 };
+// int8, int4: values in blocks of 32 with one scale (llm/base/quantize_blocks.h). w8a8, w4a8: the same weights, for products
+// that round activations to 8 bits, too (llm/device/gemm_rounded_cpu.h).
+enum class DType : uint8_t { fp32, bf16, e4m3, e5m2, int32, int8, int4, w8a8, w4a8 };
 
 inline bool is_fp8(DType dtype) { return dtype == DType::e4m3 || dtype == DType::e5m2; }
-inline bool is_quantized(DType dtype) { return dtype == DType::int8 || dtype == DType::int4; }
+inline bool rounds_activations(DType dtype) { return dtype == DType::w8a8 || dtype == DType::w4a8; }
+inline bool is_quantized(DType dtype) {
+  return dtype == DType::int8 || dtype == DType::int4 || rounds_activations(dtype);
+}
 // Of an element; not of a quantized one, which has no size of its own.
 inline size_t size_of(DType dtype) { return is_fp8(dtype) ? 1 : dtype == DType::bf16 ? 2 : 4; }
 // Bytes of a row that lies by itself, with its scales (packed_rows.cpp).
@@ -31,6 +35,8 @@ inline const char* name_of(DType dtype) {
     case DType::int32: return "int32";
     case DType::int8: return "int8";
     case DType::int4: return "int4";
+    case DType::w8a8: return "w8a8";
+    case DType::w4a8: return "w4a8";
   }
   return "?";
 }

@@ -222,12 +222,15 @@ std::string choices_progress(const ChoiceScorer::Result& so_far, int64_t total, 
 
 void evaluate_choices(const EvalFlags& flags) {
   OpenedMachine opened(flags.device);
-  LoadedModel model(flags.model, dtype_of(opened.precision()));
+  Target target = opened.target();
+  target.weights = flags.weights.type_held(flags.device);
+  LoadedModel model(flags.model, dtype_of(opened.precision()), target.weights);
   const int64_t context = flags.context ? flags.context : model.config().context;
   if (context > model.config().context)
     fail_usage("--context ", context, " is longer than the model's of ", model.config().context);
-  ChoiceScorer scorer(model.config(), read_tasks(flags, model, context), flags.batch, model.layout(), opened.target());
-  scorer.bind(model.load(scorer.arena_bytes(), opened.device(), flags.weights.type(flags.device)));
+  ChoiceScorer scorer(model.config(), read_tasks(flags, model, context), flags.batch, model.layout(), target);
+  scorer.bind(model.load(scorer.arena_bytes(), opened.device(),
+                         target.weights ? std::nullopt : flags.weights.type(flags.device)));
   const bool terminal = ::isatty(STDERR_FILENO) == 1;
   const auto begin = std::chrono::steady_clock::now();
   ProgressLine progress;
@@ -248,17 +251,21 @@ void evaluate_text(const EvalFlags& flags, const RankPlace& place) {
   EvalData data;
   in_turn(place, [&] {
     opened = std::make_unique<OpenedMachine>(flags.device, place.local, place.locals);
-    model = std::make_unique<LoadedModel>(flags.model, dtype_of(opened->precision()));
+    Target target = opened->target();
+    target.weights = flags.weights.type_held(flags.device);
+    model = std::make_unique<LoadedModel>(flags.model, dtype_of(opened->precision()), target.weights);
     const int64_t trained = settings_for(*model).context;
     const int64_t context = flags.context ? flags.context : trained ? trained : model->config().context;
     if (context > model->config().context)
       fail_usage("--context ", context, " is longer than the model's of ", model->config().context);
     data = open_data(flags, *model, opened->threads());
-    // About 4096 tokens fill the threads; more would only take memory.
-    const int64_t batch = flags.batch ? flags.batch : std::clamp<int64_t>(4096 / context, 1, 64);
-    evaluator = std::make_unique<Evaluator>(model->config(), batch, context, model->layout(), opened->target(),
-                                            document_token(*model));
-    evaluator->bind(model->load(evaluator->arena_bytes(), opened->device(), flags.weights.type(flags.device)));
+    // About 4096 tokens fill the threads; more would only take memory. Logits of packed weights exist for all at a time.
+    const int64_t most = target.weights ? 1024 : 4096;
+    const int64_t batch = flags.batch ? flags.batch : std::clamp<int64_t>(most / context, 1, 64);
+    evaluator =
+        std::make_unique<Evaluator>(model->config(), batch, context, model->layout(), target, document_token(*model));
+    evaluator->bind(model->load(evaluator->arena_bytes(), opened->device(),
+                                target.weights ? std::nullopt : flags.weights.type(flags.device)));
   });
   const bool terminal = place.is_first() && ::isatty(STDERR_FILENO) == 1;
   ProgressLine progress;

@@ -89,10 +89,11 @@ OpenedMachine::OpenedMachine(const DeviceOptions& options, int local, int locals
 }
 
 Options WeightOptions::options() {
-  return {
-      Option("--weights", &weights,
-             "how the matrices lie in memory: fp32, bf16, or in blocks of 32 with a scale int8 (GGUF's Q8_0) or int4 "
-             "(Q4_0); on the CPU, which computes in fp32 (as --dtype)")};
+  return {Option(
+      "--weights", &weights,
+      "how the matrices lie in memory: fp32, bf16, or in blocks of 32 with a scale int8 (GGUF's Q8_0) or int4 "
+      "(Q4_0); w8a8, w4a8: as int8, int4, and products round activations to 8 bits, too, which is faster; on the "
+      "CPU, which computes in fp32 otherwise (as --dtype)")};
 }
 
 Options WeightOptions::cache_options() {
@@ -125,9 +126,16 @@ std::optional<DType> WeightOptions::type(const DeviceOptions& device) const {
     case WeightType::bf16: return DType::bf16;
     case WeightType::int8: return DType::int8;
     case WeightType::int4: return DType::int4;
+    case WeightType::w8a8: return DType::w8a8;
+    case WeightType::w4a8: return DType::w4a8;
     case WeightType::fp32: break;
   }
   return {};
+}
+
+std::optional<DType> WeightOptions::type_held(const DeviceOptions& device) const {
+  const std::optional<DType> asked = type(device);
+  return asked && rounds_activations(*asked) ? asked : std::nullopt;
 }
 
 Options ModelOptions::options(const char* named) {

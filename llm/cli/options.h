@@ -45,9 +45,9 @@ class OpenedMachine {
 };
 
 // --weights and --cache: how the matrices of a model, and keys and values, lie in memory for inference.
-enum class WeightType { fp32, bf16, int8, int4 };
+enum class WeightType { fp32, bf16, int8, int4, w8a8, w4a8 };
 template <>
-inline constexpr std::array kNames<WeightType> = {"fp32", "bf16", "int8", "int4"};
+inline constexpr std::array kNames<WeightType> = {"fp32", "bf16", "int8", "int4", "w8a8", "w4a8"};
 
 enum class CacheType { fp32, bf16, int8 };
 template <>
@@ -63,6 +63,9 @@ struct WeightOptions {
   Target target(Target target, const DeviceOptions& device) const;
   // None where the matrices have the type of the activations. Throws UsageError for what the device cannot do.
   std::optional<DType> type(const DeviceOptions& device) const;
+  // For an evaluation, which computes with fp32 weights that were rounded wherever that gives the same: the type in which the
+  // matrices must be held, for products that round activations, too; else none.
+  std::optional<DType> type_held(const DeviceOptions& device) const;
 };
 
 enum class Switch { on, off };

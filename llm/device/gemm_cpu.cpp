@@ -15,6 +15,7 @@
 #include "llm/base/rounding.h"
 #include "llm/device/cache_size.h"
 #include "llm/device/gemm_panels_cpu.h"
+#include "llm/device/gemm_rounded_cpu.h"
 #include "llm/device/microkernel_cpu.h"
 #include "llm/device/pack_cpu.h"
 
@@ -255,7 +256,9 @@ void mirror_rows(const Gemm& g, int64_t begin, int64_t end) {
 
 int64_t gemm_stage_depth(int64_t k) { return even_depth(k, kRowMajor.depth, kBlockValues); }
 
-int64_t gemm_packed_workspace(int64_t k, int threads) { return gemm_panels_workspace(k, threads); }
+int64_t gemm_packed_workspace(DType dtype, int64_t m, int64_t k, int threads) {
+  return rounds_activations(dtype) ? gemm_rounded_workspace(m, k, threads) : gemm_panels_workspace(k, threads);
+}
 
 int64_t gemm_workspace(int64_t m, int64_t n, int64_t k, int threads) {
   if (m <= 0 || n <= 0) return 0;
@@ -279,7 +282,12 @@ void gemm(ThreadTeam& threads, const Gemm& g, float* workspace) {
   const bool alone = static_cast<double>(g.m) * g.n * g.k < kSerialWork;
   if (g.symmetric && (g.m != g.n || g.addend || g.epilogue.apply || g.row_sums))
     fail("gemm: a symmetric product is square, without addend, epilogue and sums");
-  if (g.packed_b.data) return gemm_panels(threads, g, alone || threads.size() == 1, workspace);
+  if (g.packed_b.data) {
+    if (g.a.column_stride != 1 || g.row_sums || g.symmetric)
+      fail("gemm: packed weights are multiplied with a row-major A, without row sums, and give no symmetric product");
+    const auto multiply = rounds_activations(g.packed_b.dtype) ? gemm_rounded : gemm_panels;
+    return multiply(threads, g, alone || threads.size() == 1, workspace);
+  }
   const int team = alone ? 1 : threads.size();
   const Plan plan(g.m, g.n, g.k, g.a.column_stride == 1, g.b.column_stride != 1, team);
   const BlockedGemm blocked(g, plan, workspace);

@@ -58,8 +58,8 @@ struct Gemm {
   // B is A's transpose, so C is symmetric: one triangle is computed and copied into the other, to the same bits. Not
   // together with an addend, an epilogue or row sums (throws Error).
   bool symmetric = false;
-  // In place of `b`, for a row-major A: the product has the bits of one with the floats that the weights stand for. Not with
-  // row sums, nor symmetric (throws Error).
+  // In place of `b`, for a row-major A: the product has the bits of one with the floats that the weights stand for, except
+  // for types that round A (gemm_rounded_cpu.h). Not with row sums, nor symmetric (throws Error).
   PackedB packed_b = {};
 };
 
@@ -70,8 +70,8 @@ int64_t gemm_stage_depth(int64_t k);
 int64_t gemm_workspace(int64_t m, int64_t n, int64_t k, int threads);
 // The same for every m, n and k up to these.
 int64_t gemm_workspace_up_to(int64_t m, int64_t n, int64_t k, int threads);
-// The same with a packed B, for every m and n.
-int64_t gemm_packed_workspace(int64_t k, int threads);
+// The same with a packed B, for every n and every m up to this one.
+int64_t gemm_packed_workspace(DType dtype, int64_t m, int64_t k, int threads);
 
 void gemm(ThreadTeam& threads, const Gemm& g, float* workspace);
 

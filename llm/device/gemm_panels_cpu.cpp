@@ -166,8 +166,6 @@ class PanelGemm {
 int64_t gemm_panels_workspace(int64_t k, int threads) { return threads * PanelGemm::floats_of_thread(k); }
 
 void gemm_panels(ThreadTeam& threads, const Gemm& g, bool alone, float* workspace) {
-  if (g.a.column_stride != 1 || g.row_sums || g.symmetric)
-    fail("gemm: packed weights are multiplied with a row-major A, without row sums, and give no symmetric product");
   const PanelGemm product(g, workspace);
   const int64_t of_thread = product.count() / (4 * threads.size());
   const int64_t width = product.is_few() ? (alone ? product.count() : std::max<int64_t>(of_thread, 4))

@@ -164,7 +164,7 @@ struct Int4 {
     template <int J>
     Part<J> part(int half) const {
       const std::byte* const at = words + half * kLanes * 4;
-      if constexpr (kLooksUp) return {at, scale[half], {}};
+      if constexpr (kLooksUp) return {at, scale[half], Vec{}};
       // As values of their own, which the compiler does not make again for each vector.
       const float unit = J == 7 ? 1.0f : 1.0f / static_cast<float>(1 << (4 * J % 28));
       return {at, simd::rounded(scale[half] * unit), simd::rounded(offset[half])};

@@ -144,6 +144,7 @@ class Fuser : Fusion {
   bool head(int index) {
     const Node linear = node(index);
     if (!is(index, "linear") || linear.inputs.size() > 2 || linear.attributes.has("activation")) return false;
+    if (g_.tensor(linear.inputs[1]).panel_rows > 0) return false;  // which head_loss does not read
     const TensorId logits = linear.outputs[0];
     const std::vector<int> uses = readers(logits);
     if (uses.empty() || uses.size() > 2 || is_result(logits) || !is(uses[0], "cross_entropy")) return false;

@@ -9,7 +9,7 @@ namespace llm {
 
 Evaluator::Evaluator(const ModelConfig& config, int64_t batch, int64_t tokens, const PersistentLayout& layout,
                      const Target& target, int32_t end_of_text, const std::function<void(Graph&)>& divide)
-    : Evaluator(build_evaluation_graph(config, batch, tokens, dtype_of(target.precision), end_of_text),
+    : Evaluator(build_evaluation_graph(config, batch, tokens, dtype_of(target.precision), end_of_text, target.weights),
                 config.vocabulary, layout, target, divide) {}
 
 Evaluator::Evaluator(EvaluationGraph graph, int64_t vocabulary, const PersistentLayout& layout, const Target& target,

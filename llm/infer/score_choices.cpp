@@ -119,7 +119,8 @@ ChoiceScorer::ChoiceScorer(const ModelConfig& config, std::vector<TokenizedChoic
     int64_t rows = 0;
     for (const size_t task : numbers) rows += static_cast<int64_t>(tasks_[task].endings.size());
     const int64_t most = batch ? batch : std::clamp<int64_t>(4096 / length, 1, 64);
-    auto graph = build_evaluation_graph(config, std::min(most, rows), length, dtype_of(target.precision));
+    auto graph =
+        build_evaluation_graph(config, std::min(most, rows), length, dtype_of(target.precision), -1, target.weights);
     groups_.push_back(
         std::make_unique<Group>(Group{numbers, std::make_unique<Scoring>(std::move(graph), layout, target)}));
   }

@@ -301,9 +301,9 @@ TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int
 }
 
 EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch, int64_t tokens, DType dtype,
-                                       int32_t end_of_text) {
+                                       int32_t end_of_text, std::optional<DType> weights) {
   EvaluationGraph e;
-  ForwardBuilder builder(e.graph, config, dtype);
+  ForwardBuilder builder(e.graph, config, dtype, weights);
   e.tokens = add_input(e.graph, "tokens", DType::int32, batch, tokens);
   e.targets = add_input(e.graph, "targets", DType::int32, batch, tokens);
   e.losses = builder.losses(builder.body(e.tokens, end_of_text), e.targets, 0);

@@ -49,14 +49,16 @@ TrainingGraph build_training_graph(const ModelConfig& config, int64_t batch, int
                                    const OptimizerOptions& options, DType dtype = DType::fp32,
                                    const RecipeOptions& recipe = {}, const DataParallel& parallel = {});
 
-// The forward pass alone, to the losses (B, T) of all tokens in nats; `end_of_text` as in RecipeOptions.
+// The forward pass alone, to the losses (B, T) of all tokens in nats; `end_of_text` as in RecipeOptions. `weights`: the type of
+// the matrices, where they are packed panels (Target::weights).
 struct EvaluationGraph {
   Graph graph;
   TensorId tokens, targets, losses;
   std::vector<TensorId> results() const { return {losses}; }
 };
 EvaluationGraph build_evaluation_graph(const ModelConfig& config, int64_t batch, int64_t tokens,
-                                       DType dtype = DType::fp32, int32_t end_of_text = -1);
+                                       DType dtype = DType::fp32, int32_t end_of_text = -1,
+                                       std::optional<DType> weights = {});
 
 // The parts of a step of inference (llm/infer/engine.h). Keys and values lie in state tensors "layers.N.key_blocks" and
 // "layers.N.value_blocks", (blocks, K, block, D); which block holds which positions of the sequence in a slot stands in

@@ -70,7 +70,7 @@ size_t workspace(const Graph& g, const Node& node, const Target& target) {
   const int64_t n = of_weight ? g.shape(node.inputs[1]).last() : g.shape(node.outputs[0]).last();
   const Tensor& w = g.tensor(node.inputs[1]);
   const bool is_packed = !of_weight && (w.panel_rows > 0 || w.dtype != DType::fp32);
-  return static_cast<size_t>(is_packed ? gemm_packed_workspace(k, target.threads)
+  return static_cast<size_t>(is_packed ? gemm_packed_workspace(w.dtype, m, k, target.threads)
                                        : gemm_workspace_up_to(m, n, k, target.threads)) *
          4;
 }

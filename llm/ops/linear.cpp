@@ -50,7 +50,7 @@ size_t workspace(const Graph& g, const Node& node, const Target& target) {
   if (target.cuda) return linear_workspace_cuda();
   const Tensor& w = g.tensor(node.inputs[1]);
   const bool is_packed = w.panel_rows > 0 || w.dtype != DType::fp32;
-  return static_cast<size_t>(is_packed ? gemm_packed_workspace(p.k, target.threads)
+  return static_cast<size_t>(is_packed ? gemm_packed_workspace(w.dtype, p.m, p.k, target.threads)
                                        : gemm_workspace(p.m, p.n, p.k, target.threads)) *
          4;
 }
