@@ -75,7 +75,7 @@ constexpr int kUnroll = 8;
 constexpr int64_t kStride = kUnroll * simd::kLanes;  // divides kBlock
 
 // Each thread reads at kStreams places far apart, a quarter of the array: one after the other they do not reach what memory
-// gives (gemm_few_rows_cpu.cpp).
+// gives (gemm_panels_cpu.cpp).
 constexpr int64_t kStreams = 4;
 
 void read_all(ThreadTeam& threads, const float* from, float* sums, int64_t n) {
