@@ -14,6 +14,7 @@
 #include "llm/base/quantize_blocks.h"
 #include "llm/base/rounding.h"
 #include "llm/device/cache_size.h"
+#include "llm/device/gemm_few_rows_cpu.h"
 #include "llm/device/gemm_panels_cpu.h"
 #include "llm/device/gemm_rounded_cpu.h"
 #include "llm/device/microkernel_cpu.h"
@@ -71,7 +72,7 @@ int64_t even_depth(int64_t k, int64_t most, int64_t unit) {
 struct Plan {
   int64_t depth, stages;
   int64_t column_panels, column_blocks, row_blocks;
-  int64_t panels;           // of the widest block
+  int64_t panels;            // of the widest block
   int64_t room_of_rows = 0;  // for a transposed A
 
   Plan(int64_t m, int64_t n, int64_t k, bool a_row_major, bool b_along_k, int64_t threads)
@@ -288,6 +289,8 @@ void gemm(ThreadTeam& threads, const Gemm& g, float* workspace) {
     const auto multiply = rounds_activations(g.packed_b.dtype) ? gemm_rounded : gemm_panels;
     return multiply(threads, g, alone || threads.size() == 1, workspace);
   }
+  if (g.m <= kMostFewRows && g.a.column_stride == 1 && g.b.row_stride == 1 && g.n > 1 && !g.row_sums && !g.symmetric)
+    return gemm_few_rows(threads, g, alone || threads.size() == 1);
   const int team = alone ? 1 : threads.size();
   const Plan plan(g.m, g.n, g.k, g.a.column_stride == 1, g.b.column_stride != 1, team);
   const BlockedGemm blocked(g, plan, workspace);

@@ -58,7 +58,8 @@ enum class Source { packed, in_place, copied };
 // shares the core, and so its instruction decoder, each of them counts.
 template <int Rows, int Vectors, Layout A, Source From, Extra Kind>
 void multiply(const Tile& t) {
-  constexpr bool kTrickles = Kind == Extra::trickle, kCopies = From == Source::copied, kRowMajor = A == Layout::row_major,
+  constexpr bool kTrickles = Kind == Extra::trickle, kCopies = From == Source::copied,
+                 kRowMajor = A == Layout::row_major,
                  kSumsRows = Kind == Extra::row_sums || Kind == Extra::copy_rows_and_sum,
                  kCopiesRows = Kind == Extra::copy_rows || Kind == Extra::copy_rows_and_sum;
   // Groups of 4 steps in one piece: the kernels that do nearly all of the work have more; with AVX-512 a step is long enough.
@@ -126,7 +127,8 @@ void multiply(const Tile& t) {
 #pragma GCC unroll 4
         for (int i = 0; i < kRowVectors; ++i) row_sums[i] += rows_of(a[0] + i * kLanes, i);
       if constexpr (kCopiesRows) std::memcpy(a_copy, a[0], kRowsMoved * sizeof(float)), a_copy += kRows;
-      step<Rows, Vectors, kCopies>(sum, b, b_copy, [&](int i) { return kRowMajor ? a[i / 4][(i % 4) * a_row] : a[0][i]; });
+      step<Rows, Vectors, kCopies>(sum, b, b_copy,
+                                   [&](int i) { return kRowMajor ? a[i / 4][(i % 4) * a_row] : a[0][i]; });
 #pragma GCC unroll 4
       for (int g = 0; g < kGroups; ++g) a[g] += a_step;
       b += b_step;

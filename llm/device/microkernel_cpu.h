@@ -23,7 +23,8 @@ inline constexpr int kRows = 12;
 inline constexpr int kRows = 6;
 #endif
 inline constexpr int kColumns = 2 * kLanes;
-inline constexpr int kRowsMoved = kRows <= kLanes ? kLanes : kRows;  // kRows floats, or a vector that holds them: one move
+inline constexpr int kRowsMoved =
+    kRows <= kLanes ? kLanes : kRows;  // kRows floats, or a vector that holds them: one move
 
 // sum + a b, rounded once where the processor has such an instruction: the compiler, which would join the two operations as
 // well, thinks better of it where only one sum is made (GCC, tuning for Zen), and that sum would have other bits.
