@@ -271,7 +271,8 @@ void round_activations(const float* values, int64_t k, bool to_quads, int32_t* u
       sum += whole;
       number[i] = __builtin_convertvector(whole, IntVec);
     }
-    offsets[block] = -8 * static_cast<int32_t>(simd::reduce_add(sum));
+    const float total = simd::reduce_add(sum);
+    offsets[block] = std::isfinite(total) ? -8 * static_cast<int32_t>(total) : 0;  // else the scale is NaN
     if (to_quads) {
       int32_t numbers[kBlockValues];
       std::memcpy(numbers, number, sizeof numbers);
