@@ -175,16 +175,12 @@ struct Products {
 };
 using Form = Products::Form;
 
+constexpr std::array<int64_t, 2> kShapes[] = {{65, 128},   {7, 32},    {1, 1},    {50, 172},
+                                              {130, 1024}, {33, 3100}, {17, 785}, {300, 416}};
+
 TEST_CASE("gemm: a product with packed weights has the bits of one with the floats that they stand for") {
   for (const DType dtype : kTypes)
-    for (const auto& [n, k] : {std::array<int64_t, 2>{65, 128},
-                               {7, 32},
-                               {1, 1},
-                               {50, 172},
-                               {130, 1024},
-                               {33, 3100},
-                               {17, 785},
-                               {300, 416}}) {
+    for (const auto& [n, k] : kShapes) {
       const Products p(dtype, n, k);
       for (const int64_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 33, 70, 300}) {
         INFO(name_of(dtype), " ", m, " x ", n, " x ", k);
@@ -247,14 +243,7 @@ std::vector<double> rounded_products(const std::vector<float>& a, int64_t stride
 
 TEST_CASE("gemm: products that round activations, too, are those of the rounded numbers, for any number of rows") {
   for (const DType dtype : {DType::w8a8, DType::w4a8})
-    for (const auto& [n, k] : {std::array<int64_t, 2>{65, 128},
-                               {7, 32},
-                               {1, 1},
-                               {50, 172},
-                               {130, 1024},
-                               {33, 3100},
-                               {17, 785},
-                               {300, 416}}) {
+    for (const auto& [n, k] : kShapes) {
       const Products p(dtype, n, k);
       const std::vector<float> all = p.product(Form::panels, 70, 1, false), a = normals(70 * (k + 3), 2);
       const std::vector<double> expected = rounded_products(a, k + 3, 70, p);

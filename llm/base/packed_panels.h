@@ -22,7 +22,6 @@ namespace llm {
 
 inline constexpr int64_t kPanelColumns = 2 * simd::kLanes;
 
-constexpr int bits_of_number(DType dtype) { return dtype == DType::int8 || dtype == DType::w8a8 ? 8 : 4; }
 constexpr int64_t quantized_block_bytes(int bits) { return kPanelColumns * (2 + kBlockValues * bits / 8); }
 
 inline int64_t panel_bytes(DType dtype, int64_t k) {

@@ -68,8 +68,7 @@ void round_row(DType dtype, float* values, int64_t columns) {
     const int64_t count = std::min(kBlockValues, columns - first);
     float padded[kBlockValues] = {};
     std::copy_n(values + first, count, padded);
-    const bool is_8 = dtype == DType::int8 || dtype == DType::w8a8;
-    const QuantizedBlock block = is_8 ? quantize_to_8_bits(padded) : quantize_to_4_bits(padded);
+    const QuantizedBlock block = bits_of_number(dtype) == 8 ? quantize_to_8_bits(padded) : quantize_to_4_bits(padded);
     for (int64_t i = 0; i < count; ++i)
       values[first + i] = float_of_half(block.scale) * static_cast<float>(block.numbers[i]);
   }

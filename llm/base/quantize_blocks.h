@@ -12,6 +12,9 @@ namespace llm {
 
 inline constexpr int64_t kBlockValues = 32;
 
+// Of a quantized type.
+constexpr int bits_of_number(DType dtype) { return dtype == DType::int8 || dtype == DType::w8a8 ? 8 : 4; }
+
 struct QuantizedBlock {
   uint16_t scale;  // fp16
   int8_t numbers[kBlockValues];

@@ -2,12 +2,11 @@
 // block is a few column panels wide. For each stage of k the thread packs the block's piece of B, then multiplies it
 // with A, row panel after row panel. The microkernel broadcasts A's elements, so a row-major A is read in place. A
 // transposed A is packed a few row panels at a time: its elements of one k are a part of a row that lies on a page of
-// its own, which all column panels would look up again. Where the elements of a row of B are contiguous, the first row
-// panel reads B in place, too, and packs it on the way.
+// its own, which all column panels would look up again. The first column panel reads it in place and packs it on the way.
+// Where the elements of a row of B are contiguous, the first row panel does the same with B.
 #include "llm/device/gemm_cpu.h"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 
 #include "llm/base/error.h"

@@ -26,7 +26,7 @@ using simd::kLanes;
 static_assert(kPanelColumns == microkernel::kColumns);
 
 constexpr bool kManyRegisters = microkernel::kRows >= 12;  // 32 and not 16
-constexpr int kMostFewRows = kManyRegisters ? 5 : 3;
+constexpr int kMostStreamedRows = kManyRegisters ? 5 : 3;
 // As many panels at once as the registers hold sums of, and constants.
 template <class Reader>
 constexpr int panels_at_once(int rows) {
@@ -47,7 +47,7 @@ class PanelGemm {
         workspace_(workspace) {}
 
   int64_t count() const { return count_; }
-  bool is_few() const { return g_.m <= kMostFewRows && !g_.packed_b.in_rows; }
+  bool is_few() const { return g_.m <= kMostStreamedRows && !g_.packed_b.in_rows; }
 
   // Panels [begin, end).
   void multiply(int64_t begin, int64_t end, int rank) const {
@@ -102,7 +102,7 @@ class PanelGemm {
 
   template <class Reader>
   void few(int64_t begin, int64_t end) const {
-    panels::for_constants<kMostFewRows>([&](auto i) {
+    panels::for_constants<kMostStreamedRows>([&](auto i) {
       constexpr int kRows = i + 1, kAtOnce = panels_at_once<Reader>(kRows);
       if (g_.m != kRows) return;
       const int64_t apart = (end - begin) / kAtOnce;

@@ -166,7 +166,6 @@ class RoundedGemm {
 
  private:
   static constexpr auto kWideFloats = kStage * static_cast<int64_t>(sizeof(WideBlock<Numbers8>) / sizeof(float));
-  static float* aligned(float* p) { return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(p) + 63) / 64 * 64); }
   Row row_of(int64_t row, int64_t block) const {
     const int64_t at = row * blocks_ + block;
     return {units_ + at * units_of(is_8_), scales_ + at, offsets_ + at};

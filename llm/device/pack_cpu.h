@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "llm/base/bf16_vectors.h"
+#include "llm/base/narrow_vectors.h"
 #include "llm/base/simd.h"
 #include "llm/device/microkernel_cpu.h"
 

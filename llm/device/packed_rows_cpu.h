@@ -5,8 +5,8 @@
 #pragma once
 #include <cstddef>
 
-#include "llm/base/bf16_vectors.h"
 #include "llm/base/fp16.h"
+#include "llm/base/narrow_vectors.h"
 #include "llm/base/packed_rows.h"
 
 namespace llm::packed_rows {
@@ -50,20 +50,7 @@ struct Int8 {
   struct Step {
     const std::byte* at;
     Vec scale;
-    Vec vector(int v) const {
-      const std::byte* from = at + v * kLanes;
-#if defined(__AVX512F__)
-      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-      return (Vec)_mm512_maskz_cvtepi32_ps(simd::kAll, _mm512_maskz_cvtepi8_epi32(simd::kAll, bytes)) * scale;
-#elif defined(__AVX2__)
-      const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
-      return (Vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)) * scale;
-#else
-      float wide[kLanes];
-      for (int i = 0; i < kLanes; ++i) wide[i] = static_cast<float>(static_cast<int8_t>(from[i]));
-      return simd::load(wide) * scale;
-#endif
-    }
+    Vec vector(int v) const { return simd::load(reinterpret_cast<const int8_t*>(at) + v * kLanes) * scale; }
   };
   Step step(int64_t s) const { return {row + s * kBlockValues, simd::broadcast(scales[s])}; }
 };

@@ -10,6 +10,7 @@
 
 #include "llm/base/bf16.h"
 #include "llm/base/fp16.h"
+#include "llm/base/narrow_vectors.h"
 #include "llm/base/packed_panels.h"
 #include "llm/device/microkernel_cpu.h"
 
@@ -97,18 +98,7 @@ struct Int8 {
     Vec scale;
     template <int>
     Vec vector() const {
-#if defined(__AVX512F__)
-      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
-      return (Vec)_mm512_maskz_cvtepi32_ps(simd::kAll, _mm512_maskz_cvtepi8_epi32(simd::kAll, bytes)) * scale;
-#elif defined(__AVX2__)
-      const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at));
-      return (Vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)) * scale;
-#else
-      typedef int8_t Bytes __attribute__((vector_size(kLanes)));
-      Bytes bytes;
-      std::memcpy(&bytes, at, sizeof bytes);
-      return __builtin_convertvector(__builtin_convertvector(bytes, IntVec), Vec) * scale;
-#endif
+      return simd::load(reinterpret_cast<const int8_t*>(at)) * scale;
     }
   };
   struct Block {

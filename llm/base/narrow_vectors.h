@@ -1,4 +1,4 @@
-// Vectors of floats from values in bf16.
+// Vectors of floats from values in bf16 or whole numbers of 8 bits.
 #pragma once
 #include "llm/base/bf16.h"
 #include "llm/base/simd.h"
@@ -23,6 +23,21 @@ inline Vec load_part(const bf16* p, int64_t count) {
   float wide[kLanes] = {};
   for (int64_t i = 0; i < count; ++i) wide[i] = to_float(p[i]);
   return load(wide);
+}
+
+inline Vec load(const int8_t* p) {
+#if defined(__AVX512F__)
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return (Vec)_mm512_maskz_cvtepi32_ps(kAll, _mm512_maskz_cvtepi8_epi32(kAll, bytes));
+#elif defined(__AVX2__)
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return (Vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+#else
+  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+  Bytes bytes;
+  std::memcpy(&bytes, p, sizeof bytes);
+  return __builtin_convertvector(__builtin_convertvector(bytes, IntVec), Vec);
+#endif
 }
 
 }  // namespace llm::simd
